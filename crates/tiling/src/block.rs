@@ -1,0 +1,111 @@
+use crate::Region;
+
+/// A dense f32 tensor in host memory, `[batch, channels, frames, height, width]`, row-major.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Block {
+    shape: [usize; 5],
+    data: Vec<f32>,
+}
+
+impl Block {
+    /// Wraps `data`, or returns `None` when its length is not the product of `shape`.
+    pub fn new(shape: [usize; 5], data: Vec<f32>) -> Option<Self> {
+        let length = shape.iter().try_fold(1usize, |n, &side| n.checked_mul(side))?;
+        (length == data.len()).then_some(Self { shape, data })
+    }
+
+    /// A block of zeros.
+    pub fn zeros(shape: [usize; 5]) -> Self {
+        Self { shape, data: vec![0.0; shape.iter().product()] }
+    }
+
+    /// A block whose value at `[b, c, t, y, x]` is `f([b, c, t, y, x])`.
+    pub fn from_fn(shape: [usize; 5], mut f: impl FnMut([usize; 5]) -> f32) -> Self {
+        let mut data = Vec::with_capacity(shape.iter().product());
+        for b in 0..shape[0] {
+            for c in 0..shape[1] {
+                for t in 0..shape[2] {
+                    for y in 0..shape[3] {
+                        data.extend((0..shape[4]).map(|x| f([b, c, t, y, x])));
+                    }
+                }
+            }
+        }
+        Self { shape, data }
+    }
+
+    /// `[batch, channels, frames, height, width]`.
+    pub fn shape(&self) -> [usize; 5] {
+        self.shape
+    }
+
+    /// Frames, height and width.
+    pub fn extent(&self) -> [usize; 3] {
+        [self.shape[2], self.shape[3], self.shape[4]]
+    }
+
+    /// All values, row-major.
+    pub fn data(&self) -> &[f32] {
+        &self.data
+    }
+
+    /// All values, row-major, for changing in place.
+    pub fn data_mut(&mut self) -> &mut [f32] {
+        &mut self.data
+    }
+
+    /// All values, row-major.
+    pub fn into_data(self) -> Vec<f32> {
+        self.data
+    }
+
+    /// The number of planes: one for each batch item, channel and frame.
+    pub fn planes(&self) -> usize {
+        self.shape[0] * self.shape[1] * self.shape[2]
+    }
+
+    /// The row `y` of plane `plane`; planes count batch items, then channels, then frames.
+    pub fn row(&self, plane: usize, y: usize) -> &[f32] {
+        let start = (plane * self.shape[3] + y) * self.shape[4];
+        &self.data[start..start + self.shape[4]]
+    }
+
+    /// The row `y` of plane `plane`, for changing in place.
+    pub fn row_mut(&mut self, plane: usize, y: usize) -> &mut [f32] {
+        let start = (plane * self.shape[3] + y) * self.shape[4];
+        &mut self.data[start..start + self.shape[4]]
+    }
+
+    /// A copy of the region in every batch item and channel.
+    ///
+    /// # Panics
+    /// When the region reaches past the block.
+    #[must_use]
+    pub fn region(&self, region: &Region) -> Self {
+        let [t, h, w] = region.size;
+        let mut data = Vec::with_capacity(self.shape[0] * self.shape[1] * t * h * w);
+        for item in 0..self.shape[0] * self.shape[1] {
+            for frame in 0..t {
+                let plane = item * self.shape[2] + region.start[0] + frame;
+                for y in 0..h {
+                    data.extend_from_slice(&self.row(plane, region.start[1] + y)[region.start[2]..region.start[2] + w]);
+                }
+            }
+        }
+        Self { shape: [self.shape[0], self.shape[1], t, h, w], data }
+    }
+
+    /// A copy of `height` rows from `y` on and `width` columns from `x` on, all frames.
+    pub(crate) fn window(&self, [y, x]: [usize; 2], [height, width]: [usize; 2]) -> Self {
+        self.region(&Region { start: [0, y, x], size: [self.shape[2], height, width] })
+    }
+
+    /// Copies the first `height` rows and `width` columns of `source` to row `y`, column `x` of this block, all planes.
+    pub(crate) fn paste(&mut self, source: &Self, [y, x]: [usize; 2], [height, width]: [usize; 2]) {
+        for plane in 0..self.planes() {
+            for row in 0..height {
+                self.row_mut(plane, y + row)[x..x + width].copy_from_slice(&source.row(plane, row)[..width]);
+            }
+        }
+    }
+}

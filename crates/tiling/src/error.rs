@@ -1,0 +1,140 @@
+use crate::Axis;
+
+/// The error of an operation, a source or a sink that this crate knows nothing about.
+pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// A grid that cannot be laid, found before any weight is read.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum GridError {
+    /// The input has no room for a single output px.
+    #[error("the input is {length} px on the {axis} axis, at least {minimum} are needed")]
+    InputTooSmall {
+        /// The axis.
+        axis: Axis,
+        /// Input px.
+        length: usize,
+        /// The fewest input px.
+        minimum: usize,
+    },
+    /// A tile that is not a whole number of latent px.
+    #[error("tile_px is {tile_px} on the {axis} axis, which is not a multiple of {ratio} (at least {ratio}); the nearest legal value is {nearest}")]
+    TileUnaligned {
+        /// The axis.
+        axis: Axis,
+        /// Px asked for.
+        tile_px: usize,
+        /// Px in a latent px.
+        ratio: usize,
+        /// The nearest size that works.
+        nearest: usize,
+    },
+    /// A stride that is not a whole number of latent px, is zero, or leaves gaps between tiles.
+    #[error(
+        "stride_px is {stride_px} on the {axis} axis; it must be a multiple of {ratio} from {ratio} to the tile's {tile_px} px; the nearest legal value is {nearest}"
+    )]
+    StrideIllegal {
+        /// The axis.
+        axis: Axis,
+        /// Px asked for.
+        stride_px: usize,
+        /// Px in a latent px.
+        ratio: usize,
+        /// Px of the tile.
+        tile_px: usize,
+        /// The nearest stride that works.
+        nearest: usize,
+    },
+    /// A share at which the stride in latent px and the crop in px are not the same distance, so that the picture would grow or shrink.
+    #[error(
+        "overlap is {overlap} on the {axis} axis: with tiles of {tile_px} px that is a stride of {stride_px} px against a crop of {crop_px} px; the nearest legal value is {nearest}"
+    )]
+    OverlapUnaligned {
+        /// The axis.
+        axis: Axis,
+        /// The share asked for.
+        overlap: f64,
+        /// Px of the tile.
+        tile_px: usize,
+        /// Px from tile to tile.
+        stride_px: usize,
+        /// Px that are kept of each tile.
+        crop_px: usize,
+        /// The nearest share that works.
+        nearest: f64,
+    },
+    /// An overlap outside `0 <= overlap < 1`.
+    #[error("overlap is {overlap} on the {axis} axis; it is a share of the tile, from 0 to below 1; the nearest legal value is {nearest}")]
+    OverlapOutOfRange {
+        /// The axis.
+        axis: Axis,
+        /// The share asked for.
+        overlap: f64,
+        /// The nearest share that works.
+        nearest: f64,
+    },
+    /// More tiles on an axis than it has latent px, or none.
+    #[error("{splits} tiles on the {axis} axis: it has {cells} latent px, so 1 to {cells} tiles fit")]
+    SplitsIllegal {
+        /// The axis.
+        axis: Axis,
+        /// Tiles asked for.
+        splits: usize,
+        /// Latent px of the axis.
+        cells: usize,
+    },
+    /// Two keys that say the same thing in two ways.
+    #[error("`{first}` and `{second}` exclude each other; give one of them")]
+    Conflict {
+        /// A key.
+        first: &'static str,
+        /// The other key.
+        second: &'static str,
+    },
+    /// A grid that needs one key of several.
+    #[error("kind = \"uniform\" needs `tile_px` or `splits`")]
+    UniformNeedsSize,
+}
+
+/// A tile that could not be composed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CompositeError {
+    /// The answer for a tile has another size than the plan says.
+    #[error("tile {tile} came back as {got:?} (frames, height, width), the plan says {expected:?}")]
+    TileShape {
+        /// The tile's index.
+        tile: usize,
+        /// Frames, height and width that came.
+        got: [usize; 3],
+        /// Frames, height and width by the plan.
+        expected: [usize; 3],
+    },
+    /// Batch or channels differ from the tiles before.
+    #[error("tile {tile} has {got:?} batch items and channels, the tiles before it had {expected:?}")]
+    TileChannels {
+        /// The tile's index.
+        tile: usize,
+        /// Batch and channels that came.
+        got: [usize; 2],
+        /// Batch and channels so far.
+        expected: [usize; 2],
+    },
+    /// An index that the plan does not have, or that came before.
+    #[error("tile {tile} is not one that the plan still waits for")]
+    UnexpectedTile {
+        /// The index.
+        tile: usize,
+    },
+    /// The run ended before all tiles came.
+    #[error("{missing} of {total} tiles never came")]
+    Unfinished {
+        /// Tiles that did not come.
+        missing: usize,
+        /// Tiles of the plan.
+        total: usize,
+    },
+    /// The sink did not take the rows.
+    #[error("finished rows could not be written")]
+    Sink(#[source] BoxError),
+}

@@ -1,0 +1,41 @@
+//! Cuts a tensor into overlapping tiles and puts the answers together: grids, plans, blend policies and the compositor.
+//!
+//! Nothing here knows a VAE, a device or a thread. What is done to one tile is a [`TileOp`]; where tiles lie is a [`TilePlan`], made by a [`Grid`] from
+//! plain integers; how they meet is a [`BlendPolicy`]; and the [`Compositor`] hands finished rows to a [`RowSink`] while later tiles still run.
+//!
+//! ```
+//! use tiling::{Block, Canvas, Cascade, Compositor, Geometry, Grid, Scale, Uniform, TilePlan};
+//!
+//! let source = Block::from_fn([1, 1, 1, 6, 10], |[_, _, _, y, x]| (10 * y + x) as f32);
+//! let geometry = Geometry::image(Scale::Up(1));
+//! let grid = Uniform::with_tile([4, 4], [2, 2]);
+//! let plan = TilePlan::new(&grid, geometry, [1, 6, 10])?;
+//! let mut canvas = Canvas::default();
+//! let mut compositor = Compositor::new(&plan, &Cascade, &mut canvas);
+//! for tile in &plan.tiles {
+//!     compositor.push(tile.index, source.region(&tile.input))?;
+//! }
+//! compositor.finish()?;
+//! assert_eq!(canvas.into_block().unwrap(), source);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+mod blend;
+mod block;
+mod compositor;
+mod config;
+mod error;
+mod geometry;
+mod grid;
+mod op;
+mod plan;
+
+pub use blend::{BlendPolicy, Cascade, Corner, Feather};
+pub use block::Block;
+pub use compositor::{Canvas, Compositor};
+pub use config::{BlendConfig, GridConfig, PerAxis};
+pub use error::{BoxError, CompositeError, GridError};
+pub use geometry::{FrameScale, Geometry, Region, Scale};
+pub use grid::{Axis, DiffusersGrid, Grid, GridDefaults, Off, Overlap, Span, Uniform, UniformSize};
+pub use op::{RowSink, TileOp, TileSource};
+pub use plan::{Tile, TilePlan};

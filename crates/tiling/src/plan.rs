@@ -1,0 +1,110 @@
+use serde::Serialize;
+
+use crate::{Axis, Geometry, Grid, GridError, Region, Span};
+
+/// One tile of a plan.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Tile {
+    /// Its place in raster order.
+    pub index: usize,
+    /// Its row and column in the grid.
+    pub cell: [usize; 2],
+    /// What it reads.
+    pub input: Region,
+    /// Where its answer lies, before blending and cropping.
+    pub output: Region,
+    /// Rows shared with the tile above and columns shared with the tile to the left, in output px.
+    pub overlap: [usize; 2],
+    /// Whether it lies wholly inside the tile above or to the left.
+    pub redundant: bool,
+}
+
+/// Where all tiles lie: pure integers, made without weights.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct TilePlan {
+    /// How input maps to output.
+    pub geometry: Geometry,
+    /// Frames, height and width of the input.
+    pub input: [usize; 3],
+    /// Frames, height and width of the output.
+    pub output: [usize; 3],
+    /// The rows of the grid, in output px.
+    pub rows: Vec<Span>,
+    /// The columns of the grid, in output px.
+    pub columns: Vec<Span>,
+    /// Tiles in raster order.
+    pub tiles: Vec<Tile>,
+}
+
+impl TilePlan {
+    /// Lays `grid` over an input of `[frames, height, width]`.
+    ///
+    /// # Errors
+    /// When the grid cannot be laid or the input is too small for a single output px.
+    pub fn new(grid: &dyn Grid, geometry: Geometry, input: [usize; 3]) -> Result<Self, GridError> {
+        let scale = geometry.scale;
+        for (axis, length) in Axis::BOTH.into_iter().zip([input[1], input[2]]) {
+            if scale.cells(length) == 0 {
+                return Err(GridError::InputTooSmall { axis, length, minimum: scale.input(1) });
+            }
+        }
+        let inputs = grid.spans(scale, [input[1], input[2]])?;
+        let outputs = inputs.each_ref().map(|spans| spans.iter().map(|span| output_span(geometry, span)).collect::<Vec<_>>());
+        let output = geometry.output(input);
+        let mut tiles = Vec::with_capacity(inputs[0].len() * inputs[1].len());
+        for (row, tall) in inputs[0].iter().enumerate() {
+            for (column, wide) in inputs[1].iter().enumerate() {
+                let (y, x) = (&outputs[0], &outputs[1]);
+                tiles.push(Tile {
+                    index: tiles.len(),
+                    cell: [row, column],
+                    input: Region { start: [0, tall.start, wide.start], size: [input[0], tall.length, wide.length] },
+                    output: Region { start: [0, y[row].start, x[column].start], size: [output[0], y[row].length, x[column].length] },
+                    overlap: [shared(y, row), shared(x, column)],
+                    redundant: (row > 0 && shared(y, row) == y[row].length) || (column > 0 && shared(x, column) == x[column].length),
+                });
+            }
+        }
+        let [rows, columns] = outputs;
+        Ok(Self { geometry, input, output, rows, columns, tiles })
+    }
+
+    /// Whether there is more than one tile.
+    pub fn is_tiled(&self) -> bool {
+        self.tiles.len() > 1
+    }
+
+    /// Input px of all tiles against those of the whole: 1 is untiled, 1.5 is half as much work again.
+    pub fn work_ratio(&self) -> f64 {
+        let work: usize = self.tiles.iter().map(|tile| tile.input.volume()).sum();
+        work as f64 / self.input.iter().product::<usize>() as f64
+    }
+
+    /// The number of tiles that lie wholly inside a neighbour.
+    pub fn redundant_tiles(&self) -> usize {
+        self.tiles.iter().filter(|tile| tile.redundant).count()
+    }
+
+    /// Height and width of the largest input tile.
+    pub fn largest_tile(&self) -> [usize; 2] {
+        [1, 2].map(|axis| self.tiles.iter().map(|tile| tile.input.size[axis]).max().unwrap_or(0))
+    }
+
+    /// Output px that the compositor holds at most when tiles come in raster order: a band of tiles and the strips of the band above.
+    pub fn band_px(&self) -> usize {
+        let tallest = self.rows.iter().map(|span| span.length).max().unwrap_or(0);
+        let strip = (1..self.rows.len()).map(|row| shared(&self.rows, row)).max().unwrap_or(0);
+        let width: usize = self.columns.iter().map(|span| span.length).sum();
+        self.output[0] * (tallest * self.output[2] + strip * width)
+    }
+}
+
+fn output_span(geometry: Geometry, input: &Span) -> Span {
+    let scale = geometry.scale;
+    Span { start: scale.output(scale.cells(input.start)), length: scale.output(scale.cells(input.length)) }
+}
+
+/// Px that span `i` shares with the one before it.
+pub(crate) fn shared(spans: &[Span], i: usize) -> usize {
+    if i == 0 { 0 } else { spans[i - 1].end().min(spans[i].end()) - spans[i].start }
+}
