@@ -1,1 +1,13 @@
-//! x
+//! Executors: they run the tiles of a plan and feed the compositor. Chosen by `[executor] kind` in a configuration.
+//!
+//! Every executor gives the same bytes as [`Sequential`], which is the definition of the right answer.
+
+mod config;
+mod error;
+mod executor;
+mod sequential;
+
+pub use config::ExecutorConfig;
+pub use error::ExecError;
+pub use executor::{Executor, Job, Progress, RunStats};
+pub use sequential::Sequential;

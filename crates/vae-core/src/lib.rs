@@ -1,1 +1,31 @@
-//! x
+//! What VAE families share: the [`Vae`] trait, the [`VaeSpec`] that planning needs, the [registry](Registry) that families join by themselves,
+//! [checkpoint reading](Checkpoint), [device names](DeviceName), [layers] and the tests that every family passes.
+//!
+//! A family is a type that implements [`VaeFamily`] and one line, [`register_vae!`]. Linking its crate is enough for
+//! [`Registry::linked`] to find it.
+
+mod device;
+mod error;
+mod family;
+pub mod layers;
+mod ops;
+mod posterior;
+mod registry;
+mod spec;
+#[cfg(feature = "testing")]
+pub mod testing;
+mod vae;
+mod weights;
+
+pub use device::{DeviceName, DeviceNameError};
+pub use error::VaeError;
+pub use family::{Model, VaeEntry, VaeFamily};
+pub use ops::{Decode, Encode};
+pub use posterior::{Posterior, normal_noise};
+pub use registry::{Registry, RegistryError};
+pub use spec::{FrameRule, LatentNorm, VaeSpec};
+pub use vae::Vae;
+pub use weights::{Checkpoint, WeightError, Weights};
+
+#[doc(hidden)]
+pub use inventory;

@@ -1,0 +1,92 @@
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// The name of a device, as configurations write it: `cpu`, `ndarray`, `cuda:0`, `vulkan:1`, `wgpu:0`, `metal:0`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum DeviceName {
+    /// Burn's CPU backend.
+    Cpu,
+    /// Burn's older CPU backend.
+    Ndarray,
+    /// A CUDA GPU by its number.
+    Cuda(usize),
+    /// A GPU through Vulkan, by its number.
+    Vulkan(usize),
+    /// A GPU through whatever API wgpu picks, by its number.
+    Wgpu(usize),
+    /// A GPU through Metal, by its number.
+    Metal(usize),
+}
+
+/// A name that is not a device's.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("unknown device `{0}`; names are cpu, ndarray, cuda:N, vulkan:N, wgpu:N and metal:N")]
+pub struct DeviceNameError(pub String);
+
+impl FromStr for DeviceName {
+    type Err = DeviceNameError;
+
+    fn from_str(name: &str) -> Result<Self, Self::Err> {
+        let unknown = || DeviceNameError(name.to_owned());
+        let lower = name.trim().to_ascii_lowercase();
+        let (kind, index) = match lower.split_once(':') {
+            Some((kind, index)) => (kind, Some(index.parse().map_err(|_| unknown())?)),
+            None => (lower.as_str(), None),
+        };
+        match (kind, index) {
+            ("cpu", None) => Ok(Self::Cpu),
+            ("ndarray", None) => Ok(Self::Ndarray),
+            ("cuda", index) => Ok(Self::Cuda(index.unwrap_or(0))),
+            ("vulkan", index) => Ok(Self::Vulkan(index.unwrap_or(0))),
+            ("wgpu", index) => Ok(Self::Wgpu(index.unwrap_or(0))),
+            ("metal", index) => Ok(Self::Metal(index.unwrap_or(0))),
+            _ => Err(unknown()),
+        }
+    }
+}
+
+impl fmt::Display for DeviceName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Cpu => f.write_str("cpu"),
+            Self::Ndarray => f.write_str("ndarray"),
+            Self::Cuda(index) => write!(f, "cuda:{index}"),
+            Self::Vulkan(index) => write!(f, "vulkan:{index}"),
+            Self::Wgpu(index) => write!(f, "wgpu:{index}"),
+            Self::Metal(index) => write!(f, "metal:{index}"),
+        }
+    }
+}
+
+impl TryFrom<String> for DeviceName {
+    type Error = DeviceNameError;
+
+    fn try_from(name: String) -> Result<Self, Self::Error> {
+        name.parse()
+    }
+}
+
+impl From<DeviceName> for String {
+    fn from(name: DeviceName) -> Self {
+        name.to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_round_trip() {
+        for name in ["cpu", "ndarray", "cuda:0", "vulkan:3", "wgpu:1", "metal:0"] {
+            assert_eq!(name.parse::<DeviceName>().unwrap().to_string(), name);
+        }
+        assert_eq!("CUDA".parse(), Ok(DeviceName::Cuda(0)));
+        for name in ["", "cuda:", "cuda:x", "cpu:0", "tpu"] {
+            assert_eq!(name.parse::<DeviceName>(), Err(DeviceNameError(name.to_owned())));
+        }
+    }
+}

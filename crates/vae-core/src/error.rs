@@ -1,0 +1,51 @@
+use crate::WeightError;
+
+/// What a VAE, its configuration or its weights can refuse.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum VaeError {
+    /// A tensor with another number of channels.
+    #[error("the {what} have {got} channels, this model expects {expected}")]
+    Channels {
+        /// `latents` or `samples`.
+        what: &'static str,
+        /// Channels that came.
+        got: usize,
+        /// Channels of the model.
+        expected: usize,
+    },
+    /// A number of frames that the model does not take.
+    #[error("the {what} have {got} frames; an image model takes one, and a video model at least one")]
+    Frames {
+        /// `latents` or `samples`.
+        what: &'static str,
+        /// Frames that came.
+        got: usize,
+    },
+    /// A tensor with a side of zero, or too small for the network.
+    #[error("the {what} have the shape {got:?}; height and width must be at least {smallest}")]
+    TooSmall {
+        /// `latents` or `samples`.
+        what: &'static str,
+        /// `[batch, channels, frames, height, width]`.
+        got: [usize; 5],
+        /// The smallest height and width.
+        smallest: usize,
+    },
+    /// A `config.json` that is not the family's.
+    #[error("the configuration of the model cannot be read")]
+    Config(#[source] serde_json::Error),
+    /// A field of the configuration with a value that this family does not implement or that contradicts another.
+    #[error("`{field}` in the model's configuration is {got}; {expected}")]
+    ConfigValue {
+        /// The field.
+        field: &'static str,
+        /// Its value.
+        got: String,
+        /// What would be right.
+        expected: String,
+    },
+    /// Weights that do not fit the configuration.
+    #[error(transparent)]
+    Weights(#[from] WeightError),
+}

@@ -1,0 +1,109 @@
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use crate::{VaeEntry, VaeError, WeightError};
+
+/// The families of a program, by name.
+#[derive(Debug, Clone)]
+pub struct Registry {
+    entries: BTreeMap<&'static str, &'static VaeEntry>,
+    names: BTreeMap<String, &'static VaeEntry>,
+}
+
+/// A name or a checkpoint that no family, or more than one, claims.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RegistryError {
+    /// No family is linked.
+    #[error("no VAE family is linked into this program; add `use vae_kl as _;` or another family's crate")]
+    Empty,
+    /// Two families claim one name.
+    #[error("the VAE name `{name}` is claimed twice, by the crates {first} and {second}")]
+    Duplicate {
+        /// The name or alias.
+        name: String,
+        /// A crate.
+        first: &'static str,
+        /// The other crate.
+        second: &'static str,
+    },
+    /// A name that no family claims.
+    #[error("unknown VAE family `{name}`; known: {known}{}", hint.as_ref().map(|hint| format!("; did you mean `{hint}`?")).unwrap_or_default())]
+    Unknown {
+        /// The name.
+        name: String,
+        /// All names, sorted.
+        known: String,
+        /// A name that is close.
+        hint: Option<String>,
+    },
+    /// A checkpoint without a configuration whose weights no family knows.
+    #[error("{} has no config.json and its tensors are not those of {}", path.display(), if family == "auto" { "a known VAE family" } else { family })]
+    Unrecognised {
+        /// The checkpoint.
+        path: PathBuf,
+        /// The family asked for, or `auto`.
+        family: String,
+    },
+    /// The family refused the configuration.
+    #[error(transparent)]
+    Vae(#[from] VaeError),
+    /// The checkpoint could not be read.
+    #[error(transparent)]
+    Weights(#[from] WeightError),
+}
+
+impl Registry {
+    /// All families that the program links.
+    ///
+    /// # Errors
+    /// When there is none, or two claim one name.
+    pub fn linked() -> Result<Self, RegistryError> {
+        Self::from_entries(inventory::iter::<VaeEntry>)
+    }
+
+    /// These families and no others.
+    ///
+    /// # Errors
+    /// When there is none, or two claim one name.
+    pub fn from_entries(entries: impl IntoIterator<Item = &'static VaeEntry>) -> Result<Self, RegistryError> {
+        let mut registry = Self { entries: BTreeMap::new(), names: BTreeMap::new() };
+        for entry in entries {
+            for name in std::iter::once(&entry.name).chain(entry.aliases) {
+                if let Some(other) = registry.names.insert(name.to_ascii_lowercase(), entry) {
+                    let mut crates = [other.origin, entry.origin];
+                    crates.sort_unstable();
+                    return Err(RegistryError::Duplicate { name: (*name).to_owned(), first: crates[0], second: crates[1] });
+                }
+            }
+            registry.entries.insert(entry.name, entry);
+        }
+        if registry.entries.is_empty() { Err(RegistryError::Empty) } else { Ok(registry) }
+    }
+
+    /// The family of that name or alias, whatever the case of its letters.
+    ///
+    /// # Errors
+    /// With the known names and the closest one, when there is none.
+    pub fn get(&self, name: &str) -> Result<&'static VaeEntry, RegistryError> {
+        let lower = name.to_ascii_lowercase();
+        self.names.get(&lower).copied().ok_or_else(|| {
+            let describe = |entry: &&VaeEntry| match entry.aliases {
+                [] => entry.name.to_owned(),
+                aliases => format!("{} ({})", entry.name, aliases.join(", ")),
+            };
+            let closest =
+                self.names.iter().map(|(known, entry)| (strsim::damerau_levenshtein(known, &lower), known, entry)).min_by_key(|found| found.0);
+            let hint = closest.filter(|&(distance, known, _)| distance <= known.len() / 3).map(|(_, known, entry)| {
+                entry.aliases.iter().find(|alias| alias.eq_ignore_ascii_case(known)).map_or_else(|| entry.name.to_owned(), |&alias| alias.to_owned())
+            });
+            let known = self.entries.values().map(describe).collect::<Vec<_>>().join(", ");
+            RegistryError::Unknown { name: name.to_owned(), known, hint }
+        })
+    }
+
+    /// All families, sorted by name.
+    pub fn entries(&self) -> impl Iterator<Item = &'static VaeEntry> {
+        self.entries.values().copied()
+    }
+}

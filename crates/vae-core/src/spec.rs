@@ -1,0 +1,131 @@
+use serde::Serialize;
+use tiling::{Block, FrameScale, Geometry, GridDefaults, Scale};
+
+use crate::VaeError;
+
+/// What planning needs to know of a model, and no weights.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct VaeSpec {
+    /// Channels of the samples that the encoder takes.
+    pub input_channels: usize,
+    /// Channels of the samples that the decoder gives.
+    pub output_channels: usize,
+    /// Channels of the latents.
+    pub latent_channels: usize,
+    /// Sample px in a latent px, on each axis.
+    pub spatial_ratio: usize,
+    /// How frames map.
+    pub frames: FrameRule,
+    /// How pipelines scale latents.
+    pub latent_norm: LatentNorm,
+    /// The family's own tiles, in sample px.
+    pub grid: GridDefaults,
+    /// Whether f16 weights are to be computed with in f32, since f16 overflows.
+    pub force_upcast: bool,
+    /// Float values that the model holds at its peak for each sample px of a tile, roughly.
+    pub peak_values_per_px: usize,
+}
+
+impl VaeSpec {
+    /// How a region of latents maps to a region of samples.
+    pub fn decode_geometry(&self) -> Geometry {
+        Geometry { scale: Scale::Up(self.spatial_ratio), frames: self.frames.scale(FrameScale::CausalUp) }
+    }
+
+    /// How a region of samples maps to a region of latents.
+    pub fn encode_geometry(&self) -> Geometry {
+        Geometry { scale: Scale::Down(self.spatial_ratio), frames: self.frames.scale(FrameScale::CausalDown) }
+    }
+
+    /// Checks the shape of latents.
+    ///
+    /// # Errors
+    /// [`VaeError::Channels`], [`VaeError::Frames`] or [`VaeError::TooSmall`].
+    pub fn check_latents(&self, shape: [usize; 5]) -> Result<(), VaeError> {
+        self.check("latents", shape, self.latent_channels, 1)
+    }
+
+    /// Checks the shape of samples.
+    ///
+    /// # Errors
+    /// [`VaeError::Channels`], [`VaeError::Frames`] or [`VaeError::TooSmall`].
+    pub fn check_samples(&self, shape: [usize; 5]) -> Result<(), VaeError> {
+        self.check("samples", shape, self.input_channels, self.spatial_ratio)
+    }
+
+    fn check(&self, what: &'static str, [b, c, t, h, w]: [usize; 5], channels: usize, smallest: usize) -> Result<(), VaeError> {
+        if c != channels {
+            return Err(VaeError::Channels { what, got: c, expected: channels });
+        }
+        if t == 0 || (self.frames == FrameRule::Image && t != 1) {
+            return Err(VaeError::Frames { what, got: t });
+        }
+        if b == 0 || h < smallest || w < smallest {
+            return Err(VaeError::TooSmall { what, got: [b, c, t, h, w], smallest });
+        }
+        Ok(())
+    }
+}
+
+/// How the frames of samples and latents belong together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FrameRule {
+    /// One frame.
+    Image,
+    /// `1 + (t - 1) * ratio` sample frames belong to `t` latent frames, and no frame depends on a later one.
+    Causal {
+        /// Sample frames in a latent frame, after the first.
+        ratio: usize,
+    },
+}
+
+impl FrameRule {
+    fn scale(self, causal: impl Fn(usize) -> FrameScale) -> FrameScale {
+        match self {
+            Self::Image => FrameScale::Same,
+            Self::Causal { ratio } => causal(ratio),
+        }
+    }
+}
+
+/// How the latents that pipelines hand around (zero mean, unit deviation) differ from the VAE's own: `own = passed * scale + shift` a channel.
+///
+/// Source: the `decode` steps of diffusers' pipelines (`latents / scaling_factor + shift_factor`, and with `latents_mean` and `latents_std`,
+/// `latents * std / scaling_factor + mean`).
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct LatentNorm {
+    /// One factor, or one a channel.
+    pub scale: Vec<f32>,
+    /// One summand, or one a channel.
+    pub shift: Vec<f32>,
+}
+
+impl LatentNorm {
+    /// Own and passed latents are the same.
+    pub fn identity() -> Self {
+        Self { scale: vec![1.0], shift: vec![0.0] }
+    }
+
+    /// From a pipeline's latents to the VAE's own, in place.
+    pub fn to_vae(&self, latents: &mut Block) {
+        self.apply(latents, |value, scale, shift| value * scale + shift);
+    }
+
+    /// From the VAE's own latents to a pipeline's, in place.
+    pub fn to_diffusion(&self, latents: &mut Block) {
+        self.apply(latents, |value, scale, shift| (value - shift) / scale);
+    }
+
+    fn apply(&self, latents: &mut Block, f: impl Fn(f32, f32, f32) -> f32) {
+        let [_, channels, t, h, w] = latents.shape();
+        for (plane, values) in latents.data_mut().chunks_mut((t * h * w).max(1)).enumerate() {
+            let channel = plane % channels;
+            let pick = |values: &[f32]| values[if values.len() == 1 { 0 } else { channel }];
+            let (scale, shift) = (pick(&self.scale), pick(&self.shift));
+            for value in values {
+                *value = f(*value, scale, shift);
+            }
+        }
+    }
+}

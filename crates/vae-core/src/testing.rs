@@ -1,0 +1,185 @@
+//! The tests that every family passes. A family's crate has them with one line:
+//!
+//! ```ignore
+//! vae_core::vae_conformance!(MyFamily, "tests/data/tiny", Device::flex());
+//! ```
+//!
+//! The second argument is a checkpoint folder with small seeded weights.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use burn::tensor::{DType, Device, Tensor, TensorData};
+
+use crate::{FrameRule, Model, Registry, Vae, VaeEntry, VaeError, VaeSpec};
+
+/// What the tests run on.
+pub struct Subject {
+    /// The checkpoint.
+    pub model: Model,
+    /// The same, loaded in f32.
+    pub vae: Arc<dyn Vae>,
+    device: Device,
+}
+
+impl Subject {
+    /// Opens and loads the checkpoint at `path`, for the family of `entry`.
+    ///
+    /// # Panics
+    /// When that fails.
+    pub fn load(entry: &'static VaeEntry, path: &str, device: &Device) -> Self {
+        let registry = Registry::from_entries([entry]).expect("one family");
+        let model = Model::open(&registry, Path::new(path), entry.name, None).expect("a checkpoint");
+        let vae = model.load(device, DType::F32).expect("weights that fit").into();
+        Self { model, vae, device: device.clone() }
+    }
+
+    fn spec(&self) -> &VaeSpec {
+        self.vae.spec()
+    }
+
+    /// A number of latent frames that the model takes.
+    fn frames(&self) -> usize {
+        if self.spec().frames == FrameRule::Image { 1 } else { 2 }
+    }
+
+    fn latents(&self, batch: usize, [h, w]: [usize; 2], seed: u64) -> Tensor<5> {
+        noise([batch, self.spec().latent_channels, self.frames(), h, w], seed, &self.device)
+    }
+
+    fn samples(&self, [h, w]: [usize; 2]) -> Tensor<5> {
+        let ratio = self.spec().spatial_ratio;
+        let [frames, ..] = self.spec().decode_geometry().output([self.frames(), 1, 1]);
+        noise([1, self.spec().input_channels, frames, h * ratio, w * ratio], 7, &self.device)
+    }
+}
+
+/// Normal noise, the same for the same shape and seed.
+pub fn noise(shape: [usize; 5], seed: u64, device: &Device) -> Tensor<5> {
+    let values: Vec<f32> = crate::normal_noise(seed, 0).take(shape.iter().product()).collect();
+    Tensor::from_data(TensorData::new(values, shape), device)
+}
+
+fn values(tensor: Result<Tensor<5>, VaeError>) -> Vec<f32> {
+    tensor.expect("an input that the model takes").into_data().try_into_vec().expect("f32")
+}
+
+/// Shapes of answers are those that the spec foretells.
+pub fn shapes_follow_the_spec(subject: &Subject) {
+    for sides in [[2, 2], [3, 5], [4, 1]] {
+        let latents = subject.latents(1, sides, 1);
+        let expected = subject.spec().decode_geometry().output([subject.frames(), sides[0], sides[1]]);
+        let [b, c, t, h, w] = subject.vae.decode(latents).expect("latents").dims();
+        assert_eq!((b, c, [t, h, w]), (1, subject.spec().output_channels, expected));
+
+        let samples = subject.samples(sides);
+        let [_, _, t, h, w] = samples.dims();
+        let expected = subject.spec().encode_geometry().output([t, h, w]);
+        let [b, c, t, h, w] = subject.vae.encode(samples).expect("samples").dims();
+        assert_eq!((b, c, [t, h, w]), (1, 2 * subject.spec().latent_channels, expected));
+    }
+}
+
+/// Answers are finite, and the same when asked again.
+pub fn answers_are_finite_and_repeatable(subject: &Subject) {
+    let run = || [values(subject.vae.decode(subject.latents(1, [3, 4], 2))), values(subject.vae.encode(subject.samples([3, 4])))];
+    let first = run();
+    assert!(first.iter().flatten().all(|value| value.is_finite()));
+    assert_eq!(first, run());
+}
+
+/// A tile's answer does not depend on what ran before it, or at the same time.
+pub fn tiles_do_not_leak(subject: &Subject) {
+    let decode = |seed| values(subject.vae.decode(subject.latents(1, [3, 3], seed)));
+    let (a, b) = (decode(3), decode(4));
+    assert_ne!(a, b);
+    let (again_b, again_a) = std::thread::scope(|scope| {
+        let other = scope.spawn(|| decode(3));
+        (decode(4), other.join().expect("no panic"))
+    });
+    assert_eq!((a, b), (again_a, again_b));
+}
+
+/// Batch items are decoded as if each were alone.
+pub fn batch_items_are_independent(subject: &Subject) {
+    let both = subject.latents(2, [2, 3], 5);
+    let one = |item: usize| both.clone().narrow(0, item, 1);
+    let apart = [values(subject.vae.decode(one(0))), values(subject.vae.decode(one(1)))].concat();
+    let together = values(subject.vae.decode(both.clone()));
+    let worst = apart.iter().zip(&together).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    assert!(worst <= 1e-5, "batch items differ by {worst} from single ones");
+}
+
+/// A replica gives the same answers.
+pub fn replicas_agree(subject: &Subject) {
+    let replica = subject.vae.to_device(&subject.device);
+    assert_eq!(values(subject.vae.decode(subject.latents(1, [2, 2], 6))), values(replica.decode(subject.latents(1, [2, 2], 6))));
+    assert_eq!(subject.spec(), replica.spec());
+}
+
+/// Shapes that the model cannot take are errors, not panics.
+pub fn wrong_shapes_are_refused(subject: &Subject) {
+    let spec = subject.spec();
+    let frames = if spec.frames == FrameRule::Image { 2 } else { 0 };
+    let zeros = |shape: [usize; 5]| Tensor::<5>::zeros(shape, &subject.device);
+    let (latent, input) = (spec.latent_channels, spec.input_channels);
+    let side = spec.spatial_ratio;
+    assert!(matches!(subject.vae.decode(zeros([1, latent + 1, 1, 2, 2])), Err(VaeError::Channels { .. })));
+    assert!(matches!(subject.vae.encode(zeros([1, input + 1, 1, side, side])), Err(VaeError::Channels { .. })));
+    if spec.frames == FrameRule::Image {
+        assert!(matches!(subject.vae.decode(zeros([1, latent, frames, 2, 2])), Err(VaeError::Frames { .. })));
+    }
+    assert!(side == 1 || matches!(subject.vae.encode(zeros([1, input, 1, side - 1, side])), Err(VaeError::TooSmall { .. })));
+}
+
+/// A field that the configuration does not have is refused by name, one that begins with `_` passes.
+pub fn unknown_fields_are_refused(subject: &Subject) {
+    let with = |name: &str| {
+        let mut config = subject.model.config.clone();
+        config.as_object_mut().expect("an object").insert(name.to_owned(), 1.into());
+        subject.model.entry.spec(&config)
+    };
+    assert!(with("_private").is_ok());
+    let Err(VaeError::Config(error)) = with("no_such_field") else { panic!("an unknown field passed") };
+    assert!(error.to_string().contains("no_such_field"), "{error}");
+}
+
+/// A missing and a left-over tensor are named.
+pub fn weights_must_fit(subject: &Subject, path: &str) {
+    let weights = crate::Checkpoint::open(Path::new(path), None).and_then(|checkpoint| checkpoint.weights()).expect("weights");
+    let victim = weights.names().next().expect("a tensor").to_owned();
+    let renamed = weights.renamed(|name| Some(if name == victim { format!("{name}.left_over") } else { name.to_owned() }));
+    let error = subject.model.entry.load(&subject.model.config, renamed, &subject.device, DType::F32).expect_err("a misnamed tensor passed");
+    let text = error.to_string();
+    assert!(text.contains(&format!("missing (1): {victim}")) && text.contains("unexpected (1)"), "{text}");
+}
+
+/// The conformance tests, as `#[test]` functions: the family, a checkpoint folder, a device.
+#[macro_export]
+macro_rules! vae_conformance {
+    ($family:ty, $path:expr, $device:expr) => {
+        static CONFORMANCE_ENTRY: $crate::VaeEntry = $crate::VaeEntry::of::<$family>(env!("CARGO_PKG_NAME"));
+
+        fn subject() -> $crate::testing::Subject {
+            $crate::testing::Subject::load(&CONFORMANCE_ENTRY, $path, &$device)
+        }
+
+        $crate::vae_conformance!(
+            @tests shapes_follow_the_spec, answers_are_finite_and_repeatable, tiles_do_not_leak, batch_items_are_independent, replicas_agree,
+            wrong_shapes_are_refused, unknown_fields_are_refused
+        );
+
+        #[test]
+        fn weights_must_fit() {
+            $crate::testing::weights_must_fit(&subject(), $path);
+        }
+    };
+    (@tests $($name:ident),*) => {
+        $(
+            #[test]
+            fn $name() {
+                $crate::testing::$name(&subject());
+            }
+        )*
+    };
+}

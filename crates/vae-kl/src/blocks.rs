@@ -1,0 +1,229 @@
+use std::str::FromStr;
+
+use burn::module::Module;
+use burn::tensor::activation::{gelu, mish, relu};
+use burn::tensor::{Device, Tensor};
+use vae_core::layers::{Conv2d, GroupNorm, Linear, attend, upsample_nearest};
+
+const EPSILON: f64 = 1e-6;
+
+/// Down blocks that are implemented: plain, and with attention.
+pub(crate) const DOWN_BLOCKS: [&str; 2] = ["DownEncoderBlock2D", "AttnDownEncoderBlock2D"];
+/// Up blocks that are implemented: plain, and with attention.
+pub(crate) const UP_BLOCKS: [&str; 2] = ["UpDecoderBlock2D", "AttnUpDecoderBlock2D"];
+
+/// The activation of residual blocks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activation {
+    /// `x * sigmoid(x)`.
+    Silu,
+    /// `x * tanh(softplus(x))`.
+    Mish,
+    /// By the error function.
+    Gelu,
+    /// `max(x, 0)`.
+    Relu,
+}
+
+impl Activation {
+    /// The names in configurations.
+    pub const NAMES: [&str; 5] = ["silu", "swish", "mish", "gelu", "relu"];
+}
+
+/// An activation that is not implemented.
+#[derive(Debug, Clone, Copy)]
+pub struct UnknownActivation;
+
+impl FromStr for Activation {
+    type Err = UnknownActivation;
+
+    fn from_str(name: &str) -> Result<Self, Self::Err> {
+        match name {
+            "silu" | "swish" => Ok(Self::Silu),
+            "mish" => Ok(Self::Mish),
+            "gelu" => Ok(Self::Gelu),
+            "relu" => Ok(Self::Relu),
+            _ => Err(UnknownActivation),
+        }
+    }
+}
+
+/// What every block of a coder is built with.
+#[derive(Clone, Copy)]
+pub(crate) struct Style<'a> {
+    pub(crate) groups: usize,
+    pub(crate) activation: Activation,
+    pub(crate) device: &'a Device,
+}
+
+impl Style<'_> {
+    pub(crate) fn norm(&self, channels: usize) -> GroupNorm {
+        GroupNorm::new(self.groups, channels, EPSILON, self.device)
+    }
+}
+
+/// Norm, activation, convolution, twice, and the input added (diffusers, `ResnetBlock2D`).
+#[derive(Module, Debug)]
+pub(crate) struct Resnet {
+    norm1: GroupNorm,
+    conv1: Conv2d,
+    norm2: GroupNorm,
+    conv2: Conv2d,
+    conv_shortcut: Option<Conv2d>,
+    #[module(skip)]
+    activation: Activation,
+}
+
+impl Resnet {
+    pub(crate) fn new(channels_in: usize, channels_out: usize, style: Style) -> Self {
+        let device = style.device;
+        Self {
+            norm1: style.norm(channels_in),
+            conv1: Conv2d::same([channels_in, channels_out], 3, device),
+            norm2: style.norm(channels_out),
+            conv2: Conv2d::same([channels_out, channels_out], 3, device),
+            conv_shortcut: (channels_in != channels_out).then(|| Conv2d::same([channels_in, channels_out], 1, device)),
+            activation: style.activation,
+        }
+    }
+
+    /// # Shapes
+    /// `[b, in, h, w]` to `[b, out, h, w]`.
+    pub(crate) fn forward(&self, x: Tensor<4>) -> Tensor<4> {
+        let y = self.conv1.forward(self.activated(&self.norm1, x.clone()));
+        let y = self.conv2.forward(self.activated(&self.norm2, y));
+        match &self.conv_shortcut {
+            Some(shortcut) => shortcut.forward(x) + y,
+            None => x + y,
+        }
+    }
+
+    fn activated(&self, norm: &GroupNorm, x: Tensor<4>) -> Tensor<4> {
+        match self.activation {
+            Activation::Silu => norm.forward_silu(x),
+            Activation::Mish => mish(norm.forward(x)),
+            Activation::Gelu => gelu(norm.forward(x)),
+            Activation::Relu => relu(norm.forward(x)),
+        }
+    }
+}
+
+/// Attention over all px with one head, and the input added (diffusers, `Attention` as the VAE uses it).
+#[derive(Module, Debug)]
+pub(crate) struct Attention {
+    group_norm: GroupNorm,
+    to_q: Linear,
+    to_k: Linear,
+    to_v: Linear,
+    to_out: Vec<Linear>,
+}
+
+impl Attention {
+    pub(crate) fn new(channels: usize, style: Style) -> Self {
+        let linear = || Linear::square(channels, style.device);
+        Self { group_norm: style.norm(channels), to_q: linear(), to_k: linear(), to_v: linear(), to_out: vec![linear()] }
+    }
+
+    /// # Shapes
+    /// `[b, c, h, w]` to the same.
+    pub(crate) fn forward(&self, x: Tensor<4>) -> Tensor<4> {
+        let [b, c, h, w] = x.dims();
+        let tokens = self.group_norm.forward(x.clone()).reshape([b, c, h * w]).swap_dims(1, 2);
+        let [q, k, v] = [&self.to_q, &self.to_k, &self.to_v].map(|map| map.forward(tokens.clone()));
+        let y = self.to_out.iter().fold(attend(q, k, v), |y, map| map.forward(y));
+        y.swap_dims(1, 2).reshape([b, c, h, w]) + x
+    }
+}
+
+/// Residual blocks with attention between them (diffusers, `UNetMidBlock2D`).
+#[derive(Module, Debug)]
+pub(crate) struct MidBlock {
+    attentions: Vec<Attention>,
+    resnets: Vec<Resnet>,
+}
+
+impl MidBlock {
+    pub(crate) fn new(channels: usize, attention: bool, style: Style) -> Self {
+        Self {
+            attentions: attention.then(|| Attention::new(channels, style)).into_iter().collect(),
+            resnets: (0..2).map(|_| Resnet::new(channels, channels, style)).collect(),
+        }
+    }
+
+    /// # Shapes
+    /// `[b, c, h, w]` to the same.
+    pub(crate) fn forward(&self, x: Tensor<4>) -> Tensor<4> {
+        let x = self.resnets[0].forward(x);
+        let x = self.attentions.iter().fold(x, |x, attention| attention.forward(x));
+        self.resnets[1].forward(x)
+    }
+}
+
+/// The convolution of a down- or upsampling, under the name that diffusers gives it.
+#[derive(Module, Debug)]
+pub(crate) struct Sampler {
+    conv: Conv2d,
+}
+
+/// Residual blocks, each with its attention where the type has it, and a halving unless it is the last.
+#[derive(Module, Debug)]
+pub(crate) struct DownBlock {
+    resnets: Vec<Resnet>,
+    attentions: Vec<Attention>,
+    downsamplers: Vec<Sampler>,
+}
+
+impl DownBlock {
+    pub(crate) fn new(kind: &str, channels: [usize; 2], layers: usize, halve: bool, style: Style) -> Self {
+        let (resnets, attentions) = layers_of(kind == DOWN_BLOCKS[1], channels, layers, style);
+        let sampler = || Sampler { conv: Conv2d::halving(channels[1], style.device) };
+        Self { resnets, attentions, downsamplers: halve.then(sampler).into_iter().collect() }
+    }
+
+    /// # Shapes
+    /// `[b, in, h, w]` to `[b, out, h / 2, w / 2]`, or `[b, out, h, w]` without a halving.
+    pub(crate) fn forward(&self, x: Tensor<4>) -> Tensor<4> {
+        let x = run_layers(&self.resnets, &self.attentions, x);
+        self.downsamplers.iter().fold(x, |x, sampler| sampler.conv.forward(x))
+    }
+}
+
+/// Residual blocks, each with its attention where the type has it, and a doubling unless it is the last.
+#[derive(Module, Debug)]
+pub(crate) struct UpBlock {
+    resnets: Vec<Resnet>,
+    attentions: Vec<Attention>,
+    upsamplers: Vec<Sampler>,
+}
+
+impl UpBlock {
+    pub(crate) fn new(kind: &str, channels: [usize; 2], layers: usize, double: bool, style: Style) -> Self {
+        let (resnets, attentions) = layers_of(kind == UP_BLOCKS[1], channels, layers, style);
+        let sampler = || Sampler { conv: Conv2d::same([channels[1]; 2], 3, style.device) };
+        Self { resnets, attentions, upsamplers: double.then(sampler).into_iter().collect() }
+    }
+
+    /// # Shapes
+    /// `[b, in, h, w]` to `[b, out, 2 * h, 2 * w]`, or `[b, out, h, w]` without a doubling.
+    pub(crate) fn forward(&self, x: Tensor<4>) -> Tensor<4> {
+        let x = run_layers(&self.resnets, &self.attentions, x);
+        self.upsamplers.iter().fold(x, |x, sampler| sampler.conv.forward(upsample_nearest(x)))
+    }
+}
+
+fn layers_of(attend: bool, [channels_in, channels_out]: [usize; 2], layers: usize, style: Style) -> (Vec<Resnet>, Vec<Attention>) {
+    let first = |layer: usize| if layer == 0 { channels_in } else { channels_out };
+    let resnets = (0..layers).map(|layer| Resnet::new(first(layer), channels_out, style)).collect();
+    let attentions = (0..if attend { layers } else { 0 }).map(|_| Attention::new(channels_out, style)).collect();
+    (resnets, attentions)
+}
+
+fn run_layers(resnets: &[Resnet], attentions: &[Attention], x: Tensor<4>) -> Tensor<4> {
+    resnets.iter().enumerate().fold(x, |x, (layer, resnet)| {
+        let x = resnet.forward(x);
+        match attentions.get(layer) {
+            Some(attention) => attention.forward(x),
+            None => x,
+        }
+    })
+}

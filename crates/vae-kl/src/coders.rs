@@ -1,0 +1,79 @@
+use burn::module::Module;
+use burn::tensor::Tensor;
+use vae_core::layers::{Conv2d, GroupNorm};
+
+use crate::KlConfig;
+use crate::blocks::{DownBlock, MidBlock, Style, UpBlock};
+
+/// Samples to moments (diffusers, `Encoder`), as a list of stages: stem, down blocks, middle, head.
+#[derive(Module, Debug)]
+pub(crate) struct Encoder {
+    conv_in: Conv2d,
+    down_blocks: Vec<DownBlock>,
+    mid_block: MidBlock,
+    conv_norm_out: GroupNorm,
+    conv_out: Conv2d,
+}
+
+impl Encoder {
+    pub(crate) fn new(config: &KlConfig, style: Style) -> Self {
+        let widths = &config.block_out_channels;
+        let last = widths.len() - 1;
+        let block = |i: usize| {
+            let channels = [widths[i.saturating_sub(1)], widths[i]];
+            DownBlock::new(&config.down_block_types[i], channels, config.layers_per_block, i != last, style)
+        };
+        Self {
+            conv_in: Conv2d::same([config.in_channels, widths[0]], 3, style.device),
+            down_blocks: (0..=last).map(block).collect(),
+            mid_block: MidBlock::new(widths[last], config.mid_block_add_attention, style),
+            conv_norm_out: style.norm(widths[last]),
+            conv_out: Conv2d::same([widths[last], 2 * config.latent_channels], 3, style.device),
+        }
+    }
+
+    /// # Shapes
+    /// `[b, in_channels, h, w]` to `[b, 2 * latent_channels, h / ratio, w / ratio]`.
+    pub(crate) fn forward(&self, samples: Tensor<4>) -> Tensor<4> {
+        let x = self.conv_in.forward(samples);
+        let x = self.down_blocks.iter().fold(x, |x, block| block.forward(x));
+        let x = self.mid_block.forward(x);
+        self.conv_out.forward(self.conv_norm_out.forward_silu(x))
+    }
+}
+
+/// Latents to samples (diffusers, `Decoder`), as a list of stages: stem, middle, up blocks, head.
+#[derive(Module, Debug)]
+pub(crate) struct Decoder {
+    conv_in: Conv2d,
+    mid_block: MidBlock,
+    up_blocks: Vec<UpBlock>,
+    conv_norm_out: GroupNorm,
+    conv_out: Conv2d,
+}
+
+impl Decoder {
+    pub(crate) fn new(config: &KlConfig, style: Style) -> Self {
+        let widths: Vec<usize> = config.block_out_channels.iter().rev().copied().collect();
+        let last = widths.len() - 1;
+        let block = |i: usize| {
+            let channels = [widths[i.saturating_sub(1)], widths[i]];
+            UpBlock::new(&config.up_block_types[i], channels, config.layers_per_block + 1, i != last, style)
+        };
+        Self {
+            conv_in: Conv2d::same([config.latent_channels, widths[0]], 3, style.device),
+            mid_block: MidBlock::new(widths[0], config.mid_block_add_attention, style),
+            up_blocks: (0..=last).map(block).collect(),
+            conv_norm_out: style.norm(widths[last]),
+            conv_out: Conv2d::same([widths[last], config.out_channels], 3, style.device),
+        }
+    }
+
+    /// # Shapes
+    /// `[b, latent_channels, h, w]` to `[b, out_channels, h * ratio, w * ratio]`.
+    pub(crate) fn forward(&self, latents: Tensor<4>) -> Tensor<4> {
+        let x = self.mid_block.forward(self.conv_in.forward(latents));
+        let x = self.up_blocks.iter().fold(x, |x, block| block.forward(x));
+        self.conv_out.forward(self.conv_norm_out.forward_silu(x))
+    }
+}

@@ -1,0 +1,180 @@
+use serde::{Deserialize, Serialize};
+use tiling::{GridDefaults, Overlap};
+use vae_core::{FrameRule, LatentNorm, VaeError, VaeSpec};
+
+use crate::Activation;
+use crate::blocks::{DOWN_BLOCKS, UP_BLOCKS};
+
+/// The fields of `AutoencoderKL`'s `config.json`, by their names there, with its defaults.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[expect(clippy::struct_excessive_bools, reason = "the fields are those of an upstream file")]
+pub struct KlConfig {
+    /// Channels of the encoder's input.
+    pub in_channels: usize,
+    /// Channels of the decoder's output.
+    pub out_channels: usize,
+    /// `DownEncoderBlock2D` or `AttnDownEncoderBlock2D`, from the finest to the coarsest.
+    pub down_block_types: Vec<String>,
+    /// `UpDecoderBlock2D` or `AttnUpDecoderBlock2D`, from the coarsest to the finest.
+    pub up_block_types: Vec<String>,
+    /// Channels of each block, from the finest to the coarsest.
+    pub block_out_channels: Vec<usize>,
+    /// Residual blocks in a down block; an up block has one more.
+    pub layers_per_block: usize,
+    /// The activation of the residual blocks.
+    pub act_fn: String,
+    /// Channels of the latents.
+    pub latent_channels: usize,
+    /// Groups of every group norm.
+    pub norm_num_groups: usize,
+    /// The tile of diffusers' tiling, in sample px.
+    pub sample_size: SampleSize,
+    /// Pipelines hand around latents multiplied by this.
+    pub scaling_factor: f64,
+    /// Pipelines subtract this from latents before they multiply.
+    pub shift_factor: Option<f64>,
+    /// The mean of each latent channel.
+    pub latents_mean: Option<Vec<f64>>,
+    /// The deviation of each latent channel.
+    pub latents_std: Option<Vec<f64>>,
+    /// Whether f16 weights are computed with in f32.
+    pub force_upcast: bool,
+    /// Whether a 1x1 convolution follows the encoder.
+    pub use_quant_conv: bool,
+    /// Whether a 1x1 convolution precedes the decoder.
+    pub use_post_quant_conv: bool,
+    /// Whether the middle of encoder and decoder attends.
+    pub mid_block_add_attention: bool,
+}
+
+/// `sample_size`: one number, or `[height, width]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SampleSize(pub [usize; 2]);
+
+impl Serialize for SampleSize {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        if self.0[0] == self.0[1] { self.0[0].serialize(serializer) } else { self.0.serialize(serializer) }
+    }
+}
+
+impl<'de> Deserialize<'de> for SampleSize {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        tiling::PerAxis::deserialize(deserializer).map(|sides| Self(sides.0))
+    }
+}
+
+impl Default for KlConfig {
+    fn default() -> Self {
+        Self {
+            in_channels: 3,
+            out_channels: 3,
+            down_block_types: vec![DOWN_BLOCKS[0].to_owned()],
+            up_block_types: vec![UP_BLOCKS[0].to_owned()],
+            block_out_channels: vec![64],
+            layers_per_block: 1,
+            act_fn: "silu".to_owned(),
+            latent_channels: 4,
+            norm_num_groups: 32,
+            sample_size: SampleSize([32, 32]),
+            scaling_factor: 0.18215,
+            shift_factor: None,
+            latents_mean: None,
+            latents_std: None,
+            force_upcast: true,
+            use_quant_conv: true,
+            use_post_quant_conv: true,
+            mid_block_add_attention: true,
+        }
+    }
+}
+
+impl KlConfig {
+    /// Sample px in a latent px.
+    pub fn spatial_ratio(&self) -> usize {
+        1 << (self.block_out_channels.len() - 1)
+    }
+
+    /// What planning needs, once every field is checked.
+    pub(crate) fn spec(&self) -> Result<VaeSpec, VaeError> {
+        self.check()?;
+        Ok(VaeSpec {
+            input_channels: self.in_channels,
+            output_channels: self.out_channels,
+            latent_channels: self.latent_channels,
+            spatial_ratio: self.spatial_ratio(),
+            frames: FrameRule::Image,
+            latent_norm: self.latent_norm(),
+            grid: GridDefaults { tile_px: self.sample_size.0, overlap: Overlap::Share([0.25, 0.25]) },
+            force_upcast: self.force_upcast,
+            peak_values_per_px: self.peak_values_per_px(),
+        })
+    }
+
+    fn latent_norm(&self) -> LatentNorm {
+        let scaling = self.scaling_factor;
+        match (&self.latents_mean, &self.latents_std) {
+            (Some(mean), Some(std)) => {
+                LatentNorm { scale: std.iter().map(|std| (std / scaling) as f32).collect(), shift: mean.iter().map(|&mean| mean as f32).collect() }
+            }
+            _ => LatentNorm { scale: vec![(1.0 / scaling) as f32], shift: vec![self.shift_factor.unwrap_or(0.0) as f32] },
+        }
+    }
+
+    /// The widest point of the decoder: the input, a normalised copy and the output of the convolution that follows an upsampling.
+    fn peak_values_per_px(&self) -> usize {
+        let last = self.block_out_channels.len() - 1;
+        let at = |block: usize| {
+            let fed_by = self.block_out_channels[(block + 1).min(last)];
+            3 * fed_by.max(self.block_out_channels[block]) / (1 << (2 * block))
+        };
+        (0..=last).map(at).max().unwrap_or(0)
+    }
+
+    fn check(&self) -> Result<(), VaeError> {
+        let wrong = |field, got: String, expected: String| Err(VaeError::ConfigValue { field, got, expected });
+        let blocks = self.block_out_channels.len();
+        if blocks == 0 || blocks > 16 {
+            return wrong("block_out_channels", format!("{:?}", self.block_out_channels), "1 to 16 blocks are possible".to_owned());
+        }
+        for (field, types, known) in [("down_block_types", &self.down_block_types, DOWN_BLOCKS), ("up_block_types", &self.up_block_types, UP_BLOCKS)]
+        {
+            if types.len() != blocks {
+                return wrong(field, format!("{types:?}"), format!("there are {blocks} block_out_channels, so {blocks} types are needed"));
+            }
+            if let Some(unknown) = types.iter().find(|name| !known.contains(&name.as_str())) {
+                return wrong(field, format!("`{unknown}`"), format!("implemented are {}", known.join(" and ")));
+            }
+        }
+        let Ok(_) = self.act_fn.parse::<Activation>() else {
+            return wrong("act_fn", format!("`{}`", self.act_fn), format!("implemented are {}", Activation::NAMES.join(", ")));
+        };
+        for (field, value) in [
+            ("in_channels", self.in_channels),
+            ("out_channels", self.out_channels),
+            ("latent_channels", self.latent_channels),
+            ("layers_per_block", self.layers_per_block),
+            ("norm_num_groups", self.norm_num_groups),
+            ("sample_size", self.sample_size.0[0].min(self.sample_size.0[1])),
+        ] {
+            if value == 0 {
+                return wrong(field, "0".to_owned(), "it must be at least 1".to_owned());
+            }
+        }
+        if let Some(channels) = self.block_out_channels.iter().find(|&&channels| channels == 0 || channels % self.norm_num_groups != 0) {
+            return wrong("block_out_channels", channels.to_string(), format!("it must be a multiple of norm_num_groups, {}", self.norm_num_groups));
+        }
+        if self.scaling_factor == 0.0 || !self.scaling_factor.is_finite() {
+            return wrong("scaling_factor", self.scaling_factor.to_string(), "it divides, so it must not be 0".to_owned());
+        }
+        for (field, values) in [("latents_mean", &self.latents_mean), ("latents_std", &self.latents_std)] {
+            if let Some(values) = values.as_ref().filter(|values| values.len() != self.latent_channels) {
+                return wrong(field, format!("{} values", values.len()), format!("there are {} latent_channels", self.latent_channels));
+            }
+        }
+        if self.latents_mean.is_some() != self.latents_std.is_some() {
+            return wrong("latents_mean", "given without its pair".to_owned(), "latents_mean and latents_std belong together".to_owned());
+        }
+        Ok(())
+    }
+}

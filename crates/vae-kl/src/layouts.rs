@@ -1,0 +1,144 @@
+//! The ways in which checkpoints name an `AutoencoderKL`'s tensors.
+//!
+//! Source of the names: `convert_ldm_vae_checkpoint` in diffusers' `loaders/single_file_utils.py`, and `_convert_deprecated_attention_blocks` for the old
+//! attention names.
+
+use vae_core::Weights;
+
+use crate::blocks::{DOWN_BLOCKS, UP_BLOCKS};
+use crate::{KlConfig, SampleSize};
+
+/// Where a whole Stable Diffusion checkpoint keeps its VAE.
+const WHOLE: &str = "first_stage_model.";
+/// The parts of a VAE, which a bare checkpoint of the original layout may hold beside others.
+const PARTS: [&str; 4] = ["encoder.", "decoder.", "quant_conv.", "post_quant_conv."];
+
+enum Layout {
+    Diffusers,
+    /// Latent diffusion's, with the prefix before its names.
+    Ldm(&'static str),
+}
+
+fn layout(weights: &Weights) -> Option<Layout> {
+    let has = |name: &str| weights.shape(name).is_some();
+    if has("encoder.down_blocks.0.resnets.0.conv1.weight") {
+        return Some(Layout::Diffusers);
+    }
+    [WHOLE, ""].into_iter().find(|prefix| has(&format!("{prefix}encoder.down.0.block.0.conv1.weight"))).map(Layout::Ldm)
+}
+
+/// The tensors under the names and shapes of diffusers. Others keep their names, for the strict load to name.
+pub(crate) fn to_diffusers(weights: Weights, config: &KlConfig) -> Weights {
+    let blocks = config.block_out_channels.len();
+    let weights = match layout(&weights) {
+        Some(Layout::Ldm(prefix)) => weights.renamed(|name| {
+            let name = name.strip_prefix(prefix)?;
+            PARTS.iter().any(|part| name.starts_with(part)).then(|| from_ldm(name, blocks))
+        }),
+        Some(Layout::Diffusers) | None => weights.renamed(|name| Some(from_old_attention(name))),
+    };
+    // Attention maps may be stored as 1x1 convolutions.
+    weights.reshaped(|name, shape| match shape {
+        [out, channels, 1, 1] if name.contains(".attentions.") && name.ends_with(".weight") => Some(vec![*out, *channels]),
+        _ => None,
+    })
+}
+
+fn from_ldm(name: &str, blocks: usize) -> String {
+    let mut parts: Vec<&str> = name.split('.').collect();
+    let mirrored: String;
+    match parts[..] {
+        [_, side @ ("down" | "up"), index, kind, ..] => {
+            if side == "up" {
+                // The original counts up blocks from the finest to the coarsest.
+                mirrored = index.parse::<usize>().ok().and_then(|i| (blocks - 1).checked_sub(i)).map_or(index.to_owned(), |i| i.to_string());
+                parts[2] = &mirrored;
+            }
+            parts[1] = if side == "down" { "down_blocks" } else { "up_blocks" };
+            match kind {
+                "block" => parts[3] = "resnets",
+                "attn" => parts[3] = "attentions",
+                "downsample" => parts.splice(3..4, ["downsamplers", "0"]).for_each(drop),
+                "upsample" => parts.splice(3..4, ["upsamplers", "0"]).for_each(drop),
+                _ => {}
+            }
+        }
+        [_, "mid", part, ..] => {
+            let place: &[&str] = match part {
+                "block_1" => &["mid_block", "resnets", "0"],
+                "block_2" => &["mid_block", "resnets", "1"],
+                "attn_1" => &["mid_block", "attentions", "0"],
+                other => &["mid", other],
+            };
+            parts.splice(1..3, place.iter().copied()).for_each(drop);
+        }
+        [_, "norm_out", _] => parts[1] = "conv_norm_out",
+        _ => {}
+    }
+    let field = parts.len().saturating_sub(2);
+    if parts.contains(&"attentions") {
+        match parts[field] {
+            "norm" => parts[field] = "group_norm",
+            "q" => parts[field] = "to_q",
+            "k" => parts[field] = "to_k",
+            "v" => parts[field] = "to_v",
+            "proj_out" => parts.splice(field..=field, ["to_out", "0"]).for_each(drop),
+            _ => {}
+        }
+    } else if parts[field] == "nin_shortcut" {
+        parts[field] = "conv_shortcut";
+    }
+    parts.join(".")
+}
+
+fn from_old_attention(name: &str) -> String {
+    if !name.contains(".attentions.") {
+        return name.to_owned();
+    }
+    [(".query.", ".to_q."), (".key.", ".to_k."), (".value.", ".to_v."), (".proj_attn.", ".to_out.0.")]
+        .into_iter()
+        .fold(name.to_owned(), |name, (old, new)| name.replace(old, new))
+}
+
+/// The configuration that names and shapes tell. What they do not tell is taken from the model that they look like: SDXL, SD3 and SD 1.x by what lies
+/// beside the VAE in a whole checkpoint; alone, 16 latent channels mean FLUX.1 and others SD 1.x.
+pub(crate) fn infer(weights: &Weights) -> Option<KlConfig> {
+    let (prefix, ldm) = match layout(weights)? {
+        Layout::Diffusers => ("", false),
+        Layout::Ldm(prefix) => (prefix, true),
+    };
+    let dim = |name: &str, axis: usize| weights.shape(&format!("{prefix}{name}")).and_then(|shape| shape.get(axis).copied());
+    let (down, resnet, mid_attention) =
+        if ldm { ("down", "block", "mid.attn_1.norm") } else { ("down_blocks", "resnets", "mid_block.attentions.0.group_norm") };
+    let width = |block: usize| dim(&format!("encoder.{down}.{block}.{resnet}.0.conv1.weight"), 0);
+    let block_out_channels: Vec<usize> = (0..).map_while(width).collect();
+    let layers =
+        (0..weights.names().count()).take_while(|layer| dim(&format!("encoder.{down}.0.{resnet}.{layer}.conv1.weight"), 0).is_some()).count();
+    let latent_channels = dim("decoder.conv_in.weight", 1)?;
+    let beside = |part: &str| weights.names().any(|name| name.contains(part));
+    let (scaling_factor, shift_factor, sample_size) = if beside("joint_blocks.") {
+        (1.5305, Some(0.0609), 1024)
+    } else if beside("conditioner.embedders.1.") {
+        (0.13025, None, 1024)
+    } else if latent_channels == 16 {
+        (0.3611, Some(0.1159), 1024)
+    } else {
+        (0.18215, None, 512)
+    };
+    Some(KlConfig {
+        in_channels: dim("encoder.conv_in.weight", 1)?,
+        out_channels: dim("decoder.conv_out.weight", 0)?,
+        down_block_types: vec![DOWN_BLOCKS[0].to_owned(); block_out_channels.len()],
+        up_block_types: vec![UP_BLOCKS[0].to_owned(); block_out_channels.len()],
+        layers_per_block: layers,
+        latent_channels,
+        sample_size: SampleSize([sample_size; 2]),
+        scaling_factor,
+        shift_factor,
+        use_quant_conv: dim("quant_conv.weight", 0).is_some(),
+        use_post_quant_conv: dim("post_quant_conv.weight", 0).is_some(),
+        mid_block_add_attention: dim(&format!("encoder.{mid_attention}.weight"), 0).is_some(),
+        block_out_channels,
+        ..KlConfig::default()
+    })
+}

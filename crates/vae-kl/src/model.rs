@@ -1,0 +1,103 @@
+use burn::module::Module;
+use burn::tensor::{DType, Device, Tensor};
+use vae_core::layers::Conv2d;
+use vae_core::{Vae, VaeError, VaeFamily, VaeSpec, Weights};
+
+use crate::blocks::Style;
+use crate::coders::{Decoder, Encoder};
+use crate::{Activation, KlConfig, layouts};
+
+/// The family `kl`.
+#[derive(Debug)]
+pub struct Kl;
+
+impl VaeFamily for Kl {
+    const NAME: &'static str = "kl";
+    const ALIASES: &'static [&'static str] = &["AutoencoderKL"];
+    const SUMMARY: &'static str = "AutoencoderKL, the image VAE of SD 1.x, SD 2.x, SDXL, SD3 and FLUX.1";
+    type Config = KlConfig;
+
+    fn spec(config: &KlConfig) -> Result<VaeSpec, VaeError> {
+        config.spec()
+    }
+
+    fn infer(weights: &Weights) -> Option<KlConfig> {
+        layouts::infer(weights)
+    }
+
+    fn load(config: &KlConfig, weights: Weights, device: &Device, dtype: DType) -> Result<Box<dyn Vae>, VaeError> {
+        let spec = config.spec()?;
+        let weights = layouts::to_diffusers(weights, config);
+        let modules = weights.apply(AutoencoderKl::new(config, device)?, dtype)?;
+        Ok(Box::new(KlVae { modules, spec, dtype, device: device.clone() }))
+    }
+}
+
+/// The modules of an `AutoencoderKL`, named as in diffusers.
+#[derive(Module, Debug)]
+pub struct AutoencoderKl {
+    encoder: Encoder,
+    decoder: Decoder,
+    quant_conv: Option<Conv2d>,
+    post_quant_conv: Option<Conv2d>,
+}
+
+impl AutoencoderKl {
+    /// Modules whose parameters take no memory before they are loaded.
+    ///
+    /// # Errors
+    /// When the configuration is refused.
+    pub fn new(config: &KlConfig, device: &Device) -> Result<Self, VaeError> {
+        config.spec()?;
+        let activation = config.act_fn.parse().unwrap_or(Activation::Silu);
+        let style = Style { groups: config.norm_num_groups, activation, device };
+        let pointwise = |channels: usize| Conv2d::same([channels; 2], 1, device);
+        Ok(Self {
+            encoder: Encoder::new(config, style),
+            decoder: Decoder::new(config, style),
+            quant_conv: config.use_quant_conv.then(|| pointwise(2 * config.latent_channels)),
+            post_quant_conv: config.use_post_quant_conv.then(|| pointwise(config.latent_channels)),
+        })
+    }
+}
+
+#[derive(Debug)]
+struct KlVae {
+    modules: AutoencoderKl,
+    spec: VaeSpec,
+    dtype: DType,
+    device: Device,
+}
+
+impl Vae for KlVae {
+    fn spec(&self) -> &VaeSpec {
+        &self.spec
+    }
+
+    fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    fn device(&self) -> Device {
+        self.device.clone()
+    }
+
+    fn decode(&self, latents: Tensor<5>) -> Result<Tensor<5>, VaeError> {
+        self.spec.check_latents(latents.dims())?;
+        let x = latents.cast(self.dtype).squeeze_dim::<4>(2);
+        let x = self.modules.post_quant_conv.iter().fold(x, |x, conv| conv.forward(x));
+        Ok(self.modules.decoder.forward(x).unsqueeze_dim(2))
+    }
+
+    fn encode(&self, samples: Tensor<5>) -> Result<Tensor<5>, VaeError> {
+        self.spec.check_samples(samples.dims())?;
+        let x = self.modules.encoder.forward(samples.cast(self.dtype).squeeze_dim::<4>(2));
+        let x = self.modules.quant_conv.iter().fold(x, |x, conv| conv.forward(x));
+        Ok(x.unsqueeze_dim(2))
+    }
+
+    fn to_device(&self, device: &Device) -> Box<dyn Vae> {
+        let modules = self.modules.clone().to_device(device);
+        Box::new(Self { modules, spec: self.spec.clone(), dtype: self.dtype, device: device.clone() })
+    }
+}
