@@ -1,1 +1,60 @@
-//! x
+//! The tilevae command line, as a library: a downstream program that links more VAE families calls [`main`] and has all of it.
+
+mod allocator;
+mod args;
+mod commands;
+mod output;
+mod plan_picture;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::ExitCode;
+
+use clap::Parser;
+use tracing_subscriber::filter::LevelFilter;
+
+use args::{Args, Command, Common};
+
+/// Runs the command line of this process.
+///
+/// Exit codes: 0 done, 1 the run failed, 2 the arguments or the configuration ask for something that cannot be.
+pub fn main() -> ExitCode {
+    allocator::tune();
+    let args = Args::parse();
+    log_to_stderr(&args.common);
+    // Burn reports most errors by panicking. Executors make errors of panics; the hook's own message would only come before theirs.
+    std::panic::set_hook(Box::new(|panic| tracing::debug!("{panic}")));
+    let run = catch_unwind(AssertUnwindSafe(|| run(&args)));
+    match run.unwrap_or_else(|_| Err(anyhow::anyhow!("an internal error; run again with -vv to see where, and please report it"))) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if output::is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            output::print_error(&error);
+            let usage = error.downcast_ref::<tilevae::Error>().is_some_and(tilevae::Error::is_usage) || error.is::<commands::UsageError>();
+            ExitCode::from(if usage { 2 } else { 1 })
+        }
+    }
+}
+
+fn run(args: &Args) -> anyhow::Result<()> {
+    let common = &args.common;
+    match &args.command {
+        Command::Decode(args) => commands::decode(common, args),
+        Command::Encode(args) => commands::encode(common, args),
+        Command::Roundtrip(args) => commands::roundtrip(common, args),
+        Command::Plan(args) => commands::plan(common, args),
+        Command::Models => commands::models(common),
+        Command::Devices => commands::devices(common),
+        Command::Config(args) => commands::config(common, args),
+        Command::Completions { shell } => commands::completions(*shell),
+    }
+}
+
+fn log_to_stderr(common: &Common) {
+    let level = match (common.quiet, common.verbose) {
+        (true, _) => LevelFilter::ERROR,
+        (false, 0) => LevelFilter::WARN,
+        (false, 1) => LevelFilter::INFO,
+        (false, _) => LevelFilter::DEBUG,
+    };
+    tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr).without_time().with_target(false).init();
+}

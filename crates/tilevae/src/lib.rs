@@ -1,1 +1,34 @@
-//! x
+//! Tiled decode and encode through variational autoencoders: the library to embed.
+//!
+//! A [`Config`] (TOML) and an input make a [`RunPlan`] of pure integers; a [`Pipeline`] with loaded weights runs it, tile by tile, and hands finished rows to a
+//! sink while later tiles still run.
+//!
+//! ```no_run
+//! use tilevae::{Config, Model, Pipeline, io};
+//!
+//! let config = Config::from_toml(r#"model.path = "models/demo-kl""#)?;
+//! let pipeline = Pipeline::load(&config)?;
+//! let latents = io::Tensors::read("latents.safetensors".as_ref())?.latents()?;
+//! let samples = pipeline.decode(&latents.block, &mut ())?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+mod config;
+mod devices;
+mod error;
+pub mod io;
+pub mod metrics;
+mod pipeline;
+mod plan;
+
+pub use config::{Config, DevicesConfig, DtypeConfig, IoConfig, LatentSpace, ModelConfig, parse_override};
+pub use devices::{DeviceInfo, list_devices, open_device};
+pub use error::Error;
+pub use parallel::{ExecutorConfig, Progress, RunStats};
+pub use pipeline::{Encoded, Pipeline, open_model};
+pub use plan::{Direction, PlanBytes, RunPlan};
+pub use tiling::{self, BlendConfig, Block, GridConfig, TileSource};
+pub use vae_core::{self, DeviceName, Model, Posterior, Registry, VaeSpec};
+
+#[cfg(feature = "kl")]
+use vae_kl as _;

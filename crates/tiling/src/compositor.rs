@@ -156,27 +156,33 @@ fn blend_columns(left: &Block, tile: &mut Block, ramp: &[[f32; 2]]) {
 }
 
 /// A sink that keeps the whole output in memory.
-#[derive(Debug, Default)]
-pub struct Canvas {
-    block: Option<Block>,
+#[derive(Debug)]
+pub struct Canvas(Block);
+
+impl Default for Canvas {
+    fn default() -> Self {
+        Self(Block::zeros([0; 5]))
+    }
 }
 
 impl Canvas {
-    /// What came so far; `None` when nothing came.
-    pub fn into_block(self) -> Option<Block> {
-        self.block
+    /// The output; empty when no rows came.
+    pub fn into_block(self) -> Block {
+        self.0
     }
 }
 
 impl RowSink for Canvas {
     fn rows(&mut self, top: usize, [frames, height, width]: [usize; 3], rows: Block) -> Result<(), BoxError> {
-        let [b, c, ..] = rows.shape();
-        if rows.shape()[3] == height {
-            self.block = Some(rows);
-        } else {
-            let block = self.block.get_or_insert_with(|| Block::zeros([b, c, frames, height, width]));
-            block.paste(&rows, [top, 0], [rows.shape()[3], width]);
+        let [b, c, _, count, _] = rows.shape();
+        if count == height {
+            self.0 = rows;
+            return Ok(());
         }
+        if self.0.data().is_empty() {
+            self.0 = Block::zeros([b, c, frames, height, width]);
+        }
+        self.0.paste(&rows, [top, 0], [count, width]);
         Ok(())
     }
 }

@@ -16,7 +16,7 @@
 //!     compositor.push(tile.index, source.region(&tile.input))?;
 //! }
 //! compositor.finish()?;
-//! assert_eq!(canvas.into_block().unwrap(), source);
+//! assert_eq!(canvas.into_block(), source);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 

@@ -41,18 +41,15 @@ impl Posterior {
         parts
     }
 
-    /// The latents that this choice takes from rows of a posterior.
+    /// The latents that this choice takes from a posterior.
     ///
-    /// `top` is the first row's place in an output of `height` rows: the noise of a point depends on the seed and the point's place alone, so it is the
-    /// same whatever the tiles.
-    pub fn latents(self, mut mean: Block, log_variance: &Block, seed: u64, top: usize, height: usize) -> Block {
-        if self != Self::Sample {
-            return mean;
-        }
-        let rows = mean.shape()[3];
-        for plane in 0..mean.planes() {
-            for y in 0..rows {
-                let noise = normal_noise(seed, (plane * height + top + y) as u64);
+    /// The noise of a point depends on the seed and the point's place alone, so it is the same whatever the tiles.
+    #[must_use]
+    pub fn draw(self, mut mean: Block, log_variance: &Block, seed: u64) -> Block {
+        if self == Self::Sample {
+            let height = mean.shape()[3];
+            for (plane, y) in (0..mean.planes()).flat_map(|plane| (0..height).map(move |y| (plane, y))) {
+                let noise = normal_noise(seed, (plane * height + y) as u64);
                 let deviations = log_variance.row(plane, y);
                 for ((value, log_variance), noise) in mean.row_mut(plane, y).iter_mut().zip(deviations).zip(noise) {
                     *value += (0.5 * log_variance).exp() * noise;

@@ -98,6 +98,11 @@ impl Resnet {
         }
     }
 
+    #[cfg(test)]
+    pub(crate) fn has_shortcut(&self) -> bool {
+        self.conv_shortcut.is_some()
+    }
+
     fn activated(&self, norm: &GroupNorm, x: Tensor<4>) -> Tensor<4> {
         match self.activation {
             Activation::Silu => norm.forward_silu(x),
@@ -157,6 +162,11 @@ impl MidBlock {
         let x = self.attentions.iter().fold(x, |x, attention| attention.forward(x));
         self.resnets[1].forward(x)
     }
+
+    #[cfg(test)]
+    pub(crate) fn attention(&self) -> Option<&Attention> {
+        self.attentions.first()
+    }
 }
 
 /// The convolution of a down- or upsampling, under the name that diffusers gives it.
@@ -208,6 +218,11 @@ impl UpBlock {
     pub(crate) fn forward(&self, x: Tensor<4>) -> Tensor<4> {
         let x = run_layers(&self.resnets, &self.attentions, x);
         self.upsamplers.iter().fold(x, |x, sampler| sampler.conv.forward(upsample_nearest(x)))
+    }
+
+    #[cfg(test)]
+    pub(crate) fn first_resnet(&self) -> &Resnet {
+        &self.resnets[0]
     }
 }
 

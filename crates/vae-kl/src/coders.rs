@@ -77,3 +77,26 @@ impl Decoder {
         self.conv_out.forward(self.conv_norm_out.forward_silu(x))
     }
 }
+
+#[cfg(test)]
+type Check<'a> = &'a dyn Fn(&str, &dyn Fn(Tensor<4>) -> Tensor<4>);
+
+#[cfg(test)]
+impl Encoder {
+    pub(crate) fn check_blocks(&self, check: Check) {
+        check("down", &|x| self.down_blocks[self.down_blocks.len() - 2].forward(x));
+        check("mid", &|x| self.mid_block.forward(x));
+        if let Some(attention) = self.mid_block.attention() {
+            check("attention", &|x| attention.forward(x));
+        }
+    }
+}
+
+#[cfg(test)]
+impl Decoder {
+    pub(crate) fn check_blocks(&self, check: Check) {
+        check("up", &|x| self.up_blocks[0].forward(x));
+        let shortcut = self.up_blocks.iter().rev().map(UpBlock::first_resnet).find(|resnet| resnet.has_shortcut());
+        check("shortcut", &|x| shortcut.expect("a block that changes its width").forward(x));
+    }
+}

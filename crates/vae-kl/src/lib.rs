@@ -16,3 +16,6 @@ pub use config::{KlConfig, SampleSize};
 pub use model::{AutoencoderKl, Kl};
 
 vae_core::register_vae!(Kl);
+
+#[cfg(test)]
+mod tests;

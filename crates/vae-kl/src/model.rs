@@ -101,3 +101,12 @@ impl Vae for KlVae {
         Box::new(Self { modules, spec: self.spec.clone(), dtype: self.dtype, device: device.clone() })
     }
 }
+
+#[cfg(test)]
+impl AutoencoderKl {
+    /// Calls `check` with the blocks that the golden files hold.
+    pub(crate) fn check_blocks(&self, check: &dyn Fn(&str, &dyn Fn(Tensor<4>) -> Tensor<4>)) {
+        self.encoder.check_blocks(check);
+        self.decoder.check_blocks(check);
+    }
+}

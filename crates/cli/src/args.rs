@@ -1,0 +1,131 @@
+use std::path::PathBuf;
+
+use clap::{ArgAction, Parser, Subcommand, ValueEnum};
+use tilevae::Direction;
+
+/// Decodes and encodes latents through the VAEs of diffusion models, in tiles and bounded memory.
+#[derive(Debug, Parser)]
+#[command(
+    name = "tilevae",
+    version,
+    max_term_width = 120,
+    after_help = "Exit codes: 0 done, 1 the run failed, 2 the arguments or the configuration ask for something that cannot be."
+)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    pub(crate) common: Common,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Common options")]
+pub(crate) struct Common {
+    /// Configuration file; `tilevae config` prints one with every key.
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// Checkpoint: a diffusers folder, a pipeline's folder, or a .safetensors, .pth, .pt, .bin or .ckpt file.
+    #[arg(long, global = true, value_name = "DIR|FILE")]
+    pub(crate) model: Option<PathBuf>,
+    /// Devices, as `tilevae devices` lists them.
+    #[arg(long, global = true, value_name = "NAME", value_delimiter = ',')]
+    pub(crate) device: Vec<String>,
+    /// One key of the configuration; may be given many times. The value is TOML; a word needs no quotes.
+    #[arg(long, global = true, value_name = "SECTION.KEY=VALUE")]
+    pub(crate) set: Vec<String>,
+    /// How results are printed.
+    #[arg(long, global = true, value_enum, default_value_t = Format::Text)]
+    pub(crate) format: Format,
+    /// No progress bar and no warnings.
+    #[arg(short, long, global = true)]
+    pub(crate) quiet: bool,
+    /// Say more; twice for debugging.
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    pub(crate) verbose: u8,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    Text,
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Latents to a picture or raw samples.
+    Decode(Decode),
+    /// Pictures or raw samples to latents.
+    Encode(Encode),
+    /// Samples to latents and back, with PSNR and SSIM.
+    Roundtrip(Roundtrip),
+    /// Show how an input would be cut into tiles, without loading weights.
+    Plan(Plan),
+    /// List the VAE families, and what is known of the configured model.
+    Models,
+    /// List the devices that can be used here.
+    Devices,
+    /// Print the configuration that would be used, or the commented defaults.
+    Config(Config),
+    /// Print a completion script for a shell.
+    Completions {
+        /// The shell.
+        #[arg(value_enum)]
+        shell: clap_complete::Shell,
+    },
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Decode {
+    /// Latents: .safetensors (the tensor `latents`) or .npy, [b,c,h,w] or [b,c,t,h,w].
+    pub(crate) latents: PathBuf,
+    /// Picture (.png, .jpg, .webp, .tiff), or raw samples (.safetensors, .npy). A batch of pictures is numbered NAME-0, NAME-1, ...
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) output: PathBuf,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Encode {
+    /// Pictures of one size (a batch), or raw samples: .safetensors (the tensor `samples`) or .npy.
+    #[arg(required = true)]
+    pub(crate) samples: Vec<PathBuf>,
+    /// Latents: .safetensors or .npy.
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) output: PathBuf,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Roundtrip {
+    /// Pictures of one size (a batch), or raw samples: .safetensors (the tensor `samples`) or .npy.
+    #[arg(required = true)]
+    pub(crate) samples: Vec<PathBuf>,
+    /// What comes back: a picture, or raw samples.
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) output: Option<PathBuf>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Plan {
+    /// Latents, a picture or raw samples; or the size of a picture in px, as HEIGHTxWIDTH.
+    pub(crate) input: String,
+    /// Which way. By default latents and sizes are decoded, pictures and samples encoded.
+    #[arg(long, value_parser = direction, value_name = "decode|encode")]
+    pub(crate) direction: Option<Direction>,
+    /// Also draw the tiles to an SVG file.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) svg: Option<PathBuf>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Config {
+    /// The embedded defaults with comments, in place of what would be used.
+    #[arg(long)]
+    pub(crate) defaults: bool,
+}
+
+fn direction(name: &str) -> Result<Direction, String> {
+    match name {
+        "decode" => Ok(Direction::Decode),
+        "encode" => Ok(Direction::Encode),
+        _ => Err("possible values are decode and encode".to_owned()),
+    }
+}

@@ -1,0 +1,60 @@
+use clap::CommandFactory;
+use serde_json::json;
+use tilevae::{Config, Registry, list_devices, open_model};
+
+use crate::args::{self, Args, Common};
+use crate::output::print;
+
+pub(crate) fn models(common: &Common) -> anyhow::Result<()> {
+    let config = super::configuration(common)?;
+    let registry = Registry::linked().map_err(tilevae::Error::from)?;
+    let mut text = String::from("families\n");
+    let mut families = Vec::new();
+    for entry in registry.entries() {
+        text += &format!("  {:<10} {}\n{:13}aliases: {}; from {}\n", entry.name, entry.summary, "", entry.aliases.join(", "), entry.origin);
+        families.push(json!({"name": entry.name, "aliases": entry.aliases, "summary": entry.summary, "crate": entry.origin}));
+    }
+    let path = config.model.path.display();
+    let model = match open_model(&config) {
+        Ok(model) => {
+            let spec = &model.spec;
+            text += &format!(
+                "configured model: {path}\n  family {}, {} latent channels, {}x, tiles of {:?} px, stored as {:?}\n",
+                model.entry.name,
+                spec.latent_channels,
+                spec.spatial_ratio,
+                spec.grid.tile_px,
+                model.stored_dtype().ok()
+            );
+            json!({"path": config.model.path, "family": model.entry.name, "spec": spec, "config": model.config})
+        }
+        // A list of families is of use without a model, unless one was asked for.
+        Err(error) if common.model.is_some() => return Err(error.into()),
+        Err(error) => {
+            text += &format!("configured model: none ({error})\n");
+            serde_json::Value::Null
+        }
+    };
+    print(common, &text, &json!({"families": families, "model": model}))
+}
+
+pub(crate) fn devices(common: &Common) -> anyhow::Result<()> {
+    let devices = list_devices();
+    let text: String = devices.iter().map(|device| format!("{:<10} {}\n", device.name.to_string(), device.description)).collect();
+    print(common, &text, &json!(devices))
+}
+
+pub(crate) fn config(common: &Common, args: &args::Config) -> anyhow::Result<()> {
+    if args.defaults {
+        return print(common, Config::default_toml(), &json!(Config::default()));
+    }
+    let config = super::configuration(common)?;
+    print(common, &config.to_toml(), &json!(config))
+}
+
+pub(crate) fn completions(shell: clap_complete::Shell) -> anyhow::Result<()> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Args::command(), "tilevae", &mut script);
+    std::io::Write::write_all(&mut std::io::stdout().lock(), &script)?;
+    Ok(())
+}

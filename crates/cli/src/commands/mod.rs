@@ -1,0 +1,37 @@
+mod inform;
+mod plan;
+mod run;
+
+pub(crate) use inform::{completions, config, devices, models};
+pub(crate) use plan::plan;
+pub(crate) use run::{decode, encode, roundtrip};
+
+use tilevae::{Config, parse_override};
+
+use crate::args::Common;
+
+/// Arguments that cannot be, each a reason.
+#[derive(Debug)]
+pub(crate) struct UsageError(pub(crate) String);
+
+impl std::fmt::Display for UsageError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for UsageError {}
+
+/// The configuration: defaults, then the file, then `--set`, then `--model` and `--device`.
+fn configuration(common: &Common) -> Result<Config, tilevae::Error> {
+    let overrides = common.set.iter().map(|given| parse_override(given)).collect::<Result<Vec<_>, _>>()?;
+    let mut config = Config::from_sources(common.config.as_deref(), &overrides)?;
+    if let Some(model) = &common.model {
+        config.model.path.clone_from(model);
+    }
+    if !common.device.is_empty() {
+        let names = common.device.iter().map(|name| name.parse()).collect::<Result<_, tilevae::vae_core::DeviceNameError>>();
+        config.devices.names = names.map_err(|error| tilevae::Error::ConfigValue { message: error.to_string() })?;
+    }
+    Ok(config)
+}

@@ -1,0 +1,93 @@
+use std::path::PathBuf;
+
+use vae_core::{DeviceName, RegistryError, VaeError, WeightError};
+
+/// What a run can be refused for, or fail with.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A configuration that is not valid TOML.
+    #[error("{} is not valid TOML", origin)]
+    TomlSyntax {
+        /// The file, or what else was read.
+        origin: String,
+        /// Where and why.
+        source: Box<toml::de::Error>,
+    },
+    /// A key or value that no configuration has.
+    #[error("the configuration is wrong: {message}")]
+    ConfigValue {
+        /// Which key, what was found, what is possible.
+        message: String,
+    },
+    /// A `--set` without a key, or without `=`.
+    #[error("`{given}` does not set a key; write section.key=value")]
+    Override {
+        /// What was given.
+        given: String,
+    },
+    /// A file that cannot be opened, read or written.
+    #[error("{} cannot be {verb}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// `read` or `written`.
+        verb: &'static str,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A device that this program was not built for.
+    #[error("{device} needs the Cargo feature `{feature}`, which this program was built without; it has: {available}")]
+    DeviceNotBuilt {
+        /// The device.
+        device: DeviceName,
+        /// The feature.
+        feature: &'static str,
+        /// Devices that are there.
+        available: String,
+    },
+    /// A device that is not there.
+    #[error("there is no {device} on this machine; there are: {available}")]
+    DeviceAbsent {
+        /// The device.
+        device: DeviceName,
+        /// Devices that are there.
+        available: String,
+    },
+    /// Family or checkpoint.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+    /// Shapes, configuration or weights of the model.
+    #[error(transparent)]
+    Vae(#[from] VaeError),
+    /// The weights.
+    #[error(transparent)]
+    Weights(#[from] WeightError),
+    /// A grid that cannot be laid.
+    #[error(transparent)]
+    Grid(#[from] tiling::GridError),
+    /// The run.
+    #[error(transparent)]
+    Run(#[from] parallel::ExecError),
+    /// An input or output that cannot be used.
+    #[error(transparent)]
+    Io(#[from] crate::io::IoError),
+}
+
+impl Error {
+    /// Whether the user asked for something impossible, found before any tile was run, as against a run that failed.
+    pub fn is_usage(&self) -> bool {
+        matches!(
+            self,
+            Self::TomlSyntax { .. }
+                | Self::ConfigValue { .. }
+                | Self::Override { .. }
+                | Self::DeviceNotBuilt { .. }
+                | Self::DeviceAbsent { .. }
+                | Self::Grid(_)
+                | Self::Registry(RegistryError::Unknown { .. })
+                | Self::Run(parallel::ExecError::TooManyDevices { .. } | parallel::ExecError::NoDevice)
+                | Self::Io(crate::io::IoError::UnknownKind { .. })
+        )
+    }
+}

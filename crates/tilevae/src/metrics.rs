@@ -1,0 +1,103 @@
+//! How near two pictures are.
+
+use tiling::Block;
+
+/// Peak signal-to-noise ratio in dB of samples from -1 to 1; infinite for equal ones.
+///
+/// # Panics
+/// When the shapes differ.
+pub fn psnr(a: &Block, b: &Block) -> f64 {
+    assert_eq!(a.shape(), b.shape(), "compared samples have one shape");
+    let squares: f64 = a.data().iter().zip(b.data()).map(|(a, b)| f64::from(a - b).powi(2)).sum();
+    let mean = squares / a.data().len().max(1) as f64;
+    if mean == 0.0 { f64::INFINITY } else { 10.0 * (4.0 / mean).log10() }
+}
+
+/// Structural similarity of samples from -1 to 1, the mean over all planes: 1 for equal ones.
+///
+/// A Gaussian window of 11 px and deviation 1.5, `K1 = 0.01`, `K2 = 0.03` (Wang, Bovik, Sheikh and Simoncelli, 2004), where it lies wholly inside the
+/// picture; pictures smaller than the window are compared with what of it fits.
+///
+/// # Panics
+/// When the shapes differ.
+pub fn ssim(a: &Block, b: &Block) -> f64 {
+    assert_eq!(a.shape(), b.shape(), "compared samples have one shape");
+    let [_, _, _, height, width] = a.shape();
+    let pixels = (height * width).max(1);
+    let planes = a.data().chunks(pixels).zip(b.data().chunks(pixels));
+    let sum: f64 = planes.map(|(a, b)| plane_ssim(a, b, [height, width])).sum();
+    sum / a.planes().max(1) as f64
+}
+
+fn plane_ssim(a: &[f32], b: &[f32], size: [usize; 2]) -> f64 {
+    const RANGE: f64 = 2.0;
+    let (c1, c2) = ((0.01 * RANGE).powi(2), (0.03 * RANGE).powi(2));
+    let smooth = |f: &dyn Fn(f64, f64) -> f64| {
+        let values: Vec<f64> = a.iter().zip(b).map(|(&a, &b)| f(f64::from(a), f64::from(b))).collect();
+        blurred(&values, size)
+    };
+    let [mean_a, mean_b] = [smooth(&|a, _| a), smooth(&|_, b| b)];
+    let [square_a, square_b, product] = [smooth(&|a, _| a * a), smooth(&|_, b| b * b), smooth(&|a, b| a * b)];
+    let at = |i: usize| {
+        let (ma, mb) = (mean_a[i], mean_b[i]);
+        let (va, vb, cov) = (square_a[i] - ma * ma, square_b[i] - mb * mb, product[i] - ma * mb);
+        ((2.0 * ma * mb + c1) * (2.0 * cov + c2)) / ((ma * ma + mb * mb + c1) * (va + vb + c2))
+    };
+    (0..mean_a.len()).map(at).sum::<f64>() / mean_a.len().max(1) as f64
+}
+
+/// The window's mean wherever it lies wholly inside.
+fn blurred(values: &[f64], [height, width]: [usize; 2]) -> Vec<f64> {
+    let (rows, columns) = (window(height), window(width));
+    let wide = width + 1 - columns.len();
+    let mut across = Vec::with_capacity(height * wide);
+    for row in values.chunks(width) {
+        across.extend(row.windows(columns.len()).map(|part| part.iter().zip(&columns).map(|(value, weight)| value * weight).sum::<f64>()));
+    }
+    let tall = height + 1 - rows.len();
+    let down = |y: usize, x: usize| rows.iter().enumerate().map(|(i, weight)| across[(y + i) * wide + x] * weight).sum::<f64>();
+    (0..tall).flat_map(|y| (0..wide).map(move |x| (y, x))).map(|(y, x)| down(y, x)).collect()
+}
+
+/// Gaussian weights that sum to 1, at most 11 and at most `length`, an odd number.
+fn window(length: usize) -> Vec<f64> {
+    let size = length.min(11);
+    let size = if size.is_multiple_of(2) { size.saturating_sub(1).max(1) } else { size };
+    let middle = (size / 2) as f64;
+    let weights: Vec<f64> = (0..size).map(|i| (-(i as f64 - middle).powi(2) / (2.0 * 1.5 * 1.5)).exp()).collect();
+    let sum: f64 = weights.iter().sum();
+    weights.into_iter().map(|weight| weight / sum).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wave(shift: f32) -> Block {
+        Block::from_fn([1, 1, 1, 20, 30], |[.., y, x]| ((x as f32 + shift) * 0.4).sin() * 0.5 + y as f32 * 0.01)
+    }
+
+    #[test]
+    fn equal_pictures() {
+        assert_eq!((psnr(&wave(0.0), &wave(0.0)), ssim(&wave(0.0), &wave(0.0))), (f64::INFINITY, 1.0));
+    }
+
+    #[test]
+    fn known_values() {
+        let brighter = Block::from_fn([1, 1, 1, 20, 30], |[b, c, t, y, x]| {
+            wave(0.0).region(&tiling::Region { start: [t, y, x], size: [1, 1, 1] }).data()[b + c] + 0.2
+        });
+        assert!((psnr(&wave(0.0), &brighter) - 20.0).abs() < 1e-3);
+        assert!(ssim(&wave(0.0), &wave(0.2)) > ssim(&wave(0.0), &wave(2.0)));
+        // A constant against another: variances vanish, only the means count.
+        let flat = |value: f32| Block::from_fn([1, 1, 1, 12, 12], |_| value);
+        let expected = (2.0 * 0.5 * 0.25 + 0.0004) / (0.25 + 0.0625 + 0.0004);
+        assert!((ssim(&flat(0.5), &flat(0.25)) - expected).abs() < 1e-9);
+    }
+
+    #[test]
+    fn small_pictures_have_a_value() {
+        let dot = Block::from_fn([1, 3, 1, 1, 2], |[_, c, ..]| c as f32 * 0.1);
+        assert_eq!(ssim(&dot, &dot), 1.0);
+    }
+}

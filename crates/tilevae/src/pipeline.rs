@@ -1,0 +1,175 @@
+use std::sync::Arc;
+
+use burn::tensor::DType;
+use parallel::{Executor, Job, Progress, RunStats};
+use tiling::{BlendPolicy, Block, BoxError, Canvas, Compositor, Region, RowSink, TileOp, TileSource};
+use vae_core::{Decode, Encode, Model, Posterior, Registry, Vae, VaeSpec};
+
+use crate::{Config, Direction, DtypeConfig, Error, LatentSpace, RunPlan, open_device};
+
+/// Finds the model that a configuration names. No weights are loaded.
+///
+/// # Errors
+/// When the checkpoint cannot be read or no family claims it.
+pub fn open_model(config: &Config) -> Result<Model, Error> {
+    let model = &config.model;
+    Ok(Model::open(&Registry::linked()?, &model.path, &model.family, model.config.as_deref())?)
+}
+
+/// A model with its weights, and everything that a run needs besides its input.
+#[derive(Debug)]
+pub struct Pipeline {
+    config: Config,
+    family: &'static str,
+    vaes: Vec<Arc<dyn Vae>>,
+    executor: Box<dyn Executor>,
+    blend: Box<dyn BlendPolicy>,
+}
+
+/// What an encode gives.
+#[derive(Debug, Clone)]
+pub struct Encoded {
+    /// `[b, c, t, h, w]`, in the configured latent space.
+    pub latents: Block,
+    /// Mean and log-variance, the model's own, when the configuration asks for moments.
+    pub moments: Option<[Block; 2]>,
+    /// What the run took.
+    pub stats: RunStats,
+}
+
+impl Pipeline {
+    /// Opens and loads the configured model on the configured devices.
+    ///
+    /// # Errors
+    /// When the model or a device is not there, or the weights do not fit.
+    pub fn load(config: &Config) -> Result<Self, Error> {
+        Self::load_model(config, &open_model(config)?)
+    }
+
+    /// The same for a model that is open already.
+    ///
+    /// # Errors
+    /// When a device is not there, or the weights do not fit.
+    pub fn load_model(config: &Config, model: &Model) -> Result<Self, Error> {
+        let executor = config.executor.build();
+        let devices = config.devices.names.iter().map(open_device).collect::<Result<Vec<_>, _>>()?;
+        let Some(first) = devices.first() else { return Err(parallel::ExecError::NoDevice.into()) };
+        if executor.name() == "sequential" && devices.len() > 1 {
+            return Err(parallel::ExecError::TooManyDevices { executor: executor.name(), got: devices.len() }.into());
+        }
+        let vae: Arc<dyn Vae> = model.load(first, dtype(config.model.dtype, model)?)?.into();
+        let replicas = devices[1..].iter().map(|device| Arc::from(vae.to_device(device)));
+        let vaes = std::iter::once(vae.clone()).chain(replicas).collect();
+        Ok(Self { config: config.clone(), family: model.entry.name, vaes, executor, blend: config.blend.build() })
+    }
+
+    /// What is known of the model without its weights.
+    pub fn spec(&self) -> &VaeSpec {
+        self.vaes[0].spec()
+    }
+
+    /// The plan of a run.
+    ///
+    /// # Errors
+    /// When the model does not take such an input, or the grid cannot be laid.
+    pub fn plan(&self, direction: Direction, input_shape: [usize; 5]) -> Result<RunPlan, Error> {
+        RunPlan::new(&self.config, self.family, self.spec(), direction, input_shape)
+    }
+
+    /// Decodes latents of the configured latent space.
+    ///
+    /// # Shapes
+    /// `[b, latent_channels, t, h, w]` to `[b, output_channels, t', h * ratio, w * ratio]`, about -1 to 1.
+    ///
+    /// # Errors
+    /// When the model does not take the latents or a tile fails.
+    pub fn decode(&self, latents: &dyn TileSource, progress: &mut dyn Progress) -> Result<Block, Error> {
+        let mut canvas = Canvas::default();
+        self.decode_to(latents, &mut canvas, progress)?;
+        Ok(canvas.into_block())
+    }
+
+    /// Decodes to a sink, which takes rows as they are finished.
+    ///
+    /// # Errors
+    /// When the model does not take the latents, a tile fails or the sink does.
+    pub fn decode_to(&self, latents: &dyn TileSource, sink: &mut dyn RowSink, progress: &mut dyn Progress) -> Result<RunStats, Error> {
+        let ops = self.vaes.iter().map(|vae| Arc::new(Decode(vae.clone())) as Arc<dyn TileOp>).collect::<Vec<_>>();
+        let own = OwnLatents { latents, spec: self.spec(), space: self.config.io.latent_space };
+        self.run(Direction::Decode, &own, &ops, sink, progress)
+    }
+
+    /// Encodes samples.
+    ///
+    /// # Shapes
+    /// `[b, input_channels, t', h, w]`, -1 to 1, to `[b, latent_channels, t, h / ratio, w / ratio]`.
+    ///
+    /// # Errors
+    /// When the model does not take the samples or a tile fails.
+    pub fn encode(&self, samples: &dyn TileSource, progress: &mut dyn Progress) -> Result<Encoded, Error> {
+        let ops = self.vaes.iter().map(|vae| Arc::new(Encode(vae.clone())) as Arc<dyn TileOp>).collect::<Vec<_>>();
+        let mut canvas = Canvas::default();
+        let stats = self.run(Direction::Encode, samples, &ops, &mut canvas, progress)?;
+        let moments = canvas.into_block();
+        let [mean, log_variance] = Posterior::split(&moments);
+        let io = &self.config.io;
+        let kept = (io.posterior == Posterior::Moments).then(|| [mean.clone(), log_variance.clone()]);
+        let mut latents = io.posterior.draw(mean, &log_variance, io.seed);
+        if io.latent_space == LatentSpace::Diffusion {
+            self.spec().latent_norm.to_diffusion(&mut latents);
+        }
+        Ok(Encoded { latents, moments: kept, stats })
+    }
+
+    fn run(
+        &self,
+        direction: Direction,
+        source: &dyn TileSource,
+        ops: &[Arc<dyn TileOp>],
+        sink: &mut dyn RowSink,
+        progress: &mut dyn Progress,
+    ) -> Result<RunStats, Error> {
+        let plan = self.plan(direction, source.shape())?;
+        let compositor = Compositor::new(&plan.tiles, self.blend.as_ref(), sink);
+        Ok(self.executor.run(Job { plan: &plan.tiles, source, ops, compositor }, progress)?)
+    }
+}
+
+/// The dtype to compute in. As diffusers' pipelines do, f16 becomes f32 where the model says that it overflows.
+fn dtype(asked: DtypeConfig, model: &Model) -> Result<DType, Error> {
+    let dtype = match asked {
+        DtypeConfig::Auto => model.stored_dtype()?,
+        DtypeConfig::F32 => DType::F32,
+        DtypeConfig::F16 => DType::F16,
+        DtypeConfig::Bf16 => DType::BF16,
+    };
+    match dtype {
+        DType::F16 if model.spec.force_upcast => {
+            tracing::info!("the model's force_upcast asks for f32 in place of f16");
+            Ok(DType::F32)
+        }
+        DType::F16 | DType::BF16 => Ok(dtype),
+        _ => Ok(DType::F32),
+    }
+}
+
+/// Latents as the model takes them, whatever space they came in.
+struct OwnLatents<'a> {
+    latents: &'a dyn TileSource,
+    spec: &'a VaeSpec,
+    space: LatentSpace,
+}
+
+impl TileSource for OwnLatents<'_> {
+    fn shape(&self) -> [usize; 5] {
+        self.latents.shape()
+    }
+
+    fn read(&self, region: &Region) -> Result<Block, BoxError> {
+        let mut tile = self.latents.read(region)?;
+        if self.space == LatentSpace::Diffusion {
+            self.spec.latent_norm.to_vae(&mut tile);
+        }
+        Ok(tile)
+    }
+}

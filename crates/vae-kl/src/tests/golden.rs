@@ -1,0 +1,98 @@
+use burn::tensor::{DType, Device, Tensor, TensorData};
+use tiling::{Block, Canvas, Cascade, Compositor, GridConfig, TileOp, TilePlan};
+use vae_core::{Decode, Encode, Posterior, Weights};
+
+use super::{Golden, assert_close, data, load};
+use crate::{AutoencoderKl, KlConfig};
+
+/// The greatest difference from diffusers on outputs of order 1.
+const F32: f32 = 2e-4;
+/// Twice what diffusers in the half type differs from itself in f32 on these files: 0.023 and 0.24.
+const F16: f32 = 5e-2;
+const BF16: f32 = 5e-1;
+
+fn tiled(op: &dyn TileOp, spec: &vae_core::VaeSpec, input: &Block, kind: &str) -> (Block, usize) {
+    let config = if kind == "tiled" {
+        GridConfig::Diffusers { tile_px: None, overlap: None, stride_px: None, skip_redundant: false }
+    } else {
+        GridConfig::Off {}
+    };
+    let plan = TilePlan::new(config.build(&spec.grid).unwrap().as_ref(), op.geometry(), input.extent()).unwrap();
+    let mut canvas = Canvas::default();
+    let mut compositor = Compositor::new(&plan, &Cascade, &mut canvas);
+    for tile in &plan.tiles {
+        compositor.push(tile.index, op.run(input.region(&tile.input)).unwrap()).unwrap();
+    }
+    compositor.finish().unwrap();
+    (canvas.into_block(), plan.tiles.len())
+}
+
+fn check_whole(config: &str, dtype: DType, tolerance: f32) {
+    let golden = Golden::read(config);
+    let vae = load(&data(config), dtype);
+    let mut most_tiles = 0;
+    for name in golden.names().iter().filter(|name| name.ends_with("decoded")) {
+        let (case, kind) = name.strip_suffix(".decoded").unwrap().rsplit_once('.').unwrap();
+        let latents = golden.block(&format!("{case}.latents"));
+        let (decoded, tiles) = tiled(&Decode(vae.clone()), vae.spec(), &latents, kind);
+        assert_close(&decoded, &golden.block(name), tolerance, &format!("{config} {name}"));
+        most_tiles = most_tiles.max(tiles);
+
+        let samples = golden.block(&format!("{case}.samples"));
+        let (moments, _) = tiled(&Encode(vae.clone()), vae.spec(), &samples, kind);
+        let [mean, log_variance] = Posterior::split(&moments);
+        assert_close(&mean, &golden.block(&format!("{case}.{kind}.mean")), tolerance, &format!("{config} {case} {kind} mean"));
+        assert_close(&log_variance, &golden.block(&format!("{case}.{kind}.logvar")), tolerance, &format!("{config} {case} {kind} logvar"));
+    }
+    assert!(most_tiles >= 6, "no case of {config} was cut into tiles");
+}
+
+#[test]
+fn sd_like_equals_diffusers() {
+    check_whole("sd", DType::F32, F32);
+}
+
+#[test]
+fn flux_like_equals_diffusers() {
+    check_whole("flux", DType::F32, F32);
+}
+
+#[test]
+fn odd_equals_diffusers() {
+    check_whole("odd", DType::F32, F32);
+}
+
+#[test]
+fn half_types_are_near() {
+    check_whole("flux", DType::F16, F16);
+    check_whole("flux", DType::BF16, BF16);
+}
+
+fn modules(config: &str) -> AutoencoderKl {
+    let model = super::open(&data(config));
+    let parsed: KlConfig = serde_json::from_value(without_private(&model.config)).unwrap();
+    let weights: Weights = vae_core::Checkpoint::open(&data(config), None).unwrap().weights().unwrap();
+    weights.apply(AutoencoderKl::new(&parsed, &Device::flex()).unwrap(), DType::F32).unwrap()
+}
+
+fn without_private(config: &serde_json::Value) -> serde_json::Value {
+    config.as_object().unwrap().iter().filter(|(name, _)| !name.starts_with('_')).map(|(k, v)| (k.clone(), v.clone())).collect()
+}
+
+#[test]
+fn single_blocks_equal_diffusers() {
+    for config in ["sd", "flux", "odd"] {
+        let golden = Golden::read(config);
+        let modules = modules(config);
+        let check = |name: &str, f: &dyn Fn(Tensor<4>) -> Tensor<4>| {
+            let input = golden.block(&format!("block.{name}.in"));
+            let [b, c, _, h, w] = input.shape();
+            let x = Tensor::from_data(TensorData::new(input.into_data(), [b, c, h, w]), &Device::flex());
+            let y = f(x);
+            let [b, c, h, w] = y.dims();
+            let got = Block::new([b, c, 1, h, w], y.into_data().try_into_vec().unwrap()).unwrap();
+            assert_close(&got, &golden.block(&format!("block.{name}.out")), F32, &format!("{config} {name}"));
+        };
+        modules.check_blocks(&check);
+    }
+}
