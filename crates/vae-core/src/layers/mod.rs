@@ -2,6 +2,8 @@
 
 mod attention;
 mod conv;
+#[cfg(feature = "flex")]
+mod cpu;
 mod norm;
 
 pub use attention::{Linear, attend};

@@ -1,6 +1,6 @@
 use burn::module::{Module, Param};
 use burn::tensor::activation::silu;
-use burn::tensor::{DType, Device, FloatDType, Tensor};
+use burn::tensor::{Device, FloatDType, Tensor};
 
 use super::parameter;
 
@@ -26,7 +26,7 @@ impl GroupNorm {
     /// # Shapes
     /// `[b, c, h, w]` to the same.
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        self.normalised(x, |y| y)
+        self.normalised(x, false)
     }
 
     /// The norm followed by SiLU.
@@ -34,11 +34,20 @@ impl GroupNorm {
     /// # Shapes
     /// `[b, c, h, w]` to the same.
     pub fn forward_silu(&self, x: Tensor<4>) -> Tensor<4> {
-        self.normalised(x, silu)
+        self.normalised(x, true)
     }
 
-    /// `after` sees the values in f32; the answer has the dtype of the input.
-    fn normalised(&self, x: Tensor<4>, after: impl Fn(Tensor<4>) -> Tensor<4>) -> Tensor<4> {
+    fn normalised(&self, x: Tensor<4>, then_silu: bool) -> Tensor<4> {
+        #[cfg(feature = "flex")]
+        if super::cpu::takes(&x) {
+            let norm = super::cpu::GroupNorm { groups: self.groups, epsilon: self.epsilon, then_silu };
+            return norm.forward(x, self.weight.val(), self.bias.val());
+        }
+        self.normalised_by_operators(x, then_silu)
+    }
+
+    /// The answer has the dtype of the input; SiLU sees the values in f32.
+    pub(super) fn normalised_by_operators(&self, x: Tensor<4>, then_silu: bool) -> Tensor<4> {
         let dtype = x.dtype();
         let [b, c, h, w] = x.dims();
         let grouped = x.cast(FloatDType::F32).reshape([b, self.groups, c / self.groups * h * w]);
@@ -46,10 +55,7 @@ impl GroupNorm {
         let normal = (grouped - mean) / (variance + self.epsilon).sqrt();
         let affine = |parameter: &Param<Tensor<1>>| parameter.val().cast(FloatDType::F32).reshape([1, c, 1, 1]);
         let y = normal.reshape([b, c, h, w]) * affine(&self.weight) + affine(&self.bias);
-        cast(after(y), dtype)
+        let y = if then_silu { silu(y) } else { y };
+        y.cast(dtype)
     }
-}
-
-fn cast(x: Tensor<4>, dtype: DType) -> Tensor<4> {
-    if x.dtype() == dtype { x } else { x.cast(dtype) }
 }
