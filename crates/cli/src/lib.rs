@@ -29,7 +29,9 @@ pub fn main() -> ExitCode {
         Err(error) if output::is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             output::print_error(&error);
-            let usage = error.downcast_ref::<tilevae::Error>().is_some_and(tilevae::Error::is_usage) || error.is::<commands::UsageError>();
+            let usage = error.is::<commands::UsageError>()
+                || error.downcast_ref().is_some_and(tilevae::Error::is_usage)
+                || error.downcast_ref().is_some_and(tilevae::io::IoError::is_usage);
             ExitCode::from(if usage { 2 } else { 1 })
         }
     }

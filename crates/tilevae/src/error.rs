@@ -77,17 +77,17 @@ pub enum Error {
 impl Error {
     /// Whether the user asked for something impossible, found before any tile was run, as against a run that failed.
     pub fn is_usage(&self) -> bool {
-        matches!(
-            self,
+        match self {
             Self::TomlSyntax { .. }
-                | Self::ConfigValue { .. }
-                | Self::Override { .. }
-                | Self::DeviceNotBuilt { .. }
-                | Self::DeviceAbsent { .. }
-                | Self::Grid(_)
-                | Self::Registry(RegistryError::Unknown { .. })
-                | Self::Run(parallel::ExecError::TooManyDevices { .. } | parallel::ExecError::NoDevice)
-                | Self::Io(crate::io::IoError::UnknownKind { .. })
-        )
+            | Self::ConfigValue { .. }
+            | Self::Override { .. }
+            | Self::DeviceNotBuilt { .. }
+            | Self::DeviceAbsent { .. }
+            | Self::Grid(_)
+            | Self::Registry(RegistryError::Unknown { .. })
+            | Self::Run(parallel::ExecError::TooManyDevices { .. } | parallel::ExecError::NoDevice) => true,
+            Self::Io(error) => error.is_usage(),
+            _ => false,
+        }
     }
 }

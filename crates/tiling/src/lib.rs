@@ -39,3 +39,6 @@ pub use geometry::{FrameScale, Geometry, Region, Scale};
 pub use grid::{Axis, DiffusersGrid, Grid, GridDefaults, Off, Overlap, Span, Uniform, UniformSize};
 pub use op::{RowSink, TileOp, TileSource};
 pub use plan::{Tile, TilePlan};
+
+#[cfg(test)]
+mod tests;

@@ -66,3 +66,39 @@ pub fn normal_noise(seed: u64, row: u64) -> impl Iterator<Item = f32> {
     rng.set_stream(row);
     std::iter::repeat_with(move || StandardNormal.sample(&mut rng))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn moments() -> Block {
+        Block::from_fn([2, 4, 1, 3, 5], |[b, c, _, y, x]| if c < 2 { (b + c + y + x) as f32 } else { 40.0 * (x as f32 - 2.0) })
+    }
+
+    #[test]
+    fn moments_are_split_and_log_variance_is_clamped() {
+        let [mean, log_variance] = Posterior::split(&moments());
+        assert_eq!((mean.shape(), log_variance.shape()), ([2, 2, 1, 3, 5], [2, 2, 1, 3, 5]));
+        assert_eq!(mean.row(3, 1), [3.0, 4.0, 5.0, 6.0, 7.0]);
+        assert_eq!(log_variance.row(0, 0), [-30.0, -30.0, 0.0, 20.0, 20.0]);
+    }
+
+    #[test]
+    fn a_draw_depends_on_seed_and_place_only() {
+        let [mean, log_variance] = Posterior::split(&moments());
+        let draw = |seed| Posterior::Sample.draw(mean.clone(), &log_variance, seed);
+        assert_eq!(draw(1), draw(1));
+        assert_ne!(draw(1), draw(2));
+        let noise: Vec<f32> = normal_noise(1, 4).take(5).collect();
+        assert_eq!(draw(1).row(1, 1)[2], mean.row(1, 1)[2] + noise[2]);
+        assert_eq!(Posterior::Mode.draw(mean.clone(), &log_variance, 1), mean);
+    }
+
+    #[test]
+    fn noise_is_standard_normal() {
+        let values: Vec<f64> = (0..50).flat_map(|row| normal_noise(3, row).take(1000)).map(f64::from).collect();
+        let mean = values.iter().sum::<f64>() / values.len() as f64;
+        let variance = values.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / values.len() as f64;
+        assert!(mean.abs() < 0.02 && (variance - 1.0).abs() < 0.03, "{mean} {variance}");
+    }
+}

@@ -94,7 +94,7 @@ impl Registry {
             };
             let closest =
                 self.names.iter().map(|(known, entry)| (strsim::damerau_levenshtein(known, &lower), known, entry)).min_by_key(|found| found.0);
-            let hint = closest.filter(|&(distance, known, _)| distance <= known.len() / 3).map(|(_, known, entry)| {
+            let hint = closest.filter(|&(distance, known, _)| distance <= (known.len() / 3).max(1)).map(|(_, known, entry)| {
                 entry.aliases.iter().find(|alias| alias.eq_ignore_ascii_case(known)).map_or_else(|| entry.name.to_owned(), |&alias| alias.to_owned())
             });
             let known = self.entries.values().map(describe).collect::<Vec<_>>().join(", ");
@@ -105,5 +105,73 @@ impl Registry {
     /// All families, sorted by name.
     pub fn entries(&self) -> impl Iterator<Item = &'static VaeEntry> {
         self.entries.values().copied()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::{DType, Device};
+    use serde::{Deserialize, Serialize};
+
+    use super::*;
+    use crate::{Vae, VaeFamily, VaeSpec, Weights};
+
+    #[derive(Serialize, Deserialize)]
+    struct Fields {}
+
+    /// A family that is only looked up.
+    struct Named<const N: usize>;
+
+    impl<const N: usize> VaeFamily for Named<N> {
+        const NAME: &'static str = ["first", "second", "third"][N];
+        const ALIASES: &'static [&'static str] = [&["AutoencoderFirst"] as &[&str], &[], &["autoencoderFIRST"]][N];
+        const SUMMARY: &'static str = "";
+        type Config = Fields;
+
+        fn spec(_: &Fields) -> Result<VaeSpec, VaeError> {
+            Err(VaeError::Frames { what: "latents", got: 0 })
+        }
+
+        fn load(_: &Fields, _: Weights, _: &Device, _: DType) -> Result<Box<dyn Vae>, VaeError> {
+            Err(VaeError::Frames { what: "latents", got: 0 })
+        }
+    }
+
+    static FIRST: VaeEntry = VaeEntry::of::<Named<0>>("crate-a");
+    static SECOND: VaeEntry = VaeEntry::of::<Named<1>>("crate-b");
+    static THIRD: VaeEntry = VaeEntry::of::<Named<2>>("crate-c");
+
+    #[test]
+    fn names_and_aliases_are_found_whatever_their_case() {
+        let registry = Registry::from_entries([&SECOND, &FIRST]).unwrap();
+        assert_eq!(registry.entries().map(|entry| entry.name).collect::<Vec<_>>(), ["first", "second"]);
+        for name in ["first", "FIRST", "AutoencoderFirst", "autoencoderfirst"] {
+            assert_eq!(registry.get(name).unwrap().origin, "crate-a");
+        }
+    }
+
+    #[test]
+    fn an_unknown_name_lists_the_known_ones() {
+        let registry = Registry::from_entries([&SECOND, &FIRST]).unwrap();
+        let message = |name| registry.get(name).unwrap_err().to_string();
+        assert_eq!(message("secnd"), "unknown VAE family `secnd`; known: first (AutoencoderFirst), second; did you mean `second`?");
+        assert!(message("AutoencoderFrist").ends_with("did you mean `AutoencoderFirst`?"));
+        assert_eq!(message("elephant"), "unknown VAE family `elephant`; known: first (AutoencoderFirst), second");
+    }
+
+    #[test]
+    fn a_name_claimed_twice_names_both_crates() {
+        for entries in [[&FIRST, &THIRD], [&THIRD, &FIRST]] {
+            let error = Registry::from_entries(entries).unwrap_err();
+            assert_eq!(
+                error.to_string(),
+                "the VAE name `".to_owned() + entries[1].aliases[0] + "` is claimed twice, by the crates crate-a and crate-c"
+            );
+        }
+    }
+
+    #[test]
+    fn no_family_at_all_says_how_to_link_one() {
+        assert!(Registry::from_entries([]).unwrap_err().to_string().contains("use vae_kl as _;"));
     }
 }

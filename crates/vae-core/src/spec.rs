@@ -129,3 +129,19 @@ impl LatentNorm {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn latents_are_scaled_by_channel_and_back() {
+        let norm = LatentNorm { scale: vec![2.0, 0.5], shift: vec![1.0, -1.0] };
+        let passed = Block::from_fn([2, 2, 1, 1, 2], |[b, c, _, _, x]| (4 * b + 2 * c + x) as f32);
+        let mut own = passed.clone();
+        norm.to_vae(&mut own);
+        assert_eq!(own.data(), [1.0, 3.0, 0.0, 0.5, 9.0, 11.0, 2.0, 2.5]);
+        norm.to_diffusion(&mut own);
+        assert_eq!(own, passed);
+    }
+}

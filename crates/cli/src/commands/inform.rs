@@ -19,12 +19,12 @@ pub(crate) fn models(common: &Common) -> anyhow::Result<()> {
         Ok(model) => {
             let spec = &model.spec;
             text += &format!(
-                "configured model: {path}\n  family {}, {} latent channels, {}x, tiles of {:?} px, stored as {:?}\n",
+                "configured model: {path}\n  family {}, {} latent channels, {}x, tiles of {:?} px, stored as {}\n",
                 model.entry.name,
                 spec.latent_channels,
                 spec.spatial_ratio,
                 spec.grid.tile_px,
-                model.stored_dtype().ok()
+                model.stored_dtype().map_or_else(|_| "(no weights)".to_owned(), |dtype| format!("{dtype:?}").to_lowercase())
             );
             json!({"path": config.model.path, "family": model.entry.name, "spec": spec, "config": model.config})
         }

@@ -30,7 +30,7 @@ fn input_shape(input: &str, asked: Option<Direction>, spec: &VaeSpec) -> anyhow:
         return Ok((direction, picture_shape(size, direction, spec)));
     }
     let path = PathBuf::from(input);
-    if FileKind::of(&path).map_err(tilevae::Error::from)?.is_picture() {
+    if FileKind::of(&path)?.is_picture() {
         let direction = asked.unwrap_or(Direction::Encode);
         return Ok((direction, picture_shape(io::picture_size(&path)?, direction, spec)));
     }

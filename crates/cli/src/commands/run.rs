@@ -20,13 +20,17 @@ pub(crate) fn decode(common: &Common, args: &args::Decode) -> anyhow::Result<()>
     let mut sink = output.sink(&plan.output_shape, crop, &config)?;
     let pipeline = Pipeline::load_model(&config, &model)?;
     let stats = pipeline.decode_to(&tensor.block, sink.rows(), &mut Bar::new(common, "decoding"))?;
+    let mut shape = plan.output_shape;
+    if let (SampleSink::Picture(_), Some(size)) = (&sink, crop) {
+        [shape[3], shape[4]] = size;
+    }
     let files = sink.write(tensor.rank)?;
-    report(common, &files, plan.output_shape, &stats)
+    report(common, &files, shape, &stats)
 }
 
 pub(crate) fn encode(common: &Common, args: &args::Encode) -> anyhow::Result<()> {
     let config = super::configuration(common)?;
-    if FileKind::of(&args.output).map_err(tilevae::Error::from)?.is_picture() {
+    if FileKind::of(&args.output)?.is_picture() {
         return Err(UsageError(format!("{} would be a picture; latents are written as .safetensors or .npy", args.output.display())).into());
     }
     io::check_writable(&args.output)?;
@@ -120,7 +124,7 @@ enum Samples {
 impl Samples {
     fn read(paths: &[PathBuf], spec: &VaeSpec) -> anyhow::Result<Self> {
         let pictures = paths.iter().map(|path| Ok(FileKind::of(path)?.is_picture())).collect::<Result<Vec<bool>, io::IoError>>();
-        match pictures.map_err(tilevae::Error::from)?[..] {
+        match pictures?[..] {
             [false] => Ok(Self::Raw(Tensors::read(&paths[0])?.samples()?)),
             ref kinds if kinds.iter().all(|&picture| picture) => Ok(Self::Pictures(Pictures::read(paths, spec.input_channels, spec.spatial_ratio)?)),
             _ => Err(UsageError("several inputs must all be pictures; raw samples come as one file with a batch".to_owned()).into()),
@@ -163,7 +167,7 @@ struct Output {
 
 impl Output {
     fn new(path: &Path) -> anyhow::Result<Self> {
-        let kind = FileKind::of(path).map_err(tilevae::Error::from)?;
+        let kind = FileKind::of(path)?;
         io::check_writable(path)?;
         Ok(Self { path: path.to_owned(), kind })
     }

@@ -114,6 +114,13 @@ pub enum IoError {
     },
 }
 
+impl IoError {
+    /// Whether something was asked for that no file could give, as against a file that failed.
+    pub fn is_usage(&self) -> bool {
+        matches!(self, Self::UnknownKind { .. } | Self::NotAPicture { .. } | Self::OneTensor { .. })
+    }
+}
+
 /// What a file holds, by its name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FileKind {

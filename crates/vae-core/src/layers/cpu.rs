@@ -165,11 +165,9 @@ mod tests {
     fn the_kernel_equals_the_operators() {
         let device = Device::flex();
         for (shape, groups) in [([2, 6, 5, 7], 3), ([1, 4, 1, 1], 2), ([1, 8, 40, 33], 8)] {
-            let norm = super::super::GroupNorm {
-                weight: burn::module::Param::from_tensor(ramp([shape[1]], 0.3, &device)),
-                bias: burn::module::Param::from_tensor(ramp([shape[1]], 0.7, &device)),
-                ..super::super::GroupNorm::new(groups, shape[1], 1e-6, &device)
-            };
+            let mut norm = super::super::GroupNorm::new(groups, shape[1], 1e-6, &device);
+            norm.weight = burn::module::Param::from_tensor(ramp([shape[1]], 0.3, &device));
+            norm.bias = burn::module::Param::from_tensor(ramp([shape[1]], 0.7, &device));
             let whole = ramp([shape[0], shape[1], shape[2], shape[3] + 2], 1.0, &device);
             // A view into a larger tensor, and a tensor that nobody else holds.
             let view = whole.narrow(3, 1, shape[3]);

@@ -1,0 +1,124 @@
+use std::fs;
+
+use super::{Folder, refused, root};
+
+const EXAMPLE: &str = "examples/latents/chelsea.safetensors";
+
+/// Refuses a decode of the example with one setting; nothing is left behind.
+#[track_caller]
+fn setting(code: i32, setting: &str) -> String {
+    let folder = Folder::new();
+    let message = refused(code, &["decode", EXAMPLE, "-o", &folder.path("out.png"), "--set", setting]);
+    assert!(folder.files().is_empty());
+    message
+}
+
+#[test]
+fn settings_that_cannot_be() {
+    for (given, fragments) in [
+        ("tiling.tilepx=64", ["[tiling]", "tilepx"]),
+        ("tilin.kind=off", ["tilin", "tiling"]),
+        ("model.family=klw", ["klw", "did you mean `kl`"]),
+        ("tiling.tile_px=100", ["not a multiple of 8", "nearest legal value is 104"]),
+        ("tiling.tile_px=4", ["at least 8", "nearest legal value is 8"]),
+        ("tiling.stride_px=512", ["256", "nearest legal value is 256"]),
+        ("tiling.overlap=0.27", ["overlap is 0.27", "nearest legal value is 0.28125"]),
+        ("executor.kind=fast", ["[executor]", "sequential"]),
+        ("devices.use=[\"cuda:0\"]", ["`cuda`", "cpu"]),
+        ("devices.use=[\"cpu\", \"cpu\"]", ["sequential", "one device"]),
+        ("devices.use=[]", ["no device", ""]),
+        ("nothing", ["section.key=value", ""]),
+    ] {
+        let message = setting(2, given);
+        assert!(fragments.iter().all(|fragment| message.contains(fragment)), "{given}: {message}");
+    }
+}
+
+#[test]
+fn an_impossible_tile_is_refused_before_weights_are_read() {
+    let folder = Folder::new();
+    fs::copy(root("models/demo-kl/config.json"), folder.path("config.json")).unwrap();
+    fs::write(folder.path("diffusion_pytorch_model.safetensors"), b"not weights").unwrap();
+    let model = folder.0.path().to_str().unwrap().to_owned();
+    let out = folder.path("out.png");
+    let message = refused(2, &["decode", EXAMPLE, "-o", &out, "--model", &model, "--set", "tiling.tile_px=12"]);
+    assert!(message.contains("tile_px is 12"), "{message}");
+    let message = refused(1, &["decode", EXAMPLE, "-o", &out, "--model", &model]);
+    assert!(message.contains("damaged"), "{message}");
+}
+
+#[test]
+fn checkpoints_that_cannot_be() {
+    let folder = Folder::new();
+    let out = folder.path("out.png");
+    let decode = |model: &str| refused(1, &["decode", EXAMPLE, "-o", &out, "--model", model]);
+    assert!(decode(&folder.path("nowhere")).contains("cannot be read"));
+    assert!(decode("README.md").contains("kinds are .safetensors"));
+    assert!(decode(EXAMPLE).contains("not those of a known VAE family"));
+
+    let cut = folder.path("cut.safetensors");
+    let whole = fs::read(root("models/demo-kl/diffusion_pytorch_model.safetensors")).unwrap();
+    fs::write(&cut, &whole[..whole.len() / 2]).unwrap();
+    assert!(decode(&cut).contains("cut.safetensors is damaged"));
+
+    let model = folder.path("config-only");
+    fs::create_dir(&model).unwrap();
+    fs::write(folder.path("config-only/config.json"), "{").unwrap();
+    assert!(decode(&model).contains("not valid JSON"));
+    fs::write(folder.path("config-only/config.json"), r#"{"_class_name": "AutoencoderKLWam"}"#).unwrap();
+    assert!(refused(2, &["decode", EXAMPLE, "-o", &out, "--model", &model]).contains("unknown VAE family `AutoencoderKLWam`"));
+    fs::copy(root("models/demo-kl/config.json"), folder.path("config-only/config.json")).unwrap();
+    assert!(decode(&model).contains("holds no weights"));
+}
+
+#[test]
+fn inputs_and_outputs_that_cannot_be() {
+    let folder = Folder::new();
+    let out = folder.path("out.png");
+    for (code, args, fragment) in [
+        (1, vec!["decode", "nowhere.safetensors", "-o", &out], "cannot be read"),
+        (2, vec!["decode", "README.md", "-o", &out], "kinds are"),
+        (2, vec!["decode", "examples/images/chelsea.png", "-o", &out], "kinds are .safetensors, .npy"),
+        (2, vec!["decode", EXAMPLE, "-o", "out.bmp"], "kinds are"),
+        (1, vec!["decode", EXAMPLE, "-o", "no/such/folder/out.png"], "no folder no/such/folder"),
+        (2, vec!["encode", "examples/images/chelsea.png", "-o", &out], "would be a picture"),
+        (1, vec!["encode", EXAMPLE, "-o", "/tmp/never.safetensors"], "the samples have 16 channels, this model expects 3"),
+        (2, vec!["encode", EXAMPLE, EXAMPLE, "-o", "/tmp/never.safetensors"], "must all be pictures"),
+        (2, vec!["plan", "4096"], "kinds are"),
+        (1, vec!["decode", EXAMPLE, "-o", &out, "--config", "nowhere.toml"], "nowhere.toml cannot be read"),
+        (2, vec!["decode", EXAMPLE, "-o", &out, "--device", "tpu"], "unknown device `tpu`"),
+    ] {
+        let message = refused(code, &args);
+        assert!(message.contains(fragment), "{args:?}: {message}");
+    }
+    assert!(folder.files().is_empty());
+}
+
+#[test]
+fn damaged_tensors_are_errors() {
+    let folder = Folder::new();
+    let out = folder.path("out.png");
+    let whole = fs::read(root(EXAMPLE)).unwrap();
+    let input = folder.path("l.safetensors");
+    for content in [&whole[..whole.len() / 2], b"", &u64::MAX.to_le_bytes()[..]] {
+        fs::write(&input, content).unwrap();
+        assert!(refused(1, &["decode", &input, "-o", &out]).contains("l.safetensors is damaged"));
+    }
+    let npy = folder.path("l.npy");
+    let header = "{'descr': '<f4', 'fortran_order': False, 'shape': (1, 16, 999999999, 999999999), }";
+    let content = [b"\x93NUMPY\x01\x00".as_slice(), &(header.len() as u16).to_le_bytes(), header.as_bytes(), &[0; 64]].concat();
+    fs::write(&npy, content).unwrap();
+    assert!(refused(1, &["decode", &npy, "-o", &out]).contains("l.npy is damaged"));
+    let png = folder.path("p.png");
+    fs::write(&png, &fs::read(root("examples/images/chelsea.png")).unwrap()[..5000]).unwrap();
+    assert!(refused(1, &["encode", &png, "-o", &folder.path("e.safetensors")]).contains("p.png is not a picture"));
+}
+
+#[test]
+fn what_was_there_stays_when_a_run_fails() {
+    let folder = Folder::new();
+    let out = folder.path("out.png");
+    fs::write(&out, "precious").unwrap();
+    refused(1, &["decode", EXAMPLE, "-o", &out, "--model", "crates/vae-kl/tests/data/sd"]);
+    assert_eq!((fs::read_to_string(&out).unwrap(), folder.files()), ("precious".to_owned(), vec!["out.png".to_owned()]));
+}
