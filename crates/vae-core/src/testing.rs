@@ -6,6 +6,8 @@
 //!
 //! The second argument is a checkpoint folder with small seeded weights.
 
+#![expect(clippy::missing_panics_doc, reason = "tests panic when they fail")]
+
 use std::path::Path;
 use std::sync::Arc;
 

@@ -79,7 +79,7 @@ impl Decoder {
 }
 
 #[cfg(test)]
-type Check<'a> = &'a dyn Fn(&str, &dyn Fn(Tensor<4>) -> Tensor<4>);
+pub(crate) type Check<'a> = &'a dyn Fn(&str, &dyn Fn(Tensor<4>) -> Tensor<4>);
 
 #[cfg(test)]
 impl Encoder {

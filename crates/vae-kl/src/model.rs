@@ -105,7 +105,7 @@ impl Vae for KlVae {
 #[cfg(test)]
 impl AutoencoderKl {
     /// Calls `check` with the blocks that the golden files hold.
-    pub(crate) fn check_blocks(&self, check: &dyn Fn(&str, &dyn Fn(Tensor<4>) -> Tensor<4>)) {
+    pub(crate) fn check_blocks(&self, check: crate::coders::Check) {
         self.encoder.check_blocks(check);
         self.decoder.check_blocks(check);
     }

@@ -217,8 +217,8 @@ fn finished_rows_go_on_while_later_tiles_are_missing() {
     for policy in [&Cascade as &dyn BlendPolicy, &Feather] {
         let mut bands = Bands::default();
         let mut compositor = Compositor::new(&plan, policy, &mut bands);
-        for index in 0..plan.columns.len() {
-            compositor.push(index, answers[index].clone()).unwrap();
+        for (index, answer) in answers.iter().enumerate().take(plan.columns.len()) {
+            compositor.push(index, answer.clone()).unwrap();
         }
         drop(compositor);
         assert_eq!(bands.0, [(0, plan.rows[1].start)]);
