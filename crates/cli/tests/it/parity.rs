@@ -106,3 +106,16 @@ fn half_types_compute_near_f32() {
     let said = tilevae(&["plan", "64x64", "-v", "--model", model.to_str().unwrap()]);
     assert!(said.status.success());
 }
+
+/// Outside the default run, since Burn's ndarray backend takes long to compile: `just ndarray`.
+#[cfg(feature = "ndarray")]
+#[test]
+fn ndarray_decodes_as_diffusers_does() {
+    let folder = Folder::new();
+    let model = root("crates/vae-kl/tests/data/sd");
+    let [l, out] = ["l.safetensors", "out.safetensors"].map(|name| folder.path(name));
+    write_tensors(l.as_ref(), &[("latents", &golden("sd", "1x11x7.latents"))], 4, None).unwrap();
+    let model = model.to_str().unwrap();
+    run(&["decode", "--model", model, &l, "-o", &out, "--device", "ndarray", "--set", "io.latent_space=vae"]);
+    assert!(max_diff(&samples(&out).block, &golden("sd", "1x11x7.tiled.decoded")) <= 2e-4);
+}

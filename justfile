@@ -1,0 +1,30 @@
+# What CI runs.
+ci:
+    bash .ci/run
+
+# Format, lint, test.
+check:
+    cargo fmt --all
+    cargo clippy --release --workspace --all-targets -- -D warnings
+    cargo test --release --workspace
+
+# The golden case on Burn's ndarray backend; compiling it takes over ten minutes of processor time.
+ndarray:
+    cargo test --release -p tilevae-cli --features ndarray ndarray
+
+# Type-check the GPU backends without what they need to link.
+check-gpu:
+    DOCS_RS=1 cargo check --release -p tilevae-cli --features cuda,vulkan
+
+# Golden files from diffusers (see tools/requirements.txt).
+fixtures:
+    python tools/make_fixtures.py
+
+# tilevae against diffusers on this machine.
+bench-peer:
+    cargo build --release -p tilevae-cli
+    python tools/bench_peer.py
+
+# Licences and advisories.
+deny:
+    cargo deny check
