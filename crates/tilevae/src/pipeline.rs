@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use burn::tensor::DType;
 use parallel::{Executor, Job, Progress, RunStats};
-use tiling::{BlendPolicy, Block, BoxError, Canvas, Compositor, Region, RowSink, TileOp, TileSource};
+use tiling::{BlendPolicy, Block, BoxError, Canvas, Compositor, Grid, Region, RowSink, TileOp, TileSource};
 use vae_core::{Decode, Encode, Model, Posterior, Registry, Vae, VaeSpec};
 
 use crate::{Config, Direction, DtypeConfig, Error, LatentSpace, RunPlan, open_device};
@@ -23,6 +23,7 @@ pub struct Pipeline {
     family: &'static str,
     vaes: Vec<Arc<dyn Vae>>,
     executor: Box<dyn Executor>,
+    grid: Box<dyn Grid>,
     blend: Box<dyn BlendPolicy>,
 }
 
@@ -60,7 +61,20 @@ impl Pipeline {
         let vae: Arc<dyn Vae> = model.load(first, dtype(config.model.dtype, model)?)?.into();
         let replicas = devices[1..].iter().map(|device| Arc::from(vae.to_device(device)));
         let vaes = std::iter::once(vae.clone()).chain(replicas).collect();
-        Ok(Self { config: config.clone(), family: model.entry.name, vaes, executor, blend: config.blend.build() })
+        let (grid, blend) = (config.tiling.build(&model.spec.grid)?, config.blend.build());
+        Ok(Self { config: config.clone(), family: model.entry.name, vaes, executor, grid, blend })
+    }
+
+    /// The same pipeline with a grid of the caller's own in place of the configured one.
+    #[must_use]
+    pub fn with_grid(self, grid: Box<dyn Grid>) -> Self {
+        Self { grid, ..self }
+    }
+
+    /// The same pipeline with a blend of the caller's own in place of the configured one.
+    #[must_use]
+    pub fn with_blend(self, blend: Box<dyn BlendPolicy>) -> Self {
+        Self { blend, ..self }
     }
 
     /// What is known of the model without its weights.
@@ -73,7 +87,7 @@ impl Pipeline {
     /// # Errors
     /// When the model does not take such an input, or the grid cannot be laid.
     pub fn plan(&self, direction: Direction, input_shape: [usize; 5]) -> Result<RunPlan, Error> {
-        RunPlan::new(&self.config, self.family, self.spec(), direction, input_shape)
+        RunPlan::with_grid(self.grid.as_ref(), self.family, self.spec(), direction, input_shape)
     }
 
     /// Decodes latents of the configured latent space.
@@ -94,7 +108,7 @@ impl Pipeline {
     /// # Errors
     /// When the model does not take the latents, a tile fails or the sink does.
     pub fn decode_to(&self, latents: &dyn TileSource, sink: &mut dyn RowSink, progress: &mut dyn Progress) -> Result<RunStats, Error> {
-        let ops = self.vaes.iter().map(|vae| Arc::new(Decode(vae.clone())) as Arc<dyn TileOp>).collect::<Vec<_>>();
+        let ops = self.ops(|vae| Arc::new(Decode(vae)));
         let own = OwnLatents { latents, spec: self.spec(), space: self.config.io.latent_space };
         self.run(Direction::Decode, &own, &ops, sink, progress)
     }
@@ -107,7 +121,7 @@ impl Pipeline {
     /// # Errors
     /// When the model does not take the samples or a tile fails.
     pub fn encode(&self, samples: &dyn TileSource, progress: &mut dyn Progress) -> Result<Encoded, Error> {
-        let ops = self.vaes.iter().map(|vae| Arc::new(Encode(vae.clone())) as Arc<dyn TileOp>).collect::<Vec<_>>();
+        let ops = self.ops(|vae| Arc::new(Encode(vae)));
         let mut canvas = Canvas::default();
         let stats = self.run(Direction::Encode, samples, &ops, &mut canvas, progress)?;
         let moments = canvas.into_block();
@@ -119,6 +133,11 @@ impl Pipeline {
             self.spec().latent_norm.to_diffusion(&mut latents);
         }
         Ok(Encoded { latents, moments: kept, stats })
+    }
+
+    /// The operation for every device.
+    fn ops(&self, op: impl Fn(Arc<dyn Vae>) -> Arc<dyn TileOp>) -> Vec<Arc<dyn TileOp>> {
+        self.vaes.iter().map(|vae| op(vae.clone())).collect()
     }
 
     fn run(
@@ -171,5 +190,69 @@ impl TileSource for OwnLatents<'_> {
             self.spec.latent_norm.to_vae(&mut tile);
         }
         Ok(tile)
+    }
+}
+
+#[cfg(all(test, feature = "flex", feature = "kl"))]
+mod tests {
+    use tiling::{Corner, Span};
+
+    use super::*;
+
+    const DEMO: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/demo-kl");
+    const SD: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../vae-kl/tests/data/sd");
+
+    fn pipeline(model: &str, dtype: &str) -> Pipeline {
+        Pipeline::load(&Config::from_toml(&format!("model.path = {model:?}\nmodel.dtype = {dtype:?}")).unwrap()).unwrap()
+    }
+
+    fn latents(channels: usize) -> Block {
+        Block::from_fn([1, channels, 1, 6, 10], |[_, c, _, y, x]| ((c * 31 + y * 17 + x * 7) % 23) as f32 / 11.0 - 1.0)
+    }
+
+    #[test]
+    fn f16_is_computed_in_f32_where_the_model_asks_for_it() {
+        let decode = |model, dtype, channels| pipeline(model, dtype).decode(&latents(channels), &mut ()).unwrap();
+        assert!(pipeline(SD, "f16").spec().force_upcast);
+        assert_eq!(decode(SD, "f16", 4), decode(SD, "f32", 4));
+        assert_ne!(decode(SD, "bf16", 4), decode(SD, "f32", 4));
+        assert_ne!(decode(DEMO, "auto", 16), decode(DEMO, "f32", 16));
+    }
+
+    /// Two columns that meet in the middle.
+    #[derive(Debug)]
+    struct Halves;
+
+    impl Grid for Halves {
+        fn spans(&self, _: tiling::Scale, [height, width]: [usize; 2]) -> Result<[Vec<Span>; 2], tiling::GridError> {
+            let half = width / 2;
+            Ok([vec![Span { start: 0, length: height }], vec![Span { start: 0, length: half + 1 }, Span { start: half, length: width - half }]])
+        }
+    }
+
+    /// The later tile takes all of an overlap.
+    #[derive(Debug)]
+    struct Later;
+
+    impl BlendPolicy for Later {
+        fn weight(&self, _: usize, _: usize) -> f64 {
+            1.0
+        }
+
+        fn corner(&self) -> Corner {
+            Corner::Separable
+        }
+    }
+
+    #[test]
+    fn grids_and_blends_may_be_the_callers_own() {
+        let pipeline = pipeline(DEMO, "f32").with_grid(Box::new(Halves)).with_blend(Box::new(Later));
+        let latents = latents(16);
+        let mut canvas = Canvas::default();
+        assert_eq!(pipeline.decode_to(&latents, &mut canvas, &mut ()).unwrap().tiles, 2);
+        let right = Region { start: [0, 0, 5], size: [1, 6, 5] };
+        let alone = pipeline.with_grid(Box::new(tiling::Off)).decode(&latents.region(&right), &mut ()).unwrap();
+        let shown = canvas.into_block().region(&Region { start: [0, 0, 40], size: [1, 48, 40] });
+        assert_eq!(shown, alone);
     }
 }

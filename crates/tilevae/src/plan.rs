@@ -1,5 +1,5 @@
 use serde::{Deserialize, Serialize};
-use tiling::{Geometry, TilePlan};
+use tiling::{Geometry, Grid, TilePlan};
 use vae_core::VaeSpec;
 
 use crate::{Config, Error};
@@ -68,13 +68,20 @@ impl RunPlan {
     /// # Errors
     /// When the model does not take such an input, or the grid cannot be laid.
     pub fn new(config: &Config, family: &str, spec: &VaeSpec, direction: Direction, input_shape: [usize; 5]) -> Result<Self, Error> {
+        Self::with_grid(config.tiling.build(&spec.grid)?.as_ref(), family, spec, direction, input_shape)
+    }
+
+    /// Lays a grid over an input.
+    ///
+    /// # Errors
+    /// When the model does not take such an input, or the grid cannot be laid.
+    pub fn with_grid(grid: &dyn Grid, family: &str, spec: &VaeSpec, direction: Direction, input_shape: [usize; 5]) -> Result<Self, Error> {
         match direction {
             Direction::Decode => spec.check_latents(input_shape)?,
             Direction::Encode => spec.check_samples(input_shape)?,
         }
         let [batch, _, frames, height, width] = input_shape;
-        let grid = config.tiling.build(&spec.grid)?;
-        let tiles = TilePlan::new(grid.as_ref(), direction.geometry(spec), [frames, height, width])?;
+        let tiles = TilePlan::new(grid, direction.geometry(spec), [frames, height, width])?;
         let channels = match direction {
             Direction::Decode => spec.output_channels,
             Direction::Encode => 2 * spec.latent_channels,
