@@ -6,6 +6,7 @@ use tilevae::tiling::Scale;
 use tilevae::{Direction, RunPlan, VaeSpec, open_model};
 
 use crate::args::{Common, Plan};
+use crate::commands::UsageError;
 use crate::output::{bytes, print};
 use crate::plan_picture;
 
@@ -30,7 +31,8 @@ fn input_shape(input: &str, asked: Option<Direction>, spec: &VaeSpec) -> anyhow:
         return Ok((direction, picture_shape(size, direction, spec)));
     }
     let path = PathBuf::from(input);
-    if FileKind::of(&path)?.is_picture() {
+    let kind = FileKind::of(&path).map_err(|error| UsageError(format!("{error}; or give a size in px, as 1024x768 (height, width)")))?;
+    if kind.is_picture() {
         let direction = asked.unwrap_or(Direction::Encode);
         return Ok((direction, picture_shape(io::picture_size(&path)?, direction, spec)));
     }
