@@ -24,6 +24,12 @@ pub trait Executor: Debug + Send + Sync {
     /// The name in configurations.
     fn name(&self) -> &'static str;
 
+    /// Whether the executor can use this many devices.
+    ///
+    /// # Errors
+    /// [`ExecError::NoDevice`] or [`ExecError::TooManyDevices`].
+    fn check_devices(&self, count: usize) -> Result<(), ExecError>;
+
     /// Runs every tile once. `progress` is called on the calling thread.
     ///
     /// # Errors

@@ -15,13 +15,17 @@ impl Executor for Sequential {
         "sequential"
     }
 
+    fn check_devices(&self, count: usize) -> Result<(), ExecError> {
+        match count {
+            0 => Err(ExecError::NoDevice),
+            1 => Ok(()),
+            got => Err(ExecError::TooManyDevices { executor: self.name(), got }),
+        }
+    }
+
     fn run(&self, mut job: Job<'_>, progress: &mut dyn Progress) -> Result<RunStats, ExecError> {
-        let [op] = job.ops else {
-            return Err(match job.ops.len() {
-                0 => ExecError::NoDevice,
-                got => ExecError::TooManyDevices { executor: self.name(), got },
-            });
-        };
+        self.check_devices(job.ops.len())?;
+        let op = &job.ops[0];
         let start = Instant::now();
         let total = job.plan.tiles.len();
         for planned in &job.plan.tiles {

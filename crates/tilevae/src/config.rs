@@ -121,14 +121,8 @@ impl Config {
         for layer in layers {
             merge(&mut merged, layer);
         }
-        // One section at a time, so that a message can name it.
-        let sections: Vec<String> = merged.keys().cloned().collect();
-        let config: Result<Self, _> = Value::Table(merged.clone()).try_into();
-        config.map_err(|error| {
-            let fails = |name: &&String| check_section(name, &merged[name.as_str()]).is_err();
-            let message = error.message().to_owned();
-            Error::ConfigValue { message: sections.iter().find(fails).map_or(message.clone(), |section| format!("in [{section}]: {message}")) }
-        })
+        serde_path_to_error::deserialize(merged)
+            .map_err(|error| Error::ConfigValue { key: error.path().to_string(), message: error.inner().message().to_owned() })
     }
 
     /// The embedded file that holds every default, with comments.
@@ -148,19 +142,6 @@ impl Config {
 impl Default for Config {
     fn default() -> Self {
         Self::from_layers([]).expect("the embedded defaults are valid")
-    }
-}
-
-fn check_section(name: &str, value: &Value) -> Result<(), toml::de::Error> {
-    let value = value.clone();
-    match name {
-        "model" => value.try_into::<ModelConfig>().map(drop),
-        "devices" => value.try_into::<DevicesConfig>().map(drop),
-        "tiling" => value.try_into::<GridConfig>().map(drop),
-        "blend" => value.try_into::<BlendConfig>().map(drop),
-        "executor" => value.try_into::<ExecutorConfig>().map(drop),
-        "io" => value.try_into::<IoConfig>().map(drop),
-        _ => Ok(()),
     }
 }
 
@@ -249,15 +230,15 @@ mod tests {
     #[test]
     fn typos_are_named() {
         for (given, fragments) in [
-            ("tiling.tile_pxx=3", ["[tiling]", "tile_pxx"]),
-            ("tiling.kind=diffuser", ["[tiling]", "diffuser"]),
-            ("tiling.tile_px=-8", ["[tiling]", "whole number of px"]),
-            ("tiling.tile_px=[1,2,3]", ["[tiling]", "[height, width]"]),
-            ("executor.kind=parallel", ["[executor]", "sequential"]),
-            ("blend.kind=cascade2", ["[blend]", "feather"]),
-            ("model.dtype=f64", ["[model]", "bf16"]),
-            ("devices.use=[\"gpu\"]", ["[devices]", "vulkan:N"]),
-            ("io.latent_space=raw", ["[io]", "diffusion"]),
+            ("tiling.tile_pxx=3", ["`tiling", "tile_pxx"]),
+            ("tiling.kind=diffuser", ["`tiling", "diffuser"]),
+            ("tiling.tile_px=-8", ["`tiling", "whole number of px"]),
+            ("tiling.tile_px=[1,2,3]", ["`tiling", "[height, width]"]),
+            ("executor.kind=parallel", ["`executor", "sequential"]),
+            ("blend.kind=cascade2", ["`blend", "feather"]),
+            ("model.dtype=f64", ["`model.dtype`", "bf16"]),
+            ("devices.use=[\"gpu\"]", ["`devices.use[0]`", "vulkan:N"]),
+            ("io.latent_space=raw", ["`io.latent_space`", "diffusion"]),
             ("tile.kind=off", ["tile", "tiling"]),
         ] {
             let error = with(&[given]).unwrap_err();

@@ -15,9 +15,11 @@ pub enum Error {
         source: Box<toml::de::Error>,
     },
     /// A key or value that no configuration has.
-    #[error("the configuration is wrong: {message}")]
+    #[error("the configuration is wrong at `{key}`: {message}")]
     ConfigValue {
-        /// Which key, what was found, what is possible.
+        /// The section or key.
+        key: String,
+        /// What was found, and what is possible.
         message: String,
     },
     /// A `--set` without a key, or without `=`.

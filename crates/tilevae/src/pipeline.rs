@@ -53,12 +53,9 @@ impl Pipeline {
     /// When a device is not there, or the weights do not fit.
     pub fn load_model(config: &Config, model: &Model) -> Result<Self, Error> {
         let executor = config.executor.build();
+        executor.check_devices(config.devices.names.len())?;
         let devices = config.devices.names.iter().map(open_device).collect::<Result<Vec<_>, _>>()?;
-        let Some(first) = devices.first() else { return Err(parallel::ExecError::NoDevice.into()) };
-        if executor.name() == "sequential" && devices.len() > 1 {
-            return Err(parallel::ExecError::TooManyDevices { executor: executor.name(), got: devices.len() }.into());
-        }
-        let vae: Arc<dyn Vae> = model.load(first, dtype(config.model.dtype, model)?)?.into();
+        let vae: Arc<dyn Vae> = model.load(&devices[0], dtype(config.model.dtype, model)?)?.into();
         let replicas = devices[1..].iter().map(|device| Arc::from(vae.to_device(device)));
         let vaes = std::iter::once(vae.clone()).chain(replicas).collect();
         let (grid, blend) = (config.tiling.build(&model.spec.grid)?, config.blend.build());

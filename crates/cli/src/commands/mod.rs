@@ -31,7 +31,7 @@ fn configuration(common: &Common) -> Result<Config, tilevae::Error> {
     }
     if !common.device.is_empty() {
         let names = common.device.iter().map(|name| name.parse()).collect::<Result<_, tilevae::vae_core::DeviceNameError>>();
-        config.devices.names = names.map_err(|error| tilevae::Error::ConfigValue { message: error.to_string() })?;
+        config.devices.names = names.map_err(|error| tilevae::Error::ConfigValue { key: "devices.use".to_owned(), message: error.to_string() })?;
     }
     Ok(config)
 }

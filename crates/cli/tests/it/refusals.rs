@@ -16,14 +16,14 @@ fn setting(code: i32, setting: &str) -> String {
 #[test]
 fn settings_that_cannot_be() {
     for (given, fragments) in [
-        ("tiling.tilepx=64", ["[tiling]", "tilepx"]),
+        ("tiling.tilepx=64", ["`tiling`", "tilepx"]),
         ("tilin.kind=off", ["tilin", "tiling"]),
         ("model.family=klw", ["klw", "did you mean `kl`"]),
         ("tiling.tile_px=100", ["not a multiple of 8", "nearest legal value is 104"]),
         ("tiling.tile_px=4", ["at least 8", "nearest legal value is 8"]),
         ("tiling.stride_px=512", ["256", "nearest legal value is 256"]),
         ("tiling.overlap=0.27", ["overlap is 0.27", "nearest legal value is 0.28125"]),
-        ("executor.kind=fast", ["[executor]", "sequential"]),
+        ("executor.kind=fast", ["`executor.kind`", "sequential"]),
         ("devices.use=[\"cuda:0\"]", ["`cuda`", "cpu"]),
         ("devices.use=[\"cpu\", \"cpu\"]", ["sequential", "one device"]),
         ("devices.use=[]", ["no device", ""]),
