@@ -149,8 +149,20 @@ impl Model {
             None => registry.entries().find_map(|entry| entry.infer(&weights).map(|config| (entry, config))),
         };
         let (entry, inferred) = found.ok_or_else(|| RegistryError::Unrecognised { path: path.to_owned(), family: family.to_owned() })?;
-        let config = checkpoint.config().cloned().unwrap_or(inferred);
+        let known = checkpoint.config().cloned();
+        let is_inferred = known.is_none();
+        let config = known.unwrap_or(inferred);
         let spec = entry.spec(&config)?;
+        if is_inferred {
+            // Shapes do not tell this: an SDXL VAE looks like one of SD 1.x.
+            let norm = &spec.latent_norm;
+            tracing::warn!(
+                "{} has no config.json: latents are taken to be multiplied by {:?} and shifted by {:?}; `model.config` can name the right one",
+                path.display(),
+                norm.scale,
+                norm.shift
+            );
+        }
         Ok(Self { entry, config, spec, checkpoint })
     }
 

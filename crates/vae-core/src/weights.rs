@@ -117,14 +117,14 @@ impl Checkpoint {
         let meta = fs::metadata(path).map_err(|source| WeightError::Io { path: path.to_owned(), source })?;
         let path = if meta.is_dir() && path.join("vae/config.json").is_file() { path.join("vae") } else { path.to_owned() };
         let beside = if meta.is_dir() { path.join("config.json") } else { path.with_file_name("config.json") };
-        let config = match config {
-            Some(given) => Some(read_json(given)?),
-            None if beside.is_file() => Some(read_json(&beside)?),
-            None => None,
-        };
         // A file in a folder of other things: the configuration there is its own only if it says what it is.
         let own = |config: &Value| meta.is_dir() || config.get("_class_name").is_some();
-        Ok(Self { path, config: config.filter(own) })
+        let config = match config {
+            Some(given) => Some(read_json(given)?),
+            None if beside.is_file() => Some(read_json(&beside)?).filter(own),
+            None => None,
+        };
+        Ok(Self { path, config })
     }
 
     /// The fields of the configuration.

@@ -1,6 +1,6 @@
 use clap::CommandFactory;
 use serde_json::json;
-use tilevae::{Config, Registry, list_devices, open_model};
+use tilevae::{Config, Registry, list_devices};
 
 use crate::args::{self, Args, Common};
 use crate::output::print;
@@ -15,7 +15,7 @@ pub(crate) fn models(common: &Common) -> anyhow::Result<()> {
         families.push(json!({"name": entry.name, "aliases": entry.aliases, "summary": entry.summary, "crate": entry.origin}));
     }
     let path = config.model.path.display();
-    let model = match open_model(&config) {
+    let model = match super::open_model(&config) {
         Ok(model) => {
             let spec = &model.spec;
             text += &format!(
@@ -29,7 +29,7 @@ pub(crate) fn models(common: &Common) -> anyhow::Result<()> {
             json!({"path": config.model.path, "family": model.entry.name, "spec": spec, "config": model.config})
         }
         // A list of families is of use without a model, unless one was asked for.
-        Err(error) if common.model.is_some() => return Err(error.into()),
+        Err(error) if common.model.is_some() => return Err(error),
         Err(error) => {
             text += &format!("configured model: none ({error})\n");
             serde_json::Value::Null

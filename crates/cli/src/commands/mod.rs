@@ -6,7 +6,7 @@ pub(crate) use inform::{completions, config, devices, models};
 pub(crate) use plan::plan;
 pub(crate) use run::{decode, encode, roundtrip};
 
-use tilevae::{Config, parse_override};
+use tilevae::{Config, Model, parse_override};
 
 use crate::args::Common;
 
@@ -34,4 +34,15 @@ fn configuration(common: &Common) -> Result<Config, tilevae::Error> {
         config.devices.names = names.map_err(|error| tilevae::Error::ConfigValue { key: "devices.use".to_owned(), message: error.to_string() })?;
     }
     Ok(config)
+}
+
+/// The configured model, without weights.
+fn open_model(config: &Config) -> anyhow::Result<Model> {
+    let path = &config.model.path;
+    if *path == Config::default().model.path && !path.exists() {
+        return Err(
+            UsageError(format!("no model is named, and the default, {}, is not below this folder; name one with --model", path.display())).into()
+        );
+    }
+    Ok(tilevae::open_model(config)?)
 }

@@ -3,7 +3,7 @@ use std::path::{Path, PathBuf};
 use serde_json::json;
 use tilevae::io::{self, FileKind, Tensors};
 use tilevae::tiling::Scale;
-use tilevae::{Direction, RunPlan, VaeSpec, open_model};
+use tilevae::{Direction, RunPlan, VaeSpec};
 
 use crate::args::{Common, Plan};
 use crate::commands::UsageError;
@@ -12,7 +12,7 @@ use crate::plan_picture;
 
 pub(crate) fn plan(common: &Common, args: &Plan) -> anyhow::Result<()> {
     let config = super::configuration(common)?;
-    let model = open_model(&config)?;
+    let model = super::open_model(&config)?;
     let (direction, shape) = input_shape(&args.input, args.direction, &model.spec)?;
     let plan = RunPlan::new(&config, model.entry.name, &model.spec, direction, shape)?;
     if let Some(path) = &args.svg {

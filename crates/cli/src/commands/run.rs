@@ -4,7 +4,7 @@ use anyhow::Context;
 use serde_json::json;
 use tilevae::io::{self, FileKind, PictureSink, Pictures, Tensors};
 use tilevae::tiling::{Canvas, Region, RowSink};
-use tilevae::{Config, Direction, Model, Pipeline, RunPlan, RunStats, TileSource, VaeSpec, metrics, open_model};
+use tilevae::{Config, Direction, Model, Pipeline, RunPlan, RunStats, TileSource, VaeSpec, metrics};
 
 use crate::args::{self, Common};
 use crate::commands::UsageError;
@@ -14,7 +14,7 @@ pub(crate) fn decode(common: &Common, args: &args::Decode) -> anyhow::Result<()>
     let config = super::configuration(common)?;
     let output = Output::new(&args.output)?;
     let tensor = Tensors::read(&args.latents)?.latents()?;
-    let model = open_model(&config)?;
+    let model = super::open_model(&config)?;
     let plan = planned(&config, &model, Direction::Decode, tensor.block.shape())?;
     let crop = tensor.picture_size.filter(|&size| is_padding(size, [plan.output_shape[3], plan.output_shape[4]], model.spec.spatial_ratio));
     let mut sink = output.sink(&plan.output_shape, crop, &config)?;
@@ -37,7 +37,7 @@ pub(crate) fn encode(common: &Common, args: &args::Encode) -> anyhow::Result<()>
     if config.io.posterior == tilevae::Posterior::Moments && FileKind::of(&args.output)? == FileKind::Npy {
         return Err(io::IoError::OneTensor { path: args.output.clone() }.into());
     }
-    let model = open_model(&config)?;
+    let model = super::open_model(&config)?;
     let samples = Samples::read(&args.samples, &model.spec)?;
     planned(&config, &model, Direction::Encode, samples.source().shape())?;
     let pipeline = Pipeline::load_model(&config, &model)?;
@@ -53,7 +53,7 @@ pub(crate) fn encode(common: &Common, args: &args::Encode) -> anyhow::Result<()>
 pub(crate) fn roundtrip(common: &Common, args: &args::Roundtrip) -> anyhow::Result<()> {
     let config = super::configuration(common)?;
     let output = args.output.as_deref().map(Output::new).transpose()?;
-    let model = open_model(&config)?;
+    let model = super::open_model(&config)?;
     let samples = Samples::read(&args.samples, &model.spec)?;
     planned(&config, &model, Direction::Encode, samples.source().shape())?;
     let size = samples.size();

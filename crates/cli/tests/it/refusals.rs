@@ -48,6 +48,14 @@ fn an_impossible_tile_is_refused_before_weights_are_read() {
 }
 
 #[test]
+fn a_missing_default_model_says_what_to_do() {
+    let folder = Folder::new();
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_tilevae")).args(["plan", "64x64"]).current_dir(folder.0.path()).output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(String::from_utf8(output.stderr).unwrap().contains("name one with --model"));
+}
+
+#[test]
 fn checkpoints_that_cannot_be() {
     let folder = Folder::new();
     let out = folder.path("out.png");

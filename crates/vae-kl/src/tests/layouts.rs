@@ -99,6 +99,21 @@ fn configurations_are_inferred_from_shapes() {
 }
 
 #[test]
+fn a_given_configuration_takes_the_place_of_the_inferred_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let (file, config) = (folder.path().join("whole.safetensors"), folder.path().join("given.json"));
+    fs::copy(data("sd/whole.safetensors"), &file).unwrap();
+    let mut fields: serde_json::Value = serde_json::from_str(&fs::read_to_string(data("sd/config.json")).unwrap()).unwrap();
+    fields.as_object_mut().unwrap().remove("_class_name");
+    fs::write(&config, fields.to_string()).unwrap();
+    let registry = Registry::from_entries([&ENTRY]).unwrap();
+    let model = Model::open(&registry, &file, "auto", Some(&config)).unwrap();
+    assert_eq!((model.spec.grid.tile_px, model.config["norm_num_groups"].as_u64()), ([32, 32], Some(16)));
+    // Inferred, it would have the 32 groups of every published model.
+    assert!(Model::open(&registry, &file, "auto", None).unwrap_err().to_string().contains("norm_num_groups, 32"));
+}
+
+#[test]
 fn damaged_files_are_errors() {
     let folder = tempfile::tempdir().unwrap();
     let registry = Registry::from_entries([&ENTRY]).unwrap();
