@@ -47,7 +47,7 @@ pub enum GridError {
     },
     /// A share at which the stride in latent px and the crop in px are not the same distance, so that the picture would grow or shrink.
     #[error(
-        "overlap is {overlap} on the {axis} axis: with tiles of {tile_px} px that is a stride of {stride_px} px against a crop of {crop_px} px; the nearest legal value is {nearest}"
+        "overlap is {overlap} on the {axis} axis: with tiles of {tile_px} px that is a stride of {stride_px} px against a crop of {crop_px} px; the nearest legal value is {nearest}, or stride_px = {nearest_stride_px}"
     )]
     OverlapUnaligned {
         /// The axis.
@@ -62,6 +62,8 @@ pub enum GridError {
         crop_px: usize,
         /// The nearest share that works.
         nearest: f64,
+        /// Its stride.
+        nearest_stride_px: usize,
     },
     /// An overlap outside `0 <= overlap < 1`.
     #[error("overlap is {overlap} on the {axis} axis; it is a share of the tile, from 0 to below 1; the nearest legal value is {nearest}")]

@@ -181,7 +181,9 @@ fn stride_of_share(axis: Axis, scale: Scale, tile_px: usize, share: f64) -> Resu
     }
     let [stride_px, crop_px] = stride_and_crop(scale, tile_px, share);
     if !aligned(share) {
-        return Err(GridError::OverlapUnaligned { axis, overlap: share, tile_px, stride_px, crop_px, nearest: nearest() });
+        let nearest = nearest();
+        let [nearest_stride_px, _] = stride_and_crop(scale, tile_px, nearest);
+        return Err(GridError::OverlapUnaligned { axis, overlap: share, tile_px, stride_px, crop_px, nearest, nearest_stride_px });
     }
     Ok(stride_px)
 }

@@ -55,7 +55,9 @@ pub(crate) fn roundtrip(common: &Common, args: &args::Roundtrip) -> anyhow::Resu
     let output = args.output.as_deref().map(Output::new).transpose()?;
     let model = super::open_model(&config)?;
     let samples = Samples::read(&args.samples, &model.spec)?;
-    planned(&config, &model, Direction::Encode, samples.source().shape())?;
+    let there = planned(&config, &model, Direction::Encode, samples.source().shape())?;
+    let [batch, _, frames, height, width] = there.output_shape;
+    planned(&config, &model, Direction::Decode, [batch, model.spec.latent_channels, frames, height, width])?;
     let size = samples.size();
     let channels = [model.spec.input_channels, model.spec.output_channels];
     if channels[0] != channels[1] {
@@ -74,7 +76,10 @@ pub(crate) fn roundtrip(common: &Common, args: &args::Roundtrip) -> anyhow::Resu
     let common_size = [size[0].min(decoded.shape()[3]), size[1].min(decoded.shape()[4])];
     let whole = |block_frames: usize| Region { start: [0; 3], size: [block_frames, common_size[0], common_size[1]] };
     let original = samples.source().read(&whole(shape[2])).map_err(|error| anyhow::anyhow!(error)).context("the samples could not be read")?;
-    let back = decoded.region(&whole(decoded.shape()[2]));
+    let mut back = decoded.region(&whole(decoded.shape()[2]));
+    if samples.picture_size().is_some() {
+        back.data_mut().iter_mut().for_each(|value| *value = value.clamp(-1.0, 1.0));
+    }
     let (psnr, ssim) = (metrics::psnr(&original, &back), metrics::ssim(&original, &back));
     let files = match sink {
         Some(mut sink) => {

@@ -48,6 +48,13 @@ fn an_impossible_tile_is_refused_before_weights_are_read() {
 }
 
 #[test]
+fn a_roundtrip_is_planned_both_ways_before_it_runs() {
+    // A quarter of 280 px is no whole number of latent px.
+    let message = refused(2, &["roundtrip", "examples/images/chelsea.png", "--set", "tiling.tile_px=280"]);
+    assert!(message.contains("overlap is 0.25") && message.contains("stride_px = 208"), "{message}");
+}
+
+#[test]
 fn a_missing_default_model_says_what_to_do() {
     let folder = Folder::new();
     let output = std::process::Command::new(env!("CARGO_BIN_EXE_tilevae")).args(["plan", "64x64"]).current_dir(folder.0.path()).output().unwrap();
