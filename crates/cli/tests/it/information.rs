@@ -45,8 +45,8 @@ fn a_large_plan_answers_at_once_and_without_weights() {
     let start = Instant::now();
     let printed = run(&["plan", &picture, "--model", model, "--svg", &drawing]);
     assert!(start.elapsed() < Duration::from_secs(30));
-    for part in ["encode with kl", "484 = 22 rows x 22 columns", "43 redundant", "times untiled", "MiB", "####"] {
-        assert!(printed.contains(part) || part == "####", "{part}: {printed}");
+    for part in ["encode with kl", "484 = 22 rows x 22 columns", "43 redundant", "times untiled", "MiB", "\n...+..+"] {
+        assert!(printed.contains(part), "{part}: {printed}");
     }
     let drawn = std::fs::read_to_string(&drawing).unwrap();
     assert_eq!(drawn.matches("<text").count(), 484);
