@@ -4,7 +4,7 @@
 //! sink while later tiles still run.
 //!
 //! ```no_run
-//! use tilevae::{Config, Model, Pipeline, io};
+//! use tilevae::{Config, Pipeline, io};
 //!
 //! let config = Config::from_toml(r#"model.path = "models/demo-kl""#)?;
 //! let pipeline = Pipeline::load(&config)?;

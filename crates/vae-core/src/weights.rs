@@ -98,7 +98,7 @@ impl fmt::Display for Mismatch {
     }
 }
 
-const FOLDER_FILES: &str = "diffusion_pytorch_model[.VARIANT].safetensors, its .index.json, or diffusion_pytorch_model.bin";
+const FOLDER_FILES: &str = "diffusion_pytorch_model[.VARIANT].safetensors, its .index[.VARIANT].json, or diffusion_pytorch_model.bin";
 const KINDS: &str = ".safetensors, .safetensors.index.json, .pth, .pt, .bin, .ckpt";
 
 /// A checkpoint on disk: a diffusers folder, a whole pipeline's folder (its `vae` is taken), or a single file.
@@ -143,7 +143,8 @@ impl Checkpoint {
     /// When there is no weight file, or one is damaged.
     pub fn weights(&self) -> Result<Weights, WeightError> {
         let file = if self.path.is_dir() { weight_file(&self.path)? } else { self.path.clone() };
-        let files = if file.to_string_lossy().ends_with(".index.json") { shards(&file)? } else { vec![file] };
+        let name = file.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let files = if is_index(name) { shards(&file)? } else { vec![file] };
         let mut tensors = BTreeMap::new();
         for file in files {
             tensors.extend(read_tensors(&file)?.into_iter().map(|tensor| (tensor.name.clone(), tensor)));
@@ -157,6 +158,11 @@ fn read_json(path: &Path) -> Result<Value, WeightError> {
     serde_json::from_str(&text).map_err(|source| WeightError::Json { path: path.to_owned(), source })
 }
 
+/// `NAME.safetensors.index.json`, and with a variant `NAME.safetensors.index.fp16.json`.
+fn is_index(name: &str) -> bool {
+    name.contains(".index.") && Path::new(name).extension().is_some_and(|extension| extension == "json")
+}
+
 fn weight_file(folder: &Path) -> Result<PathBuf, WeightError> {
     let entries = fs::read_dir(folder).map_err(|source| WeightError::Io { path: folder.to_owned(), source })?;
     let mut names: Vec<String> = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect();
@@ -167,7 +173,7 @@ fn weight_file(folder: &Path) -> Result<PathBuf, WeightError> {
         &|name| name == "diffusion_pytorch_model.safetensors",
         &|name| name == "diffusion_pytorch_model.safetensors.index.json",
         &|name| is(name, ".safetensors") && !name.contains("-of-"),
-        &|name| is(name, ".index.json"),
+        &is_index,
         &|name| is(name, ".bin"),
     ];
     let found = orders.iter().find_map(|fits| names.iter().find(|name| fits(name)));

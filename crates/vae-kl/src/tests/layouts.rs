@@ -55,6 +55,12 @@ fn a_folder_with_shards() {
     fs::write(&index, json!({"metadata": {}, "weight_map": map}).to_string()).unwrap();
     fs::copy(data("sd/config.json"), folder.path().join("config.json")).unwrap();
     decodes_as_golden(folder.path());
+    decodes_as_golden(&index);
+
+    let variant = folder.path().join("diffusion_pytorch_model.safetensors.index.fp16.json");
+    fs::rename(&index, &variant).unwrap();
+    decodes_as_golden(folder.path());
+    fs::rename(&variant, &index).unwrap();
 
     fs::write(&index, json!({"weight_map": {"a": "../outside.safetensors"}}).to_string()).unwrap();
     let error = open(folder.path()).load(&Device::flex(), DType::F32).unwrap_err();
