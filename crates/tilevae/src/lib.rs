@@ -32,3 +32,5 @@ pub use vae_core::{self, DeviceName, Model, Posterior, Registry, VaeSpec};
 
 #[cfg(feature = "kl")]
 use vae_kl as _;
+#[cfg(feature = "wan")]
+use vae_wan as _;

@@ -95,16 +95,51 @@ impl Block {
         Self { shape: [self.shape[0], self.shape[1], t, h, w], data }
     }
 
+    /// A copy of `count` frames from `first` on.
+    ///
+    /// # Panics
+    /// When there are not so many.
+    #[must_use]
+    pub fn frames(&self, first: usize, count: usize) -> Self {
+        self.region(&Region { start: [first, 0, 0], size: [count, self.shape[3], self.shape[4]] })
+    }
+
+    /// Blocks that differ in their frames only, one after the other.
+    ///
+    /// # Panics
+    /// When there is none, or they differ otherwise.
+    pub fn join_frames(mut pieces: Vec<Self>) -> Self {
+        if pieces.len() == 1 {
+            return pieces.remove(0);
+        }
+        let [b, c, _, h, w] = pieces[0].shape;
+        assert!(pieces.iter().all(|piece| piece.shape[..2] == [b, c] && piece.shape[3..] == [h, w]), "blocks of one size");
+        let frames = pieces.iter().map(|piece| piece.shape[2]).sum();
+        let mut data = Vec::with_capacity(b * c * frames * h * w);
+        for item in 0..b * c {
+            for piece in &pieces {
+                let length = piece.shape[2] * h * w;
+                data.extend_from_slice(&piece.data[item * length..(item + 1) * length]);
+            }
+        }
+        Self { shape: [b, c, frames, h, w], data }
+    }
+
     /// A copy of `height` rows from `y` on and `width` columns from `x` on, all frames.
     pub(crate) fn window(&self, [y, x]: [usize; 2], [height, width]: [usize; 2]) -> Self {
         self.region(&Region { start: [0, y, x], size: [self.shape[2], height, width] })
     }
 
-    /// Copies the first `height` rows and `width` columns of `source` to row `y`, column `x` of this block, all planes.
-    pub(crate) fn paste(&mut self, source: &Self, [y, x]: [usize; 2], [height, width]: [usize; 2]) {
-        for plane in 0..self.planes() {
+    /// Copies `source` to frame `t`, row `y`, column `x` of every batch item and channel of this block.
+    ///
+    /// # Panics
+    /// When it reaches past the block, or has other channels.
+    pub fn paste(&mut self, source: &Self, [t, y, x]: [usize; 3]) {
+        let [_, _, frames, height, width] = source.shape;
+        for plane in 0..source.planes() {
+            let own = plane / frames * self.shape[2] + t + plane % frames;
             for row in 0..height {
-                self.row_mut(plane, y + row)[x..x + width].copy_from_slice(&source.row(plane, row)[..width]);
+                self.row_mut(own, y + row)[x..x + width].copy_from_slice(source.row(plane, row));
             }
         }
     }

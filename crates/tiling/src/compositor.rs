@@ -1,54 +1,91 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
+use std::fs::File;
 
 use crate::plan::shared;
-use crate::{BlendPolicy, Block, BoxError, CompositeError, Corner, RowSink, TilePlan};
+use crate::shelf::{Kept, Shelf};
+use crate::{BlendPolicy, Block, BoxError, CompositeError, Corner, Sink, TilePlan};
 
-/// Blends tiles and hands finished rows to a sink.
+/// Blends tiles and hands what is finished to a sink.
 ///
-/// Tiles may come in any order; they are blended in raster order, so the answer is the same bytes whatever the order. What is held is one band of
-/// tiles, the strips that the next band blends with, and the tiles that came early.
+/// Tiles may come in any order, each in pieces of whole frames; they are blended in raster order, so the answer is the same bytes whatever the order.
+/// What is held is the strips that later tiles blend with, and the tiles that came early.
 pub struct Compositor<'a> {
     plan: &'a TilePlan,
     policy: &'a dyn BlendPolicy,
-    sink: &'a mut dyn RowSink,
-    early: BTreeMap<usize, Block>,
+    sink: &'a mut dyn Sink,
+    /// Frames that came of each tile.
+    received: Vec<usize>,
+    /// Pieces of tiles whose turn has not come.
+    early: BTreeMap<usize, Vec<Block>>,
+    /// The tile whose turn it is, and its frames that are blended.
     next: usize,
-    /// Batch and channels, known from the first tile on.
+    placed: usize,
+    /// Batch and channels, known from the first piece on.
     channels: Option<[usize; 2]>,
-    /// The rows being put together, over the whole width.
-    band: Option<Block>,
-    /// What the band above left for this one: a strip a tile (cascade), or one over the whole width (separable).
-    above: Vec<Block>,
-    below: Vec<Block>,
-    /// The trailing columns of the tile to the left (cascade).
-    left: Option<Block>,
+    shelf: Shelf,
+    /// What the tiles above, and the one to the left, left for those that come: a strip for each frame.
+    above: Vec<VecDeque<Kept>>,
+    below: Vec<VecDeque<Kept>>,
+    left: VecDeque<Kept>,
+    right: VecDeque<Kept>,
 }
 
 impl<'a> Compositor<'a> {
     /// A compositor that waits for the tiles of `plan`.
-    pub fn new(plan: &'a TilePlan, policy: &'a dyn BlendPolicy, sink: &'a mut dyn RowSink) -> Self {
-        Self { plan, policy, sink, early: BTreeMap::new(), next: 0, channels: None, band: None, above: Vec::new(), below: Vec::new(), left: None }
+    pub fn new(plan: &'a TilePlan, policy: &'a dyn BlendPolicy, sink: &'a mut dyn Sink) -> Self {
+        let strips = || plan.columns.iter().map(|_| VecDeque::new()).collect();
+        Self {
+            plan,
+            policy,
+            sink,
+            received: vec![0; plan.tiles.len()],
+            early: BTreeMap::new(),
+            next: 0,
+            placed: 0,
+            channels: None,
+            shelf: Shelf::default(),
+            above: strips(),
+            below: strips(),
+            left: VecDeque::new(),
+            right: VecDeque::new(),
+        }
     }
 
-    /// Takes the answer for the tile `index`.
+    /// Keeps the strips that later tiles blend with in a file, so that memory does not grow with the number of frames.
+    #[must_use]
+    pub fn with_scratch(self, file: File) -> Self {
+        Self { shelf: Shelf::in_file(file), ..self }
+    }
+
+    /// Takes the next frames of the answer for the tile `index`.
     ///
     /// # Errors
     /// When the tile is not waited for or has not the planned shape, or when the sink fails.
-    pub fn push(&mut self, index: usize, answer: Block) -> Result<(), CompositeError> {
-        let tile = self.plan.tiles.get(index).filter(|_| index >= self.next && !self.early.contains_key(&index));
+    pub fn push(&mut self, index: usize, piece: Block) -> Result<(), CompositeError> {
+        let frames = self.plan.output[0];
+        let tile = self.plan.tiles.get(index).filter(|_| self.received[index] < frames);
         let tile = tile.ok_or(CompositeError::UnexpectedTile { tile: index })?;
-        if answer.extent() != tile.output.size {
-            return Err(CompositeError::TileShape { tile: index, got: answer.extent(), expected: tile.output.size });
+        let [count, height, width] = piece.extent();
+        let whole = [self.received[index] + count, height, width];
+        if count == 0 || whole[0] > frames || whole[1..] != tile.output.size[1..] {
+            return Err(CompositeError::TileShape { tile: index, got: whole, expected: tile.output.size });
         }
-        let got = [answer.shape()[0], answer.shape()[1]];
+        let got = [piece.shape()[0], piece.shape()[1]];
         let expected = *self.channels.get_or_insert(got);
         if got != expected {
             return Err(CompositeError::TileChannels { tile: index, got, expected });
         }
-        self.early.insert(index, answer);
-        while let Some(answer) = self.early.remove(&self.next) {
-            self.place(self.next, answer)?;
-            self.next += 1;
+        self.received[index] += count;
+        if index != self.next {
+            self.early.entry(index).or_default().push(piece);
+            return Ok(());
+        }
+        self.place(piece)?;
+        while self.placed == frames {
+            self.advance();
+            for piece in self.early.remove(&self.next).into_iter().flatten() {
+                self.place(piece)?;
+            }
         }
         Ok(())
     }
@@ -59,73 +96,81 @@ impl<'a> Compositor<'a> {
     /// When tiles are missing.
     pub fn finish(self) -> Result<(), CompositeError> {
         let total = self.plan.tiles.len();
-        let missing = total - self.next - self.early.len();
-        if self.next < total { Err(CompositeError::Unfinished { missing, total }) } else { Ok(()) }
+        let missing = self.received.iter().filter(|&&frames| frames < self.plan.output[0]).count();
+        if missing > 0 { Err(CompositeError::Unfinished { missing, total }) } else { Ok(()) }
     }
 
-    fn place(&mut self, index: usize, tile: Block) -> Result<(), CompositeError> {
-        let [row, column] = self.plan.tiles[index].cell;
-        let kept = kept(&self.plan.rows, row);
-        let [b, c, t, height, _] = tile.shape();
-        let band_height = match self.policy.corner() {
-            Corner::Cascade => kept,
-            Corner::Separable => height,
-        };
-        let mut band = self.band.take().unwrap_or_else(|| Block::zeros([b, c, t, band_height, self.plan.output[2]]));
-        match self.policy.corner() {
-            Corner::Cascade => self.place_cascade(&mut band, tile, [row, column]),
-            Corner::Separable => self.place_separable(&mut band, &tile, column),
+    fn advance(&mut self) {
+        self.next += 1;
+        self.placed = 0;
+        self.left = std::mem::take(&mut self.right);
+        if self.next.is_multiple_of(self.plan.columns.len()) {
+            std::mem::swap(&mut self.above, &mut self.below);
         }
-        if column + 1 < self.plan.columns.len() {
-            self.band = Some(band);
-            return Ok(());
-        }
-        if self.policy.corner() == Corner::Separable {
-            if let Some(above) = self.above.first() {
-                blend_rows(above, &mut band, &self.ramp(shared(&self.plan.rows, row)));
+    }
+
+    fn place(&mut self, piece: Block) -> Result<(), CompositeError> {
+        let count = piece.shape()[2];
+        if !self.plan.is_tiled() {
+            self.sink.take([self.placed, 0, 0], self.plan.output, piece).map_err(CompositeError::Sink)?;
+        } else if count == 1 {
+            self.place_frame(self.placed, piece)?;
+        } else {
+            for frame in 0..count {
+                self.place_frame(self.placed + frame, piece.frames(frame, 1))?;
             }
-            self.below.push(band.window([kept, 0], [height - kept, self.plan.output[2]]));
-            band = band.window([0, 0], [kept, self.plan.output[2]]);
         }
-        self.above = std::mem::take(&mut self.below);
-        self.left = None;
-        self.sink.rows(self.plan.rows[row].start, self.plan.output, band).map_err(CompositeError::Sink)
+        self.placed += count;
+        Ok(())
     }
 
-    fn place_cascade(&mut self, band: &mut Block, mut tile: Block, [row, column]: [usize; 2]) {
+    /// Blends one frame with the strips of its neighbours, keeps its own, and hands on the rest.
+    fn place_frame(&mut self, frame: usize, mut tile: Block) -> Result<(), CompositeError> {
+        let [row, column] = self.plan.tiles[self.next].cell;
         let (rows, columns) = (&self.plan.rows, &self.plan.columns);
-        if let Some(above) = self.above.get(column) {
-            blend_rows(above, &mut tile, &self.ramp(shared(rows, row)));
-        }
-        if let Some(left) = &self.left {
-            blend_columns(left, &mut tile, &self.ramp(shared(columns, column)));
-        }
-        let kept = [kept(rows, row), kept(columns, column)];
-        let [_, _, _, height, width] = tile.shape();
-        if row + 1 < rows.len() {
-            self.below.push(tile.window([kept[0], 0], [height - kept[0], width]));
-        }
-        self.left = (column + 1 < columns.len()).then(|| tile.window([0, kept[1]], [height, width - kept[1]]));
-        band.paste(&tile, [0, columns[column].start], kept);
-    }
-
-    fn place_separable(&self, band: &mut Block, tile: &Block, column: usize) {
-        let start = self.plan.columns[column].start;
-        let ramp = self.ramp(shared(&self.plan.columns, column));
-        for plane in 0..tile.planes() {
-            for y in 0..tile.shape()[3] {
-                let (fresh, held) = (tile.row(plane, y), &mut band.row_mut(plane, y)[start..]);
-                for ((held, &fresh), &[earlier, later]) in held.iter_mut().zip(fresh).zip(&ramp) {
-                    *held = *held * earlier + fresh * later;
+        let [kept_height, kept_width] = [kept(rows, row), kept(columns, column)];
+        let [.., height, width] = tile.shape();
+        let ramps = [self.ramp(shared(rows, row)), self.ramp(shared(columns, column))];
+        let above = self.above[column].pop_front().map(|strip| self.shelf.take(strip)).transpose().map_err(CompositeError::Scratch)?;
+        let left = self.left.pop_front().map(|strip| self.shelf.take(strip)).transpose().map_err(CompositeError::Scratch)?;
+        let mut keep = |strips: &mut VecDeque<Kept>, strip: Block| -> Result<(), CompositeError> {
+            strips.push_back(self.shelf.put(strip).map_err(CompositeError::Scratch)?);
+            Ok(())
+        };
+        let [has_below, has_right] = [row + 1 < rows.len(), column + 1 < columns.len()];
+        match self.policy.corner() {
+            Corner::Cascade => {
+                blend_rows(above.as_ref(), &mut tile, &ramps[0]);
+                blend_columns(left.as_ref(), &mut tile, &ramps[1]);
+                if has_below {
+                    keep(&mut self.below[column], tile.window([kept_height, 0], [height - kept_height, width]))?;
                 }
-                held[ramp.len()..fresh.len()].copy_from_slice(&fresh[ramp.len()..]);
+                if has_right {
+                    keep(&mut self.right, tile.window([0, kept_width], [height, width - kept_width]))?;
+                }
+            }
+            Corner::Separable => {
+                blend_columns(left.as_ref(), &mut tile, &ramps[1]);
+                if has_right {
+                    keep(&mut self.right, tile.window([0, kept_width], [height, width - kept_width]))?;
+                    tile = tile.window([0, 0], [height, kept_width]);
+                }
+                blend_rows(above.as_ref(), &mut tile, &ramps[0]);
+                if has_below {
+                    keep(&mut self.below[column], tile.window([kept_height, 0], [height - kept_height, kept_width]))?;
+                }
             }
         }
+        if tile.extent() != [1, kept_height, kept_width] {
+            tile = tile.window([0, 0], [kept_height, kept_width]);
+        }
+        self.sink.take([frame, rows[row].start, columns[column].start], self.plan.output, tile).map_err(CompositeError::Sink)
     }
 
     /// The weights of the earlier and the later tile over an overlap: computed in f64 and rounded once, as diffusers does.
     fn ramp(&self, extent: usize) -> Vec<[f32; 2]> {
-        let weights = (0..extent).map(|offset| self.policy.weight(offset, extent));
+        let grain = self.plan.geometry.grain;
+        let weights = (0..extent).map(|offset| self.policy.weight(offset / grain, extent.div_ceil(grain)));
         weights.map(|later| [(1.0 - later) as f32, later as f32]).collect()
     }
 }
@@ -135,7 +180,8 @@ fn kept(spans: &[crate::Span], i: usize) -> usize {
     spans.get(i + 1).map_or(spans[i].length, |next| next.start - spans[i].start)
 }
 
-fn blend_rows(above: &Block, tile: &mut Block, ramp: &[[f32; 2]]) {
+fn blend_rows(above: Option<&Block>, tile: &mut Block, ramp: &[[f32; 2]]) {
+    let Some(above) = above else { return };
     for plane in 0..tile.planes() {
         for (y, &[earlier, later]) in ramp.iter().enumerate() {
             for (value, &other) in tile.row_mut(plane, y).iter_mut().zip(above.row(plane, y)) {
@@ -145,7 +191,8 @@ fn blend_rows(above: &Block, tile: &mut Block, ramp: &[[f32; 2]]) {
     }
 }
 
-fn blend_columns(left: &Block, tile: &mut Block, ramp: &[[f32; 2]]) {
+fn blend_columns(left: Option<&Block>, tile: &mut Block, ramp: &[[f32; 2]]) {
+    let Some(left) = left else { return };
     for plane in 0..tile.planes() {
         for y in 0..tile.shape()[3] {
             for ((value, &other), &[earlier, later]) in tile.row_mut(plane, y).iter_mut().zip(left.row(plane, y)).zip(ramp) {
@@ -166,23 +213,23 @@ impl Default for Canvas {
 }
 
 impl Canvas {
-    /// The output; empty when no rows came.
+    /// The output; empty when nothing came.
     pub fn into_block(self) -> Block {
         self.0
     }
 }
 
-impl RowSink for Canvas {
-    fn rows(&mut self, top: usize, [frames, height, width]: [usize; 3], rows: Block) -> Result<(), BoxError> {
-        let [b, c, _, count, _] = rows.shape();
-        if count == height {
-            self.0 = rows;
+impl Sink for Canvas {
+    fn take(&mut self, start: [usize; 3], extent: [usize; 3], piece: Block) -> Result<(), BoxError> {
+        if piece.extent() == extent {
+            self.0 = piece;
             return Ok(());
         }
         if self.0.data().is_empty() {
-            self.0 = Block::zeros([b, c, frames, height, width]);
+            let [b, c, ..] = piece.shape();
+            self.0 = Block::zeros([b, c, extent[0], extent[1], extent[2]]);
         }
-        self.0.paste(&rows, [top, 0], [count, width]);
+        self.0.paste(&piece, start);
         Ok(())
     }
 }

@@ -85,7 +85,7 @@ impl<'de, T: Deserialize<'de> + Copy + FromNumber> Visitor<'de> for PerAxisVisit
 pub enum GridConfig {
     /// See [`DiffusersGrid`].
     Diffusers {
-        /// Height and width of a tile, in sample px; the family's own when absent.
+        /// Height and width of a tile, in sample px (see [`DiffusersGrid::unit_px`]); the family's own when absent.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         tile_px: Option<PerAxis<usize>>,
         /// Share of a tile that it has in common with its neighbour; the family's own when absent.
@@ -115,11 +115,11 @@ pub enum GridConfig {
 }
 
 impl GridConfig {
-    /// The grid, with the family's `defaults` for what the configuration leaves open.
+    /// The grid, with the family's `defaults` for what the configuration leaves open. `unit_px` is of [`DiffusersGrid`].
     ///
     /// # Errors
     /// When keys exclude each other or none of them sets a size.
-    pub fn build(&self, defaults: &GridDefaults) -> Result<Box<dyn Grid>, GridError> {
+    pub fn build(&self, defaults: &GridDefaults, unit_px: usize) -> Result<Box<dyn Grid>, GridError> {
         match *self {
             Self::Off {} => Ok(Box::new(Off)),
             Self::Diffusers { overlap: Some(_), stride_px: Some(_), .. } => Err(GridError::Conflict { first: "overlap", second: "stride_px" }),
@@ -130,7 +130,7 @@ impl GridConfig {
                     (None, None, Some(_)) => Overlap::Share(defaults.share()),
                     (None, None, None) => defaults.overlap,
                 };
-                Ok(Box::new(DiffusersGrid { tile_px: tile_px.map_or(defaults.tile_px, |tile| tile.0), overlap, skip_redundant }))
+                Ok(Box::new(DiffusersGrid { tile_px: tile_px.map_or(defaults.tile_px, |tile| tile.0), overlap, skip_redundant, unit_px }))
             }
             Self::Uniform { tile_px, splits, overlap } => {
                 let size = match (tile_px, splits) {

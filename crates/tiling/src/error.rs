@@ -136,7 +136,10 @@ pub enum CompositeError {
         /// Tiles of the plan.
         total: usize,
     },
-    /// The sink did not take the rows.
-    #[error("finished rows could not be written")]
+    /// The sink did not take what is finished.
+    #[error("the finished part could not be written")]
     Sink(#[source] BoxError),
+    /// The file that keeps what later tiles blend with failed.
+    #[error("the scratch file failed")]
+    Scratch(#[source] std::io::Error),
 }

@@ -1,3 +1,5 @@
+use std::ops::Range;
+
 use serde::Serialize;
 
 /// A box of frames, rows and columns.
@@ -76,6 +78,29 @@ pub enum FrameScale {
     CausalDown(usize),
 }
 
+impl FrameScale {
+    /// Frames of the output for an input of `frames`.
+    pub fn output(self, frames: usize) -> usize {
+        match self {
+            Self::Same => frames,
+            Self::CausalUp(ratio) => 1 + frames.saturating_sub(1) * ratio,
+            Self::CausalDown(ratio) => 1 + frames.saturating_sub(1) / ratio,
+        }
+    }
+
+    /// The input frames that an operation takes at a time: all of them, or, where it is causal, one and then `per_chunk` frames of the coarser side.
+    /// A remainder that makes no frame of the coarser side is left out.
+    pub fn chunks(self, frames: usize, per_chunk: usize) -> Vec<Range<usize>> {
+        let (step, unit) = match self {
+            Self::Same => return std::iter::once(0..frames).collect(),
+            Self::CausalUp(_) => (per_chunk.max(1), 1),
+            Self::CausalDown(ratio) => (per_chunk.max(1) * ratio, ratio),
+        };
+        let end = 1 + frames.saturating_sub(1) / unit * unit;
+        std::iter::once(0..1).chain((1..end).step_by(step).map(|start| start..(start + step).min(end))).collect()
+    }
+}
+
 /// How a region of the input maps to a region of the output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Geometry {
@@ -83,21 +108,18 @@ pub struct Geometry {
     pub scale: Scale,
     /// Frames.
     pub frames: FrameScale,
+    /// Output px that are blended as one, on each axis: 1, or the side of the patches that the operation puts together last.
+    pub grain: usize,
 }
 
 impl Geometry {
     /// Frames stay as they are.
     pub fn image(scale: Scale) -> Self {
-        Self { scale, frames: FrameScale::Same }
+        Self { scale, frames: FrameScale::Same, grain: 1 }
     }
 
     /// Frames, height and width of the output for an input of `[frames, height, width]`.
     pub fn output(&self, [frames, height, width]: [usize; 3]) -> [usize; 3] {
-        let frames = match self.frames {
-            FrameScale::Same => frames,
-            FrameScale::CausalUp(ratio) => 1 + frames.saturating_sub(1) * ratio,
-            FrameScale::CausalDown(ratio) => 1 + frames.saturating_sub(1) / ratio,
-        };
-        [frames, self.scale.output(self.scale.cells(height)), self.scale.output(self.scale.cells(width))]
+        [self.frames.output(frames), self.scale.output(self.scale.cells(height)), self.scale.output(self.scale.cells(width))]
     }
 }

@@ -105,6 +105,9 @@ pub struct DiffusersGrid {
     pub overlap: Overlap,
     /// Leave out tail tiles that lie wholly inside the tile before them.
     pub skip_redundant: bool,
+    /// Px in the units that tiles are counted in, 1 unless a family folds patches of px into channels first: then tile and stride are so many times
+    /// as large, but still an input larger than `tile_px` px is cut.
+    pub unit_px: usize,
 }
 
 impl Grid for DiffusersGrid {
@@ -117,9 +120,9 @@ impl Grid for DiffusersGrid {
                 Overlap::Share(share) => stride_of_share(axis, scale, tile_px, share[i])?,
                 Overlap::StridePx(stride) => check_stride(axis, scale.ratio(), tile_px, stride[i])?,
             };
-            steps[i] = [tile_px, stride_px].map(|px| scale.input(px / scale.ratio()));
+            steps[i] = [tile_px, stride_px].map(|px| scale.input(px * self.unit_px / scale.ratio()));
         }
-        if (0..2).all(|i| input[i] <= steps[i][0]) {
+        if (0..2).all(|i| input[i] <= scale.input(self.tile_px[i] / scale.ratio())) {
             return Off.spans(scale, input);
         }
         Ok([0, 1].map(|i| {

@@ -1,7 +1,8 @@
 //! Cuts a tensor into overlapping tiles and puts the answers together: grids, plans, blend policies and the compositor.
 //!
 //! Nothing here knows a VAE, a device or a thread. What is done to one tile is a [`TileOp`]; where tiles lie is a [`TilePlan`], made by a [`Grid`] from
-//! plain integers; how they meet is a [`BlendPolicy`]; and the [`Compositor`] hands finished rows to a [`RowSink`] while later tiles still run.
+//! plain integers; how they meet is a [`BlendPolicy`]; and the [`Compositor`] hands what is finished to a [`Sink`] while later
+//! tiles still run.
 //!
 //! ```
 //! use tiling::{Block, Canvas, Cascade, Compositor, Geometry, Grid, Scale, Uniform, TilePlan};
@@ -29,6 +30,7 @@ mod geometry;
 mod grid;
 mod op;
 mod plan;
+mod shelf;
 
 pub use blend::{BlendPolicy, Cascade, Corner, Feather};
 pub use block::Block;
@@ -37,7 +39,7 @@ pub use config::{BlendConfig, GridConfig, PerAxis};
 pub use error::{BoxError, CompositeError, GridError};
 pub use geometry::{FrameScale, Geometry, Region, Scale};
 pub use grid::{Axis, DiffusersGrid, Grid, GridDefaults, Off, Overlap, Span, Uniform, UniformSize};
-pub use op::{RowSink, TileOp, TileSource};
+pub use op::{Emit, ReadError, Sink, TileInput, TileOp, TileSource};
 pub use plan::{Tile, TilePlan};
 
 #[cfg(test)]

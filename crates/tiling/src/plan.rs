@@ -90,12 +90,12 @@ impl TilePlan {
         [1, 2].map(|axis| self.tiles.iter().map(|tile| tile.input.size[axis]).max().unwrap_or(0))
     }
 
-    /// Output px that the compositor holds at most when tiles come in raster order: a band of tiles and the strips of the band above.
-    pub fn band_px(&self) -> usize {
+    /// Output px of the strips that the compositor holds at most when tiles come in raster order: those under a row of tiles, and one beside a tile.
+    pub fn strip_px(&self) -> usize {
+        let widest = |spans: &[Span]| (1..spans.len()).map(|i| shared(spans, i)).max().unwrap_or(0);
         let tallest = self.rows.iter().map(|span| span.length).max().unwrap_or(0);
-        let strip = (1..self.rows.len()).map(|row| shared(&self.rows, row)).max().unwrap_or(0);
         let width: usize = self.columns.iter().map(|span| span.length).sum();
-        self.output[0] * (tallest * self.output[2] + strip * width)
+        self.output[0] * (widest(&self.rows) * width + tallest * widest(&self.columns))
     }
 }
 

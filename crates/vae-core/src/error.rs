@@ -22,6 +22,14 @@ pub enum VaeError {
         /// Frames that came.
         got: usize,
     },
+    /// A number of sample frames that leaves a remainder.
+    #[error("the samples have {got} frames, of which {} do not fill a latent frame: a clip has 1 + {ratio}k frames", (got - 1) % ratio)]
+    FrameCount {
+        /// Frames that came.
+        got: usize,
+        /// Sample frames in a latent frame, after the first.
+        ratio: usize,
+    },
     /// A tensor with a side of zero, or too small for the network.
     #[error("the {what} have the shape {got:?}; height and width must be at least {smallest}")]
     TooSmall {

@@ -23,8 +23,8 @@ pub use family::{Model, VaeEntry, VaeFamily};
 pub use ops::{Decode, Encode};
 pub use posterior::{Posterior, normal_noise};
 pub use registry::{Registry, RegistryError};
-pub use spec::{FrameRule, LatentNorm, VaeSpec};
-pub use vae::Vae;
+pub use spec::{Clamp, FrameRule, LatentNorm, VaeSpec};
+pub use vae::{FrameStream, Vae, stream_frames};
 pub use weights::{Checkpoint, WeightError, Weights};
 
 #[doc(hidden)]

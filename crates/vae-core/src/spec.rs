@@ -14,27 +14,33 @@ pub struct VaeSpec {
     pub latent_channels: usize,
     /// Sample px in a latent px, on each axis.
     pub spatial_ratio: usize,
+    /// Side of the patches of samples that the model folds into channels first, and puts together last; 1 without. Blending takes a patch as one px.
+    pub patch: usize,
     /// How frames map.
     pub frames: FrameRule,
     /// How pipelines scale latents.
     pub latent_norm: LatentNorm,
-    /// The family's own tiles, in sample px.
+    /// What becomes of decoded samples below -1 and above 1.
+    pub clamp: Clamp,
+    /// The family's own tiles, in sample px; in an encode, in patches.
     pub grid: GridDefaults,
     /// Whether f16 weights are to be computed with in f32, since f16 overflows.
     pub force_upcast: bool,
-    /// Float values that the model holds at its peak for each sample px of a tile, roughly.
+    /// Float values that the model holds at its peak for each sample px of a tile and each frame that runs at once, roughly.
     pub peak_values_per_px: usize,
+    /// Float values of earlier frames that a decode and an encode remember from one call to the next, for each latent px of a tile.
+    pub cache_values_per_cell: [usize; 2],
 }
 
 impl VaeSpec {
     /// How a region of latents maps to a region of samples.
     pub fn decode_geometry(&self) -> Geometry {
-        Geometry { scale: Scale::Up(self.spatial_ratio), frames: self.frames.scale(FrameScale::CausalUp) }
+        Geometry { scale: Scale::Up(self.spatial_ratio), frames: self.frames.scale(FrameScale::CausalUp), grain: self.patch }
     }
 
     /// How a region of samples maps to a region of latents.
     pub fn encode_geometry(&self) -> Geometry {
-        Geometry { scale: Scale::Down(self.spatial_ratio), frames: self.frames.scale(FrameScale::CausalDown) }
+        Geometry { scale: Scale::Down(self.spatial_ratio), frames: self.frames.scale(FrameScale::CausalDown), grain: 1 }
     }
 
     /// Checks the shape of latents.
@@ -48,9 +54,13 @@ impl VaeSpec {
     /// Checks the shape of samples.
     ///
     /// # Errors
-    /// [`VaeError::Channels`], [`VaeError::Frames`] or [`VaeError::TooSmall`].
+    /// [`VaeError::Channels`], [`VaeError::Frames`], [`VaeError::FrameCount`] or [`VaeError::TooSmall`].
     pub fn check_samples(&self, shape: [usize; 5]) -> Result<(), VaeError> {
-        self.check("samples", shape, self.input_channels, self.spatial_ratio)
+        self.check("samples", shape, self.input_channels, self.spatial_ratio)?;
+        match self.frames {
+            FrameRule::Causal { ratio } if !(shape[2] - 1).is_multiple_of(ratio) => Err(VaeError::FrameCount { got: shape[2], ratio }),
+            _ => Ok(()),
+        }
     }
 
     fn check(&self, what: &'static str, [b, c, t, h, w]: [usize; 5], channels: usize, smallest: usize) -> Result<(), VaeError> {
@@ -64,6 +74,27 @@ impl VaeSpec {
             return Err(VaeError::TooSmall { what, got: [b, c, t, h, w], smallest });
         }
         Ok(())
+    }
+}
+
+/// What becomes of decoded samples below -1 and above 1, once tiles are blended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Clamp {
+    /// They stay.
+    Never,
+    /// They become -1 and 1 where there is one tile.
+    Untiled,
+    /// They become -1 and 1.
+    Always,
+}
+
+impl Clamp {
+    /// Clamps in place.
+    pub fn apply(self, samples: &mut Block, is_tiled: bool) {
+        if self == Self::Always || (self == Self::Untiled && !is_tiled) {
+            samples.data_mut().iter_mut().for_each(|value| *value = value.clamp(-1.0, 1.0));
+        }
     }
 }
 
@@ -81,6 +112,14 @@ pub enum FrameRule {
 }
 
 impl FrameRule {
+    /// The nearest numbers of sample frames, below and above, that a model encodes without a remainder.
+    pub fn nearest(self, frames: usize) -> [usize; 2] {
+        match self {
+            Self::Image => [1, 1],
+            Self::Causal { ratio } => [1 + (frames.max(1) - 1) / ratio * ratio, 1 + (frames.max(1) - 1).div_ceil(ratio) * ratio],
+        }
+    }
+
     fn scale(self, causal: impl Fn(usize) -> FrameScale) -> FrameScale {
         match self {
             Self::Image => FrameScale::Same,

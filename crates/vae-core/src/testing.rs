@@ -12,8 +12,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
+use tiling::{Block, Canvas, Cascade, Compositor, Grid, TileInput, TileOp, TilePlan};
 
-use crate::{FrameRule, Model, Registry, Vae, VaeEntry, VaeError, VaeSpec};
+use crate::{FrameRule, Model, Registry, Vae, VaeEntry, VaeError, VaeSpec, stream_frames};
 
 /// What the tests run on.
 pub struct Subject {
@@ -42,7 +43,7 @@ impl Subject {
 
     /// A number of latent frames that the model takes.
     fn frames(&self) -> usize {
-        if self.spec().frames == FrameRule::Image { 1 } else { 2 }
+        if self.spec().frames == FrameRule::Image { 1 } else { 3 }
     }
 
     fn latents(&self, batch: usize, [h, w]: [usize; 2], seed: u64) -> Tensor<5> {
@@ -54,6 +55,19 @@ impl Subject {
         let [frames, ..] = self.spec().decode_geometry().output([self.frames(), 1, 1]);
         noise([1, self.spec().input_channels, frames, h * ratio, w * ratio], 7, &self.device)
     }
+}
+
+/// The answer to `input` in the tiles of `grid`, and their number.
+pub fn run_tiled(op: &dyn TileOp, grid: &dyn Grid, input: &Block) -> (Block, usize) {
+    let plan = TilePlan::new(grid, op.geometry(), input.extent()).expect("a grid for this input");
+    let mut canvas = Canvas::default();
+    let mut compositor = Compositor::new(&plan, &Cascade, &mut canvas);
+    for tile in &plan.tiles {
+        let mut emit = |piece| Ok(compositor.push(tile.index, piece)?);
+        op.run(&TileInput::new(input, tile.input), &mut emit).expect("an input that the model takes");
+    }
+    compositor.finish().expect("all tiles");
+    (canvas.into_block(), plan.tiles.len())
 }
 
 /// Normal noise, the same for the same shape and seed.
@@ -102,6 +116,27 @@ pub fn tiles_do_not_leak(subject: &Subject) {
     assert_eq!((a, b), (again_a, again_b));
 }
 
+/// A causal model's answer does not depend on how the frames are divided, and its first frames not on those that follow.
+pub fn frames_may_come_in_any_chunks(subject: &Subject) {
+    let FrameRule::Causal { ratio } = subject.spec().frames else { return };
+    let (spec, latents, samples) = (subject.spec(), subject.latents(1, [2, 3], 8), subject.samples([2, 3]));
+    let [decode, encode] = [spec.decode_geometry().frames, spec.encode_geometry().frames];
+    let whole = [values(subject.vae.decode(latents.clone())), values(subject.vae.encode(samples.clone()))];
+    for per_chunk in 1..=3 {
+        let decoded = values(stream_frames(subject.vae.decode_stream(), latents.clone(), decode, per_chunk));
+        let encoded = values(stream_frames(subject.vae.encode_stream(), samples.clone(), encode, per_chunk));
+        for (got, expected) in [(&decoded, &whole[0]), (&encoded, &whole[1])] {
+            let worst = got.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            assert!(got.len() == expected.len() && worst <= 1e-5, "chunks of {per_chunk} latent frames make a difference of {worst}");
+        }
+    }
+    let mut stream = subject.vae.decode_stream();
+    let first = stream(latents.clone().narrow(2, 0, 1)).expect("the first frame");
+    assert_eq!(first.dims()[2], 1);
+    let second = stream(latents.narrow(2, 1, 1)).expect("the second frame");
+    assert_eq!(second.dims()[2], ratio);
+}
+
 /// Batch items are decoded as if each were alone.
 pub fn batch_items_are_independent(subject: &Subject) {
     let both = subject.latents(2, [2, 3], 5);
@@ -127,8 +162,12 @@ pub fn wrong_shapes_are_refused(subject: &Subject) {
     let side = spec.spatial_ratio;
     assert!(matches!(subject.vae.decode(zeros([1, latent + 1, 1, 2, 2])), Err(VaeError::Channels { .. })));
     assert!(matches!(subject.vae.encode(zeros([1, input + 1, 1, side, side])), Err(VaeError::Channels { .. })));
-    if spec.frames == FrameRule::Image {
-        assert!(matches!(subject.vae.decode(zeros([1, latent, 2, 2, 2])), Err(VaeError::Frames { .. })));
+    match spec.frames {
+        FrameRule::Image => assert!(matches!(subject.vae.decode(zeros([1, latent, 2, 2, 2])), Err(VaeError::Frames { .. }))),
+        FrameRule::Causal { ratio } => {
+            let refused = subject.vae.encode(zeros([1, input, 1 + 2 * ratio - 1, side, side]));
+            assert!(ratio == 1 || matches!(refused, Err(VaeError::FrameCount { .. })), "{refused:?}");
+        }
     }
     assert!(side == 1 || matches!(subject.vae.encode(zeros([1, input, 1, side - 1, side])), Err(VaeError::TooSmall { .. })));
 }
@@ -166,7 +205,7 @@ macro_rules! vae_conformance {
         }
 
         $crate::vae_conformance!(
-            @tests shapes_follow_the_spec, answers_are_finite_and_repeatable, tiles_do_not_leak, batch_items_are_independent, replicas_agree,
+            @tests shapes_follow_the_spec, answers_are_finite_and_repeatable, tiles_do_not_leak, frames_may_come_in_any_chunks, batch_items_are_independent, replicas_agree,
             wrong_shapes_are_refused, unknown_fields_are_refused
         );
 

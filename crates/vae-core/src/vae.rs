@@ -2,7 +2,12 @@ use std::fmt::Debug;
 
 use burn::tensor::{DType, Device, Tensor};
 
+use tiling::FrameScale;
+
 use crate::{VaeError, VaeSpec};
+
+/// A run over the frames of one clip: takes the next frames and gives what belongs to them. What it remembers from call to call is its own.
+pub type FrameStream<'a> = Box<dyn FnMut(Tensor<5>) -> Result<Tensor<5>, VaeError> + Send + 'a>;
 
 /// A VAE with its weights on one device.
 ///
@@ -36,6 +41,26 @@ pub trait Vae: Debug + Send + Sync {
     /// When the shape is not one that the model takes.
     fn encode(&self, samples: Tensor<5>) -> Result<Tensor<5>, VaeError>;
 
+    /// A decode that takes latent frames as they come: of a causal model one frame first, then any number. Others take all frames at once.
+    fn decode_stream(&self) -> FrameStream<'_> {
+        Box::new(|latents| self.decode(latents))
+    }
+
+    /// An encode that takes sample frames as they come: of a causal model one frame first, then multiples of its ratio. Others take all frames at once.
+    fn encode_stream(&self) -> FrameStream<'_> {
+        Box::new(|samples| self.encode(samples))
+    }
+
     /// The same model on another device; on the same one the weights are shared.
     fn to_device(&self, device: &Device) -> Box<dyn Vae>;
+}
+
+/// Runs `stream` over all of `input`, in chunks (see [`FrameScale::chunks`]), and joins the answers.
+///
+/// # Errors
+/// The first error of the stream.
+pub fn stream_frames(mut stream: FrameStream<'_>, input: Tensor<5>, frames: FrameScale, per_chunk: usize) -> Result<Tensor<5>, VaeError> {
+    let chunks = frames.chunks(input.dims()[2], per_chunk);
+    let answers = chunks.into_iter().map(|range| stream(input.clone().narrow(2, range.start, range.len()))).collect::<Result<Vec<_>, _>>()?;
+    Ok(Tensor::cat(answers, 2))
 }

@@ -1,6 +1,6 @@
 use super::{compose, compose_to, noise, toy};
 use crate::{
-    BlendPolicy, Block, BoxError, Canvas, Cascade, CompositeError, Compositor, Corner, DiffusersGrid, Feather, Geometry, Overlap, RowSink, Scale,
+    BlendPolicy, Block, BoxError, Canvas, Cascade, CompositeError, Compositor, Corner, DiffusersGrid, Feather, Geometry, Overlap, Scale, Sink,
     TilePlan, Uniform,
 };
 
@@ -42,7 +42,7 @@ fn diffusers_blend(plan: &TilePlan, answers: &[Block], blend: usize, limit: usiz
                     }
                 }
             }
-            output.paste(&tile, [i * limit, j * limit], [height.min(limit), width.min(limit)]);
+            output.paste(&tile.window([0, 0], [height.min(limit), width.min(limit)]), [0, i * limit, j * limit]);
             tiles[i * columns + j] = tile;
         }
     }
@@ -94,7 +94,7 @@ fn the_cascade_is_that_of_diffusers_to_the_last_bit() {
             for tile in 2..=5 {
                 for stride in 1..=tile {
                     let [tile_px, stride_px] = [tile, stride].map(|cells| [cells * scale.ratio(); 2]);
-                    let grid = DiffusersGrid { tile_px, overlap: Overlap::StridePx(stride_px), skip_redundant: false };
+                    let grid = DiffusersGrid { tile_px, overlap: Overlap::StridePx(stride_px), skip_redundant: false, unit_px: 1 };
                     let plan = TilePlan::new(&grid, Geometry::image(scale), [1, scale.input(height), scale.input(width)]).unwrap();
                     if !plan.is_tiled() {
                         continue;
@@ -156,8 +156,8 @@ fn tiles_that_agree_make_the_whole_whatever_grid_and_blend() {
         for (height, width) in [(4, 9), (9, 4), (12, 12), (1, 10)] {
             let whole = noise([1, 1, 1, scale.input(height) + usize::from(matches!(scale, Scale::Down(_))), scale.input(width)], 5);
             let grids: [Box<dyn crate::Grid>; 4] = [
-                Box::new(DiffusersGrid { tile_px: [4 * scale.ratio(); 2], overlap: Overlap::Share([0.25; 2]), skip_redundant: false }),
-                Box::new(DiffusersGrid { tile_px: [4 * scale.ratio(); 2], overlap: Overlap::Share([0.5; 2]), skip_redundant: true }),
+                Box::new(DiffusersGrid { tile_px: [4 * scale.ratio(); 2], overlap: Overlap::Share([0.25; 2]), skip_redundant: false, unit_px: 1 }),
+                Box::new(DiffusersGrid { tile_px: [4 * scale.ratio(); 2], overlap: Overlap::Share([0.5; 2]), skip_redundant: true, unit_px: 1 }),
                 Box::new(Uniform { size: crate::UniformSize::TilePx([5 * scale.ratio(), 3 * scale.ratio()]), overlap: [0.3, 0.4] }),
                 Box::new(Uniform { size: crate::UniformSize::Splits([1, 3]), overlap: [0.2; 2] }),
             ];
@@ -199,35 +199,79 @@ fn the_order_of_tiles_does_not_matter() {
     }
 }
 
-/// Counts rows and remembers how many tiles had come when each band was handed on.
+/// Remembers where pieces lay.
 #[derive(Default)]
-struct Bands(Vec<(usize, usize)>);
+struct Pieces(Vec<[[usize; 3]; 2]>);
 
-impl RowSink for Bands {
-    fn rows(&mut self, top: usize, _: [usize; 3], rows: Block) -> Result<(), BoxError> {
-        self.0.push((top, rows.shape()[3]));
+impl Sink for Pieces {
+    fn take(&mut self, start: [usize; 3], _: [usize; 3], piece: Block) -> Result<(), BoxError> {
+        self.0.push([start, piece.extent()]);
         Ok(())
     }
 }
 
 #[test]
-fn finished_rows_go_on_while_later_tiles_are_missing() {
-    let plan = TilePlan::new(&Uniform::with_tile([4, 4], [2, 2]), Geometry::image(Scale::Up(1)), [1, 10, 10]).unwrap();
+fn finished_parts_go_on_while_later_tiles_are_missing() {
+    let plan = TilePlan::new(&Uniform::with_tile([4, 4], [2, 2]), Geometry::image(Scale::Up(1)), [3, 10, 10]).unwrap();
     let answers = noisy_answers(&plan, [1, 1]);
     for policy in [&Cascade as &dyn BlendPolicy, &Feather] {
-        let mut bands = Bands::default();
-        let mut compositor = Compositor::new(&plan, policy, &mut bands);
-        for (index, answer) in answers.iter().enumerate().take(plan.columns.len()) {
-            compositor.push(index, answer.clone()).unwrap();
-        }
+        let mut pieces = Pieces::default();
+        let mut compositor = Compositor::new(&plan, policy, &mut pieces);
+        compositor.push(0, answers[0].frames(0, 2)).unwrap();
+        compositor.push(1, answers[1].clone()).unwrap();
         drop(compositor);
-        assert_eq!(bands.0, [(0, plan.rows[1].start)]);
+        assert_eq!(pieces.0, [[[0, 0, 0], [1, 2, 2]], [[1, 0, 0], [1, 2, 2]]]);
 
-        let mut bands = Bands::default();
+        let mut pieces = Pieces::default();
         let order: Vec<usize> = (0..plan.tiles.len()).collect();
-        compose_to(&plan, policy, &answers, &order, &mut bands);
-        assert_eq!(bands.0.len(), plan.rows.len());
-        assert_eq!(bands.0.iter().map(|band| band.1).sum::<usize>(), 10);
+        compose_to(&plan, policy, &answers, &order, &mut pieces);
+        assert_eq!(pieces.0.iter().map(|[_, size]| size.iter().product::<usize>()).sum::<usize>(), 3 * 10 * 10);
+    }
+}
+
+#[test]
+fn frames_may_come_in_pieces_and_strips_lie_in_a_file() {
+    let plan = TilePlan::new(&Uniform::with_tile([6, 8], [2, 4]), Geometry::image(Scale::Up(2)), [5, 9, 11]).unwrap();
+    let answers = noisy_answers(&plan, [2, 3]);
+    let order: Vec<usize> = (0..plan.tiles.len()).collect();
+    assert!(plan.rows.len() > 2 && plan.columns.len() > 2);
+    for policy in [&Cascade as &dyn BlendPolicy, &Feather] {
+        let expected = compose(&plan, policy, &answers, &order);
+        for in_file in [false, true] {
+            let mut canvas = Canvas::default();
+            let mut compositor = Compositor::new(&plan, policy, &mut canvas);
+            if in_file {
+                compositor = compositor.with_scratch(tempfile::tempfile().unwrap());
+            }
+            // The second half of the tiles comes first, and each in pieces of one frame and four.
+            for &index in order.iter().skip(order.len() / 2).chain(order.iter().take(order.len() / 2)) {
+                compositor.push(index, answers[index].frames(0, 1)).unwrap();
+                compositor.push(index, answers[index].frames(1, 4)).unwrap();
+            }
+            compositor.finish().unwrap();
+            assert_eq!(canvas.into_block(), expected);
+        }
+    }
+}
+
+#[test]
+fn patches_are_blended_as_one_px() {
+    // The answers of an operation that puts 2x2 patches together last, blended before (as patches of 4 channels) and after.
+    let grid = DiffusersGrid { tile_px: [8, 12], overlap: Overlap::StridePx([4, 8]), skip_redundant: false, unit_px: 1 };
+    let geometry = Geometry { grain: 2, ..Geometry::image(Scale::Up(4)) };
+    let plan = TilePlan::new(&grid, geometry, [1, 5, 7]).unwrap();
+    let coarse_grid = DiffusersGrid { tile_px: [4, 6], overlap: Overlap::StridePx([2, 4]), skip_redundant: false, unit_px: 1 };
+    let coarse = TilePlan::new(&coarse_grid, Geometry::image(Scale::Up(2)), [1, 5, 7]).unwrap();
+    assert!(plan.is_tiled() && plan.tiles.len() == coarse.tiles.len());
+    let patches = noisy_answers(&coarse, [1, 4]);
+    let unfold = |block: &Block| {
+        let [b, _, t, h, w] = block.shape();
+        Block::from_fn([b, 1, t, 2 * h, 2 * w], |[_, _, _, y, x]| block.row(2 * (x % 2) + y % 2, y / 2)[x / 2])
+    };
+    let order: Vec<usize> = (0..plan.tiles.len()).collect();
+    let answers: Vec<Block> = patches.iter().map(unfold).collect();
+    for policy in [&Cascade as &dyn BlendPolicy, &Feather] {
+        assert_eq!(compose(&plan, policy, &answers, &order), unfold(&compose(&coarse, policy, &patches, &order)));
     }
 }
 

@@ -20,7 +20,7 @@ fn every_small_diffusers_grid_covers_its_input() {
                 for stride in 1..=cells {
                     for skip_redundant in [false, true] {
                         let [tile_px, stride_px] = [cells, stride].map(|cells| [cells * scale.ratio(); 2]);
-                        let grid = DiffusersGrid { tile_px, overlap: Overlap::StridePx(stride_px), skip_redundant };
+                        let grid = DiffusersGrid { tile_px, overlap: Overlap::StridePx(stride_px), skip_redundant, unit_px: 1 };
                         let [rows, columns] = grid.spans(scale, [length, length]).unwrap();
                         assert_eq!(rows, columns);
                         let remainder = length - scale.input(scale.cells(length));
@@ -80,7 +80,7 @@ fn every_small_uniform_grid_is_balanced() {
 fn published_grids() {
     // FLUX.1 at 2048x2048 with tiles of 1024 px; SD 1.x at 2048x2048 with tiles of 512 px, eleven of them redundant.
     for (tile, tiles, redundant, work) in [(1024, 9, 0, 1.5625), (512, 36, 11, 1.7227)] {
-        let grid = |skip_redundant| DiffusersGrid { tile_px: [tile; 2], overlap: Overlap::Share([0.25; 2]), skip_redundant };
+        let grid = |skip_redundant| DiffusersGrid { tile_px: [tile; 2], overlap: Overlap::Share([0.25; 2]), skip_redundant, unit_px: 1 };
         let plan = |skip| TilePlan::new(&grid(skip), Geometry::image(Scale::Up(8)), [1, 256, 256]).unwrap();
         assert_eq!((plan(false).tiles.len(), plan(false).redundant_tiles()), (tiles, redundant));
         assert!((plan(false).work_ratio() - work).abs() < 1e-4);
@@ -90,7 +90,7 @@ fn published_grids() {
 
 #[test]
 fn what_does_not_line_up_is_refused_with_the_nearest_that_does() {
-    let spans = |scale, tile_px, overlap| DiffusersGrid { tile_px: [tile_px; 2], overlap, skip_redundant: false }.spans(scale, [4000, 4000]);
+    let spans = |scale, tile_px, overlap| DiffusersGrid { tile_px: [tile_px; 2], overlap, skip_redundant: false, unit_px: 1 }.spans(scale, [4000, 4000]);
     let (up, down) = (Scale::Up(8), Scale::Down(8));
     assert!(matches!(spans(up, 500, Overlap::Share([0.25; 2])), Err(GridError::TileUnaligned { nearest: 504, .. })));
     assert!(matches!(spans(up, 3, Overlap::Share([0.25; 2])), Err(GridError::TileUnaligned { nearest: 8, .. })));
@@ -109,4 +109,17 @@ fn what_does_not_line_up_is_refused_with_the_nearest_that_does() {
     assert!(matches!(too_small, Err(GridError::InputTooSmall { length: 7, minimum: 8, .. })));
     let splits = Uniform { size: UniformSize::Splits([0, 1]), overlap: [0.25; 2] };
     assert!(matches!(splits.spans(up, [4, 4]), Err(GridError::SplitsIllegal { splits: 0, cells: 4, .. })));
+}
+
+#[test]
+fn tiles_may_count_in_patches() {
+    let grid = DiffusersGrid { tile_px: [256; 2], overlap: Overlap::StridePx([192; 2]), skip_redundant: false, unit_px: 2 };
+    let starts = |px: usize| {
+        let [rows, _] = grid.spans(Scale::Down(16), [px, px]).unwrap();
+        rows.iter().map(|span| (span.start, span.length)).collect::<Vec<_>>()
+    };
+    // Up to 256 px nothing is cut; up to the stride of 384 px there is one tile, and then a redundant one.
+    assert_eq!([starts(256), starts(300)], [vec![(0, 256)], vec![(0, 300)]]);
+    assert_eq!(starts(512), [(0, 512), (384, 128)]);
+    assert_eq!(starts(1024), [(0, 512), (384, 512), (768, 256)]);
 }

@@ -3,7 +3,7 @@
 mod composing;
 mod grids;
 
-use crate::{BlendPolicy, Block, Canvas, Compositor, Geometry, RowSink, Scale, TilePlan};
+use crate::{BlendPolicy, Block, Canvas, Compositor, Geometry, Sink, Scale, TilePlan};
 
 /// Values that differ everywhere.
 fn noise(shape: [usize; 5], seed: usize) -> Block {
@@ -34,7 +34,7 @@ fn compose(plan: &TilePlan, policy: &dyn BlendPolicy, answers: &[Block], order: 
     canvas.into_block()
 }
 
-fn compose_to(plan: &TilePlan, policy: &dyn BlendPolicy, answers: &[Block], order: &[usize], sink: &mut dyn RowSink) {
+fn compose_to(plan: &TilePlan, policy: &dyn BlendPolicy, answers: &[Block], order: &[usize], sink: &mut dyn Sink) {
     let mut compositor = Compositor::new(plan, policy, sink);
     for &index in order {
         compositor.push(index, answers[index].clone()).unwrap();

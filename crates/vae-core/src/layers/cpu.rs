@@ -9,11 +9,13 @@
 use burn::backend::{DispatchDevice, Flex};
 use burn::tensor::{Bytes, DType, Tensor};
 use burn_flex::{FlexTensor, Layout};
-use rayon::iter::{IndexedParallelIterator, ParallelIterator};
+use rayon::iter::{IndexedParallelIterator, IntoParallelIterator, ParallelIterator};
 use rayon::slice::ParallelSliceMut;
 
+use super::norm::LEAST_LENGTH;
+
 /// Whether the kernels here can take the tensor.
-pub(super) fn takes(x: &Tensor<4>) -> bool {
+pub(super) fn takes<const D: usize>(x: &Tensor<D>) -> bool {
     x.dtype() == DType::F32 && matches!(x.device().as_dispatch(), DispatchDevice::Flex(_))
 }
 
@@ -67,8 +69,57 @@ impl GroupNorm {
     }
 }
 
+/// The norm of each px's channels (see [`RmsNorm`](super::RmsNorm)), with SiLU after it when asked.
+///
+/// # Shapes
+/// `[b, c, t, h, w]` and `[c]`, to `[b, c, t, h, w]`.
+pub(super) fn rms_norm(x: Tensor<5>, gamma: Tensor<1>, then_silu: bool) -> Tensor<5> {
+    /// Px whose lengths one task takes.
+    const STRETCH: usize = 1024;
+    let [_, channels, frames, height, width] = x.dims();
+    let pixels = frames * height * width;
+    let gamma = gamma.into_data().convert::<f32>();
+    let gamma = gamma.as_slice::<f32>().expect("converted to f32");
+    let root = (channels as f32).sqrt();
+    in_place(x, |values| {
+        for item in values.chunks_mut((channels * pixels).max(1)) {
+            let mut inverse = vec![0.0_f32; pixels];
+            let lengths = (&mut inverse[..]).par_chunks_mut(STRETCH).enumerate();
+            let read = &*item;
+            lengths.for_each(|(stretch, inverse)| {
+                let start = stretch * STRETCH;
+                pulp::Arch::new().dispatch(|| {
+                    for plane in read.chunks(pixels) {
+                        for (sum, &value) in inverse.iter_mut().zip(&plane[start..]) {
+                            *sum += value * value;
+                        }
+                    }
+                    for sum in inverse {
+                        *sum = 1.0 / sum.sqrt().max(LEAST_LENGTH as f32);
+                    }
+                });
+            });
+            let inverse = &inverse;
+            item.par_chunks_mut(pixels).zip(gamma.into_par_iter()).for_each(|(plane, &gamma)| {
+                let scale = root * gamma;
+                pulp::Arch::new().dispatch(|| {
+                    if then_silu {
+                        for (value, &inverse) in plane.iter_mut().zip(inverse) {
+                            *value = silu(*value * inverse * scale);
+                        }
+                    } else {
+                        for (value, &inverse) in plane.iter_mut().zip(inverse) {
+                            *value = *value * inverse * scale;
+                        }
+                    }
+                });
+            });
+        }
+    })
+}
+
 /// Changes the values of a contiguous f32 tensor: where they lie when nobody else holds them, else in a copy.
-fn in_place(x: Tensor<4>, change: impl FnOnce(&mut [f32])) -> Tensor<4> {
+fn in_place<const D: usize>(x: Tensor<D>, change: impl FnOnce(&mut [f32])) -> Tensor<D> {
     let shape = x.dims();
     let mut x: FlexTensor = x.try_into_primitive::<Flex>().expect("a tensor on the CPU backend");
     if !(x.is_contiguous() && x.layout().start_offset() == 0) {
@@ -180,6 +231,25 @@ mod tests {
                     let worst = pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
                     assert!(worst < 2e-5, "{shape:?} silu {then_silu}: {worst}");
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn the_kernel_of_the_channel_norm_equals_the_operators() {
+        let device = Device::flex();
+        for shape in [[2, 6, 1, 5, 7], [1, 3, 2, 1, 1], [1, 16, 3, 40, 33]] {
+            let mut norm = super::super::RmsNorm::new(shape[1], &device);
+            norm.gamma = burn::module::Param::from_tensor(ramp([shape[1]], 0.3, &device));
+            let mut x = ramp(shape, 1.0, &device);
+            // A px without length.
+            x = x.slice_assign([0..1, 0..shape[1], 0..1, 0..1, 0..1], Tensor::zeros([1, shape[1], 1, 1, 1], &device));
+            for then_silu in [false, true] {
+                let expected = norm.normalised_by_operators(x.clone(), then_silu).into_data();
+                let got = if then_silu { norm.forward_silu(x.clone()) } else { norm.forward(x.clone()) }.into_data();
+                let pairs = got.as_slice::<f32>().unwrap().iter().zip(expected.as_slice::<f32>().unwrap());
+                let worst = pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+                assert!(worst < 2e-6, "{shape:?} silu {then_silu}: {worst}");
             }
         }
     }

@@ -8,7 +8,7 @@ mod norm;
 
 pub use attention::{Linear, attend};
 pub use conv::Conv2d;
-pub use norm::GroupNorm;
+pub use norm::{GroupNorm, RmsNorm};
 
 use burn::module::{Param, ParamId};
 use burn::tensor::ops::{InterpolateMode, InterpolateOptions};

@@ -1,6 +1,6 @@
 use burn::module::{Module, Param};
 use burn::tensor::activation::silu;
-use burn::tensor::{Device, FloatDType, Tensor};
+use burn::tensor::{DType, Device, FloatDType, Tensor};
 
 use super::parameter;
 
@@ -57,5 +57,55 @@ impl GroupNorm {
         let y = normal.reshape([b, c, h, w]) * affine(&self.weight) + affine(&self.bias);
         let y = if then_silu { silu(y) } else { y };
         y.cast(dtype)
+    }
+}
+
+/// Each px divided by the length of its vector of channels, scaled by the root of their number and `gamma` (diffusers, `WanRMS_norm`).
+#[derive(Module, Debug)]
+pub struct RmsNorm {
+    /// `[channels]`.
+    pub gamma: Param<Tensor<1>>,
+}
+
+/// The least length that is divided by (torch, `functional.normalize`).
+pub(super) const LEAST_LENGTH: f64 = 1e-12;
+
+impl RmsNorm {
+    /// Normalises over `channels` channels.
+    pub fn new(channels: usize, device: &Device) -> Self {
+        Self { gamma: parameter([channels], device) }
+    }
+
+    /// # Shapes
+    /// `[b, c, t, h, w]` to the same.
+    pub fn forward(&self, x: Tensor<5>) -> Tensor<5> {
+        self.normalised(x, false)
+    }
+
+    /// The norm followed by SiLU.
+    ///
+    /// # Shapes
+    /// `[b, c, t, h, w]` to the same.
+    pub fn forward_silu(&self, x: Tensor<5>) -> Tensor<5> {
+        self.normalised(x, true)
+    }
+
+    fn normalised(&self, x: Tensor<5>, then_silu: bool) -> Tensor<5> {
+        #[cfg(feature = "flex")]
+        if super::cpu::takes(&x) {
+            return super::cpu::rms_norm(x, self.gamma.val(), then_silu);
+        }
+        self.normalised_by_operators(x, then_silu)
+    }
+
+    /// Lengths are taken in f32 for half types, and what is divided is rounded to the type before it is scaled.
+    pub(super) fn normalised_by_operators(&self, x: Tensor<5>, then_silu: bool) -> Tensor<5> {
+        let dtype = x.dtype();
+        let channels = x.dims()[1];
+        let wide = if matches!(dtype, DType::F16 | DType::BF16) { x.cast(FloatDType::F32) } else { x };
+        let length = wide.clone().square().sum_dim(1).sqrt().clamp_min(LEAST_LENGTH);
+        let scale = (channels as f64).sqrt();
+        let y = (wide / length).cast(dtype) * scale * self.gamma.val().reshape([1, channels, 1, 1, 1]);
+        if then_silu { silu(y) } else { y }
     }
 }

@@ -1,5 +1,6 @@
 use burn::tensor::{DType, Device, Tensor, TensorData};
-use tiling::{Block, Canvas, Cascade, Compositor, GridConfig, TileOp, TilePlan};
+use tiling::{Block, GridConfig, TileOp};
+use vae_core::testing::run_tiled;
 use vae_core::{Decode, Encode, Posterior, Weights};
 
 use super::{Golden, assert_close, data, load};
@@ -17,14 +18,7 @@ fn tiled(op: &dyn TileOp, spec: &vae_core::VaeSpec, input: &Block, kind: &str) -
     } else {
         GridConfig::Off {}
     };
-    let plan = TilePlan::new(config.build(&spec.grid).unwrap().as_ref(), op.geometry(), input.extent()).unwrap();
-    let mut canvas = Canvas::default();
-    let mut compositor = Compositor::new(&plan, &Cascade, &mut canvas);
-    for tile in &plan.tiles {
-        compositor.push(tile.index, op.run(input.region(&tile.input)).unwrap()).unwrap();
-    }
-    compositor.finish().unwrap();
-    (canvas.into_block(), plan.tiles.len())
+    run_tiled(op, config.build(&spec.grid, 1).unwrap().as_ref(), input)
 }
 
 fn check_whole(config: &str, dtype: DType, tolerance: f32) {
@@ -34,12 +28,12 @@ fn check_whole(config: &str, dtype: DType, tolerance: f32) {
     for name in golden.names().iter().filter(|name| name.ends_with("decoded")) {
         let (case, kind) = name.strip_suffix(".decoded").unwrap().rsplit_once('.').unwrap();
         let latents = golden.block(&format!("{case}.latents"));
-        let (decoded, tiles) = tiled(&Decode(vae.clone()), vae.spec(), &latents, kind);
+        let (decoded, tiles) = tiled(&Decode { vae: vae.clone(), frames_per_chunk: 1 }, vae.spec(), &latents, kind);
         assert_close(&decoded, &golden.block(name), tolerance, &format!("{config} {name}"));
         most_tiles = most_tiles.max(tiles);
 
         let samples = golden.block(&format!("{case}.samples"));
-        let (moments, _) = tiled(&Encode(vae.clone()), vae.spec(), &samples, kind);
+        let (moments, _) = tiled(&Encode { vae: vae.clone(), frames_per_chunk: 1 }, vae.spec(), &samples, kind);
         let [mean, log_variance] = Posterior::split(&moments);
         assert_close(&mean, &golden.block(&format!("{case}.{kind}.mean")), tolerance, &format!("{config} {case} {kind} mean"));
         assert_close(&log_variance, &golden.block(&format!("{case}.{kind}.logvar")), tolerance, &format!("{config} {case} {kind} logvar"));
@@ -69,7 +63,7 @@ fn half_types_are_near() {
     // Single values may stray; on the whole the rounding is that of the type.
     let golden = Golden::read("flux");
     for (dtype, least) in [(DType::F16, 55.0), (DType::BF16, 36.0)] {
-        let decoded = Decode(load(&data("flux"), dtype)).run(golden.block("1x10x9.latents")).unwrap();
+        let decoded = Decode { vae: load(&data("flux"), dtype), frames_per_chunk: 1 }.apply(&golden.block("1x10x9.latents")).unwrap();
         let expected = golden.block("1x10x9.untiled.decoded");
         let squares = decoded.data().iter().zip(expected.data()).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>();
         let psnr = 10.0 * (4.0 * expected.data().len() as f64 / squares).log10();

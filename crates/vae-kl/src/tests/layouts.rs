@@ -11,7 +11,7 @@ use super::{ENTRY, Golden, assert_close, data, load, open};
 fn decodes_as_golden(path: &Path) {
     use tiling::TileOp;
     let golden = Golden::read("sd");
-    let decoded = vae_core::Decode(load(path, DType::F32)).run(golden.block("1x4x4.latents")).unwrap();
+    let decoded = vae_core::Decode { vae: load(path, DType::F32), frames_per_chunk: 1 }.apply(&golden.block("1x4x4.latents")).unwrap();
     assert_close(&decoded, &golden.block("1x4x4.untiled.decoded"), 2e-4, &path.display().to_string());
 }
 

@@ -1,0 +1,217 @@
+use burn::module::Module;
+use burn::tensor::{Device, Tensor};
+use vae_core::layers::{Conv2d, RmsNorm, attend};
+
+use crate::cache::{CausalConv3d, FrameCache, Pointwise, batch_to_frames, frames_to_batch};
+use crate::resample::{Axes, Downsample, MeanShortcut, SpreadShortcut, Upsample};
+
+/// Norm, SiLU, convolution, twice, and the input added (diffusers, `WanResidualBlock`).
+#[derive(Module, Debug)]
+pub(crate) struct Resnet {
+    norm1: RmsNorm,
+    conv1: CausalConv3d,
+    norm2: RmsNorm,
+    conv2: CausalConv3d,
+    conv_shortcut: Option<Pointwise>,
+}
+
+impl Resnet {
+    pub(crate) fn new([channels_in, channels_out]: [usize; 2], device: &Device) -> Self {
+        Self {
+            norm1: RmsNorm::new(channels_in, device),
+            conv1: CausalConv3d::new([channels_in, channels_out], device),
+            norm2: RmsNorm::new(channels_out, device),
+            conv2: CausalConv3d::new([channels_out; 2], device),
+            conv_shortcut: (channels_in != channels_out).then(|| Pointwise::new([channels_in, channels_out], device)),
+        }
+    }
+
+    /// # Shapes
+    /// `[b, in, t, h, w]` to `[b, out, t, h, w]`.
+    pub(crate) fn forward(&self, x: Tensor<5>, cache: &mut FrameCache) -> Tensor<5> {
+        let y = self.conv1.forward(self.norm1.forward_silu(x.clone()), cache);
+        let y = self.conv2.forward(self.norm2.forward_silu(y), cache);
+        let x = self.conv_shortcut.iter().fold(x, |x, conv| conv.forward(x));
+        y + x
+    }
+}
+
+/// Attention over the px of each frame with one head, and the input added (diffusers, `WanAttentionBlock`).
+#[derive(Module, Debug)]
+pub(crate) struct Attention {
+    norm: RmsNorm,
+    to_qkv: Conv2d,
+    proj: Conv2d,
+}
+
+impl Attention {
+    pub(crate) fn new(channels: usize, device: &Device) -> Self {
+        let [to_qkv, proj] = [3, 1].map(|times| Conv2d::same([channels, times * channels], 1, device));
+        Self { norm: RmsNorm::new(channels, device), to_qkv, proj }
+    }
+
+    /// # Shapes
+    /// `[b, c, t, h, w]` to the same.
+    pub(crate) fn forward(&self, x: Tensor<5>) -> Tensor<5> {
+        let [_, c, frames, h, w] = x.dims();
+        let maps = self.to_qkv.forward(frames_to_batch(self.norm.forward(x.clone())));
+        let n = maps.dims()[0];
+        let [q, k, v] = [0, 1, 2].map(|part| maps.clone().narrow(1, part * c, c).reshape([n, c, h * w]).swap_dims(1, 2));
+        let y = attend(q, k, v).swap_dims(1, 2).reshape([n, c, h, w]);
+        batch_to_frames(self.proj.forward(y), frames) + x
+    }
+}
+
+/// Residual blocks with attention between them (diffusers, `WanMidBlock`).
+#[derive(Module, Debug)]
+pub(crate) struct MidBlock {
+    attentions: Vec<Attention>,
+    resnets: Vec<Resnet>,
+}
+
+impl MidBlock {
+    pub(crate) fn new(channels: usize, device: &Device) -> Self {
+        let resnets = (0..2).map(|_| Resnet::new([channels; 2], device)).collect();
+        Self { attentions: vec![Attention::new(channels, device)], resnets }
+    }
+
+    /// # Shapes
+    /// `[b, c, t, h, w]` to the same.
+    pub(crate) fn forward(&self, x: Tensor<5>, cache: &mut FrameCache) -> Tensor<5> {
+        let x = self.resnets[0].forward(x, cache);
+        let x = self.attentions.iter().fold(x, |x, attention| attention.forward(x));
+        self.resnets[1].forward(x, cache)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn attention(&self) -> &Attention {
+        &self.attentions[0]
+    }
+}
+
+/// An entry of the encoder's list: Wan 2.1 counts single layers, Wan 2.2 whole blocks.
+#[derive(Module, Debug)]
+#[expect(clippy::large_enum_variant, reason = "there are some twenty of them in a model")]
+pub(crate) enum DownLayer {
+    Resnet(Resnet),
+    Attention(Attention),
+    Downsample(Downsample),
+    Block(ResidualDownBlock),
+}
+
+impl DownLayer {
+    /// # Shapes
+    /// `[b, in, t, h, w]` to `[b, out, t', h', w']`.
+    pub(crate) fn forward(&self, x: Tensor<5>, cache: &mut FrameCache) -> Tensor<5> {
+        match self {
+            Self::Resnet(resnet) => resnet.forward(x, cache),
+            Self::Attention(attention) => attention.forward(x),
+            Self::Downsample(sampler) => sampler.forward(x, cache),
+            Self::Block(block) => block.forward(x, cache),
+        }
+    }
+}
+
+/// Residual blocks and a halving unless it is the last, with a shortcut past all of it (diffusers, `WanResidualDownBlock`).
+#[derive(Module, Debug)]
+pub(crate) struct ResidualDownBlock {
+    resnets: Vec<Resnet>,
+    downsampler: Option<Downsample>,
+    #[module(skip)]
+    shortcut: MeanShortcut,
+}
+
+impl ResidualDownBlock {
+    pub(crate) fn new([channels_in, channels_out]: [usize; 2], layers: usize, halving: Option<Axes>, device: &Device) -> Self {
+        Self {
+            resnets: resnets([channels_in, channels_out], layers, device),
+            downsampler: halving.map(|axes| Downsample::new(channels_out, axes, device)),
+            shortcut: MeanShortcut { channels_out, factors: factors(halving) },
+        }
+    }
+
+    fn forward(&self, x: Tensor<5>, cache: &mut FrameCache) -> Tensor<5> {
+        let y = self.resnets.iter().fold(x.clone(), |y, resnet| resnet.forward(y, cache));
+        let y = self.downsampler.iter().fold(y, |y, sampler| sampler.forward(y, cache));
+        y + self.shortcut.forward(x)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn shortcut(&self) -> MeanShortcut {
+        self.shortcut
+    }
+
+    #[cfg(test)]
+    pub(crate) fn sampler(&self) -> Option<&Downsample> {
+        self.downsampler.as_ref()
+    }
+}
+
+/// Residual blocks and a doubling unless it is the last; in Wan 2.2 with a shortcut past a block that doubles (diffusers, `WanUpBlock` and
+/// `WanResidualUpBlock`).
+#[derive(Module, Debug)]
+pub(crate) struct UpBlock {
+    resnets: Vec<Resnet>,
+    /// Wan 2.1's name for the doubling.
+    upsamplers: Vec<Upsample>,
+    /// Wan 2.2's.
+    upsampler: Option<Upsample>,
+    #[module(skip)]
+    shortcut: Option<SpreadShortcut>,
+}
+
+impl UpBlock {
+    /// A block of Wan 2.1, whose doubling halves the channels.
+    pub(crate) fn plain([channels_in, channels_out]: [usize; 2], layers: usize, doubling: Option<Axes>, device: &Device) -> Self {
+        let sampler = |axes| Upsample::new([channels_out, channels_out / 2], axes, device);
+        Self {
+            resnets: resnets([channels_in, channels_out], layers, device),
+            upsamplers: doubling.map(sampler).into_iter().collect(),
+            upsampler: None,
+            shortcut: None,
+        }
+    }
+
+    /// A block of Wan 2.2.
+    pub(crate) fn residual([channels_in, channels_out]: [usize; 2], layers: usize, doubling: Option<Axes>, device: &Device) -> Self {
+        Self {
+            resnets: resnets([channels_in, channels_out], layers, device),
+            upsamplers: Vec::new(),
+            upsampler: doubling.map(|axes| Upsample::new([channels_out; 2], axes, device)),
+            shortcut: doubling.map(|_| SpreadShortcut { channels_out, factors: factors(doubling) }),
+        }
+    }
+
+    /// # Shapes
+    /// `[b, in, t, h, w]` to `[b, out, t', 2 * h, 2 * w]`, or `[b, out, t, h, w]` without a doubling.
+    pub(crate) fn forward(&self, x: Tensor<5>, cache: &mut FrameCache) -> Tensor<5> {
+        let y = self.resnets.iter().fold(x.clone(), |y, resnet| resnet.forward(y, cache));
+        let y = self.upsamplers.iter().chain(&self.upsampler).fold(y, |y, sampler| sampler.forward(y, cache));
+        match &self.shortcut {
+            Some(shortcut) => y + shortcut.forward(x, cache.is_first()),
+            None => y,
+        }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn shortcut(&self) -> Option<SpreadShortcut> {
+        self.shortcut
+    }
+
+    #[cfg(test)]
+    pub(crate) fn sampler(&self) -> Option<&Upsample> {
+        self.upsamplers.first().or(self.upsampler.as_ref())
+    }
+}
+
+fn resnets([channels_in, channels_out]: [usize; 2], layers: usize, device: &Device) -> Vec<Resnet> {
+    (0..layers).map(|layer| Resnet::new([if layer == 0 { channels_in } else { channels_out }, channels_out], device)).collect()
+}
+
+fn factors(axes: Option<Axes>) -> [usize; 2] {
+    match axes {
+        None => [1, 1],
+        Some(Axes::Space) => [1, 2],
+        Some(Axes::SpaceAndTime) => [2, 2],
+    }
+}

@@ -1,0 +1,157 @@
+//! The ways in which checkpoints name the tensors of an `AutoencoderKLWan`.
+//!
+//! Source of the names: `convert_wan_vae_to_diffusers` in diffusers' `loaders/single_file_utils.py` (Wan 2.1), and `convert_vae_22` in its
+//! `scripts/convert_wan_to_diffusers.py` (Wan 2.2).
+
+use vae_core::Weights;
+
+use crate::WanConfig;
+
+/// The tensors under the names and shapes of the modules here. Those of neither layout keep their names, for the strict load to name.
+pub(crate) fn to_modules(weights: Weights) -> Weights {
+    let weights = match up_block_length(&weights) {
+        Some(length) => weights.renamed(|name| Some(from_original(name, length))),
+        None => weights,
+    };
+    // The convolution of a sampler is the second entry of a torch `Sequential`.
+    let weights = weights.renamed(|name| Some(name.replace(".resample.1.", ".resample.")));
+    weights.reshaped(|name, shape| match shape {
+        [channels, rest @ ..] if name.ends_with(".gamma") && rest.iter().all(|&side| side == 1) => Some(vec![*channels]),
+        _ => None,
+    })
+}
+
+/// Of the original layout, the number of layers in an up block: residual blocks and the doubling.
+fn up_block_length(weights: &Weights) -> Option<usize> {
+    weights.shape("decoder.middle.0.residual.0.gamma")?;
+    let nested = weights.shape("decoder.upsamples.0.upsamples.0.residual.0.gamma").is_some();
+    let doubling = (0..=weights.names().count()).find(|layer| weights.shape(&format!("decoder.upsamples.{layer}.resample.1.weight")).is_some());
+    // A model without doublings has one up block. The nested layout of Wan 2.2 divides its blocks itself.
+    Some(if nested { 0 } else { doubling.map_or(usize::MAX, |layer| layer + 1) })
+}
+
+fn from_original(name: &str, up_block_length: usize) -> String {
+    let Some((coder, rest)) = name.split_once('.') else { return name.to_owned() };
+    if let Some(own) = [("conv1", "quant_conv"), ("conv2", "post_quant_conv")].iter().find(|(old, _)| *old == coder) {
+        return format!("{}.{rest}", own.1);
+    }
+    let parts: Vec<&str> = rest.split('.').collect();
+    let renamed = match parts[..] {
+        ["conv1", field] => format!("conv_in.{field}"),
+        ["head", "0", field] => format!("norm_out.{field}"),
+        ["head", "2", field] => format!("conv_out.{field}"),
+        ["middle", "1", ..] => format!("mid_block.attentions.0.{}", parts[2..].join(".")),
+        ["middle", index @ ("0" | "2"), ..] => format!("mid_block.resnets.{}.{}", if index == "0" { 0 } else { 1 }, layer(&parts[2..])),
+        // Wan 2.2: blocks of layers, of which the last samples.
+        [list @ ("downsamples" | "upsamples"), block, "downsamples" | "upsamples", index, ..] => {
+            let (blocks, sampler) = if list == "downsamples" { ("down_blocks", "downsampler") } else { ("up_blocks", "upsampler") };
+            let place = if is_sampler(&parts[4..]) { sampler.to_owned() } else { format!("resnets.{index}") };
+            format!("{blocks}.{block}.{place}.{}", layer(&parts[4..]))
+        }
+        // Wan 2.1: one list of layers.
+        ["downsamples", index, ..] => format!("down_blocks.{index}.{}", layer(&parts[2..])),
+        ["upsamples", index, ..] => match index.parse::<usize>() {
+            Ok(index) => {
+                let (block, index) = (index / up_block_length, index % up_block_length);
+                let place = if is_sampler(&parts[2..]) { "upsamplers.0".to_owned() } else { format!("resnets.{index}") };
+                format!("up_blocks.{block}.{place}.{}", layer(&parts[2..]))
+            }
+            Err(_) => rest.to_owned(),
+        },
+        _ => rest.to_owned(),
+    };
+    format!("{coder}.{renamed}")
+}
+
+fn is_sampler(parts: &[&str]) -> bool {
+    matches!(parts.first(), Some(&("resample" | "time_conv")))
+}
+
+/// The name within a layer.
+fn layer(parts: &[&str]) -> String {
+    match parts {
+        ["residual", "0", field] => format!("norm1.{field}"),
+        ["residual", "2", field] => format!("conv1.{field}"),
+        ["residual", "3", field] => format!("norm2.{field}"),
+        ["residual", "6", field] => format!("conv2.{field}"),
+        ["shortcut", field] => format!("conv_shortcut.{field}"),
+        _ => parts.join("."),
+    }
+}
+
+/// The configuration that names and shapes tell; mean and deviation of the latents are those of the published model with as many channels.
+pub(crate) fn infer(weights: &Weights) -> Option<WanConfig> {
+    let weights = to_modules(weights.clone());
+    let dim = |name: &str, axis: usize| weights.shape(name).and_then(|shape| shape.get(axis).copied());
+    let has = |name: &str| weights.shape(name).is_some();
+    let base_dim = dim("encoder.conv_in.weight", 0)?;
+    if weights.shape("encoder.conv_in.weight")?.len() != 5 || !has("encoder.down_blocks.0.conv1.weight") && !has("encoder.down_blocks.0.resnets.0.conv1.weight") {
+        return None;
+    }
+    let is_residual = has("encoder.down_blocks.0.resnets.0.conv1.weight");
+    let mut found = Blocks::default();
+    for index in 0.. {
+        let layer = format!("encoder.down_blocks.{index}");
+        if is_residual {
+            let layers = (0..).take_while(|layer| has(&format!("encoder.down_blocks.{index}.resnets.{layer}.conv1.weight"))).count();
+            if layers == 0 {
+                break;
+            }
+            found.layers = layers;
+            found.widths.push(dim(&format!("{layer}.resnets.0.conv1.weight"), 0)?);
+            if has(&format!("{layer}.downsampler.resample.weight")) {
+                found.time.push(has(&format!("{layer}.downsampler.time_conv.weight")));
+            }
+        } else if let Some(width) = dim(&format!("{layer}.conv1.weight"), 0) {
+            if found.widths.len() == found.time.len() {
+                found.widths.push(width);
+                found.layers = 0;
+            }
+            found.layers += 1;
+        } else if has(&format!("{layer}.to_qkv.weight")) {
+            let scale = 0.5_f64.powi(i32::try_from(found.time.len()).ok()?);
+            if found.attention.last() != Some(&scale) {
+                found.attention.push(scale);
+            }
+        } else if has(&format!("{layer}.resample.weight")) {
+            found.time.push(has(&format!("{layer}.time_conv.weight")));
+        } else {
+            break;
+        }
+    }
+    let z_dim = dim("post_quant_conv.weight", 0)?;
+    let dim_mult: Vec<usize> = found.widths.iter().map(|width| width / base_dim).collect();
+    let decoder_base = dim("decoder.norm_out.gamma", 0)? / (*dim_mult.first()?).max(1);
+    let [in_channels, out_channels] = [dim("encoder.conv_in.weight", 1)?, dim("decoder.conv_out.weight", 0)?];
+    // Samples have three channels; twelve are patches of 2x2 px.
+    let patch_size = [1, 2, 4].into_iter().find(|patch| in_channels == 3 * patch * patch).filter(|&patch| patch > 1);
+    let [latents_mean, latents_std] = WanConfig::published_latents(z_dim);
+    let config = WanConfig {
+        base_dim,
+        decoder_base_dim: (decoder_base != base_dim).then_some(decoder_base),
+        z_dim,
+        dim_mult,
+        num_res_blocks: found.layers,
+        attn_scales: found.attention,
+        temperal_downsample: found.time,
+        latents_mean,
+        latents_std,
+        is_residual,
+        in_channels,
+        out_channels,
+        patch_size,
+        ..WanConfig::default()
+    };
+    let scale_factor_temporal = Some(config.temporal_ratio());
+    let scale_factor_spatial = Some(config.spatial_ratio());
+    Some(WanConfig { scale_factor_temporal, scale_factor_spatial, ..config })
+}
+
+/// What the encoder's list of layers tells.
+#[derive(Default)]
+struct Blocks {
+    widths: Vec<usize>,
+    layers: usize,
+    time: Vec<bool>,
+    attention: Vec<f64>,
+}

@@ -1,0 +1,25 @@
+//! `AutoencoderKLWan`: the causal video VAE of Wan 2.1 and Wan 2.2, and `AutoencoderKLQwenImage`, which is the former under another name.
+//!
+//! Linking this crate registers the families `wan` and `qwen-image`. Checkpoints may be in the layout of diffusers or in that of the original Wan code.
+//!
+//! A run over the frames of a clip remembers, for every temporal convolution, the last two frames of its input: the first call takes one frame, each
+//! later one as many as there are at hand, and the answer is the same however they are divided.
+//!
+//! Source of the architecture: diffusers 0.42.1, `models/autoencoders/autoencoder_kl_wan.py` and `autoencoder_kl_qwenimage.py`.
+
+mod blocks;
+mod cache;
+mod coders;
+mod config;
+mod layouts;
+mod model;
+mod resample;
+
+pub use config::{QwenImageConfig, WanConfig};
+pub use model::{AutoencoderKlWan, QwenImage, Wan};
+
+vae_core::register_vae!(Wan);
+vae_core::register_vae!(QwenImage);
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,164 @@
+use burn::module::Module;
+use burn::tensor::{DType, Device, Tensor};
+use vae_core::{FrameStream, Vae, VaeError, VaeFamily, VaeSpec, Weights, stream_frames};
+
+use crate::cache::{FrameCache, Pointwise};
+use crate::coders::{Decoder, Encoder};
+use crate::{QwenImageConfig, WanConfig, layouts};
+
+/// The family `wan`.
+#[derive(Debug)]
+pub struct Wan;
+
+impl VaeFamily for Wan {
+    const NAME: &'static str = "wan";
+    const ALIASES: &'static [&'static str] = &["AutoencoderKLWan"];
+    const SUMMARY: &'static str = "AutoencoderKLWan, the video VAE of Wan 2.1 and Wan 2.2";
+    type Config = WanConfig;
+
+    fn spec(config: &WanConfig) -> Result<VaeSpec, VaeError> {
+        config.spec()
+    }
+
+    fn infer(weights: &Weights) -> Option<WanConfig> {
+        layouts::infer(weights)
+    }
+
+    fn load(config: &WanConfig, weights: Weights, device: &Device, dtype: DType) -> Result<Box<dyn Vae>, VaeError> {
+        load(config, config.spec()?, weights, device, dtype)
+    }
+}
+
+/// The family `qwen-image`: Wan 2.1 under another name, for pictures.
+#[derive(Debug)]
+pub struct QwenImage;
+
+impl VaeFamily for QwenImage {
+    const NAME: &'static str = "qwen-image";
+    const ALIASES: &'static [&'static str] = &["AutoencoderKLQwenImage"];
+    const SUMMARY: &'static str = "AutoencoderKLQwenImage, the VAE of Qwen-Image, which is Wan 2.1's with other weights";
+    type Config = QwenImageConfig;
+
+    fn spec(config: &QwenImageConfig) -> Result<VaeSpec, VaeError> {
+        config.spec()
+    }
+
+    fn load(config: &QwenImageConfig, weights: Weights, device: &Device, dtype: DType) -> Result<Box<dyn Vae>, VaeError> {
+        load(&config.to_wan(), config.spec()?, weights, device, dtype)
+    }
+}
+
+fn load(config: &WanConfig, spec: VaeSpec, weights: Weights, device: &Device, dtype: DType) -> Result<Box<dyn Vae>, VaeError> {
+    let modules = layouts::to_modules(weights).apply(AutoencoderKlWan::new(config, device)?, dtype)?;
+    Ok(Box::new(WanVae { modules, spec, dtype, device: device.clone() }))
+}
+
+/// The modules of an `AutoencoderKLWan`, named as in diffusers.
+#[derive(Module, Debug)]
+pub struct AutoencoderKlWan {
+    pub(crate) encoder: Encoder,
+    quant_conv: Pointwise,
+    post_quant_conv: Pointwise,
+    pub(crate) decoder: Decoder,
+}
+
+impl AutoencoderKlWan {
+    /// Modules whose parameters take no memory before they are loaded.
+    ///
+    /// # Errors
+    /// When the configuration is refused.
+    pub fn new(config: &WanConfig, device: &Device) -> Result<Self, VaeError> {
+        config.spec()?;
+        Ok(Self {
+            encoder: Encoder::new(config, device),
+            quant_conv: Pointwise::new([2 * config.z_dim; 2], device),
+            post_quant_conv: Pointwise::new([config.z_dim; 2], device),
+            decoder: Decoder::new(config, device),
+        })
+    }
+}
+
+#[derive(Debug)]
+struct WanVae {
+    modules: AutoencoderKlWan,
+    spec: VaeSpec,
+    dtype: DType,
+    device: Device,
+}
+
+impl Vae for WanVae {
+    fn spec(&self) -> &VaeSpec {
+        &self.spec
+    }
+
+    fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    fn device(&self) -> Device {
+        self.device.clone()
+    }
+
+    fn decode(&self, latents: Tensor<5>) -> Result<Tensor<5>, VaeError> {
+        self.spec.check_latents(latents.dims())?;
+        stream_frames(self.decode_stream(), latents, self.spec.decode_geometry().frames, 1)
+    }
+
+    fn encode(&self, samples: Tensor<5>) -> Result<Tensor<5>, VaeError> {
+        self.spec.check_samples(samples.dims())?;
+        stream_frames(self.encode_stream(), samples, self.spec.encode_geometry().frames, 1)
+    }
+
+    fn decode_stream(&self) -> FrameStream<'_> {
+        let mut cache = FrameCache::default();
+        Box::new(move |latents| {
+            cache.rewind();
+            let x = self.modules.post_quant_conv.forward(latents.cast(self.dtype));
+            Ok(unpatchify(self.modules.decoder.forward(x, &mut cache), self.spec.patch))
+        })
+    }
+
+    fn encode_stream(&self) -> FrameStream<'_> {
+        let mut cache = FrameCache::default();
+        Box::new(move |samples| {
+            cache.rewind();
+            let x = patchify(samples.cast(self.dtype), self.spec.patch);
+            Ok(self.modules.quant_conv.forward(self.modules.encoder.forward(x, &mut cache)))
+        })
+    }
+
+    fn to_device(&self, device: &Device) -> Box<dyn Vae> {
+        let modules = self.modules.clone().to_device(device);
+        Box::new(Self { modules, spec: self.spec.clone(), dtype: self.dtype, device: device.clone() })
+    }
+}
+
+/// Patches of samples as channels, in the order channel, column, row (diffusers, `patchify`). What is over at the right and bottom is left out, with
+/// whatever does not make a whole latent px.
+///
+/// # Shapes
+/// `[b, c, t, h, w]` to `[b, c * patch * patch, t, h / patch, w / patch]`.
+fn patchify(samples: Tensor<5>, patch: usize) -> Tensor<5> {
+    if patch == 1 {
+        return samples;
+    }
+    let [b, c, t, h, w] = samples.dims();
+    let [h, w] = [h / patch, w / patch];
+    let whole = samples.narrow(3, 0, h * patch).narrow(4, 0, w * patch);
+    let patches = whole.reshape([b, c, t, h, patch, w, patch]).permute([0, 1, 6, 4, 2, 3, 5]);
+    patches.reshape([b, c * patch * patch, t, h, w])
+}
+
+/// The inverse of [`patchify`] (diffusers, `unpatchify`).
+///
+/// # Shapes
+/// `[b, c * patch * patch, t, h, w]` to `[b, c, t, h * patch, w * patch]`.
+fn unpatchify(x: Tensor<5>, patch: usize) -> Tensor<5> {
+    if patch == 1 {
+        return x;
+    }
+    let [b, c, t, h, w] = x.dims();
+    let channels = c / (patch * patch);
+    let patches = x.reshape([b, channels, patch, patch, t, h, w]).permute([0, 1, 4, 5, 3, 6, 2]);
+    patches.reshape([b, channels, t, h * patch, w * patch])
+}

@@ -1,0 +1,137 @@
+use burn::module::Module;
+use burn::tensor::{Device, Tensor};
+use vae_core::layers::{Conv2d, upsample_nearest};
+
+use crate::cache::{FrameCache, TimeConv, batch_to_frames, frames_to_batch, last_frames};
+
+/// Which axes are doubled or halved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Axes {
+    Space,
+    SpaceAndTime,
+}
+
+impl Axes {
+    pub(crate) fn new(time: bool) -> Self {
+        if time { Self::SpaceAndTime } else { Self::Space }
+    }
+}
+
+/// Twice the height and width, and twice the frames but for the clip's first (diffusers, `WanResample` with `upsample2d` or `upsample3d`).
+#[derive(Module, Debug)]
+pub(crate) struct Upsample {
+    resample: Conv2d,
+    time_conv: Option<TimeConv>,
+}
+
+impl Upsample {
+    pub(crate) fn new([channels_in, channels_out]: [usize; 2], axes: Axes, device: &Device) -> Self {
+        let time_conv = || TimeConv::new([channels_in, 2 * channels_in], 1, device);
+        Self { resample: Conv2d::same([channels_in, channels_out], 3, device), time_conv: (axes == Axes::SpaceAndTime).then(time_conv) }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn is_temporal(&self) -> bool {
+        self.time_conv.is_some()
+    }
+
+    /// # Shapes
+    /// `[b, in, t, h, w]` to `[b, out, t', 2 * h, 2 * w]`, where `t'` is 1 for the first frame and `2 * t` later.
+    pub(crate) fn forward(&self, x: Tensor<5>, cache: &mut FrameCache) -> Tensor<5> {
+        let x = self.time_conv.iter().fold(x, |x, conv| Self::double_frames(conv, x, cache.slot()));
+        let frames = x.dims()[2];
+        batch_to_frames(self.resample.forward(upsample_nearest(frames_to_batch(x))), frames)
+    }
+
+    fn double_frames(conv: &TimeConv, x: Tensor<5>, slot: &mut Option<Tensor<5>>) -> Tensor<5> {
+        let [b, c, t, h, w] = x.dims();
+        let Some(earlier) = slot.take() else {
+            // The first frame stays one frame, and those after it do not see it.
+            *slot = Some(Tensor::zeros([b, c, 2, h, w], (&x.device(), x.dtype())));
+            return x;
+        };
+        let x = Tensor::cat(vec![earlier, x], 2);
+        *slot = Some(last_frames(&x, 2));
+        conv.forward(x).reshape([b, 2, c, t, h * w]).permute([0, 2, 3, 1, 4]).reshape([b, c, 2 * t, h, w])
+    }
+}
+
+/// Half the height and width, and half the frames but for the clip's first (diffusers, `WanResample` with `downsample2d` or `downsample3d`).
+#[derive(Module, Debug)]
+pub(crate) struct Downsample {
+    resample: Conv2d,
+    time_conv: Option<TimeConv>,
+}
+
+impl Downsample {
+    pub(crate) fn new(channels: usize, axes: Axes, device: &Device) -> Self {
+        let time_conv = || TimeConv::new([channels; 2], 2, device);
+        Self { resample: Conv2d::halving(channels, device), time_conv: (axes == Axes::SpaceAndTime).then(time_conv) }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn is_temporal(&self) -> bool {
+        self.time_conv.is_some()
+    }
+
+    /// # Shapes
+    /// `[b, c, t, h, w]` to `[b, c, t', h / 2, w / 2]`, where `t'` is 1 for the first frame and `t / 2` later.
+    pub(crate) fn forward(&self, x: Tensor<5>, cache: &mut FrameCache) -> Tensor<5> {
+        let frames = x.dims()[2];
+        let x = batch_to_frames(self.resample.forward(frames_to_batch(x)), frames);
+        self.time_conv.iter().fold(x, |x, conv| {
+            let slot = cache.slot();
+            let earlier = slot.replace(last_frames(&x, 1));
+            match earlier {
+                Some(earlier) => conv.forward(Tensor::cat(vec![earlier, x], 2)),
+                None => x,
+            }
+        })
+    }
+}
+
+/// Means over blocks of px and frames and over channels: the way past a down block of Wan 2.2 (diffusers, `AvgDown3D`).
+///
+/// Where frames are missing in a block, it is filled up with zeros in front, which count.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct MeanShortcut {
+    pub(crate) channels_out: usize,
+    /// Frames, and px of height and width, that become one.
+    pub(crate) factors: [usize; 2],
+}
+
+impl MeanShortcut {
+    /// # Shapes
+    /// `[b, in, t, h, w]` to `[b, out, t / ft, h / fs, w / fs]`, the frames rounded up.
+    pub(crate) fn forward(&self, x: Tensor<5>) -> Tensor<5> {
+        let [ft, fs] = self.factors;
+        let [b, c, t, h, w] = x.dims();
+        let missing = t.next_multiple_of(ft) - t;
+        let x = if missing == 0 { x } else { Tensor::cat(vec![Tensor::zeros([b, c, missing, h, w], (&x.device(), x.dtype())), x], 2) };
+        let [t, h, w] = [(t + missing) / ft, h / fs, w / fs];
+        let blocks = x.reshape([b, c, t, ft, h, fs, w, fs]).permute([0, 1, 3, 5, 7, 2, 4, 6]);
+        let grouped = blocks.reshape([b, self.channels_out, c * ft * fs * fs / self.channels_out, t * h * w]);
+        grouped.mean_dim(2).reshape([b, self.channels_out, t, h, w])
+    }
+}
+
+/// Channels spread over px and frames, repeated where they are too few: the way past an up block of Wan 2.2 (diffusers, `DupUp3D`).
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct SpreadShortcut {
+    pub(crate) channels_out: usize,
+    /// Frames, and px of height and width, that one becomes.
+    pub(crate) factors: [usize; 2],
+}
+
+impl SpreadShortcut {
+    /// # Shapes
+    /// `[b, in, t, h, w]` to `[b, out, t * ft, h * fs, w * fs]`; of a clip's first frame only the last of its `ft` frames is given.
+    pub(crate) fn forward(&self, x: Tensor<5>, is_first: bool) -> Tensor<5> {
+        let [ft, fs] = self.factors;
+        let [b, c, t, h, w] = x.dims();
+        let repeats = self.channels_out * ft * fs * fs / c;
+        let x = x.reshape([b, c, 1, t, h, w]).expand([b, c, repeats, t, h, w]).reshape([b, self.channels_out, ft, fs, fs, t, h, w]);
+        let x = x.permute([0, 1, 5, 2, 6, 3, 7, 4]).reshape([b, self.channels_out, t * ft, h * fs, w * fs]);
+        if is_first { x.narrow(2, ft - 1, t * ft - (ft - 1)) } else { x }
+    }
+}
