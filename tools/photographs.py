@@ -118,5 +118,5 @@ def clips(photos, count, frames, side, rng):
 
 def held_out_clip():
     """Seventeen frames, uint8 [17, 128, 192, 3], of a window that pans over the held-out photograph and closes in on it."""
-    samples = moving_crop(to_samples(held_out()), 17, (128, 192), (150, 205), (-1.0, 1.5), 1.25, 0.99)
+    samples = moving_crop(to_samples(held_out()), 17, (128, 192), (140, 215), (-0.6, 1.0), 0.75, 0.995)
     return to_uint8(samples.permute(0, 2, 3, 1))

@@ -18,10 +18,10 @@ import time
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, AutoencoderKLWan
+from diffusers.models.autoencoders import autoencoder_kl_wan
 
 import photographs
 
-PEAK_LEARNING_RATE = 1.5e-3
 EMA_DECAY = 0.999
 KL_WEIGHT = 1e-6
 
@@ -33,6 +33,8 @@ def psnr(got, expected):
 
 class KlDemo:
     """Single pictures through an `AutoencoderKL`."""
+
+    peak_learning_rate = 1.5e-3
 
     def __init__(self):
         self.levels = [photographs.pyramid(image) for image in photographs.training()]
@@ -57,6 +59,9 @@ class KlDemo:
         count, side = (3, 128) if step % 4 == 3 else (12, 64)
         return photographs.crops(self.levels, count, side, rng)
 
+    def decode(self, model, latents):
+        return model.decode(latents).sample
+
     def round_trip(self, model):
         """PSNR of the held-out photograph through the posterior's mode; the sides are cut to multiples of 8."""
         image = photographs.held_out()
@@ -71,24 +76,59 @@ class KlDemo:
         model.register_to_config(shift_factor=round(latents.mean().item(), 4), scaling_factor=round(1 / latents.std().item(), 4))
 
 
+def first_frame_alone(forward):
+    """Of a 3x3x3 kernel only the last slice meets something where no frame came before: a third of the work."""
+
+    def run(self, x, cache_x=None):
+        if cache_x is None and x.shape[2] == 1 and self.kernel_size == (3, 3, 3):
+            return torch.nn.functional.conv2d(x[:, :, 0], self.weight[:, :, 2], self.bias, padding=1)[:, :, None]
+        return forward(self, x, cache_x)
+
+    return run
+
+
 class WanDemo:
-    """Clips of one, five and nine frames through an `AutoencoderKLWan`."""
+    """Pictures first, then clips of five and nine frames, through an `AutoencoderKLWan`."""
+
+    peak_learning_rate = 6e-4
+    pictures_until = 0.35
 
     def __init__(self):
         self.levels = [photographs.pyramid(image) for image in photographs.training()]
         self.photos = [photographs.to_samples(image) for image in photographs.training()]
 
     def build(self):
+        causal = autoencoder_kl_wan.WanCausalConv3d
+        causal.forward = first_frame_alone(causal.forward)
         model = AutoencoderKLWan(base_dim=16, z_dim=16, num_res_blocks=1)
         # Little noise at the start: its log-variance would take thousands of steps to fall.
         model.quant_conv.bias.data[16:] = -6.0
+        # At the start every frame is coded alone, and halving and doubling in time drops and repeats frames.
+        for name, value in model.named_parameters():
+            if name.endswith("weight") and value.dim() == 5 and value.shape[2] == 3:
+                value.data[:, :, :2] = 0.0
+                if "time_conv" in name:
+                    identity = torch.eye(value.shape[1]).repeat(value.shape[0] // value.shape[1], 1)
+                    value.data[:, :, 2] = 0.1 * value.data[:, :, 2] + identity[:, :, None, None]
         return model
 
     def batch(self, step, elapsed, rng):
-        if step % 5 == 0 or (elapsed < 0.25 and step % 5 < 3):
-            return photographs.crops(self.levels, 12, 64, rng)[:, :, None]
+        if step % 5 == 0 or elapsed < self.pictures_until:
+            count, side = (3, 128) if step % 4 == 3 else (12, 64)
+            return photographs.crops(self.levels, count, side, rng)[:, :, None]
         count, frames, side = (2, 9, 64) if step % 5 == 4 else (1, 5, 128) if step % 10 == 3 else (4, 5, 64)
         return photographs.clips(self.photos, count, frames, side, rng)
+
+    def decode(self, model, latents):
+        """As `model.decode`, without its clamp, which would stop the gradient."""
+        model.clear_cache()
+        latents = model.post_quant_conv(latents)
+        frames = []
+        for frame in range(latents.shape[2]):
+            model._conv_idx = [0]
+            chunk = latents[:, :, frame : frame + 1]
+            frames.append(model.decoder(chunk, feat_cache=model._feat_map, feat_idx=model._conv_idx, first_chunk=frame == 0))
+        return torch.cat(frames, 2)
 
     def round_trip(self, model):
         """PSNR of the held-out clip through the posterior's mode."""
@@ -110,17 +150,17 @@ def train(demo, args):
     rng = np.random.default_rng(args.seed)
     model = demo.build()
     average = copy.deepcopy(model).eval()
-    optimiser = torch.optim.AdamW(model.parameters(), PEAK_LEARNING_RATE, betas=(0.9, 0.99), weight_decay=1e-3)
+    optimiser = torch.optim.AdamW(model.parameters(), demo.peak_learning_rate, betas=(0.9, 0.99), weight_decay=1e-3)
 
     start, saved, step = time.time(), time.time(), 0
     while True:
         elapsed = (time.time() - start) / (60 * args.minutes)
         for group in optimiser.param_groups:
-            group["lr"] = PEAK_LEARNING_RATE * min(1, (step + 1) / 300) * max(0.01, 0.5 * (1 + math.cos(math.pi * min(1, elapsed))))
+            group["lr"] = demo.peak_learning_rate * min(1, (step + 1) / 300) * max(0.01, 0.5 * (1 + math.cos(math.pi * min(1, elapsed))))
         samples = demo.batch(step, elapsed, rng)
         with torch.autocast("cpu", torch.bfloat16):
             posterior = model.encode(samples).latent_dist
-            decoded = model.decode(posterior.sample()).sample
+            decoded = demo.decode(model, posterior.sample())
         error = decoded.float() - samples
         loss = error.square().mean() + 0.05 * error.abs().mean() + KL_WEIGHT * posterior.kl().float().mean()
         optimiser.zero_grad()

@@ -2,8 +2,9 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Parser, Subcommand, ValueEnum};
 use tilevae::Direction;
+use tilevae::io::Fps;
 
-/// Decodes and encodes latents through the VAEs of diffusion models, in tiles and bounded memory.
+/// Decodes and encodes pictures and clips through the VAEs of diffusion models, in tiles and bounded memory.
 #[derive(Debug, Parser)]
 #[command(
     name = "tilevae",
@@ -52,9 +53,9 @@ pub(crate) enum Format {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Latents to a picture or raw samples.
+    /// Latents to a picture, a clip or raw samples.
     Decode(Decode),
-    /// Pictures or raw samples to latents.
+    /// Pictures, a clip or raw samples to latents.
     Encode(Encode),
     /// Samples to latents and back, with PSNR and SSIM.
     Roundtrip(Roundtrip),
@@ -78,34 +79,46 @@ pub(crate) enum Command {
 pub(crate) struct Decode {
     /// Latents: .safetensors (the tensor `latents`) or .npy, [b,c,h,w] or [b,c,t,h,w].
     pub(crate) latents: PathBuf,
-    /// Picture (.png, .jpg, .webp, .tiff), or raw samples (.safetensors, .npy). A batch of pictures is numbered NAME-0, NAME-1, ...
-    #[arg(short, long, value_name = "FILE")]
+    /// Picture (.png, .jpg, .webp, .tiff); clip (a folder of frames, .y4m, .gif, or .mp4, .webm, .mkv and so on through ffmpeg); or raw samples
+    /// (.safetensors, .npy). A batch is numbered NAME-0, NAME-1, ...
+    #[arg(short, long, value_name = "FILE|DIR")]
     pub(crate) output: PathBuf,
+    /// Frames a second of the clip that is written, as 16, 23.976 or 24000/1001. By default the rate that the latents' file remembers, or 16.
+    #[arg(long, value_name = "RATE")]
+    pub(crate) fps: Option<Fps>,
 }
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Encode {
-    /// Pictures of one size (a batch), or raw samples: .safetensors (the tensor `samples`) or .npy.
+    /// Pictures of one size (a batch); one clip (a folder of numbered frames, .y4m, .gif, .mp4 and so on); or raw samples: .safetensors (the tensor
+    /// `samples`) or .npy.
     #[arg(required = true)]
     pub(crate) samples: Vec<PathBuf>,
     /// Latents: .safetensors or .npy.
     #[arg(short, long, value_name = "FILE")]
     pub(crate) output: PathBuf,
+    /// Frames a second that the latents' file remembers. By default the clip's own rate.
+    #[arg(long, value_name = "RATE")]
+    pub(crate) fps: Option<Fps>,
 }
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Roundtrip {
-    /// Pictures of one size (a batch), or raw samples: .safetensors (the tensor `samples`) or .npy.
+    /// Pictures of one size (a batch); one clip (a folder of numbered frames, .y4m, .gif, .mp4 and so on); or raw samples: .safetensors (the tensor
+    /// `samples`) or .npy.
     #[arg(required = true)]
     pub(crate) samples: Vec<PathBuf>,
-    /// What comes back: a picture, or raw samples.
-    #[arg(short, long, value_name = "FILE")]
+    /// What comes back: a picture, a clip, or raw samples.
+    #[arg(short, long, value_name = "FILE|DIR")]
     pub(crate) output: Option<PathBuf>,
+    /// Frames a second of the clip that is written. By default the clip's own rate, or 16.
+    #[arg(long, value_name = "RATE")]
+    pub(crate) fps: Option<Fps>,
 }
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Plan {
-    /// Latents, a picture or raw samples; or the size of a picture in px, as HEIGHTxWIDTH.
+    /// Latents, a picture, a clip or raw samples; or a size in px, as HEIGHTxWIDTH or FRAMESxHEIGHTxWIDTH.
     pub(crate) input: String,
     /// Which way. By default latents and sizes are decoded, pictures and samples encoded.
     #[arg(long, value_parser = direction, value_name = "decode|encode")]

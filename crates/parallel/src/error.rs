@@ -1,4 +1,4 @@
-use tiling::{BoxError, CompositeError};
+use tiling::{BoxError, CompositeError, ReadError};
 
 /// A run that could not be finished.
 #[derive(Debug, thiserror::Error)]
@@ -50,4 +50,18 @@ pub enum ExecError {
     /// The run ended before all tiles came.
     #[error(transparent)]
     Unfinished(CompositeError),
+}
+
+impl ExecError {
+    /// What kept `tile` from being finished: its operation, the source it reads, or whoever takes its answer.
+    pub(crate) fn of_tile(tile: usize, error: BoxError) -> Self {
+        let error = match error.downcast::<ReadError>() {
+            Ok(read) => return Self::Source { tile, source: read.0 },
+            Err(error) => error,
+        };
+        match error.downcast::<CompositeError>() {
+            Ok(source) => Self::Composite { tile, source: *source },
+            Err(source) => Self::Tile { tile, source },
+        }
+    }
 }

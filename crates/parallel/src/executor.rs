@@ -37,15 +37,28 @@ pub trait Executor: Debug + Send + Sync {
     fn run(&self, job: Job<'_>, progress: &mut dyn Progress) -> Result<RunStats, ExecError>;
 }
 
-/// Hears of finished tiles.
+/// Hears how far a run is.
 pub trait Progress {
-    /// `done` of `total` tiles are finished.
-    fn tile_done(&mut self, done: usize, total: usize);
+    /// A piece of a tile is finished, or a whole tile.
+    fn advanced(&mut self, done: Done);
 }
 
 /// Nobody listens.
 impl Progress for () {
-    fn tile_done(&mut self, _: usize, _: usize) {}
+    fn advanced(&mut self, _: Done) {}
+}
+
+/// How far a run is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Done {
+    /// Tiles that are finished.
+    pub tiles: usize,
+    /// All tiles.
+    pub of_tiles: usize,
+    /// Output frames that are finished, counted in each tile.
+    pub frames: usize,
+    /// The output frames of all tiles.
+    pub of_frames: usize,
 }
 
 /// What a run took.
@@ -53,6 +66,8 @@ impl Progress for () {
 pub struct RunStats {
     /// Tiles that were run.
     pub tiles: usize,
-    /// From the first read to the last row written.
+    /// Frames of the output.
+    pub frames: usize,
+    /// From the first read to the last piece written.
     pub elapsed: Duration,
 }

@@ -9,5 +9,5 @@ mod sequential;
 
 pub use config::ExecutorConfig;
 pub use error::ExecError;
-pub use executor::{Executor, Job, Progress, RunStats};
+pub use executor::{Done, Executor, Job, Progress, RunStats};
 pub use sequential::Sequential;

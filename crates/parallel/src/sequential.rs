@@ -2,9 +2,9 @@ use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;
 
-use tiling::{Block, TileOp};
+use tiling::{Block, Emit, TileInput, TileOp};
 
-use crate::{ExecError, Executor, Job, Progress, RunStats};
+use crate::{Done, ExecError, Executor, Job, Progress, RunStats};
 
 /// One tile after the other, in raster order, on the calling thread and one device.
 #[derive(Debug, Clone, Copy, Default)]
@@ -27,23 +27,29 @@ impl Executor for Sequential {
         self.check_devices(job.ops.len())?;
         let op = &job.ops[0];
         let start = Instant::now();
-        let total = job.plan.tiles.len();
+        let frames = job.plan.output[0];
+        let mut done = Done { of_tiles: job.plan.tiles.len(), of_frames: job.plan.tiles.len() * frames, ..Done::default() };
         for planned in &job.plan.tiles {
-            let tile = planned.index;
-            let input = job.source.read(&planned.input).map_err(|source| ExecError::Source { tile, source })?;
-            let answer = run_tile(op.as_ref(), tile, input)?;
-            job.compositor.push(tile, answer).map_err(|source| ExecError::Composite { tile, source })?;
-            progress.tile_done(tile + 1, total);
+            let compositor = &mut job.compositor;
+            let mut emit = |piece: Block| {
+                done.frames += piece.shape()[2];
+                compositor.push(planned.index, piece)?;
+                progress.advanced(done);
+                Ok(())
+            };
+            run_tile(op.as_ref(), planned.index, &TileInput::new(job.source, planned.input), &mut emit)?;
+            done.tiles += 1;
+            progress.advanced(done);
         }
         job.compositor.finish().map_err(ExecError::Unfinished)?;
-        Ok(RunStats { tiles: total, elapsed: start.elapsed() })
+        Ok(RunStats { tiles: done.tiles, frames, elapsed: start.elapsed() })
     }
 }
 
 /// Runs one tile; a panic of the operation, which is how Burn reports most errors, becomes an error.
-fn run_tile(op: &dyn TileOp, tile: usize, input: Block) -> Result<Block, ExecError> {
-    match catch_unwind(AssertUnwindSafe(|| op.run(input))) {
-        Ok(answer) => answer.map_err(|source| ExecError::Tile { tile, source }),
+fn run_tile(op: &dyn TileOp, tile: usize, input: &TileInput<'_>, emit: &mut Emit<'_>) -> Result<(), ExecError> {
+    match catch_unwind(AssertUnwindSafe(|| op.run(input, emit))) {
+        Ok(answer) => answer.map_err(|error| ExecError::of_tile(tile, error)),
         Err(panic) => Err(ExecError::Panicked { tile, message: panic_message(panic.as_ref()) }),
     }
 }
@@ -57,11 +63,11 @@ fn panic_message(panic: &(dyn Any + Send)) -> String {
 mod tests {
     use std::sync::Arc;
 
-    use tiling::{BoxError, Canvas, Cascade, Compositor, Geometry, Region, Scale, TilePlan, TileSource, Uniform};
+    use tiling::{BoxError, Canvas, Cascade, Compositor, Geometry, Region, Scale, Sink, TilePlan, TileSource, Uniform};
 
     use super::*;
 
-    /// Negates, except for the tile that starts at a chosen place.
+    /// Negates, frame by frame, except for the tile that starts at a chosen place.
     struct Negate {
         fails_at: Option<usize>,
         panics_at: Option<usize>,
@@ -72,14 +78,18 @@ mod tests {
             Geometry::image(Scale::Up(1))
         }
 
-        fn run(&self, mut tile: Block) -> Result<Block, BoxError> {
-            let place = Some(tile.data()[0] as usize);
-            assert!(place != self.panics_at, "a panic at {place:?}");
-            if place == self.fails_at {
-                return Err("a failure".into());
+        fn run(&self, tile: &TileInput<'_>, emit: &mut Emit<'_>) -> Result<(), BoxError> {
+            for frame in 0..tile.shape()[2] {
+                let mut piece = tile.frames(frame..frame + 1)?;
+                let place = Some(piece.data()[0] as usize);
+                assert!(place != self.panics_at, "a panic at {place:?}");
+                if place == self.fails_at {
+                    return Err("a failure".into());
+                }
+                piece.data_mut().iter_mut().for_each(|value| *value = -*value);
+                emit(piece)?;
             }
-            tile.data_mut().iter_mut().for_each(|value| *value = -*value);
-            Ok(tile)
+            Ok(())
         }
     }
 
@@ -87,7 +97,7 @@ mod tests {
 
     impl TileSource for Unreadable {
         fn shape(&self) -> [usize; 5] {
-            [1, 1, 1, 1, 6]
+            [1, 1, 2, 1, 6]
         }
 
         fn read(&self, _: &Region) -> Result<Block, BoxError> {
@@ -95,26 +105,42 @@ mod tests {
         }
     }
 
+    struct Full;
+
+    impl Sink for Full {
+        fn take(&mut self, _: [usize; 3], _: [usize; 3], _: Block) -> Result<(), BoxError> {
+            Err("full".into())
+        }
+    }
+
+    /// Tiles and frames at each step.
     #[derive(Default)]
-    struct Heard(Vec<(usize, usize)>);
+    struct Heard(Vec<[usize; 2]>);
 
     impl Progress for Heard {
-        fn tile_done(&mut self, done: usize, total: usize) {
-            self.0.push((done, total));
+        fn advanced(&mut self, done: Done) {
+            assert_eq!((done.of_tiles, done.of_frames), (3, 6));
+            self.0.push([done.tiles, done.frames]);
         }
     }
 
     fn run(source: &dyn TileSource, ops: &[Arc<dyn TileOp>], heard: &mut Heard) -> Result<Block, ExecError> {
-        let plan = TilePlan::new(&Uniform::with_tile([1, 2], [0, 0]), Geometry::image(Scale::Up(1)), [1, 1, 6]).unwrap();
         let mut canvas = Canvas::default();
-        let compositor = Compositor::new(&plan, &Cascade, &mut canvas);
-        let stats = Sequential.run(Job { plan: &plan, source, ops, compositor }, heard)?;
-        assert_eq!(stats.tiles, 3);
+        run_to(source, ops, heard, &mut canvas)?;
         Ok(canvas.into_block())
     }
 
+    fn run_to(source: &dyn TileSource, ops: &[Arc<dyn TileOp>], heard: &mut Heard, sink: &mut dyn Sink) -> Result<(), ExecError> {
+        let plan = TilePlan::new(&Uniform::with_tile([1, 2], [0, 0]), Geometry::image(Scale::Up(1)), [2, 1, 6]).unwrap();
+        let compositor = Compositor::new(&plan, &Cascade, sink);
+        let stats = Sequential.run(Job { plan: &plan, source, ops, compositor }, heard)?;
+        assert_eq!((stats.tiles, stats.frames), (3, 2));
+        Ok(())
+    }
+
+    /// Two frames of one row.
     fn row() -> Block {
-        Block::from_fn([1, 1, 1, 1, 6], |[.., x]| x as f32)
+        Block::from_fn([1, 1, 2, 1, 6], |[_, _, t, _, x]| (10 * t + x) as f32)
     }
 
     fn op(fails_at: Option<usize>, panics_at: Option<usize>) -> Arc<dyn TileOp> {
@@ -125,8 +151,8 @@ mod tests {
     fn every_tile_runs_once_in_order() {
         let mut heard = Heard::default();
         let answer = run(&row(), &[op(None, None)], &mut heard).unwrap();
-        assert_eq!(answer.data(), [0.0, -1.0, -2.0, -3.0, -4.0, -5.0]);
-        assert_eq!(heard.0, [(1, 3), (2, 3), (3, 3)]);
+        assert_eq!(answer.data(), [0.0, -1.0, -2.0, -3.0, -4.0, -5.0, -10.0, -11.0, -12.0, -13.0, -14.0, -15.0]);
+        assert_eq!(heard.0, [[0, 1], [0, 2], [1, 2], [1, 3], [1, 4], [2, 4], [2, 5], [2, 6], [3, 6]]);
     }
 
     #[test]
@@ -134,11 +160,13 @@ mod tests {
         let mut heard = Heard::default();
         let error = run(&row(), &[op(Some(2), None)], &mut heard).unwrap_err();
         assert!(matches!(&error, ExecError::Tile { tile: 1, source } if source.to_string() == "a failure"), "{error}");
-        assert_eq!(heard.0, [(1, 3)]);
+        assert_eq!(heard.0.last(), Some(&[1, 2]));
         let error = run(&row(), &[op(None, Some(4))], &mut heard).unwrap_err();
         assert!(matches!(&error, ExecError::Panicked { tile: 2, message } if message.contains("a panic at Some(4)")), "{error}");
         let error = run(&Unreadable, &[op(None, None)], &mut heard).unwrap_err();
         assert!(matches!(error, ExecError::Source { tile: 0, .. }), "{error}");
+        let error = run_to(&row(), &[op(None, None)], &mut heard, &mut Full).unwrap_err();
+        assert!(matches!(error, ExecError::Composite { tile: 0, source: tiling::CompositeError::Sink(_) }), "{error}");
     }
 
     #[test]

@@ -1,3 +1,4 @@
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
 use parallel::ExecutorConfig;
@@ -42,6 +43,8 @@ pub struct ModelConfig {
     /// A `config.json` in place of the checkpoint's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub config: Option<PathBuf>,
+    /// Latent frames of a clip that run at once, after the first.
+    pub frames_per_chunk: NonZeroUsize,
 }
 
 /// The dtype of weights and compute.
@@ -77,8 +80,22 @@ pub struct IoConfig {
     pub posterior: Posterior,
     /// The seed of a draw.
     pub seed: u64,
+    /// What becomes of sample frames that do not fill a latent frame.
+    pub frames: FrameRemainder,
     /// The quality of JPEG files.
     pub jpeg_quality: u8,
+}
+
+/// What becomes of sample frames that do not fill a latent frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FrameRemainder {
+    /// Such a clip is an error.
+    Refuse,
+    /// They are left out.
+    Drop,
+    /// The last frame is repeated until a latent frame is full; a decode of latents whose file says so cuts the repetitions off.
+    Pad,
 }
 
 /// Which latents go in and out.

@@ -38,6 +38,20 @@ pub enum Error {
         /// Why.
         source: std::io::Error,
     },
+    /// A clip that leaves a remainder of frames.
+    #[error(
+        "a clip of {got} frames does not fill its last latent frame (this model takes 1 + {ratio}k); set io.frames to \"drop\" for the first {fewer} frames, or to \"pad\" to repeat the last one up to {more} and cut them off again on the way back"
+    )]
+    Frames {
+        /// Frames that came.
+        got: usize,
+        /// Sample frames in a latent frame.
+        ratio: usize,
+        /// The nearest number below that leaves none.
+        fewer: usize,
+        /// The nearest number above.
+        more: usize,
+    },
     /// A device that this program was not built for.
     #[error("{device} needs the Cargo feature `{feature}`, which this program was built without; it has: {available}")]
     DeviceNotBuilt {
@@ -83,6 +97,7 @@ impl Error {
             Self::TomlSyntax { .. }
             | Self::ConfigValue { .. }
             | Self::Override { .. }
+            | Self::Frames { .. }
             | Self::DeviceNotBuilt { .. }
             | Self::DeviceAbsent { .. }
             | Self::Grid(_)

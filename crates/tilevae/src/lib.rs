@@ -1,7 +1,7 @@
 //! Tiled decode and encode through variational autoencoders: the library to embed.
 //!
-//! A [`Config`] (TOML) and an input make a [`RunPlan`] of pure integers; a [`Pipeline`] with loaded weights runs it, tile by tile, and hands finished rows to a
-//! sink while later tiles still run.
+//! A [`Config`] (TOML) and an input make a [`RunPlan`] of pure integers; a [`Pipeline`] with loaded weights runs it, tile by tile and, where the
+//! model allows it, frame by frame, and hands what is finished to a sink while the rest still runs.
 //!
 //! ```no_run
 //! use tilevae::{Config, Pipeline, io};
@@ -16,15 +16,17 @@
 mod config;
 mod devices;
 mod error;
+mod frames;
 pub mod io;
 pub mod metrics;
 mod pipeline;
 mod plan;
 
-pub use config::{Config, DevicesConfig, DtypeConfig, IoConfig, LatentSpace, ModelConfig, parse_override};
+pub use config::{Config, DevicesConfig, DtypeConfig, FrameRemainder, IoConfig, LatentSpace, ModelConfig, parse_override};
 pub use devices::{DeviceInfo, list_devices, open_device};
 pub use error::Error;
-pub use parallel::{ExecutorConfig, Progress, RunStats};
+pub use frames::FittedFrames;
+pub use parallel::{Done, ExecutorConfig, Progress, RunStats};
 pub use pipeline::{Encoded, Pipeline, open_model};
 pub use plan::{Direction, PlanBytes, RunPlan};
 pub use tiling::{self, BlendConfig, Block, GridConfig, TileSource};

@@ -2,15 +2,55 @@
 
 use tiling::Block;
 
+/// How near two clips are, frame by frame or all at once.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Comparison {
+    squares: f64,
+    values: usize,
+    similarity: f64,
+    planes: usize,
+}
+
+impl Comparison {
+    /// Compares some frames of both.
+    ///
+    /// # Panics
+    /// When the shapes differ.
+    pub fn add(&mut self, a: &Block, b: &Block) {
+        assert_eq!(a.shape(), b.shape(), "compared samples have one shape");
+        let [_, _, _, height, width] = a.shape();
+        self.squares += a.data().iter().zip(b.data()).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>();
+        self.values += a.data().len();
+        let pixels = (height * width).max(1);
+        let planes = a.data().chunks(pixels).zip(b.data().chunks(pixels));
+        self.similarity += planes.map(|(a, b)| plane_ssim(a, b, [height, width])).sum::<f64>();
+        self.planes += a.planes();
+    }
+
+    /// See [`psnr`].
+    pub fn psnr(&self) -> f64 {
+        let mean = self.squares / self.values.max(1) as f64;
+        if mean == 0.0 { f64::INFINITY } else { 10.0 * (4.0 / mean).log10() }
+    }
+
+    /// See [`ssim`].
+    pub fn ssim(&self) -> f64 {
+        self.similarity / self.planes.max(1) as f64
+    }
+}
+
+fn compared(a: &Block, b: &Block) -> Comparison {
+    let mut comparison = Comparison::default();
+    comparison.add(a, b);
+    comparison
+}
+
 /// Peak signal-to-noise ratio in dB of samples from -1 to 1; infinite for equal ones.
 ///
 /// # Panics
 /// When the shapes differ.
 pub fn psnr(a: &Block, b: &Block) -> f64 {
-    assert_eq!(a.shape(), b.shape(), "compared samples have one shape");
-    let squares: f64 = a.data().iter().zip(b.data()).map(|(a, b)| f64::from(a - b).powi(2)).sum();
-    let mean = squares / a.data().len().max(1) as f64;
-    if mean == 0.0 { f64::INFINITY } else { 10.0 * (4.0 / mean).log10() }
+    compared(a, b).psnr()
 }
 
 /// Structural similarity of samples from -1 to 1, the mean over all planes: 1 for equal ones.
@@ -21,12 +61,7 @@ pub fn psnr(a: &Block, b: &Block) -> f64 {
 /// # Panics
 /// When the shapes differ.
 pub fn ssim(a: &Block, b: &Block) -> f64 {
-    assert_eq!(a.shape(), b.shape(), "compared samples have one shape");
-    let [_, _, _, height, width] = a.shape();
-    let pixels = (height * width).max(1);
-    let planes = a.data().chunks(pixels).zip(b.data().chunks(pixels));
-    let sum: f64 = planes.map(|(a, b)| plane_ssim(a, b, [height, width])).sum();
-    sum / a.planes().max(1) as f64
+    compared(a, b).ssim()
 }
 
 fn plane_ssim(a: &[f32], b: &[f32], size: [usize; 2]) -> f64 {
@@ -93,6 +128,15 @@ mod tests {
         let flat = |value: f32| Block::from_fn([1, 1, 1, 12, 12], |_| value);
         let expected = (2.0 * 0.5 * 0.25 + 0.0004) / (0.25 + 0.0625 + 0.0004);
         assert!((ssim(&flat(0.5), &flat(0.25)) - expected).abs() < 1e-9);
+    }
+
+    #[test]
+    fn frame_by_frame_is_all_at_once() {
+        let clip = |shift: f32| Block::from_fn([1, 2, 3, 14, 13], |[_, c, t, y, x]| ((x + y + t) as f32 * 0.3 + c as f32 + shift * t as f32).sin());
+        let (a, b) = (clip(0.0), clip(0.1));
+        let mut comparison = Comparison::default();
+        (0..3).for_each(|frame| comparison.add(&a.frames(frame, 1), &b.frames(frame, 1)));
+        assert!((comparison.psnr() - psnr(&a, &b)).abs() < 1e-9 && (comparison.ssim() - ssim(&a, &b)).abs() < 1e-9);
     }
 
     #[test]

@@ -2,10 +2,10 @@ use std::sync::Arc;
 
 use burn::tensor::DType;
 use parallel::{Executor, Job, Progress, RunStats};
-use tiling::{BlendPolicy, Block, BoxError, Canvas, Compositor, Grid, Region, RowSink, TileOp, TileSource};
-use vae_core::{Decode, Encode, Model, Posterior, Registry, Vae, VaeSpec};
+use tiling::{BlendPolicy, Block, BoxError, Canvas, Compositor, FrameScale, Grid, Region, Sink, TileOp, TileSource};
+use vae_core::{Clamp, Decode, Encode, Model, Posterior, Registry, Vae, VaeSpec};
 
-use crate::{Config, Direction, DtypeConfig, Error, LatentSpace, RunPlan, open_device};
+use crate::{Config, Direction, DtypeConfig, Error, FittedFrames, LatentSpace, RunPlan, io, open_device};
 
 /// Finds the model that a configuration names. No weights are loaded.
 ///
@@ -23,7 +23,8 @@ pub struct Pipeline {
     family: &'static str,
     vaes: Vec<Arc<dyn Vae>>,
     executor: Box<dyn Executor>,
-    grid: Box<dyn Grid>,
+    /// For decode and for encode.
+    grids: [Arc<dyn Grid>; 2],
     blend: Box<dyn BlendPolicy>,
 }
 
@@ -58,14 +59,15 @@ impl Pipeline {
         let vae: Arc<dyn Vae> = model.load(&devices[0], dtype(config.model.dtype, model)?)?.into();
         let replicas = devices[1..].iter().map(|device| Arc::from(vae.to_device(device)));
         let vaes = std::iter::once(vae.clone()).chain(replicas).collect();
-        let (grid, blend) = (config.tiling.build(&model.spec.grid)?, config.blend.build());
-        Ok(Self { config: config.clone(), family: model.entry.name, vaes, executor, grid, blend })
+        let grid = |direction: Direction| Ok::<_, Error>(Arc::from(direction.grid(config, &model.spec)?));
+        let grids = [grid(Direction::Decode)?, grid(Direction::Encode)?];
+        Ok(Self { config: config.clone(), family: model.entry.name, vaes, executor, grids, blend: config.blend.build() })
     }
 
     /// The same pipeline with a grid of the caller's own in place of the configured one.
     #[must_use]
-    pub fn with_grid(self, grid: Box<dyn Grid>) -> Self {
-        Self { grid, ..self }
+    pub fn with_grid(self, grid: Arc<dyn Grid>) -> Self {
+        Self { grids: [grid.clone(), grid], ..self }
     }
 
     /// The same pipeline with a blend of the caller's own in place of the configured one.
@@ -84,7 +86,11 @@ impl Pipeline {
     /// # Errors
     /// When the model does not take such an input, or the grid cannot be laid.
     pub fn plan(&self, direction: Direction, input_shape: [usize; 5]) -> Result<RunPlan, Error> {
-        RunPlan::with_grid(self.grid.as_ref(), self.family, self.spec(), direction, input_shape)
+        let grid = match direction {
+            Direction::Decode => &self.grids[0],
+            Direction::Encode => &self.grids[1],
+        };
+        RunPlan::with_grid(grid.as_ref(), self.family, self.spec(), direction, self.frames_per_chunk(), input_shape)
     }
 
     /// Decodes latents of the configured latent space.
@@ -100,17 +106,20 @@ impl Pipeline {
         Ok(canvas.into_block())
     }
 
-    /// Decodes to a sink, which takes rows as they are finished.
+    /// Decodes to a sink, which takes parts of the picture and frames of the clip as they are finished.
     ///
     /// # Errors
     /// When the model does not take the latents, a tile fails or the sink does.
-    pub fn decode_to(&self, latents: &dyn TileSource, sink: &mut dyn RowSink, progress: &mut dyn Progress) -> Result<RunStats, Error> {
-        let ops = self.ops(|vae| Arc::new(Decode(vae)));
+    pub fn decode_to(&self, latents: &dyn TileSource, sink: &mut dyn Sink, progress: &mut dyn Progress) -> Result<RunStats, Error> {
+        let frames_per_chunk = self.frames_per_chunk();
+        let ops = self.ops(|vae| Arc::new(Decode { vae, frames_per_chunk }));
         let own = OwnLatents { latents, spec: self.spec(), space: self.config.io.latent_space };
         self.run(Direction::Decode, &own, &ops, sink, progress)
     }
 
     /// Encodes samples.
+    ///
+    /// Frames that do not fill a latent frame are refused, dropped or filled up, as the configuration says.
     ///
     /// # Shapes
     /// `[b, input_channels, t', h, w]`, -1 to 1, to `[b, latent_channels, t, h / ratio, w / ratio]`.
@@ -118,9 +127,11 @@ impl Pipeline {
     /// # Errors
     /// When the model does not take the samples or a tile fails.
     pub fn encode(&self, samples: &dyn TileSource, progress: &mut dyn Progress) -> Result<Encoded, Error> {
-        let ops = self.ops(|vae| Arc::new(Encode(vae)));
+        let frames_per_chunk = self.frames_per_chunk();
+        let ops = self.ops(|vae| Arc::new(Encode { vae, frames_per_chunk }));
+        let samples = FittedFrames::new(samples, self.spec().frames, self.config.io.frames)?;
         let mut canvas = Canvas::default();
-        let stats = self.run(Direction::Encode, samples, &ops, &mut canvas, progress)?;
+        let stats = self.run(Direction::Encode, &samples, &ops, &mut canvas, progress)?;
         let moments = canvas.into_block();
         let [mean, log_variance] = Posterior::split(&moments);
         let io = &self.config.io;
@@ -130,6 +141,10 @@ impl Pipeline {
             self.spec().latent_norm.to_diffusion(&mut latents);
         }
         Ok(Encoded { latents, moments: kept, stats })
+    }
+
+    fn frames_per_chunk(&self) -> usize {
+        self.config.model.frames_per_chunk.get()
     }
 
     /// The operation for every device.
@@ -142,11 +157,16 @@ impl Pipeline {
         direction: Direction,
         source: &dyn TileSource,
         ops: &[Arc<dyn TileOp>],
-        sink: &mut dyn RowSink,
+        sink: &mut dyn Sink,
         progress: &mut dyn Progress,
     ) -> Result<RunStats, Error> {
         let plan = self.plan(direction, source.shape())?;
-        let compositor = Compositor::new(&plan.tiles, self.blend.as_ref(), sink);
+        let clamp = if direction == Direction::Decode { self.spec().clamp } else { Clamp::Never };
+        let mut sink = Clamped { sink, clamp, is_tiled: plan.tiles.is_tiled() };
+        let mut compositor = Compositor::new(&plan.tiles, self.blend.as_ref(), &mut sink);
+        if plan.tiles.is_tiled() && plan.tiles.geometry.frames != FrameScale::Same {
+            compositor = compositor.with_scratch(io::scratch_file()?);
+        }
         Ok(self.executor.run(Job { plan: &plan.tiles, source, ops, compositor }, progress)?)
     }
 }
@@ -166,6 +186,20 @@ fn dtype(asked: DtypeConfig, model: &Model) -> Result<DType, Error> {
         }
         DType::F16 | DType::BF16 => Ok(dtype),
         _ => Ok(DType::F32),
+    }
+}
+
+/// What is finished, within the range that the model's samples have.
+struct Clamped<'a> {
+    sink: &'a mut dyn Sink,
+    clamp: Clamp,
+    is_tiled: bool,
+}
+
+impl Sink for Clamped<'_> {
+    fn take(&mut self, start: [usize; 3], extent: [usize; 3], mut piece: Block) -> Result<(), BoxError> {
+        self.clamp.apply(&mut piece, self.is_tiled);
+        self.sink.take(start, extent, piece)
     }
 }
 
@@ -243,12 +277,12 @@ mod tests {
 
     #[test]
     fn grids_and_blends_may_be_the_callers_own() {
-        let pipeline = pipeline(DEMO, "f32").with_grid(Box::new(Halves)).with_blend(Box::new(Later));
+        let pipeline = pipeline(DEMO, "f32").with_grid(Arc::new(Halves)).with_blend(Box::new(Later));
         let latents = latents(16);
         let mut canvas = Canvas::default();
         assert_eq!(pipeline.decode_to(&latents, &mut canvas, &mut ()).unwrap().tiles, 2);
         let right = Region { start: [0, 0, 5], size: [1, 6, 5] };
-        let alone = pipeline.with_grid(Box::new(tiling::Off)).decode(&latents.region(&right), &mut ()).unwrap();
+        let alone = pipeline.with_grid(Arc::new(tiling::Off)).decode(&latents.region(&right), &mut ()).unwrap();
         let shown = canvas.into_block().region(&Region { start: [0, 0, 40], size: [1, 48, 40] });
         assert_eq!(shown, alone);
     }

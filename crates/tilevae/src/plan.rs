@@ -24,6 +24,18 @@ impl Direction {
             Self::Encode => spec.encode_geometry(),
         }
     }
+
+    /// The configured grid. As in diffusers, a model that folds patches into channels counts the tiles of an encode in patches.
+    ///
+    /// # Errors
+    /// When keys of the configuration exclude each other or none of them sets a size.
+    pub fn grid(self, config: &Config, spec: &VaeSpec) -> Result<Box<dyn Grid>, Error> {
+        let unit_px = match self {
+            Self::Decode => 1,
+            Self::Encode => spec.patch,
+        };
+        Ok(config.tiling.build(&spec.grid, unit_px)?)
+    }
 }
 
 /// Everything about a run that can be known without weights.
@@ -41,6 +53,10 @@ pub struct RunPlan {
     pub work_ratio: f64,
     /// Tiles that lie wholly inside a neighbour.
     pub redundant_tiles: usize,
+    /// The pieces of frames in which each tile runs.
+    pub chunks: usize,
+    /// Latent frames in a chunk after the first.
+    pub frames_per_chunk: usize,
     /// Bytes on the host and on the device.
     pub bytes: PlanBytes,
     /// The tiles.
@@ -52,11 +68,13 @@ pub struct RunPlan {
 pub struct PlanBytes {
     /// The input.
     pub input: usize,
-    /// The output, which the host holds beside the band.
+    /// The output.
     pub output: usize,
-    /// What the compositor holds to blend with: a band of tiles and the strips above it.
-    pub band: usize,
-    /// What the device holds at the peak of the largest tile, without weights; an estimate.
+    /// The strips that tiles blend with: in memory, of clips in a scratch file.
+    pub strips: usize,
+    /// What the largest tile remembers of earlier frames.
+    pub cache: usize,
+    /// What the device holds at the peak of the largest tile, its cache included, without weights; an estimate.
     pub largest_tile: usize,
     /// The same estimate for the whole input in one tile.
     pub untiled: usize,
@@ -68,14 +86,22 @@ impl RunPlan {
     /// # Errors
     /// When the model does not take such an input, or the grid cannot be laid.
     pub fn new(config: &Config, family: &str, spec: &VaeSpec, direction: Direction, input_shape: [usize; 5]) -> Result<Self, Error> {
-        Self::with_grid(config.tiling.build(&spec.grid)?.as_ref(), family, spec, direction, input_shape)
+        let frames_per_chunk = config.model.frames_per_chunk.get();
+        Self::with_grid(direction.grid(config, spec)?.as_ref(), family, spec, direction, frames_per_chunk, input_shape)
     }
 
     /// Lays a grid over an input.
     ///
     /// # Errors
     /// When the model does not take such an input, or the grid cannot be laid.
-    pub fn with_grid(grid: &dyn Grid, family: &str, spec: &VaeSpec, direction: Direction, input_shape: [usize; 5]) -> Result<Self, Error> {
+    pub fn with_grid(
+        grid: &dyn Grid,
+        family: &str,
+        spec: &VaeSpec,
+        direction: Direction,
+        frames_per_chunk: usize,
+        input_shape: [usize; 5],
+    ) -> Result<Self, Error> {
         match direction {
             Direction::Decode => spec.check_latents(input_shape)?,
             Direction::Encode => spec.check_samples(input_shape)?,
@@ -87,18 +113,24 @@ impl RunPlan {
             Direction::Encode => 2 * spec.latent_channels,
         };
         let output_shape = [batch, channels, tiles.output[0], tiles.output[1], tiles.output[2]];
-        let peak = |[height, width]: [usize; 2]| {
-            let cell = match direction {
-                Direction::Decode => spec.spatial_ratio,
-                Direction::Encode => 1,
-            };
-            batch * height * cell * width * cell * spec.peak_values_per_px * F32
+        let chunks = tiles.geometry.frames.chunks(frames, frames_per_chunk);
+        // Sample frames that run at once.
+        let at_once = match direction {
+            Direction::Decode => chunks.iter().map(|chunk| if chunk.start == 0 { 1 } else { chunk.len() * spec.frames.ratio() }).max().unwrap_or(1),
+            Direction::Encode => chunks.iter().map(ExactSizeIterator::len).max().unwrap_or(1),
         };
+        let cells = |[height, width]: [usize; 2]| tiles.geometry.scale.cells(height) * tiles.geometry.scale.cells(width);
+        let [decode_cache, encode_cache] = spec.cache_values_per_cell;
+        let cache_of_cell = if direction == Direction::Decode { decode_cache } else { encode_cache };
+        let cache = |size| if chunks.len() > 1 { batch * cells(size) * cache_of_cell * F32 } else { 0 };
+        let peak = |size| batch * cells(size) * spec.spatial_ratio.pow(2) * spec.peak_values_per_px * at_once * F32 + cache(size);
+        let largest = tiles.largest_tile();
         let bytes = PlanBytes {
             input: input_shape.iter().product::<usize>() * F32,
             output: output_shape.iter().product::<usize>() * F32,
-            band: batch * channels * tiles.band_px() * F32,
-            largest_tile: peak(tiles.largest_tile()),
+            strips: batch * channels * tiles.strip_px() * F32,
+            cache: cache(largest),
+            largest_tile: peak(largest),
             untiled: peak([height, width]),
         };
         Ok(Self {
@@ -108,6 +140,8 @@ impl RunPlan {
             output_shape,
             work_ratio: tiles.work_ratio(),
             redundant_tiles: tiles.redundant_tiles(),
+            chunks: chunks.len(),
+            frames_per_chunk,
             bytes,
             tiles,
         })

@@ -112,6 +112,14 @@ pub enum FrameRule {
 }
 
 impl FrameRule {
+    /// Sample frames in a latent frame, after the first.
+    pub fn ratio(self) -> usize {
+        match self {
+            Self::Image => 1,
+            Self::Causal { ratio } => ratio,
+        }
+    }
+
     /// The nearest numbers of sample frames, below and above, that a model encodes without a remainder.
     pub fn nearest(self, frames: usize) -> [usize; 2] {
         match self {

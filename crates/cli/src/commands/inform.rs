@@ -19,10 +19,11 @@ pub(crate) fn models(common: &Common) -> anyhow::Result<()> {
         Ok(model) => {
             let spec = &model.spec;
             text += &format!(
-                "configured model: {path}\n  family {}, {} latent channels, {}x, tiles of {:?} px, stored as {}\n",
+                "configured model: {path}\n  family {}, {} latent channels, {}x{}, tiles of {:?} px, stored as {}\n",
                 model.entry.name,
                 spec.latent_channels,
                 spec.spatial_ratio,
+                if spec.frames.ratio() > 1 { format!(", {}x in time", spec.frames.ratio()) } else { String::new() },
                 spec.grid.tile_px,
                 model.stored_dtype().map_or_else(|_| "(no weights)".to_owned(), |dtype| format!("{dtype:?}").to_lowercase())
             );

@@ -1,9 +1,9 @@
 use std::path::{Path, PathBuf};
 
 use serde_json::json;
-use tilevae::io::{self, FileKind, Tensors};
+use tilevae::io::{self, Clip, FileKind, Tensors};
 use tilevae::tiling::Scale;
-use tilevae::{Direction, RunPlan, VaeSpec};
+use tilevae::{Config, Direction, FittedFrames, RunPlan, TileSource, VaeSpec};
 
 use crate::args::{Common, Plan};
 use crate::commands::UsageError;
@@ -13,7 +13,7 @@ use crate::plan_picture;
 pub(crate) fn plan(common: &Common, args: &Plan) -> anyhow::Result<()> {
     let config = super::configuration(common)?;
     let model = super::open_model(&config)?;
-    let (direction, shape) = input_shape(&args.input, args.direction, &model.spec)?;
+    let (direction, shape) = input_shape(&args.input, args.direction, &model.spec, &config)?;
     let plan = RunPlan::new(&config, model.entry.name, &model.spec, direction, shape)?;
     if let Some(path) = &args.svg {
         let drawing = plan_picture::svg(&plan.tiles);
@@ -25,16 +25,28 @@ pub(crate) fn plan(common: &Common, args: &Plan) -> anyhow::Result<()> {
 }
 
 /// Which way, and the shape of the input, from a file or a size.
-fn input_shape(input: &str, asked: Option<Direction>, spec: &VaeSpec) -> anyhow::Result<(Direction, [usize; 5])> {
-    if let Some(size) = picture_size(input) {
+fn input_shape(input: &str, asked: Option<Direction>, spec: &VaeSpec, config: &Config) -> anyhow::Result<(Direction, [usize; 5])> {
+    if let Some((frames, size)) = clip_size(input) {
         let direction = asked.unwrap_or(Direction::Decode);
-        return Ok((direction, picture_shape(size, direction, spec)));
+        let frames = fitted_frames(frames, spec, config)?;
+        let frames = if direction == Direction::Encode { frames } else { spec.encode_geometry().frames.output(frames) };
+        return Ok((direction, picture_shape(frames, size, direction, spec)));
     }
     let path = PathBuf::from(input);
-    let kind = FileKind::of(&path).map_err(|error| UsageError(format!("{error}; or give a size in px, as 1024x768 (height, width)")))?;
+    let kind = FileKind::of(&path).map_err(|error| UsageError(format!("{error}; or give a size in px, as 1024x768 (height, width) or 81x480x832")))?;
+    if kind.is_clip() && !path.exists() {
+        return Err(UsageError(format!("there is no file or folder {input}, and it is no size in px, as 1024x768 (height, width) or 81x480x832")).into());
+    }
+    if kind.is_clip() {
+        let clip = Clip::read(&path, spec.input_channels, spec.spatial_ratio)?;
+        let frames = FittedFrames::new(&clip, spec.frames, config.io.frames)?.shape()[2];
+        let direction = asked.unwrap_or(Direction::Encode);
+        let frames = if direction == Direction::Encode { frames } else { spec.encode_geometry().frames.output(frames) };
+        return Ok((direction, picture_shape(frames, clip.size(), direction, spec)));
+    }
     if kind.is_picture() {
         let direction = asked.unwrap_or(Direction::Encode);
-        return Ok((direction, picture_shape(io::picture_size(&path)?, direction, spec)));
+        return Ok((direction, picture_shape(1, io::picture_size(&path)?, direction, spec)));
     }
     let tensor_shape = |direction| -> Result<[usize; 5], io::IoError> {
         let tensors = Tensors::read(Path::new(&path))?;
@@ -53,18 +65,28 @@ fn input_shape(input: &str, asked: Option<Direction>, spec: &VaeSpec) -> anyhow:
     }
 }
 
-/// `HEIGHTxWIDTH`.
-fn picture_size(text: &str) -> Option<[usize; 2]> {
-    let (height, width) = text.split_once('x')?;
-    Some([height.parse().ok()?, width.parse().ok()?])
+/// `HEIGHTxWIDTH` or `FRAMESxHEIGHTxWIDTH`.
+fn clip_size(text: &str) -> Option<(usize, [usize; 2])> {
+    let sides = text.split('x').map(|side| side.parse().ok().filter(|&side| side > 0)).collect::<Option<Vec<usize>>>()?;
+    match sides[..] {
+        [height, width] => Some((1, [height, width])),
+        [frames, height, width] => Some((frames, [height, width])),
+        _ => None,
+    }
+}
+
+/// The number of sample frames that is encoded of a clip of `frames`.
+fn fitted_frames(frames: usize, spec: &VaeSpec, config: &Config) -> Result<usize, tilevae::Error> {
+    let clip = tilevae::Block::zeros([1, 0, frames, 1, 1]);
+    Ok(FittedFrames::new(&clip, spec.frames, config.io.frames)?.shape()[2])
 }
 
 /// A picture of any size is padded to whole latent px.
-fn picture_shape(size: [usize; 2], direction: Direction, spec: &VaeSpec) -> [usize; 5] {
+fn picture_shape(frames: usize, size: [usize; 2], direction: Direction, spec: &VaeSpec) -> [usize; 5] {
     let [height, width] = size.map(|side| side.next_multiple_of(spec.spatial_ratio));
     match direction {
-        Direction::Encode => [1, spec.input_channels, 1, height, width],
-        Direction::Decode => [1, spec.latent_channels, 1, height / spec.spatial_ratio, width / spec.spatial_ratio],
+        Direction::Encode => [1, spec.input_channels, frames, height, width],
+        Direction::Decode => [1, spec.latent_channels, frames, height / spec.spatial_ratio, width / spec.spatial_ratio],
     }
 }
 
@@ -84,12 +106,23 @@ fn text(plan: &RunPlan) -> String {
     });
     let shape = |shape: [usize; 5]| shape.map(|side| side.to_string()).join("x");
     let size = &plan.bytes;
+    let chunks = if plan.chunks > 1 {
+        let [from, to] = [plan.input_shape[2], plan.output_shape[2]];
+        format!(
+            "frames   {from} to {to} in {} chunks of {} latent frames after the first, {} remembered between them\n",
+            plan.chunks,
+            plan.frames_per_chunk,
+            bytes(size.cache)
+        )
+    } else {
+        String::new()
+    };
     format!(
         "{way} with {}: {} to {} (batch, channels, frames, height, width)\n\
          tiles    {} = {rows} rows x {columns} columns, the largest {tall}x{wide} {unit}\n\
          overlap  {} px of height, {} px of width, in the output\n\
-         work     {:.2} times untiled, {} redundant tiles\n\
-         host     input {}, output {}, band {}\n\
+         work     {:.2} times untiled, {} redundant tiles\n{chunks}\
+         host     input {}, output {}, strips to blend with {}{}\n\
          device   about {} for the largest tile, without weights (untiled: {})\n\n{}",
         plan.family,
         shape(plan.input_shape),
@@ -101,7 +134,8 @@ fn text(plan: &RunPlan) -> String {
         plan.redundant_tiles,
         bytes(size.input),
         bytes(size.output),
-        bytes(size.band),
+        bytes(size.strips),
+        if plan.chunks > 1 && tiles.is_tiled() { " in a scratch file" } else { "" },
         bytes(size.largest_tile),
         bytes(size.untiled),
         plan_picture::ascii(tiles),

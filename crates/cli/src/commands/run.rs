@@ -2,9 +2,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use serde_json::json;
-use tilevae::io::{self, FileKind, PictureSink, Pictures, Tensors};
-use tilevae::tiling::{Canvas, Region, RowSink};
-use tilevae::{Config, Direction, Model, Pipeline, RunPlan, RunStats, TileSource, VaeSpec, metrics};
+use tilevae::io::{self, Clip, ClipSink, FileKind, Fps, Origin, PictureSink, Pictures, SampleFile, TensorSink, Tensors};
+use tilevae::metrics::Comparison;
+use tilevae::tiling::{Region, Sink};
+use tilevae::{Config, Direction, FittedFrames, Model, Pipeline, RunPlan, RunStats, TileSource, VaeSpec};
 
 use crate::args::{self, Common};
 use crate::commands::UsageError;
@@ -16,37 +17,50 @@ pub(crate) fn decode(common: &Common, args: &args::Decode) -> anyhow::Result<()>
     let tensor = Tensors::read(&args.latents)?.latents()?;
     let model = super::open_model(&config)?;
     let plan = planned(&config, &model, Direction::Decode, tensor.block.shape())?;
-    let crop = tensor.picture_size.filter(|&size| is_padding(size, [plan.output_shape[3], plan.output_shape[4]], model.spec.spatial_ratio));
-    let mut sink = output.sink(&plan.output_shape, crop, &config)?;
-    let pipeline = Pipeline::load_model(&config, &model)?;
-    let stats = pipeline.decode_to(&tensor.block, sink.rows(), &mut Bar::new(common, "decoding"))?;
     let mut shape = plan.output_shape;
-    if let (SampleSink::Picture(_), Some(size)) = (&sink, crop) {
+    let origin = tensor.origin;
+    if let Some(frames) = origin.frames.filter(|&frames| model.spec.frames.nearest(frames)[1] == shape[2]) {
+        shape[2] = frames;
+    }
+    let crop = origin.size.filter(|&size| is_padding(size, [shape[3], shape[4]], model.spec.spatial_ratio));
+    if let Some(size) = crop.filter(|_| !output.is_raw()) {
         [shape[3], shape[4]] = size;
     }
-    let files = sink.write(tensor.rank)?;
+    let fps = args.fps.or(origin.fps).unwrap_or(Fps::DEFAULT);
+    let mut sink = output.sink(shape, tensor.rank, fps, &config)?;
+    let pipeline = Pipeline::load_model(&config, &model)?;
+    let stats = pipeline.decode_to(&tensor.block, sink.as_sink(), &mut Bar::new(common, "decoding"))?;
+    let files = sink.write()?;
     report(common, &files, shape, &stats)
 }
 
 pub(crate) fn encode(common: &Common, args: &args::Encode) -> anyhow::Result<()> {
     let config = super::configuration(common)?;
-    if FileKind::of(&args.output)?.is_picture() {
-        return Err(UsageError(format!("{} would be a picture; latents are written as .safetensors or .npy", args.output.display())).into());
+    let kind = FileKind::of(&args.output)?;
+    if kind.is_picture() || kind.is_clip() {
+        let what = if kind.is_picture() { "a picture" } else { "a clip" };
+        return Err(UsageError(format!("{} would be {what}; latents are written as .safetensors or .npy", args.output.display())).into());
     }
     io::check_writable(&args.output)?;
-    if config.io.posterior == tilevae::Posterior::Moments && FileKind::of(&args.output)? == FileKind::Npy {
+    if config.io.posterior == tilevae::Posterior::Moments && kind == FileKind::Npy {
         return Err(io::IoError::OneTensor { path: args.output.clone() }.into());
     }
     let model = super::open_model(&config)?;
     let samples = Samples::read(&args.samples, &model.spec)?;
-    planned(&config, &model, Direction::Encode, samples.source().shape())?;
+    let fitted = FittedFrames::new(samples.source(), model.spec.frames, config.io.frames)?;
+    planned(&config, &model, Direction::Encode, fitted.shape())?;
+    let origin = Origin {
+        size: samples.picture_size(),
+        frames: fitted.is_padded().then(|| fitted.own_frames()),
+        fps: args.fps.or(samples.fps()),
+    };
     let pipeline = Pipeline::load_model(&config, &model)?;
-    let encoded = pipeline.encode(samples.source(), &mut Bar::new(common, "encoding"))?;
+    let encoded = pipeline.encode(&fitted, &mut Bar::new(common, "encoding"))?;
     let mut tensors = vec![("latents", &encoded.latents)];
     if let Some([mean, log_variance]) = &encoded.moments {
         tensors.extend([("mean", mean), ("logvar", log_variance)]);
     }
-    io::write_tensors(&args.output, &tensors, samples.rank(), samples.picture_size())?;
+    io::write_tensors(&args.output, &tensors, samples.rank(), origin)?;
     report(common, std::slice::from_ref(&args.output), encoded.latents.shape(), &encoded.stats)
 }
 
@@ -55,47 +69,50 @@ pub(crate) fn roundtrip(common: &Common, args: &args::Roundtrip) -> anyhow::Resu
     let output = args.output.as_deref().map(Output::new).transpose()?;
     let model = super::open_model(&config)?;
     let samples = Samples::read(&args.samples, &model.spec)?;
-    let there = planned(&config, &model, Direction::Encode, samples.source().shape())?;
+    let fitted = FittedFrames::new(samples.source(), model.spec.frames, config.io.frames)?;
+    let there = planned(&config, &model, Direction::Encode, fitted.shape())?;
     let [batch, _, frames, height, width] = there.output_shape;
-    planned(&config, &model, Direction::Decode, [batch, model.spec.latent_channels, frames, height, width])?;
-    let size = samples.size();
+    let back = planned(&config, &model, Direction::Decode, [batch, model.spec.latent_channels, frames, height, width])?;
     let channels = [model.spec.input_channels, model.spec.output_channels];
     if channels[0] != channels[1] {
         return Err(UsageError(format!("the model takes {} channels and gives {}: they cannot be compared", channels[0], channels[1])).into());
     }
-    let mut shape = samples.source().shape();
-    [shape[3], shape[4]] = size;
-    let sink = output.map(|output| output.sink(&shape, samples.picture_size(), &config)).transpose()?;
+    // A side that is no multiple of the ratio comes back shorter from raw samples, and longer (padded) from a picture.
+    let size = samples.size();
+    let size = [0, 1].map(|axis| size[axis].min(back.output_shape[3 + axis]));
+    let shape = [batch, channels[1], fitted.own_frames(), size[0], size[1]];
+    let fps = args.fps.or(samples.fps()).unwrap_or(Fps::DEFAULT);
+    let mut sink = output.map(|output| output.sink(shape, samples.rank(), fps, &config)).transpose()?;
+    let mut decoded = SampleFile::scratch(shape)?;
 
     let pipeline = Pipeline::load_model(&config, &model)?;
-    let encoded = pipeline.encode(samples.source(), &mut Bar::new(common, "encoding"))?;
-    let mut canvas = Canvas::default();
-    let stats = pipeline.decode_to(&encoded.latents, &mut canvas, &mut Bar::new(common, "decoding"))?;
-    let decoded = canvas.into_block();
-    // A side that is no multiple of the ratio comes back shorter from raw samples, and longer (padded) from a picture.
-    let common_size = [size[0].min(decoded.shape()[3]), size[1].min(decoded.shape()[4])];
-    let whole = |block_frames: usize| Region { start: [0; 3], size: [block_frames, common_size[0], common_size[1]] };
-    let original = samples.source().read(&whole(shape[2])).map_err(|error| anyhow::anyhow!(error)).context("the samples could not be read")?;
-    let mut back = decoded.region(&whole(decoded.shape()[2]));
-    if samples.picture_size().is_some() {
-        back.data_mut().iter_mut().for_each(|value| *value = value.clamp(-1.0, 1.0));
-    }
-    let (psnr, ssim) = (metrics::psnr(&original, &back), metrics::ssim(&original, &back));
-    let files = match sink {
-        Some(mut sink) => {
-            sink.rows().rows(0, back.extent(), back).map_err(|error| anyhow::anyhow!(error))?;
-            sink.write(samples.rank())?
+    let encoded = pipeline.encode(&fitted, &mut Bar::new(common, "encoding"))?;
+    let stats = pipeline.decode_to(&encoded.latents, &mut decoded, &mut Bar::new(common, "decoding"))?;
+    let mut comparison = Comparison::default();
+    for frame in 0..shape[2] {
+        let region = Region { start: [frame, 0, 0], size: [1, size[0], size[1]] };
+        let read = |source: &dyn TileSource, what| source.read(&region).map_err(|error| anyhow::anyhow!(error)).context(what);
+        let original = read(&fitted, "the samples cannot be read")?;
+        let mut back = read(&decoded, "the scratch file cannot be read")?;
+        if samples.picture_size().is_some() {
+            back.data_mut().iter_mut().for_each(|value| *value = value.clamp(-1.0, 1.0));
         }
-        None => Vec::new(),
-    };
+        comparison.add(&original, &back);
+        if let Some(sink) = &mut sink {
+            sink.as_sink().take([frame, 0, 0], [shape[2], size[0], size[1]], back).map_err(|error| anyhow::anyhow!(error))?;
+        }
+    }
+    let files = sink.map(SampleSink::write).transpose()?.unwrap_or_default();
+    let (psnr, ssim) = (comparison.psnr(), comparison.ssim());
     let seconds = (encoded.stats.elapsed + stats.elapsed).as_secs_f64();
     let tiles = encoded.stats.tiles + stats.tiles;
-    let mut text = format!("PSNR {psnr:.2} dB, SSIM {ssim:.4}, {tiles} tiles in {seconds:.2} s\n");
+    let clip = if shape[2] > 1 { format!("{} frames, ", shape[2]) } else { String::new() };
+    let mut text = format!("PSNR {psnr:.2} dB, SSIM {ssim:.4}, {clip}{tiles} tiles in {seconds:.2} s\n");
     for file in &files {
         text += &format!("wrote {}\n", file.display());
     }
     let finite = psnr.is_finite().then_some(psnr);
-    print(common, &text, &json!({"psnr_db": finite, "ssim": ssim, "files": files, "tiles": tiles, "seconds": seconds}))
+    print(common, &text, &json!({"psnr_db": finite, "ssim": ssim, "files": files, "frames": shape[2], "tiles": tiles, "seconds": seconds}))
 }
 
 /// The plan, so that what cannot be run is refused before weights load.
@@ -112,7 +129,7 @@ fn report(common: &Common, files: &[PathBuf], shape: [usize; 5], stats: &RunStat
     let shape_text = shape.map(|side| side.to_string()).join("x");
     let tiles = if stats.tiles == 1 { "1 tile".to_owned() } else { format!("{} tiles", stats.tiles) };
     let text = format!("wrote {names}: {shape_text} in {tiles}, {seconds:.2} s");
-    print(common, &text, &json!({"files": files, "shape": shape, "tiles": stats.tiles, "seconds": seconds}))
+    print(common, &text, &json!({"files": files, "shape": shape, "tiles": stats.tiles, "frames": stats.frames, "seconds": seconds}))
 }
 
 /// Whether `whole` is `size` padded to a multiple of `ratio`: then a picture that once had that size may be cropped to it.
@@ -120,25 +137,32 @@ fn is_padding(size: [usize; 2], whole: [usize; 2], ratio: usize) -> bool {
     (0..2).all(|axis| size[axis] > 0 && size[axis].next_multiple_of(ratio) == whole[axis])
 }
 
-/// What is encoded: pictures, or a raw tensor.
+/// What is encoded: pictures, a clip, or a raw tensor.
 enum Samples {
     Pictures(Pictures),
+    Clip(Clip),
     Raw(io::Tensor),
 }
 
 impl Samples {
     fn read(paths: &[PathBuf], spec: &VaeSpec) -> anyhow::Result<Self> {
-        let pictures = paths.iter().map(|path| Ok(FileKind::of(path)?.is_picture())).collect::<Result<Vec<bool>, io::IoError>>();
-        match pictures?[..] {
-            [false] => Ok(Self::Raw(Tensors::read(&paths[0])?.samples()?)),
-            ref kinds if kinds.iter().all(|&picture| picture) => Ok(Self::Pictures(Pictures::read(paths, spec.input_channels, spec.spatial_ratio)?)),
-            _ => Err(UsageError("several inputs must all be pictures; raw samples come as one file with a batch".to_owned()).into()),
+        let kinds = paths.iter().map(|path| FileKind::of(path)).collect::<Result<Vec<_>, io::IoError>>()?;
+        let (channels, ratio) = (spec.input_channels, spec.spatial_ratio);
+        match kinds[..] {
+            [FileKind::Safetensors | FileKind::Npy] => Ok(Self::Raw(Tensors::read(&paths[0])?.samples()?)),
+            [FileKind::Clip(_)] => Ok(Self::Clip(Clip::read(&paths[0], channels, ratio)?)),
+            ref kinds if kinds.iter().all(|kind| kind.is_picture()) => Ok(Self::Pictures(Pictures::read(paths, channels, ratio)?)),
+            _ => {
+                let text = "several inputs must all be pictures of one batch; the frames of a clip lie in a folder, and raw samples come as one file";
+                Err(UsageError(text.to_owned()).into())
+            }
         }
     }
 
     fn source(&self) -> &dyn TileSource {
         match self {
             Self::Pictures(pictures) => pictures,
+            Self::Clip(clip) => clip,
             Self::Raw(tensor) => &tensor.block,
         }
     }
@@ -146,6 +170,7 @@ impl Samples {
     fn rank(&self) -> usize {
         match self {
             Self::Pictures(_) => 4,
+            Self::Clip(_) => 5,
             Self::Raw(tensor) => tensor.rank,
         }
     }
@@ -159,7 +184,15 @@ impl Samples {
     fn picture_size(&self) -> Option<[usize; 2]> {
         match self {
             Self::Pictures(pictures) => Some(pictures.size()),
+            Self::Clip(clip) => Some(clip.size()),
             Self::Raw(_) => None,
+        }
+    }
+
+    fn fps(&self) -> Option<Fps> {
+        match self {
+            Self::Clip(clip) => clip.fps(),
+            Self::Pictures(_) | Self::Raw(_) => None,
         }
     }
 }
@@ -177,36 +210,44 @@ impl Output {
         Ok(Self { path: path.to_owned(), kind })
     }
 
-    fn sink(self, shape: &[usize; 5], crop: Option<[usize; 2]>, config: &Config) -> anyhow::Result<SampleSink> {
-        if self.kind.is_picture() {
-            let sink = PictureSink::new(&self.path, [shape[1], shape[2]], crop, config.io.jpeg_quality)?;
-            return Ok(SampleSink::Picture(sink));
-        }
-        Ok(SampleSink::Raw { path: self.path, canvas: Canvas::default() })
+    fn is_raw(&self) -> bool {
+        matches!(self.kind, FileKind::Safetensors | FileKind::Npy)
+    }
+
+    /// What takes samples of `shape`, and leaves out what comes beyond it.
+    fn sink(self, shape: [usize; 5], rank: usize, fps: Fps, config: &Config) -> anyhow::Result<SampleSink> {
+        Ok(match self.kind {
+            FileKind::Picture(_) => {
+                let crop = Some([shape[3], shape[4]]);
+                SampleSink::Picture(PictureSink::new(&self.path, [shape[1], shape[2]], crop, config.io.jpeg_quality)?)
+            }
+            FileKind::Clip(_) => SampleSink::Clip(ClipSink::new(&self.path, shape, fps)?),
+            FileKind::Safetensors | FileKind::Npy => SampleSink::Raw(TensorSink::new(&self.path, shape, rank)?),
+        })
     }
 }
 
 /// Takes samples and writes them.
 enum SampleSink {
     Picture(PictureSink),
-    Raw { path: PathBuf, canvas: Canvas },
+    Clip(ClipSink),
+    Raw(TensorSink),
 }
 
 impl SampleSink {
-    fn rows(&mut self) -> &mut dyn RowSink {
+    fn as_sink(&mut self) -> &mut dyn Sink {
         match self {
             Self::Picture(sink) => sink,
-            Self::Raw { canvas, .. } => canvas,
+            Self::Clip(sink) => sink,
+            Self::Raw(sink) => sink,
         }
     }
 
-    fn write(self, rank: usize) -> anyhow::Result<Vec<PathBuf>> {
-        match self {
-            Self::Picture(sink) => Ok(sink.write()?),
-            Self::Raw { path, canvas } => {
-                io::write_tensors(&path, &[("samples", &canvas.into_block())], rank, None)?;
-                Ok(vec![path])
-            }
-        }
+    fn write(self) -> anyhow::Result<Vec<PathBuf>> {
+        Ok(match self {
+            Self::Picture(sink) => sink.write()?,
+            Self::Clip(sink) => sink.write()?,
+            Self::Raw(sink) => vec![sink.write()?],
+        })
     }
 }

@@ -1,5 +1,5 @@
 use image::ImageReader;
-use tilevae::io::write_tensors;
+use tilevae::io::{Origin, write_tensors};
 use tilevae::{Block, metrics};
 
 use super::{Folder, latents, max_diff, root, run, samples};
@@ -35,7 +35,7 @@ fn a_picture_of_any_size_comes_back_in_its_size() {
     let [encoded, decoded, rounded] = ["l.safetensors", "d.png", "r.png"].map(|name| folder.path(name));
     run(&["encode", &odd, "-o", &encoded]);
     let tensor = latents(&encoded);
-    assert_eq!((tensor.block.shape(), tensor.picture_size), ([1, 16, 1, 5, 6], Some([37, 45])));
+    assert_eq!((tensor.block.shape(), tensor.origin.size), ([1, 16, 1, 5, 6], Some([37, 45])));
     run(&["decode", &encoded, "-o", &decoded]);
     let printed = run(&["roundtrip", &odd, "-o", &rounded]);
     assert!(printed.starts_with("PSNR ") && printed.contains("SSIM "), "{printed}");
@@ -48,9 +48,9 @@ fn raw_tensors_keep_their_rank_and_are_not_rounded() {
     let folder = Folder::new();
     let [flat, tall, npy, out] = ["flat.safetensors", "tall.safetensors", "l.npy", "out.safetensors"].map(|name| folder.path(name));
     let latents = latents(root(EXAMPLE).to_str().unwrap()).block;
-    write_tensors(flat.as_ref(), &[("latents", &latents)], 4, None).unwrap();
-    write_tensors(tall.as_ref(), &[("anything", &latents)], 5, None).unwrap();
-    write_tensors(npy.as_ref(), &[("latents", &latents)], 4, None).unwrap();
+    write_tensors(flat.as_ref(), &[("latents", &latents)], 4, Origin::default()).unwrap();
+    write_tensors(tall.as_ref(), &[("anything", &latents)], 5, Origin::default()).unwrap();
+    write_tensors(npy.as_ref(), &[("latents", &latents)], 4, Origin::default()).unwrap();
     let decoded = [(&flat, 4), (&tall, 5), (&npy, 4)].map(|(input, rank)| {
         run(&["decode", input, "-o", &out]);
         let tensor = samples(&out);

@@ -1,5 +1,6 @@
 //! The program as its users run it.
 
+mod clips;
 mod files;
 mod information;
 mod parity;

@@ -1,17 +1,19 @@
 use safetensors::SafeTensors;
 use tilevae::Block;
-use tilevae::io::write_tensors;
+use tilevae::io::{Origin, write_tensors};
 
 use super::{Folder, latents, max_diff, root, run, samples};
 
-/// A tensor of a golden file of vae-kl, as `[b, c, 1, h, w]`.
+/// A tensor of a golden file of vae-kl or vae-wan.
 fn golden(config: &str, name: &str) -> Block {
-    let bytes = std::fs::read(root(&format!("crates/vae-kl/tests/data/{config}/golden.safetensors"))).unwrap();
+    let family = if config.starts_with("wan") { "wan" } else { "kl" };
+    let path = root(&format!("crates/vae-{family}/tests/data/{config}/golden.safetensors"));
+    let bytes = std::fs::read(path).unwrap();
     let file = SafeTensors::deserialize(&bytes).unwrap();
-    let view = file.tensor(name).unwrap();
-    let &[b, c, h, w] = view.shape() else { panic!("{name}") };
-    let values = view.data().chunks_exact(4).map(|bytes| f32::from_le_bytes(bytes.try_into().unwrap()));
-    Block::new([b, c, 1, h, w], values.collect()).unwrap()
+    let one = Folder::new().path("one.safetensors");
+    std::fs::create_dir_all(std::path::Path::new(&one).parent().unwrap()).unwrap();
+    safetensors::serialize_to_file([("latents", file.tensor(name).unwrap())], None, one.as_ref()).unwrap();
+    latents(&one).block
 }
 
 #[test]
@@ -21,8 +23,8 @@ fn a_folder_of_save_pretrained_decodes_and_encodes_as_diffusers_does() {
         let model = root(&format!("crates/vae-kl/tests/data/{config}"));
         let model = model.to_str().unwrap();
         let [l, s, out, back] = ["l.safetensors", "s.safetensors", "out.safetensors", "back.safetensors"].map(|name| folder.path(name));
-        write_tensors(l.as_ref(), &[("latents", &golden(config, &format!("{case}.latents")))], 4, None).unwrap();
-        write_tensors(s.as_ref(), &[("samples", &golden(config, &format!("{case}.samples")))], 4, None).unwrap();
+        write_tensors(l.as_ref(), &[("latents", &golden(config, &format!("{case}.latents")))], 4, Origin::default()).unwrap();
+        write_tensors(s.as_ref(), &[("samples", &golden(config, &format!("{case}.samples")))], 4, Origin::default()).unwrap();
 
         for (kind, mode) in [("diffusers", "tiled"), ("off", "untiled")] {
             let tiling = format!("tiling.kind=\"{kind}\"");
@@ -58,13 +60,40 @@ fn a_folder_of_save_pretrained_decodes_and_encodes_as_diffusers_does() {
     }
 }
 
+/// Decodes and encodes what a file of `save_pretrained` holds, tiled and not, and compares with diffusers.
+#[test]
+fn clips_of_wan_decode_and_encode_as_diffusers_does() {
+    for (config, case, tile, stride) in [("wan21", "2x2x7x4", 32, 24), ("wan21", "1x4x3x5", 32, 24), ("wan22", "1x1x5x3", 32, 16), ("wan22", "1x2x5x2", 32, 16)] {
+        let folder = Folder::new();
+        let model = root(&format!("crates/vae-wan/tests/data/{config}"));
+        let model = model.to_str().unwrap();
+        let [l, s, out, back] = ["l.safetensors", "s.safetensors", "out.safetensors", "back.safetensors"].map(|name| folder.path(name));
+        write_tensors(l.as_ref(), &[("latents", &golden(config, &format!("{case}.latents")))], 5, Origin::default()).unwrap();
+        write_tensors(s.as_ref(), &[("samples", &golden(config, &format!("{case}.samples")))], 5, Origin::default()).unwrap();
+        let sizes = [format!("tiling.tile_px={tile}"), format!("tiling.stride_px={stride}")];
+        let modes = [("untiled", vec!["--set", "tiling.kind=off"]), ("tiled", vec!["--set", &sizes[0], "--set", &sizes[1]])];
+        for (mode, tiling) in modes {
+            for chunk in ["model.frames_per_chunk=1", "model.frames_per_chunk=2"] {
+                let common = [&["--model", model, "--set", "io.latent_space=vae", "--set", chunk], &tiling[..]].concat();
+                let printed = run(&[&["decode", &l, "-o", &out], &common[..]].concat());
+                assert!(mode == "untiled" || !printed.contains("in 1 tile,"), "{printed}");
+                let decoded = samples(&out);
+                assert_eq!(decoded.rank, 5);
+                assert!(max_diff(&decoded.block, &golden(config, &format!("{case}.{mode}.decoded"))) <= 2e-4, "{config} {case} {mode}");
+                run(&[&["encode", &s, "-o", &back], &common[..]].concat());
+                assert!(max_diff(&latents(&back).block, &golden(config, &format!("{case}.{mode}.mean"))) <= 2e-4, "{config} {case} {mode}");
+            }
+        }
+    }
+}
+
 #[test]
 fn latent_spaces_differ_by_the_configured_scaling() {
     let folder = Folder::new();
     let model = root("crates/vae-kl/tests/data/odd");
     let model = model.to_str().unwrap();
     let [s, own, passed] = ["s.safetensors", "own.safetensors", "passed.safetensors"].map(|name| folder.path(name));
-    write_tensors(s.as_ref(), &[("samples", &golden("odd", "2x7x8.samples"))], 4, None).unwrap();
+    write_tensors(s.as_ref(), &[("samples", &golden("odd", "2x7x8.samples"))], 4, Origin::default()).unwrap();
     run(&["encode", "--model", model, &s, "-o", &own, "--set", "io.latent_space=vae"]);
     run(&["encode", "--model", model, &s, "-o", &passed]);
     let (own, passed) = (latents(&own).block, latents(&passed).block);
@@ -79,18 +108,21 @@ fn latent_spaces_differ_by_the_configured_scaling() {
 
 #[test]
 fn threads_do_not_change_a_bit() {
-    let folder = Folder::new();
-    let outputs = ["1", "2", "5"].map(|threads| {
-        let out = folder.path(&format!("{threads}.safetensors"));
-        let status = std::process::Command::new(env!("CARGO_BIN_EXE_tilevae"))
-            .args(["decode", "examples/latents/chelsea.safetensors", "-q", "-o", &out])
-            .env("RAYON_NUM_THREADS", threads)
-            .current_dir(root(""))
-            .status();
-        assert!(status.unwrap().success());
-        std::fs::read(out).unwrap()
-    });
-    assert!(outputs[0] == outputs[1] && outputs[1] == outputs[2]);
+    for (latents, model) in [("chelsea", "models/demo-kl"), ("chelsea-clip", "models/demo-wan")] {
+        let folder = Folder::new();
+        let outputs = ["1", "2", "5"].map(|threads| {
+            let out = folder.path(&format!("{threads}.safetensors"));
+            let status = std::process::Command::new(env!("CARGO_BIN_EXE_tilevae"))
+                .args(["decode", &format!("examples/latents/{latents}.safetensors"), "-q", "-o", &out, "--model", model])
+                .args(["--set", "tiling.tile_px=128"])
+                .env("RAYON_NUM_THREADS", threads)
+                .current_dir(root(""))
+                .status();
+            assert!(status.unwrap().success());
+            std::fs::read(out).unwrap()
+        });
+        assert!(outputs[0] == outputs[1] && outputs[1] == outputs[2], "{latents}");
+    }
 }
 
 #[test]
@@ -110,7 +142,7 @@ fn ndarray_decodes_as_diffusers_does() {
     let folder = Folder::new();
     let model = root("crates/vae-kl/tests/data/sd");
     let [l, out] = ["l.safetensors", "out.safetensors"].map(|name| folder.path(name));
-    write_tensors(l.as_ref(), &[("latents", &golden("sd", "1x11x7.latents"))], 4, None).unwrap();
+    write_tensors(l.as_ref(), &[("latents", &golden("sd", "1x11x7.latents"))], 4, Origin::default()).unwrap();
     let model = model.to_str().unwrap();
     run(&["decode", "--model", model, &l, "-o", &out, "--device", "ndarray", "--set", "io.latent_space=vae"]);
     assert!(max_diff(&samples(&out).block, &golden("sd", "1x11x7.tiled.decoded")) <= 2e-4);

@@ -99,7 +99,7 @@ fn inputs_and_outputs_that_cannot_be() {
         (2, vec!["encode", "examples/images/chelsea.png", "-o", &out], "would be a picture"),
         (1, vec!["encode", EXAMPLE, "-o", "/tmp/never.safetensors"], "the samples have 16 channels, this model expects 3"),
         (2, vec!["encode", EXAMPLE, EXAMPLE, "-o", "/tmp/never.safetensors"], "must all be pictures"),
-        (2, vec!["plan", "4096"], "kinds are"),
+        (2, vec!["plan", "4096"], "no size in px"),
         (1, vec!["decode", EXAMPLE, "-o", &out, "--config", "nowhere.toml"], "nowhere.toml cannot be read"),
         (2, vec!["decode", EXAMPLE, "-o", &out, "--device", "tpu"], "unknown device `tpu`"),
     ] {

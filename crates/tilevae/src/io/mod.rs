@@ -1,16 +1,23 @@
-//! Files in and out: raw tensors (`.safetensors`, `.npy`) and pictures (png, jpeg, webp, tiff). Outputs are written beside their place and renamed.
+//! Files in and out: raw tensors (`.safetensors`, `.npy`), pictures (png, jpeg, webp, tiff) and clips (folders of frames, y4m, gif, and what an installed
+//! ffmpeg knows). Outputs are written beside their place and renamed.
 
+mod clips;
 mod pictures;
+mod scratch;
 mod tensors;
 
+pub use clips::{Clip, ClipKind, ClipSink, Fps};
 pub use pictures::{PictureSink, Pictures, picture_size};
-pub use tensors::{Tensor, Tensors, write_tensors};
+pub use scratch::SampleFile;
+pub(crate) use scratch::scratch_file;
+pub use tensors::{Origin, Tensor, TensorSink, Tensors, write_tensors};
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use image::ImageFormat;
+use tempfile::NamedTempFile;
 
 /// A file that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -97,7 +104,10 @@ pub enum IoError {
         expected: [usize; 2],
     },
     /// A number of channels or frames that a kind of picture cannot show.
-    #[error("{} cannot show {channels} channels and {frames} frames; write a .safetensors or .npy file instead", path.display())]
+    #[error(
+        "{} cannot show {channels} channels and {frames} frames; pictures show one frame, clips three channels: write {} instead",
+        path.display(), if *frames > 1 && *channels <= 3 { "a folder (a name without ending), a .y4m, .gif or .mp4 file" } else { "a .safetensors or .npy file" }
+    )]
     NotAPicture {
         /// The file.
         path: PathBuf,
@@ -105,6 +115,42 @@ pub enum IoError {
         channels: usize,
         /// Frames of the samples.
         frames: usize,
+    },
+    /// A clip without a frame.
+    #[error("{} holds no frames", path.display())]
+    NoFrames {
+        /// The clip.
+        path: PathBuf,
+    },
+    /// A folder for frames that holds other things.
+    #[error("{} is a folder with something in it; frames are written to a new or empty one", path.display())]
+    FolderInUse {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// Video without the program that reads and writes it.
+    #[error("{} is {verb} through ffmpeg, which is not installed or not in the PATH; without it, use a folder of frames, .y4m or .gif", path.display())]
+    NoFfmpeg {
+        /// The file.
+        path: PathBuf,
+        /// `read` or `written`.
+        verb: &'static str,
+    },
+    /// Video that ffmpeg could not read or write.
+    #[error("ffmpeg failed on {}: {message}", path.display())]
+    Ffmpeg {
+        /// The file.
+        path: PathBuf,
+        /// What it said.
+        message: String,
+    },
+    /// No room for what has to wait.
+    #[error("the scratch file in {} failed; the variable TMPDIR names another folder", folder.display())]
+    Scratch {
+        /// Where it lies.
+        folder: PathBuf,
+        /// Why.
+        source: std::io::Error,
     },
     /// A format that holds one tensor, asked to hold more.
     #[error("{} can hold one tensor; write a .safetensors file for latents, mean and logvar", path.display())]
@@ -117,7 +163,10 @@ pub enum IoError {
 impl IoError {
     /// Whether something was asked for that no file could give, as against a file that failed.
     pub fn is_usage(&self) -> bool {
-        matches!(self, Self::UnknownKind { .. } | Self::NotAPicture { .. } | Self::OneTensor { .. })
+        matches!(
+            self,
+            Self::UnknownKind { .. } | Self::NotAPicture { .. } | Self::OneTensor { .. } | Self::FolderInUse { .. } | Self::NoFfmpeg { .. }
+        )
     }
 }
 
@@ -130,15 +179,26 @@ pub enum FileKind {
     Npy,
     /// A picture.
     Picture(ImageFormat),
+    /// A clip.
+    Clip(ClipKind),
 }
 
 impl FileKind {
-    /// The kind of a file.
+    const TENSORS: &'static str = ".safetensors, .npy";
+    const PICTURES: &'static str = ".png, .jpg, .jpeg, .webp, .tif, .tiff";
+    const CLIPS: &'static str = "a folder of frames, .y4m, .gif, .mp4, .webm, .mkv, .mov, .m4v, .avi";
+    const ALL: &'static str =
+        ".safetensors, .npy, .png, .jpg, .jpeg, .webp, .tif, .tiff, .y4m, .gif, .mp4, .webm, .mkv, .mov, .m4v, .avi, or a folder of frames";
+
+    /// The kind of a file. A folder, or a name without an ending, is a folder of frames.
     ///
     /// # Errors
     /// [`IoError::UnknownKind`].
     pub fn of(path: &Path) -> Result<Self, IoError> {
         let extension = path.extension().and_then(|extension| extension.to_str()).unwrap_or_default().to_ascii_lowercase();
+        if path.is_dir() || (path.extension().is_none() && path.file_name().is_some()) {
+            return Ok(Self::Clip(ClipKind::Folder));
+        }
         Ok(match extension.as_str() {
             "safetensors" => Self::Safetensors,
             "npy" => Self::Npy,
@@ -146,7 +206,10 @@ impl FileKind {
             "jpg" | "jpeg" => Self::Picture(ImageFormat::Jpeg),
             "webp" => Self::Picture(ImageFormat::WebP),
             "tif" | "tiff" => Self::Picture(ImageFormat::Tiff),
-            _ => return Err(IoError::UnknownKind { path: path.to_owned(), kinds: ".safetensors, .npy, .png, .jpg, .jpeg, .webp, .tif, .tiff" }),
+            "y4m" => Self::Clip(ClipKind::Y4m),
+            "gif" => Self::Clip(ClipKind::Gif),
+            "mp4" | "webm" | "mkv" | "mov" | "m4v" | "avi" => Self::Clip(ClipKind::Video),
+            _ => return Err(IoError::UnknownKind { path: path.to_owned(), kinds: Self::ALL }),
         })
     }
 
@@ -154,19 +217,28 @@ impl FileKind {
     pub fn is_picture(self) -> bool {
         matches!(self, Self::Picture(_))
     }
+
+    /// Whether it is a clip.
+    pub fn is_clip(self) -> bool {
+        matches!(self, Self::Clip(_))
+    }
 }
 
 /// Checks that a file can be written at `path`, before work is spent on it.
 ///
 /// # Errors
-/// When its folder is not there or the path is a folder.
+/// When its folder is not there or the path is a folder (for frames: one that is not empty).
 pub fn check_writable(path: &Path) -> Result<(), IoError> {
     let error = |kind, text: String| Err(IoError::Write { path: path.to_owned(), source: std::io::Error::new(kind, text) });
+    if path.is_dir() && FileKind::of(path)?.is_clip() {
+        let mut entries = std::fs::read_dir(path).map_err(|source| IoError::Read { path: path.to_owned(), source })?;
+        return if entries.next().is_some() { Err(IoError::FolderInUse { path: path.to_owned() }) } else { Ok(()) };
+    }
     if path.is_dir() {
         return error(std::io::ErrorKind::IsADirectory, "it is a folder".to_owned());
     }
-    if !folder(path).is_dir() {
-        return error(std::io::ErrorKind::NotFound, format!("there is no folder {}", folder(path).display()));
+    if !folder_of(path).is_dir() {
+        return error(std::io::ErrorKind::NotFound, format!("there is no folder {}", folder_of(path).display()));
     }
     Ok(())
 }
@@ -177,10 +249,7 @@ pub fn check_writable(path: &Path) -> Result<(), IoError> {
 /// When that fails; the file that was there before, if any, is then as it was.
 pub fn write_atomically(path: &Path, write: impl FnOnce(&mut BufWriter<&File>) -> Result<(), IoError>) -> Result<(), IoError> {
     let error = |source| IoError::Write { path: path.to_owned(), source };
-    let mut builder = tempfile::Builder::new();
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    let temporary = builder.prefix(".tilevae-").tempfile_in(folder(path)).map_err(error)?;
+    let temporary = temporary_beside(path)?;
     let mut writer = BufWriter::with_capacity(1 << 20, temporary.as_file());
     write(&mut writer)?;
     writer.flush().map_err(error)?;
@@ -189,6 +258,16 @@ pub fn write_atomically(path: &Path, write: impl FnOnce(&mut BufWriter<&File>) -
     Ok(())
 }
 
-fn folder(path: &Path) -> &Path {
+/// A temporary file in the folder of `path`, with its ending, gone when it is dropped before it gets its name.
+fn temporary_beside(path: &Path) -> Result<NamedTempFile, IoError> {
+    let mut builder = tempfile::Builder::new();
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    let ending = path.extension().map(|extension| format!(".{}", extension.to_string_lossy())).unwrap_or_default();
+    let temporary = builder.prefix(".tilevae-").suffix(&ending).tempfile_in(folder_of(path));
+    temporary.map_err(|source| IoError::Write { path: path.to_owned(), source })
+}
+
+fn folder_of(path: &Path) -> &Path {
     path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }

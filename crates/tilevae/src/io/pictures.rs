@@ -3,7 +3,7 @@ use std::path::{Path, PathBuf};
 
 use image::codecs::jpeg::JpegEncoder;
 use image::{DynamicImage, ExtendedColorType, ImageDecoder, ImageFormat, ImageReader, Limits};
-use tiling::{Block, BoxError, Region, RowSink, TileSource};
+use tiling::{Block, BoxError, Region, Sink, TileSource};
 
 use super::{FileKind, IoError, write_atomically};
 
@@ -25,7 +25,7 @@ pub struct Pictures {
 
 /// Interleaved channels, row by row.
 #[derive(Debug)]
-enum Pixels {
+pub(super) enum Pixels {
     Eight(Vec<u8>),
     Sixteen(Vec<u16>),
 }
@@ -79,7 +79,7 @@ fn open_picture(path: &Path) -> Result<impl ImageDecoder + use<>, IoError> {
     reader.into_decoder().map_err(|source| IoError::Picture { path: path.to_owned(), source })
 }
 
-fn read_picture(path: &Path) -> Result<DynamicImage, IoError> {
+pub(super) fn read_picture(path: &Path) -> Result<DynamicImage, IoError> {
     let picture = |source| IoError::Picture { path: path.to_owned(), source };
     let mut decoder = open_picture(path)?;
     let orientation = decoder.orientation().map_err(picture)?;
@@ -88,7 +88,7 @@ fn read_picture(path: &Path) -> Result<DynamicImage, IoError> {
     Ok(image)
 }
 
-fn interleaved(picture: &DynamicImage, channels: usize) -> Option<Pixels> {
+pub(super) fn interleaved(picture: &DynamicImage, channels: usize) -> Option<Pixels> {
     let sixteen = picture.color().bytes_per_pixel() / picture.color().channel_count() > 1;
     Some(match (channels, sixteen) {
         (1, false) => Pixels::Eight(picture.to_luma8().into_raw()),
@@ -120,7 +120,7 @@ impl TileSource for Pictures {
     }
 }
 
-/// A sink that makes 8-bit pictures of samples from -1 to 1, one a batch item, as rows come.
+/// A sink that makes 8-bit pictures of samples from -1 to 1, one a batch item, as its parts come.
 #[derive(Debug)]
 pub struct PictureSink {
     path: PathBuf,
@@ -139,7 +139,7 @@ impl PictureSink {
     /// When the name is not a picture's, or samples of `channels` channels and `frames` frames cannot be shown in it.
     pub fn new(path: &Path, [channels, frames]: [usize; 2], crop: Option<[usize; 2]>, jpeg_quality: u8) -> Result<Self, IoError> {
         let FileKind::Picture(format) = FileKind::of(path)? else {
-            return Err(IoError::UnknownKind { path: path.to_owned(), kinds: ".png, .jpg, .jpeg, .webp, .tif, .tiff" });
+            return Err(IoError::UnknownKind { path: path.to_owned(), kinds: FileKind::PICTURES });
         };
         let shown = frames == 1 && (matches!(channels, 1 | 3) || (channels == 4 && format != ImageFormat::Jpeg));
         if !shown {
@@ -184,27 +184,29 @@ impl PictureSink {
     }
 }
 
-fn numbered(path: &Path, item: usize) -> PathBuf {
+pub(super) fn numbered(path: &Path, item: usize) -> PathBuf {
     let stem = path.file_stem().unwrap_or_default().to_string_lossy();
-    let extension = path.extension().unwrap_or_default().to_string_lossy();
-    path.with_file_name(format!("{stem}-{item}.{extension}"))
+    let ending = path.extension().map(|extension| format!(".{}", extension.to_string_lossy())).unwrap_or_default();
+    path.with_file_name(format!("{stem}-{item}{ending}"))
 }
 
-impl RowSink for PictureSink {
-    fn rows(&mut self, top: usize, [_, height, width]: [usize; 3], rows: Block) -> Result<(), BoxError> {
-        let [batch, channels, _, count, _] = rows.shape();
+impl Sink for PictureSink {
+    fn take(&mut self, [_, top, left]: [usize; 3], [_, height, width]: [usize; 3], piece: Block) -> Result<(), BoxError> {
+        let [batch, channels, _, rows, columns] = piece.shape();
         if self.pixels.is_empty() {
             let [crop_height, crop_width] = self.crop.unwrap_or([height, width]);
             self.size = [height.min(crop_height), width.min(crop_width)];
             self.pixels = vec![vec![0; self.size[0] * self.size[1] * channels]; batch];
         }
         let [height, width] = self.size;
+        let shown = columns.min(width.saturating_sub(left));
         for (item, pixels) in self.pixels.iter_mut().enumerate() {
-            for y in 0..count.min(height.saturating_sub(top)) {
-                let line = &mut pixels[(top + y) * width * channels..][..width * channels];
+            for y in 0..rows.min(height.saturating_sub(top)) {
+                let start = ((top + y) * width + left.min(width)) * channels;
+                let line = &mut pixels[start..start + shown * channels];
                 for channel in 0..channels {
-                    let values = &rows.row(item * channels + channel, y)[..width];
-                    for (place, &value) in line[channel..].iter_mut().step_by(channels).zip(values) {
+                    let values = &piece.row(item * channels + channel, y)[..shown];
+                    for (place, &value) in line.iter_mut().skip(channel).step_by(channels).zip(values) {
                         *place = to_eight_bits(value);
                     }
                 }
@@ -215,7 +217,7 @@ impl RowSink for PictureSink {
 }
 
 /// -1 to 1 as 0 to 255, rounded to the nearest.
-fn to_eight_bits(value: f32) -> u8 {
+pub(super) fn to_eight_bits(value: f32) -> u8 {
     ((value * 0.5 + 0.5).clamp(0.0, 1.0) * 255.0).round() as u8
 }
 

@@ -1,0 +1,100 @@
+use tiling::{Block, BoxError, Region, TileSource};
+use vae_core::FrameRule;
+
+use crate::{Error, FrameRemainder};
+
+/// A clip with as many frames as a model takes: some of the last left out, or the last one repeated.
+pub struct FittedFrames<'a> {
+    samples: &'a dyn TileSource,
+    frames: usize,
+}
+
+impl<'a> FittedFrames<'a> {
+    /// Brings `samples` to a number of frames that `rule` encodes without a remainder.
+    ///
+    /// # Errors
+    /// [`Error::Frames`] when there is one and it is to be refused.
+    pub fn new(samples: &'a dyn TileSource, rule: FrameRule, remainder: FrameRemainder) -> Result<Self, Error> {
+        let got = samples.shape()[2];
+        let FrameRule::Causal { ratio } = rule else { return Ok(Self { samples, frames: got }) };
+        let [fewer, more] = rule.nearest(got);
+        let frames = match remainder {
+            _ if fewer == got => got,
+            FrameRemainder::Refuse => return Err(Error::Frames { got, ratio, fewer, more }),
+            FrameRemainder::Drop => fewer,
+            FrameRemainder::Pad => more,
+        };
+        Ok(Self { samples, frames })
+    }
+
+    /// Frames of the clip that are among those read.
+    pub fn own_frames(&self) -> usize {
+        self.frames.min(self.samples.shape()[2])
+    }
+
+    /// Whether the last frame is repeated.
+    pub fn is_padded(&self) -> bool {
+        self.frames > self.samples.shape()[2]
+    }
+}
+
+impl TileSource for FittedFrames<'_> {
+    fn shape(&self) -> [usize; 5] {
+        let [b, c, _, h, w] = self.samples.shape();
+        [b, c, self.frames, h, w]
+    }
+
+    fn read(&self, region: &Region) -> Result<Block, BoxError> {
+        let [first, y, x] = region.start;
+        let [count, height, width] = region.size;
+        let own = self.own_frames();
+        let start = first.min(own - 1);
+        let there = (first + count).min(own).max(start + 1) - start;
+        let block = self.samples.read(&Region { start: [start, y, x], size: [there, height, width] })?;
+        if there == count {
+            return Ok(block);
+        }
+        let last = block.frames(there - 1, 1);
+        let mut pieces = vec![block];
+        pieces.extend((there..count).map(|_| last.clone()));
+        Ok(Block::join_frames(pieces))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn clip(frames: usize) -> Block {
+        Block::from_fn([1, 2, frames, 1, 2], |[_, c, t, _, x]| (100 * c + 10 * t + x) as f32)
+    }
+
+    fn fitted(clip: &Block, remainder: FrameRemainder) -> Result<Block, Error> {
+        let fitted = FittedFrames::new(clip, FrameRule::Causal { ratio: 4 }, remainder)?;
+        let [.., frames, height, width] = fitted.shape();
+        let whole = fitted.read(&Region { start: [0; 3], size: [frames, height, width] }).unwrap();
+        // In parts, it is the same.
+        for first in 0..frames {
+            let part = fitted.read(&Region { start: [first, 0, 1], size: [frames - first, 1, 1] }).unwrap();
+            assert_eq!(part, whole.region(&Region { start: [first, 0, 1], size: [frames - first, 1, 1] }));
+        }
+        Ok(whole)
+    }
+
+    #[test]
+    fn a_remainder_is_refused_dropped_or_filled_up() {
+        for frames in [1, 5, 9] {
+            let clip = clip(frames);
+            for remainder in [FrameRemainder::Refuse, FrameRemainder::Drop, FrameRemainder::Pad] {
+                assert_eq!(fitted(&clip, remainder).unwrap(), clip);
+            }
+        }
+        let six = clip(6);
+        assert_eq!(fitted(&six, FrameRemainder::Drop).unwrap(), six.frames(0, 5));
+        let padded = fitted(&six, FrameRemainder::Pad).unwrap();
+        assert_eq!((padded.shape()[2], padded.frames(0, 6)), (9, six.clone()));
+        assert!((6..9).all(|frame| padded.frames(frame, 1) == six.frames(5, 1)));
+        let error = fitted(&six, FrameRemainder::Refuse).unwrap_err();
+        assert!(matches!(error, Error::Frames { got: 6, ratio: 4, fewer: 5, more: 9 }) && error.is_usage(), "{error}");
+    }
+}
