@@ -20,6 +20,10 @@ check-gpu:
 fixtures:
     python tools/make_fixtures.py
 
+# The example clip and its latents.
+examples:
+    python tools/make_examples.py
+
 # tilevae against diffusers on this machine.
 bench-peer:
     cargo build --release -p tilevae-cli

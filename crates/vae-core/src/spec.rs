@@ -1,5 +1,5 @@
 use serde::Serialize;
-use tiling::{Block, FrameScale, Geometry, GridDefaults, Scale};
+use tiling::{Block, FrameScale, Geometry, GridDefaults, Overlap, Scale};
 
 use crate::VaeError;
 
@@ -33,6 +33,25 @@ pub struct VaeSpec {
 }
 
 impl VaeSpec {
+    /// A family of pictures that has nothing out of the ordinary: as many channels out as in, latents that are handed around as they are, nothing
+    /// clamped, tiles of 64 latent px of which neighbours share a quarter.
+    pub fn image(channels: usize, latent_channels: usize, spatial_ratio: usize) -> Self {
+        Self {
+            input_channels: channels,
+            output_channels: channels,
+            latent_channels,
+            spatial_ratio,
+            patch: 1,
+            frames: FrameRule::Image,
+            latent_norm: LatentNorm::identity(),
+            clamp: Clamp::Never,
+            grid: GridDefaults { tile_px: [64 * spatial_ratio; 2], overlap: Overlap::Share([0.25; 2]) },
+            force_upcast: false,
+            peak_values_per_px: 2 * channels,
+            cache_values_per_cell: [0, 0],
+        }
+    }
+
     /// How a region of latents maps to a region of samples.
     pub fn decode_geometry(&self) -> Geometry {
         Geometry { scale: Scale::Up(self.spatial_ratio), frames: self.frames.scale(FrameScale::CausalUp), grain: self.patch }

@@ -1,6 +1,6 @@
 use serde::{Deserialize, Serialize};
 use tiling::{GridDefaults, Overlap};
-use vae_core::{Clamp, FrameRule, LatentNorm, VaeError, VaeSpec};
+use vae_core::{LatentNorm, VaeError, VaeSpec};
 
 use crate::Activation;
 use crate::blocks::{DOWN_BLOCKS, UP_BLOCKS};
@@ -100,17 +100,11 @@ impl KlConfig {
         self.check()?;
         Ok(VaeSpec {
             input_channels: self.in_channels,
-            output_channels: self.out_channels,
-            latent_channels: self.latent_channels,
-            spatial_ratio: self.spatial_ratio(),
-            patch: 1,
-            frames: FrameRule::Image,
             latent_norm: self.latent_norm(),
-            clamp: Clamp::Never,
             grid: GridDefaults { tile_px: self.sample_size.0, overlap: Overlap::Share([0.25, 0.25]) },
             force_upcast: self.force_upcast,
             peak_values_per_px: self.peak_values_per_px(),
-            cache_values_per_cell: [0, 0],
+            ..VaeSpec::image(self.out_channels, self.latent_channels, self.spatial_ratio())
         })
     }
 

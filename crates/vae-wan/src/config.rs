@@ -168,16 +168,19 @@ impl WanConfig {
         })
     }
 
-    /// The widest point of the decoder, for each frame: the input of a residual block, the normalised copy that a convolution reads with its two
-    /// earlier frames, the same in the order in which it is multiplied, and the output.
+    /// The widest point of the decoder, for each frame: a residual block with its input, the normalised copy that a convolution reads with its two
+    /// earlier frames, the same in the order in which it is multiplied, and the output; or the convolution of a doubling with its input, that doubled,
+    /// the same in the order in which it is multiplied, and the output (with a shortcut, twice).
     fn peak_values_per_px(&self) -> usize {
         let widths = self.decoder_widths();
         let blocks = widths.len() - 1;
         let at = |block: usize| {
             let coarseness = blocks - 1 - block;
             let fed_by = if block == 0 || self.is_residual { widths[block] } else { widths[block] / 2 };
+            let doubling = 9 * widths[block] / 4 + if self.is_residual { 2 * fed_by } else { fed_by };
+            let values = (5 * fed_by.max(widths[block + 1])).max(if block == 0 { 0 } else { doubling });
             let coarser_frames = self.temperal_downsample.iter().take(coarseness).filter(|&&time| time).count();
-            (4 * fed_by.max(widths[block + 1])).div_ceil((1 << (2 * coarseness)) << coarser_frames)
+            values.div_ceil((1 << (2 * coarseness)) << coarser_frames)
         };
         (0..blocks).map(at).max().unwrap_or(0).div_ceil(self.patch() * self.patch())
     }

@@ -4,7 +4,7 @@ use burn::module::{Module, Param};
 use burn::tensor::{DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
 use tiling::{GridDefaults, Overlap};
-use vae_core::{FrameRule, LatentNorm, Vae, VaeError, VaeFamily, VaeSpec, Weights, layers};
+use vae_core::{Vae, VaeError, VaeFamily, VaeSpec, Weights, layers};
 
 vae_core::register_vae!(Patch);
 
@@ -31,17 +31,9 @@ impl VaeFamily for Patch {
         if config.patch_px == 0 {
             return Err(VaeError::ConfigValue { field: "patch_px", got: "0".to_owned(), expected: "it must be at least 1".to_owned() });
         }
-        Ok(VaeSpec {
-            input_channels: config.channels,
-            output_channels: config.channels,
-            latent_channels: config.channels * config.patch_px.pow(2),
-            spatial_ratio: config.patch_px,
-            frames: FrameRule::Image,
-            latent_norm: LatentNorm::identity(),
-            grid: GridDefaults { tile_px: [16 * config.patch_px; 2], overlap: Overlap::Share([0.25; 2]) },
-            force_upcast: false,
-            peak_values_per_px: 2 * config.channels,
-        })
+        let spec = VaeSpec::image(config.channels, config.channels * config.patch_px.pow(2), config.patch_px);
+        let grid = GridDefaults { tile_px: [16 * config.patch_px; 2], overlap: Overlap::Share([0.25; 2]) };
+        Ok(VaeSpec { grid, ..spec })
     }
 
     fn load(config: &PatchConfig, weights: Weights, device: &Device, dtype: DType) -> Result<Box<dyn Vae>, VaeError> {
@@ -116,9 +108,9 @@ mod tests {
     vae_core::vae_conformance!(super::Patch, MODEL, burn::tensor::Device::flex());
 
     #[test]
-    fn the_registry_holds_both_families() {
+    fn the_registry_holds_all_families() {
         let registry = vae_core::Registry::linked().unwrap();
-        assert_eq!(registry.entries().map(|entry| entry.name).collect::<Vec<_>>(), ["kl", "patch"]);
+        assert_eq!(registry.entries().map(|entry| entry.name).collect::<Vec<_>>(), ["kl", "patch", "qwen-image", "wan"]);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use npyz::WriterBuilder;
 use safetensors::tensor::{Metadata, TensorInfo};
-use safetensors::{Dtype, SafeTensors};
+use safetensors::Dtype;
 use tempfile::NamedTempFile;
 use tiling::{Block, BoxError, Sink};
 
@@ -152,8 +152,9 @@ fn open_safetensors(path: &Path) -> Result<Content, IoError> {
     let Some(size) = size.filter(|&size| size <= HEADER_LIMIT.min(length - 8)) else {
         return Err(damaged("its header is cut off".to_owned()));
     };
+    header.clear();
     (&mut file).take(size).read_to_end(&mut header).map_err(read)?;
-    let (_, metadata) = SafeTensors::read_metadata(&header).map_err(|error| damaged(error.to_string()))?;
+    let metadata: Metadata = serde_json::from_slice(&header).map_err(|error| damaged(error.to_string()))?;
     let end = 8 + size + metadata.data_len() as u64;
     if end != length {
         return Err(damaged(format!("it has {length} bytes, its header speaks of {end}")));
