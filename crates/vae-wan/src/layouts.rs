@@ -16,7 +16,7 @@ pub(crate) fn to_modules(weights: Weights) -> Weights {
     // The convolution of a sampler is the second entry of a torch `Sequential`.
     let weights = weights.renamed(|name| Some(name.replace(".resample.1.", ".resample.")));
     weights.reshaped(|name, shape| match shape {
-        [channels, rest @ ..] if name.ends_with(".gamma") && rest.iter().all(|&side| side == 1) => Some(vec![*channels]),
+        [channels, rest @ ..] if name.rsplit('.').next() == Some("gamma") && rest.iter().all(|&side| side == 1) => Some(vec![*channels]),
         _ => None,
     })
 }
@@ -41,7 +41,8 @@ fn from_original(name: &str, up_block_length: usize) -> String {
         ["head", "0", field] => format!("norm_out.{field}"),
         ["head", "2", field] => format!("conv_out.{field}"),
         ["middle", "1", ..] => format!("mid_block.attentions.0.{}", parts[2..].join(".")),
-        ["middle", index @ ("0" | "2"), ..] => format!("mid_block.resnets.{}.{}", if index == "0" { 0 } else { 1 }, layer(&parts[2..])),
+        ["middle", "0", ..] => format!("mid_block.resnets.0.{}", layer(&parts[2..])),
+        ["middle", "2", ..] => format!("mid_block.resnets.1.{}", layer(&parts[2..])),
         // Wan 2.2: blocks of layers, of which the last samples.
         [list @ ("downsamples" | "upsamples"), block, "downsamples" | "upsamples", index, ..] => {
             let (blocks, sampler) = if list == "downsamples" { ("down_blocks", "downsampler") } else { ("up_blocks", "upsampler") };
@@ -83,75 +84,80 @@ fn layer(parts: &[&str]) -> String {
 pub(crate) fn infer(weights: &Weights) -> Option<WanConfig> {
     let weights = to_modules(weights.clone());
     let dim = |name: &str, axis: usize| weights.shape(name).and_then(|shape| shape.get(axis).copied());
-    let has = |name: &str| weights.shape(name).is_some();
-    let base_dim = dim("encoder.conv_in.weight", 0)?;
-    if weights.shape("encoder.conv_in.weight")?.len() != 5 || !has("encoder.down_blocks.0.conv1.weight") && !has("encoder.down_blocks.0.resnets.0.conv1.weight") {
-        return None;
-    }
-    let is_residual = has("encoder.down_blocks.0.resnets.0.conv1.weight");
-    let mut found = Blocks::default();
-    for index in 0.. {
-        let layer = format!("encoder.down_blocks.{index}");
-        if is_residual {
-            let layers = (0..).take_while(|layer| has(&format!("encoder.down_blocks.{index}.resnets.{layer}.conv1.weight"))).count();
-            if layers == 0 {
-                break;
-            }
-            found.layers = layers;
-            found.widths.push(dim(&format!("{layer}.resnets.0.conv1.weight"), 0)?);
-            if has(&format!("{layer}.downsampler.resample.weight")) {
-                found.time.push(has(&format!("{layer}.downsampler.time_conv.weight")));
-            }
-        } else if let Some(width) = dim(&format!("{layer}.conv1.weight"), 0) {
-            if found.widths.len() == found.time.len() {
-                found.widths.push(width);
-                found.layers = 0;
-            }
-            found.layers += 1;
-        } else if has(&format!("{layer}.to_qkv.weight")) {
-            let scale = 0.5_f64.powi(i32::try_from(found.time.len()).ok()?);
-            if found.attention.last() != Some(&scale) {
-                found.attention.push(scale);
-            }
-        } else if has(&format!("{layer}.resample.weight")) {
-            found.time.push(has(&format!("{layer}.time_conv.weight")));
-        } else {
-            break;
-        }
-    }
-    let z_dim = dim("post_quant_conv.weight", 0)?;
-    let dim_mult: Vec<usize> = found.widths.iter().map(|width| width / base_dim).collect();
+    let blocks = EncoderBlocks::of(&weights);
+    let (base_dim, z_dim) = (dim("encoder.conv_in.weight", 0)?, dim("post_quant_conv.weight", 0)?);
+    // Kernels of 3x3x3 px: the image VAEs that have such names have 3x3.
+    dim("encoder.conv_in.weight", 4)?;
+    let dim_mult: Vec<usize> = blocks.widths.iter().map(|width| width / base_dim).collect();
     let decoder_base = dim("decoder.norm_out.gamma", 0)? / (*dim_mult.first()?).max(1);
     let [in_channels, out_channels] = [dim("encoder.conv_in.weight", 1)?, dim("decoder.conv_out.weight", 0)?];
     // Samples have three channels; twelve are patches of 2x2 px.
-    let patch_size = [1, 2, 4].into_iter().find(|patch| in_channels == 3 * patch * patch).filter(|&patch| patch > 1);
+    let patch_size = [2, 4].into_iter().find(|patch| in_channels == 3 * patch * patch);
     let [latents_mean, latents_std] = WanConfig::published_latents(z_dim);
     let config = WanConfig {
         base_dim,
         decoder_base_dim: (decoder_base != base_dim).then_some(decoder_base),
         z_dim,
         dim_mult,
-        num_res_blocks: found.layers,
-        attn_scales: found.attention,
-        temperal_downsample: found.time,
+        num_res_blocks: blocks.layers,
+        attn_scales: blocks.attention,
+        temperal_downsample: blocks.time,
         latents_mean,
         latents_std,
-        is_residual,
+        is_residual: blocks.is_residual,
         in_channels,
         out_channels,
         patch_size,
         ..WanConfig::default()
     };
-    let scale_factor_temporal = Some(config.temporal_ratio());
-    let scale_factor_spatial = Some(config.spatial_ratio());
-    Some(WanConfig { scale_factor_temporal, scale_factor_spatial, ..config })
+    let [temporal, spatial] = [config.temporal_ratio(), config.spatial_ratio()].map(Some);
+    Some(WanConfig { scale_factor_temporal: temporal, scale_factor_spatial: spatial, ..config })
 }
 
 /// What the encoder's list of layers tells.
 #[derive(Default)]
-struct Blocks {
+struct EncoderBlocks {
+    is_residual: bool,
     widths: Vec<usize>,
     layers: usize,
+    /// Of each halving, whether it halves the frames.
     time: Vec<bool>,
+    /// Scales with attention.
     attention: Vec<f64>,
+}
+
+impl EncoderBlocks {
+    fn of(weights: &Weights) -> Self {
+        let mut found = Self::default();
+        for index in 0..weights.names().count() {
+            let name = |part: &str| format!("encoder.down_blocks.{index}.{part}.weight");
+            let width = |part: &str| weights.shape(&name(part)).map(|shape| shape[0]);
+            let has = |part: &str| weights.shape(&name(part)).is_some();
+            if let Some(width) = width("resnets.0.conv1") {
+                // Wan 2.2: a whole block.
+                found.is_residual = true;
+                found.layers = (0..weights.names().count()).take_while(|layer| has(&format!("resnets.{layer}.conv1"))).count();
+                found.widths.push(width);
+                if has("downsampler.resample") {
+                    found.time.push(has("downsampler.time_conv"));
+                }
+            } else if let Some(width) = width("conv1") {
+                if found.widths.len() == found.time.len() {
+                    found.widths.push(width);
+                    found.layers = 0;
+                }
+                found.layers += 1;
+            } else if has("to_qkv") {
+                let scale = found.time.iter().fold(1.0, |scale, _| scale / 2.0);
+                if found.attention.last() != Some(&scale) {
+                    found.attention.push(scale);
+                }
+            } else if has("resample") {
+                found.time.push(has("time_conv"));
+            } else {
+                break;
+            }
+        }
+        found
+    }
 }

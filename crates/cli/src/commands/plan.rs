@@ -33,9 +33,12 @@ fn input_shape(input: &str, asked: Option<Direction>, spec: &VaeSpec, config: &C
         return Ok((direction, picture_shape(frames, size, direction, spec)));
     }
     let path = PathBuf::from(input);
-    let kind = FileKind::of(&path).map_err(|error| UsageError(format!("{error}; or give a size in px, as 1024x768 (height, width) or 81x480x832")))?;
+    let kind =
+        FileKind::of(&path).map_err(|error| UsageError(format!("{error}; or give a size in px, as 1024x768 (height, width) or 81x480x832")))?;
     if kind.is_clip() && !path.exists() {
-        return Err(UsageError(format!("there is no file or folder {input}, and it is no size in px, as 1024x768 (height, width) or 81x480x832")).into());
+        return Err(
+            UsageError(format!("there is no file or folder {input}, and it is no size in px, as 1024x768 (height, width) or 81x480x832")).into()
+        );
     }
     if kind.is_clip() {
         let clip = Clip::read(&path, spec.input_channels, spec.spatial_ratio)?;

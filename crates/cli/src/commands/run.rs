@@ -49,11 +49,7 @@ pub(crate) fn encode(common: &Common, args: &args::Encode) -> anyhow::Result<()>
     let samples = Samples::read(&args.samples, &model.spec)?;
     let fitted = FittedFrames::new(samples.source(), model.spec.frames, config.io.frames)?;
     planned(&config, &model, Direction::Encode, fitted.shape())?;
-    let origin = Origin {
-        size: samples.picture_size(),
-        frames: fitted.is_padded().then(|| fitted.own_frames()),
-        fps: args.fps.or(samples.fps()),
-    };
+    let origin = Origin { size: samples.picture_size(), frames: fitted.is_padded().then(|| fitted.own_frames()), fps: args.fps.or(samples.fps()) };
     let pipeline = Pipeline::load_model(&config, &model)?;
     let encoded = pipeline.encode(&fitted, &mut Bar::new(common, "encoding"))?;
     let mut tensors = vec![("latents", &encoded.latents)];

@@ -63,7 +63,9 @@ fn a_folder_of_save_pretrained_decodes_and_encodes_as_diffusers_does() {
 /// Decodes and encodes what a file of `save_pretrained` holds, tiled and not, and compares with diffusers.
 #[test]
 fn clips_of_wan_decode_and_encode_as_diffusers_does() {
-    for (config, case, tile, stride) in [("wan21", "2x2x7x4", 32, 24), ("wan21", "1x4x3x5", 32, 24), ("wan22", "1x1x5x3", 32, 16), ("wan22", "1x2x5x2", 32, 16)] {
+    for (config, case, tile, stride) in
+        [("wan21", "2x2x7x4", 32, 24), ("wan21", "1x4x3x5", 32, 24), ("wan22", "1x1x5x3", 32, 16), ("wan22", "1x2x5x2", 32, 16)]
+    {
         let folder = Folder::new();
         let model = root(&format!("crates/vae-wan/tests/data/{config}"));
         let model = model.to_str().unwrap();

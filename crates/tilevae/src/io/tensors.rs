@@ -4,8 +4,8 @@ use std::io::{BufReader, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use npyz::WriterBuilder;
-use safetensors::tensor::{Metadata, TensorInfo};
 use safetensors::Dtype;
+use safetensors::tensor::{Metadata, TensorInfo};
 use tempfile::NamedTempFile;
 use tiling::{Block, BoxError, Sink};
 
@@ -162,8 +162,10 @@ fn open_safetensors(path: &Path) -> Result<Content, IoError> {
     Ok(Content::Safetensors { start: 8 + size, metadata })
 }
 
-/// The values in f32, or the name of a dtype that is not a float's.
-fn read_floats(path: &Path, start: u64, info: &TensorInfo) -> std::io::Result<Result<Vec<f32>, String>> {
+/// Values in f32, or the name of a dtype that is not a float's.
+type Values = Result<Vec<f32>, String>;
+
+fn read_floats(path: &Path, start: u64, info: &TensorInfo) -> std::io::Result<Values> {
     let convert: fn(&[u8], &mut Vec<f32>) = match info.dtype {
         Dtype::F32 => |bytes, values| values.extend(bytes.as_chunks().0.iter().map(|&bytes| f32::from_le_bytes(bytes))),
         Dtype::F64 => |bytes, values| values.extend(bytes.as_chunks().0.iter().map(|&bytes| f64::from_le_bytes(bytes) as f32)),
@@ -187,8 +189,8 @@ fn read_floats(path: &Path, start: u64, info: &TensorInfo) -> std::io::Result<Re
     Ok(Ok(values))
 }
 
-/// A shape, and its values in f32 or the name of a dtype that is not a float's.
-fn read_npy(path: &Path) -> Result<(Vec<usize>, Result<Vec<f32>, String>), IoError> {
+/// A shape, and its values.
+fn read_npy(path: &Path) -> Result<(Vec<usize>, Values), IoError> {
     let read = |source| IoError::Read { path: path.to_owned(), source };
     let damaged = |error: std::io::Error| IoError::Damaged { path: path.to_owned(), message: error.to_string() };
     let file = File::open(path).map_err(read)?;
@@ -208,7 +210,7 @@ fn read_npy(path: &Path) -> Result<(Vec<usize>, Result<Vec<f32>, String>), IoErr
     Ok((shape, values))
 }
 
-/// The values in f32; `None` for a dtype that is not a float's.
+/// `None` for a dtype that is not a float's.
 fn read_npy_values(npy: npyz::NpyFile<impl Read>, dtype: &str) -> Option<std::io::Result<Vec<f32>>> {
     match dtype.trim_matches('\'').get(1..)? {
         "f4" => Some(npy.into_vec()),

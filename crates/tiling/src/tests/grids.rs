@@ -90,7 +90,8 @@ fn published_grids() {
 
 #[test]
 fn what_does_not_line_up_is_refused_with_the_nearest_that_does() {
-    let spans = |scale, tile_px, overlap| DiffusersGrid { tile_px: [tile_px; 2], overlap, skip_redundant: false, unit_px: 1 }.spans(scale, [4000, 4000]);
+    let spans =
+        |scale, tile_px, overlap| DiffusersGrid { tile_px: [tile_px; 2], overlap, skip_redundant: false, unit_px: 1 }.spans(scale, [4000, 4000]);
     let (up, down) = (Scale::Up(8), Scale::Down(8));
     assert!(matches!(spans(up, 500, Overlap::Share([0.25; 2])), Err(GridError::TileUnaligned { nearest: 504, .. })));
     assert!(matches!(spans(up, 3, Overlap::Share([0.25; 2])), Err(GridError::TileUnaligned { nearest: 8, .. })));

@@ -3,7 +3,7 @@
 mod composing;
 mod grids;
 
-use crate::{BlendPolicy, Block, Canvas, Compositor, Geometry, Sink, Scale, TilePlan};
+use crate::{BlendPolicy, Block, Canvas, Compositor, Geometry, Scale, Sink, TilePlan};
 
 /// Values that differ everywhere.
 fn noise(shape: [usize; 5], seed: usize) -> Block {

@@ -84,7 +84,7 @@ pub(super) fn rms_norm(x: Tensor<5>, gamma: Tensor<1>, then_silu: bool) -> Tenso
     in_place(x, |values| {
         for item in values.chunks_mut((channels * pixels).max(1)) {
             let mut inverse = vec![0.0_f32; pixels];
-            let lengths = (&mut inverse[..]).par_chunks_mut(STRETCH).enumerate();
+            let lengths = inverse[..].par_chunks_mut(STRETCH).enumerate();
             let read = &*item;
             lengths.for_each(|(stretch, inverse)| {
                 let start = stretch * STRETCH;

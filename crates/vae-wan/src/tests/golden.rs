@@ -92,7 +92,9 @@ fn qwen_image_equals_diffusers() {
 #[test]
 fn half_types_stay_near() {
     // Twice what diffusers in the half type differs from itself in f32 on these files: 0.009 and 0.059; with four channels a norm is touchier.
-    for (config, dtype, tolerance) in [("wan22", DType::F16, 2e-2), ("wan22", DType::BF16, 0.12), ("wan21", DType::F16, 0.3), ("wan21", DType::BF16, 1.1)] {
+    for (config, dtype, tolerance) in
+        [("wan22", DType::F16, 2e-2), ("wan22", DType::BF16, 0.12), ("wan21", DType::F16, 0.3), ("wan21", DType::BF16, 1.1)]
+    {
         for_every_case(config, dtype, 1, &|got, expected, what| assert_close(got, expected, tolerance, &format!("{config} {what} {dtype:?}")));
     }
 }

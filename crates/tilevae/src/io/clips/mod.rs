@@ -338,9 +338,8 @@ mod tests {
         let (samples, extent) = (clip([2, 1, 3, 8, 9]), [4, 8, 10]);
         // Two columns of tiles, the second of which reaches past what is shown, and a frame too many.
         let mut sink = ClipSink::new(&folder.path().join("c"), [2, 1, 3, 8, 9], Fps::DEFAULT).unwrap();
-        let column = |left: usize, width: usize| {
-            Block::from_fn([2, 1, 4, 8, width], |[b, _, t, y, x]| samples.row(b * 3 + t.min(2), y)[(left + x).min(8)])
-        };
+        let column =
+            |left: usize, width: usize| Block::from_fn([2, 1, 4, 8, width], |[b, _, t, y, x]| samples.row(b * 3 + t.min(2), y)[(left + x).min(8)]);
         sink.take([0, 0, 0], extent, column(0, 6)).unwrap();
         sink.take([0, 0, 6], extent, column(6, 4)).unwrap();
         let paths = sink.write().unwrap();

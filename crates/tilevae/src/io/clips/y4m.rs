@@ -71,12 +71,9 @@ impl Iterator for Reader {
         };
         // How many px share a value of colour.
         let shared = match colorspace {
-            Colorspace::C420
-            | Colorspace::C420p10
-            | Colorspace::C420p12
-            | Colorspace::C420jpeg
-            | Colorspace::C420paldv
-            | Colorspace::C420mpeg2 => [2, 2],
+            Colorspace::C420 | Colorspace::C420p10 | Colorspace::C420p12 | Colorspace::C420jpeg | Colorspace::C420paldv | Colorspace::C420mpeg2 => {
+                [2, 2]
+            }
             Colorspace::C422 | Colorspace::C422p10 | Colorspace::C422p12 => [1, 2],
             _ => [1, 1],
         };
