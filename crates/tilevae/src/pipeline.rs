@@ -250,6 +250,33 @@ mod tests {
         assert_ne!(decode(DEMO, "auto", 16), decode(DEMO, "f32", 16));
     }
 
+    #[test]
+    #[cfg(feature = "wan")]
+    fn files_without_a_configuration_find_their_family() {
+        let file = "diffusion_pytorch_model.safetensors";
+        for (source, expected) in [
+            ("kl/tests/data/flux", "kl"),
+            ("wan/tests/data/wan21", "wan"),
+            ("wan/tests/data/wan22", "wan"),
+            ("wan/tests/data/wan21/original.pth", "wan"),
+            ("wan/tests/data/wan22/original.safetensors", "wan"),
+        ] {
+            let folder = tempfile::tempdir().unwrap();
+            let source = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../vae-{source}"));
+            let source = if source.is_dir() { source.join(file) } else { source };
+            let alone = folder.path().join(source.file_name().unwrap());
+            std::fs::copy(&source, &alone).unwrap();
+            let config = Config::from_toml(&format!("model.path = {alone:?}")).unwrap();
+            // The groups of norms are not told by shapes: small models of `kl` are refused with the published 32, but by `kl`.
+            let family = match open_model(&config) {
+                Ok(model) => model.entry.name.to_owned(),
+                Err(error) if error.to_string().contains("norm_num_groups") => "kl".to_owned(),
+                Err(error) => panic!("{error}"),
+            };
+            assert_eq!(family, expected, "{}", source.display());
+        }
+    }
+
     /// Two columns that meet in the middle.
     #[derive(Debug)]
     struct Halves;

@@ -20,7 +20,8 @@ enum Layout {
 }
 
 fn layout(weights: &Weights) -> Option<Layout> {
-    let has = |name: &str| weights.shape(name).is_some();
+    // The kernels of video VAEs, some of which have the same names, have three axes.
+    let has = |name: &str| weights.shape(name).is_some_and(|shape| shape.len() == 4);
     if has("encoder.down_blocks.0.resnets.0.conv1.weight") {
         return Some(Layout::Diffusers);
     }
