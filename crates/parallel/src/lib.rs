@@ -5,9 +5,15 @@
 mod config;
 mod error;
 mod executor;
+mod multi_device;
+mod schedule;
 mod sequential;
 
 pub use config::ExecutorConfig;
 pub use error::ExecError;
-pub use executor::{Done, Executor, Job, Progress, RunStats};
+pub use executor::{Done, Executor, Job, Progress, RunStats, Worker, WorkerStats};
+pub use multi_device::MultiDevice;
 pub use sequential::Sequential;
+
+#[cfg(test)]
+mod tests;

@@ -7,7 +7,7 @@ use tiling::{BlendConfig, GridConfig};
 use toml::{Table, Value};
 use vae_core::{DeviceName, Posterior};
 
-use crate::Error;
+use crate::{Count, Error};
 
 /// The embedded configuration that holds every default.
 const DEFAULT: &str = include_str!("default.toml");
@@ -68,6 +68,18 @@ pub struct DevicesConfig {
     /// Names of devices.
     #[serde(rename = "use")]
     pub names: Vec<DeviceName>,
+    /// How the device `cpu` is shared out.
+    pub cpu: CpuConfig,
+}
+
+/// The section `[devices.cpu]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CpuConfig {
+    /// Workers, each of which runs one tile at a time.
+    pub workers: Count,
+    /// Threads of each.
+    pub threads_per_worker: Count,
 }
 
 /// The section `[io]`.

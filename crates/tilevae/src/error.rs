@@ -70,6 +70,14 @@ pub enum Error {
         /// Devices that are there.
         available: String,
     },
+    /// Threads that the system does not give.
+    #[error("{threads} threads cannot be started: {message}")]
+    Threads {
+        /// How many were asked for.
+        threads: usize,
+        /// Why.
+        message: String,
+    },
     /// Family or checkpoint.
     #[error(transparent)]
     Registry(#[from] RegistryError),

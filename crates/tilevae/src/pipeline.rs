@@ -1,10 +1,11 @@
 use std::sync::Arc;
 
 use burn::tensor::DType;
-use parallel::{Executor, Job, Progress, RunStats};
+use parallel::{Executor, Job, Progress, RunStats, Worker};
 use tiling::{BlendPolicy, Block, BoxError, Canvas, Compositor, FrameScale, Grid, Region, Sink, TileOp, TileSource};
 use vae_core::{Clamp, Decode, Encode, Model, Posterior, Registry, Vae, VaeSpec};
 
+use crate::workers::{Seat, seats};
 use crate::{Config, Direction, DtypeConfig, Error, FittedFrames, LatentSpace, RunPlan, io, open_device};
 
 /// Finds the model that a configuration names. No weights are loaded.
@@ -21,7 +22,9 @@ pub fn open_model(config: &Config) -> Result<Model, Error> {
 pub struct Pipeline {
     config: Config,
     family: &'static str,
+    /// One for each device.
     vaes: Vec<Arc<dyn Vae>>,
+    seats: Vec<Seat>,
     executor: Box<dyn Executor>,
     /// For decode and for encode.
     grids: [Arc<dyn Grid>; 2],
@@ -54,14 +57,14 @@ impl Pipeline {
     /// When a device is not there, or the weights do not fit.
     pub fn load_model(config: &Config, model: &Model) -> Result<Self, Error> {
         let executor = config.executor.build();
-        executor.check_devices(config.devices.names.len())?;
+        let seats = seats(config, executor.as_ref())?;
         let devices = config.devices.names.iter().map(open_device).collect::<Result<Vec<_>, _>>()?;
         let vae: Arc<dyn Vae> = model.load(&devices[0], dtype(config.model.dtype, model)?)?.into();
         let replicas = devices[1..].iter().map(|device| Arc::from(vae.to_device(device)));
         let vaes = std::iter::once(vae.clone()).chain(replicas).collect();
         let grid = |direction: Direction| Ok::<_, Error>(Arc::from(direction.grid(config, &model.spec)?));
         let grids = [grid(Direction::Decode)?, grid(Direction::Encode)?];
-        Ok(Self { config: config.clone(), family: model.entry.name, vaes, executor, grids, blend: config.blend.build() })
+        Ok(Self { config: config.clone(), family: model.entry.name, vaes, seats, executor, grids, blend: config.blend.build() })
     }
 
     /// The same pipeline with a grid of the caller's own in place of the configured one.
@@ -112,9 +115,9 @@ impl Pipeline {
     /// When the model does not take the latents, a tile fails or the sink does.
     pub fn decode_to(&self, latents: &dyn TileSource, sink: &mut dyn Sink, progress: &mut dyn Progress) -> Result<RunStats, Error> {
         let frames_per_chunk = self.frames_per_chunk();
-        let ops = self.ops(|vae| Arc::new(Decode { vae, frames_per_chunk }));
+        let workers = self.workers(|vae| Arc::new(Decode { vae, frames_per_chunk }));
         let own = OwnLatents { latents, spec: self.spec(), space: self.config.io.latent_space };
-        self.run(Direction::Decode, &own, &ops, sink, progress)
+        self.run(Direction::Decode, &own, &workers, sink, progress)
     }
 
     /// Encodes samples.
@@ -128,10 +131,10 @@ impl Pipeline {
     /// When the model does not take the samples or a tile fails.
     pub fn encode(&self, samples: &dyn TileSource, progress: &mut dyn Progress) -> Result<Encoded, Error> {
         let frames_per_chunk = self.frames_per_chunk();
-        let ops = self.ops(|vae| Arc::new(Encode { vae, frames_per_chunk }));
+        let workers = self.workers(|vae| Arc::new(Encode { vae, frames_per_chunk }));
         let samples = FittedFrames::new(samples, self.spec().frames, self.config.io.frames)?;
         let mut canvas = Canvas::default();
-        let stats = self.run(Direction::Encode, &samples, &ops, &mut canvas, progress)?;
+        let stats = self.run(Direction::Encode, &samples, &workers, &mut canvas, progress)?;
         let moments = canvas.into_block();
         let [mean, log_variance] = Posterior::split(&moments);
         let io = &self.config.io;
@@ -147,16 +150,16 @@ impl Pipeline {
         self.config.model.frames_per_chunk.get()
     }
 
-    /// The operation for every device.
-    fn ops(&self, op: impl Fn(Arc<dyn Vae>) -> Arc<dyn TileOp>) -> Vec<Arc<dyn TileOp>> {
-        self.vaes.iter().map(|vae| op(vae.clone())).collect()
+    /// Every worker with what it is to do.
+    fn workers(&self, op: impl Fn(Arc<dyn Vae>) -> Arc<dyn TileOp>) -> Vec<Worker> {
+        self.seats.iter().map(|seat| seat.worker(op(self.vaes[seat.device].clone()))).collect()
     }
 
     fn run(
         &self,
         direction: Direction,
         source: &dyn TileSource,
-        ops: &[Arc<dyn TileOp>],
+        workers: &[Worker],
         sink: &mut dyn Sink,
         progress: &mut dyn Progress,
     ) -> Result<RunStats, Error> {
@@ -167,7 +170,7 @@ impl Pipeline {
         if plan.tiles.is_tiled() && plan.tiles.geometry.frames != FrameScale::Same {
             compositor = compositor.with_scratch(io::scratch_file()?);
         }
-        Ok(self.executor.run(Job { plan: &plan.tiles, source, ops, compositor }, progress)?)
+        Ok(self.executor.run(Job { plan: &plan.tiles, source, workers, compositor }, progress)?)
     }
 }
 

@@ -31,7 +31,7 @@ pub trait TileOp: Send + Sync {
 }
 
 /// Takes a piece of an answer.
-pub type Emit<'a> = dyn FnMut(Block) -> Result<(), BoxError> + 'a;
+pub type Emit<'a> = dyn FnMut(Block) -> Result<(), BoxError> + Send + 'a;
 
 /// One tile of a source. Its frames are read as the operation asks for them.
 #[derive(Clone, Copy)]
@@ -98,7 +98,7 @@ impl TileSource for Block {
 
 /// Where the finished output goes, each px once. A tile's part comes when the tile is blended, so the parts of one frame come in raster order, and
 /// the frames of one part in order.
-pub trait Sink {
+pub trait Sink: Send {
     /// Takes `piece` (`[batch, channels, frames, rows, columns]`), whose first frame, row and column are `start` in an output of `extent`.
     ///
     /// # Errors

@@ -124,8 +124,13 @@ fn report(common: &Common, files: &[PathBuf], shape: [usize; 5], stats: &RunStat
     let names = files.iter().map(|file| file.display().to_string()).collect::<Vec<_>>().join(", ");
     let shape_text = shape.map(|side| side.to_string()).join("x");
     let tiles = if stats.tiles == 1 { "1 tile".to_owned() } else { format!("{} tiles", stats.tiles) };
-    let text = format!("wrote {names}: {shape_text} in {tiles}, {seconds:.2} s");
-    print(common, &text, &json!({"files": files, "shape": shape, "tiles": stats.tiles, "frames": stats.frames, "seconds": seconds}))
+    let workers = if stats.workers.len() > 1 { format!(" on {} workers", stats.workers.len()) } else { String::new() };
+    let text = format!("wrote {names}: {shape_text} in {tiles}{workers}, {seconds:.2} s");
+    print(
+        common,
+        &text,
+        &json!({"files": files, "shape": shape, "tiles": stats.tiles, "frames": stats.frames, "seconds": seconds, "workers": stats.workers}),
+    )
 }
 
 /// Whether `whole` is `size` padded to a multiple of `ratio`: then a picture that once had that size may be cropped to it.

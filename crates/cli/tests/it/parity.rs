@@ -128,6 +128,34 @@ fn threads_do_not_change_a_bit() {
 }
 
 #[test]
+fn executors_and_workers_do_not_change_a_bit() {
+    for (latents, model) in [("chelsea", "models/demo-kl"), ("chelsea-clip", "models/demo-wan")] {
+        let folder = Folder::new();
+        let decode = |name: &str, settings: &[&str]| {
+            let out = folder.path(name);
+            let latents = format!("examples/latents/{latents}.safetensors");
+            let mut args = vec!["decode", &latents, "-o", &out, "--model", model, "--set", "tiling.tile_px=96", "--set", "tiling.stride_px=64"];
+            args.extend(settings.iter().flat_map(|setting| ["--set", setting]));
+            (run(&args), std::fs::read(&out).unwrap())
+        };
+        let (_, expected) = decode("sequential.npy", &[]);
+        for (workers, threads) in [("1", "1"), ("2", "1"), ("3", "2"), ("auto", "auto")] {
+            let settings = [format!("devices.cpu.workers={workers}"), format!("devices.cpu.threads_per_worker={threads}")];
+            let (printed, got) = decode("multi.npy", &["executor.kind=multi-device", &settings[0], &settings[1]]);
+            assert!(got == expected, "{latents} with {workers} workers");
+            assert!(workers.len() > 1 || workers == "1" || printed.contains(&format!("on {workers} workers")), "{printed}");
+        }
+        // And an encode.
+        let [samples, one, many] = ["s.npy", "one.npy", "many.npy"].map(|name| folder.path(name));
+        std::fs::write(&samples, expected).unwrap();
+        let common = ["--model", model, "--set", "tiling.tile_px=96", "--set", "tiling.stride_px=64"];
+        run(&[&["encode", &samples, "-o", &one], &common[..]].concat());
+        run(&[&["encode", &samples, "-o", &many, "--set", "executor.kind=multi-device", "--set", "devices.cpu.workers=3"], &common[..]].concat());
+        assert!(std::fs::read(&one).unwrap() == std::fs::read(&many).unwrap());
+    }
+}
+
+#[test]
 fn half_types_compute_near_f32() {
     let folder = Folder::new();
     let [a, b] = ["a.safetensors", "b.safetensors"].map(|name| folder.path(name));

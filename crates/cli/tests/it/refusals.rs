@@ -27,6 +27,10 @@ fn settings_that_cannot_be() {
         ("devices.use=[\"cuda:0\"]", ["`cuda`", "cpu"]),
         ("devices.use=[\"cpu\", \"cpu\"]", ["sequential", "one device"]),
         ("devices.use=[]", ["no device", ""]),
+        ("devices.cpu.workers=2", ["sequential", "one device"]),
+        ("devices.cpu.workers=0", ["`devices.cpu.workers`", "at least 1"]),
+        ("devices.cpu.threads_per_worker=many", ["`devices.cpu.threads_per_worker`", "auto"]),
+        ("executor={ kind = \"multi-device\", retries = -1 }", ["`executor`", "-1"]),
         ("nothing", ["section.key=value", ""]),
     ] {
         let message = setting(2, given);

@@ -175,7 +175,7 @@ impl TileSource for Clip {
 }
 
 /// Takes the frames of a clip, 8-bit RGB, and writes it.
-trait FrameWriter {
+trait FrameWriter: Send {
     fn write(&mut self, pixels: &[u8]) -> Result<(), IoError>;
 
     /// Puts the clip in its place.
