@@ -88,7 +88,7 @@ def first_frame_alone(forward):
 
 
 class WanDemo:
-    """Pictures first, then clips of five and nine frames, through an `AutoencoderKLWan`."""
+    """Pictures first, then clips of five to seventeen frames, through an `AutoencoderKLWan`."""
 
     peak_learning_rate = 6e-4
     pictures_until = 0.35
@@ -113,10 +113,11 @@ class WanDemo:
         return model
 
     def batch(self, step, elapsed, rng):
-        if step % 5 == 0 or elapsed < self.pictures_until:
+        if step % 8 == 0 or elapsed < self.pictures_until:
             count, side = (3, 128) if step % 4 == 3 else (12, 64)
             return photographs.crops(self.levels, count, side, rng)[:, :, None]
-        count, frames, side = (2, 9, 64) if step % 5 == 4 else (1, 5, 128) if step % 10 == 3 else (4, 5, 64)
+        # Layers look far back together: short clips alone leave them with zeros before the first frame.
+        count, frames, side = [(4, 5, 64), (1, 17, 64), (2, 9, 64), (1, 5, 128)][step % 4]
         return photographs.clips(self.photos, count, frames, side, rng)
 
     def decode(self, model, latents):
@@ -148,15 +149,19 @@ class WanDemo:
 
 def train(demo, args):
     rng = np.random.default_rng(args.seed)
+    peak = args.learning_rate or demo.peak_learning_rate
     model = demo.build()
+    if args.resume:
+        model.load_state_dict(type(model).from_pretrained(args.out, low_cpu_mem_usage=False).state_dict())
+        demo.pictures_until = 0.0
     average = copy.deepcopy(model).eval()
-    optimiser = torch.optim.AdamW(model.parameters(), demo.peak_learning_rate, betas=(0.9, 0.99), weight_decay=1e-3)
+    optimiser = torch.optim.AdamW(model.parameters(), peak, betas=(0.9, 0.99), weight_decay=1e-3)
 
     start, saved, step = time.time(), time.time(), 0
     while True:
         elapsed = (time.time() - start) / (60 * args.minutes)
         for group in optimiser.param_groups:
-            group["lr"] = demo.peak_learning_rate * min(1, (step + 1) / 300) * max(0.01, 0.5 * (1 + math.cos(math.pi * min(1, elapsed))))
+            group["lr"] = peak * min(1, (step + 1) / 300) * max(0.01, 0.5 * (1 + math.cos(math.pi * min(1, elapsed))))
         samples = demo.batch(step, elapsed, rng)
         with torch.autocast("cpu", torch.bfloat16):
             posterior = model.encode(samples).latent_dist
@@ -190,6 +195,8 @@ def main():
     parser.add_argument("--minutes", type=float, default=90)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--learning-rate", type=float, help="the highest; default: the demo's own")
+    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out, with all kinds of batches from the start")
     parser.add_argument("--out", type=pathlib.Path, help="default: models/demo-MODEL")
     args = parser.parse_args()
     args.out = args.out or pathlib.Path("models") / f"demo-{args.model}"

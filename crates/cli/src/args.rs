@@ -1,3 +1,4 @@
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use clap::{ArgAction, Parser, Subcommand, ValueEnum};
@@ -61,6 +62,8 @@ pub(crate) enum Command {
     Roundtrip(Roundtrip),
     /// Show how an input would be cut into tiles, without loading weights.
     Plan(Plan),
+    /// Time a run with several executors and numbers of CPU workers, and compare what they give.
+    Bench(Bench),
     /// List the VAE families, and what is known of the configured model.
     Models,
     /// List the devices that can be used here.
@@ -86,6 +89,9 @@ pub(crate) struct Decode {
     /// Frames a second of the clip that is written, as 16, 23.976 or 24000/1001. By default the rate that the latents' file remembers, or 16.
     #[arg(long, value_name = "RATE")]
     pub(crate) fps: Option<Fps>,
+    /// Print the SHA-256 of the samples: of their values as little-endian f32, row-major.
+    #[arg(long)]
+    pub(crate) hash: bool,
 }
 
 #[derive(Debug, clap::Args)]
@@ -100,6 +106,9 @@ pub(crate) struct Encode {
     /// Frames a second that the latents' file remembers. By default the clip's own rate.
     #[arg(long, value_name = "RATE")]
     pub(crate) fps: Option<Fps>,
+    /// Print the SHA-256 of the latents: of their values as little-endian f32, row-major.
+    #[arg(long)]
+    pub(crate) hash: bool,
 }
 
 #[derive(Debug, clap::Args)]
@@ -126,6 +135,24 @@ pub(crate) struct Plan {
     /// Also draw the tiles to an SVG file.
     #[arg(long, value_name = "FILE")]
     pub(crate) svg: Option<PathBuf>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Bench {
+    /// Latents, a picture, a clip or raw samples; or a size in px, as HEIGHTxWIDTH or FRAMESxHEIGHTxWIDTH, for noise.
+    pub(crate) input: String,
+    /// Which way. By default latents and sizes are decoded, pictures and samples encoded.
+    #[arg(long, value_parser = direction, value_name = "decode|encode")]
+    pub(crate) direction: Option<Direction>,
+    /// Executors, one after the other. The sequential one is run once.
+    #[arg(long, value_delimiter = ',', value_name = "NAME", default_value = "sequential,multi-device")]
+    pub(crate) executor: Vec<String>,
+    /// Numbers of CPU workers for executors that use many.
+    #[arg(long, value_delimiter = ',', value_name = "N", default_value = "1,2,4")]
+    pub(crate) workers: Vec<NonZeroUsize>,
+    /// Runs of each, of which the median is shown.
+    #[arg(long, value_name = "N", default_value = "1")]
+    pub(crate) runs: NonZeroUsize,
 }
 
 #[derive(Debug, clap::Args)]

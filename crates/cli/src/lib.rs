@@ -44,6 +44,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
         Command::Encode(args) => commands::encode(common, args),
         Command::Roundtrip(args) => commands::roundtrip(common, args),
         Command::Plan(args) => commands::plan(common, args),
+        Command::Bench(args) => commands::bench(common, args),
         Command::Models => commands::models(common),
         Command::Devices => commands::devices(common),
         Command::Config(args) => commands::config(common, args),

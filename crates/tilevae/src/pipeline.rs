@@ -79,6 +79,11 @@ impl Pipeline {
         Self { blend, ..self }
     }
 
+    /// The configuration.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
     /// What is known of the model without its weights.
     pub fn spec(&self) -> &VaeSpec {
         self.vaes[0].spec()

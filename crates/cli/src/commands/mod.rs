@@ -1,7 +1,10 @@
+mod bench;
 mod inform;
 mod plan;
 mod run;
+mod samples;
 
+pub(crate) use bench::bench;
 pub(crate) use inform::{completions, config, devices, models};
 pub(crate) use plan::plan;
 pub(crate) use run::{decode, encode, roundtrip};

@@ -25,7 +25,7 @@ pub(crate) fn plan(common: &Common, args: &Plan) -> anyhow::Result<()> {
 }
 
 /// Which way, and the shape of the input, from a file or a size.
-fn input_shape(input: &str, asked: Option<Direction>, spec: &VaeSpec, config: &Config) -> anyhow::Result<(Direction, [usize; 5])> {
+pub(super) fn input_shape(input: &str, asked: Option<Direction>, spec: &VaeSpec, config: &Config) -> anyhow::Result<(Direction, [usize; 5])> {
     if let Some((frames, size)) = clip_size(input) {
         let direction = asked.unwrap_or(Direction::Decode);
         let frames = fitted_frames(frames, spec, config)?;
@@ -69,7 +69,7 @@ fn input_shape(input: &str, asked: Option<Direction>, spec: &VaeSpec, config: &C
 }
 
 /// `HEIGHTxWIDTH` or `FRAMESxHEIGHTxWIDTH`.
-fn clip_size(text: &str) -> Option<(usize, [usize; 2])> {
+pub(super) fn clip_size(text: &str) -> Option<(usize, [usize; 2])> {
     let sides = text.split('x').map(|side| side.parse().ok().filter(|&side| side > 0)).collect::<Option<Vec<usize>>>()?;
     match sides[..] {
         [height, width] => Some((1, [height, width])),

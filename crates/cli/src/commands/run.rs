@@ -2,13 +2,14 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use serde_json::json;
-use tilevae::io::{self, Clip, ClipSink, FileKind, Fps, Origin, PictureSink, Pictures, SampleFile, TensorSink, Tensors};
+use tilevae::io::{self, ClipSink, FileKind, Fps, HashingSink, Origin, PictureSink, SampleFile, TensorSink, Tensors};
 use tilevae::metrics::Comparison;
 use tilevae::tiling::{Region, Sink};
-use tilevae::{Config, Direction, FittedFrames, Model, Pipeline, RunPlan, RunStats, TileSource, VaeSpec};
+use tilevae::{Config, Direction, FittedFrames, Model, Pipeline, RunPlan, RunStats, TileSource};
 
 use crate::args::{self, Common};
 use crate::commands::UsageError;
+use crate::commands::samples::Samples;
 use crate::output::{Bar, print};
 
 pub(crate) fn decode(common: &Common, args: &args::Decode) -> anyhow::Result<()> {
@@ -29,9 +30,16 @@ pub(crate) fn decode(common: &Common, args: &args::Decode) -> anyhow::Result<()>
     let fps = args.fps.or(origin.fps).unwrap_or(Fps::DEFAULT);
     let mut sink = output.sink(shape, tensor.rank, fps, &config)?;
     let pipeline = Pipeline::load_model(&config, &model)?;
-    let stats = pipeline.decode_to(&tensor.block, sink.as_sink(), &mut Bar::new(common, "decoding"))?;
+    let bar = &mut Bar::new(common, "decoding");
+    let (stats, hash) = if args.hash {
+        let mut hashing = HashingSink::new(sink.as_sink(), plan.output_shape)?;
+        let stats = pipeline.decode_to(&tensor.block, &mut hashing, bar)?;
+        (stats, Some(hashing.sha256()?))
+    } else {
+        (pipeline.decode_to(&tensor.block, sink.as_sink(), bar)?, None)
+    };
     let files = sink.write()?;
-    report(common, &files, shape, &stats)
+    report(common, &files, shape, &stats, hash)
 }
 
 pub(crate) fn encode(common: &Common, args: &args::Encode) -> anyhow::Result<()> {
@@ -57,7 +65,8 @@ pub(crate) fn encode(common: &Common, args: &args::Encode) -> anyhow::Result<()>
         tensors.extend([("mean", mean), ("logvar", log_variance)]);
     }
     io::write_tensors(&args.output, &tensors, samples.rank(), origin)?;
-    report(common, std::slice::from_ref(&args.output), encoded.latents.shape(), &encoded.stats)
+    let hash = args.hash.then(|| io::sha256(&encoded.latents));
+    report(common, std::slice::from_ref(&args.output), encoded.latents.shape(), &encoded.stats, hash)
 }
 
 pub(crate) fn roundtrip(common: &Common, args: &args::Roundtrip) -> anyhow::Result<()> {
@@ -119,83 +128,26 @@ fn planned(config: &Config, model: &Model, direction: Direction, shape: [usize; 
     RunPlan::new(config, model.entry.name, &model.spec, direction, shape)
 }
 
-fn report(common: &Common, files: &[PathBuf], shape: [usize; 5], stats: &RunStats) -> anyhow::Result<()> {
+fn report(common: &Common, files: &[PathBuf], shape: [usize; 5], stats: &RunStats, sha256: Option<String>) -> anyhow::Result<()> {
     let seconds = stats.elapsed.as_secs_f64();
     let names = files.iter().map(|file| file.display().to_string()).collect::<Vec<_>>().join(", ");
     let shape_text = shape.map(|side| side.to_string()).join("x");
     let tiles = if stats.tiles == 1 { "1 tile".to_owned() } else { format!("{} tiles", stats.tiles) };
     let workers = if stats.workers.len() > 1 { format!(" on {} workers", stats.workers.len()) } else { String::new() };
-    let text = format!("wrote {names}: {shape_text} in {tiles}{workers}, {seconds:.2} s");
-    print(
-        common,
-        &text,
-        &json!({"files": files, "shape": shape, "tiles": stats.tiles, "frames": stats.frames, "seconds": seconds, "workers": stats.workers}),
-    )
+    let mut text = format!("wrote {names}: {shape_text} in {tiles}{workers}, {seconds:.2} s");
+    let mut json = json!({
+        "files": files, "shape": shape, "tiles": stats.tiles, "frames": stats.frames, "seconds": seconds, "workers": stats.workers
+    });
+    if let Some(sha256) = sha256 {
+        text += &format!("\nsha256 {sha256}");
+        json["sha256"] = sha256.into();
+    }
+    print(common, &text, &json)
 }
 
 /// Whether `whole` is `size` padded to a multiple of `ratio`: then a picture that once had that size may be cropped to it.
 fn is_padding(size: [usize; 2], whole: [usize; 2], ratio: usize) -> bool {
     (0..2).all(|axis| size[axis] > 0 && size[axis].next_multiple_of(ratio) == whole[axis])
-}
-
-/// What is encoded: pictures, a clip, or a raw tensor.
-enum Samples {
-    Pictures(Pictures),
-    Clip(Clip),
-    Raw(io::Tensor),
-}
-
-impl Samples {
-    fn read(paths: &[PathBuf], spec: &VaeSpec) -> anyhow::Result<Self> {
-        let kinds = paths.iter().map(|path| FileKind::of(path)).collect::<Result<Vec<_>, io::IoError>>()?;
-        let (channels, ratio) = (spec.input_channels, spec.spatial_ratio);
-        match kinds[..] {
-            [FileKind::Safetensors | FileKind::Npy] => Ok(Self::Raw(Tensors::read(&paths[0])?.samples()?)),
-            [FileKind::Clip(_)] => Ok(Self::Clip(Clip::read(&paths[0], channels, ratio)?)),
-            ref kinds if kinds.iter().all(|kind| kind.is_picture()) => Ok(Self::Pictures(Pictures::read(paths, channels, ratio)?)),
-            _ => {
-                let text = "several inputs must all be pictures of one batch; the frames of a clip lie in a folder, and raw samples come as one file";
-                Err(UsageError(text.to_owned()).into())
-            }
-        }
-    }
-
-    fn source(&self) -> &dyn TileSource {
-        match self {
-            Self::Pictures(pictures) => pictures,
-            Self::Clip(clip) => clip,
-            Self::Raw(tensor) => &tensor.block,
-        }
-    }
-
-    fn rank(&self) -> usize {
-        match self {
-            Self::Pictures(_) => 4,
-            Self::Clip(_) => 5,
-            Self::Raw(tensor) => tensor.rank,
-        }
-    }
-
-    /// Height and width before padding.
-    fn size(&self) -> [usize; 2] {
-        let [_, _, _, height, width] = self.source().shape();
-        self.picture_size().unwrap_or([height, width])
-    }
-
-    fn picture_size(&self) -> Option<[usize; 2]> {
-        match self {
-            Self::Pictures(pictures) => Some(pictures.size()),
-            Self::Clip(clip) => Some(clip.size()),
-            Self::Raw(_) => None,
-        }
-    }
-
-    fn fps(&self) -> Option<Fps> {
-        match self {
-            Self::Clip(clip) => clip.fps(),
-            Self::Pictures(_) | Self::Raw(_) => None,
-        }
-    }
 }
 
 /// Where samples go, checked before work is spent on them.

@@ -156,6 +156,35 @@ fn executors_and_workers_do_not_change_a_bit() {
 }
 
 #[test]
+fn hashes_are_those_of_the_values() {
+    let folder = Folder::new();
+    let [out, picture, back] = ["out.npy", "out.png", "back.npy"].map(|name| folder.path(name));
+    let printed = run(&["decode", "examples/latents/chelsea.safetensors", "-o", &out, "--hash"]);
+    let hash = tilevae::io::sha256(&samples(&out).block);
+    assert!(printed.contains(&format!("sha256 {hash}")), "{printed}");
+    // The hash is of the samples, not of the file.
+    let printed = run(&["decode", "examples/latents/chelsea.safetensors", "-o", &picture, "--hash", "--format", "json"]);
+    assert!(printed.contains(&format!("\"sha256\": \"{hash}\"")), "{printed}");
+    let printed = run(&["encode", &out, "-o", &back, "--hash"]);
+    assert!(printed.contains(&tilevae::io::sha256(&latents(&back).block)), "{printed}");
+}
+
+#[test]
+fn a_bench_compares_executors() {
+    let settings = ["--set", "tiling.tile_px=128", "--workers", "1,3"];
+    let printed = run(&[&["bench", "examples/latents/chelsea.safetensors"], &settings[..]].concat());
+    let rows: Vec<Vec<&str>> = printed.lines().map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!(
+        rows[1..4].iter().map(|row| (row[0], row[1])).collect::<Vec<_>>(),
+        [("sequential", "1"), ("multi-device", "1"), ("multi-device", "3")]
+    );
+    assert!(rows[1][5] == rows[2][5] && rows[2][5] == rows[3][5] && printed.ends_with("all gave the same bytes\n"), "{printed}");
+    let json = run(&["bench", "5x64x96", "--model", "models/demo-wan", "--direction", "encode", "--workers", "2", "--runs", "2", "--format", "json"]);
+    assert!(json.contains("\"same_bytes\": true") && json.contains("\"direction\": \"encode\""), "{json}");
+    assert!(super::refused(2, &["bench", "64x64", "--executor", "fast"]).contains("multi-device"));
+}
+
+#[test]
 fn half_types_compute_near_f32() {
     let folder = Folder::new();
     let [a, b] = ["a.safetensors", "b.safetensors"].map(|name| folder.path(name));

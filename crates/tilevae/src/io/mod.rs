@@ -2,11 +2,13 @@
 //! ffmpeg knows). Outputs are written beside their place and renamed.
 
 mod clips;
+mod hash;
 mod pictures;
 mod scratch;
 mod tensors;
 
 pub use clips::{Clip, ClipKind, ClipSink, Fps};
+pub use hash::{HashingSink, sha256};
 pub use pictures::{PictureSink, Pictures, picture_size};
 pub use scratch::SampleFile;
 pub(crate) use scratch::scratch_file;

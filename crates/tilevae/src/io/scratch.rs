@@ -146,6 +146,21 @@ impl SampleFile {
         Self { places: Places::new(file), header, shape }
     }
 
+    /// Hands all bytes of the samples to `take`, in order.
+    pub(super) fn for_each_part(&self, mut take: impl FnMut(&[u8])) -> Result<(), IoError> {
+        let mut left = self.shape.iter().product::<usize>() * size_of::<f32>();
+        let mut bytes = vec![0; left.min(1 << 20)];
+        let mut offset = self.header;
+        while left > 0 {
+            let part = left.min(bytes.len());
+            self.places.read(offset, &mut bytes[..part]).map_err(scratch)?;
+            take(&bytes[..part]);
+            offset += part as u64;
+            left -= part;
+        }
+        Ok(())
+    }
+
     fn offset(&self, plane: usize, [t, y, x]: [usize; 3]) -> u64 {
         let [_, _, frames, height, width] = self.shape;
         self.header + ((((plane * frames + t) * height + y) * width + x) * size_of::<f32>()) as u64

@@ -1,0 +1,128 @@
+use std::path::PathBuf;
+
+use anyhow::Context;
+use serde_json::{Value, json};
+use tilevae::io::{self, SampleFile, Tensors};
+use tilevae::vae_core::normal_noise;
+use tilevae::{Block, Config, Count, Direction, ExecutorConfig, FittedFrames, Model, Pipeline, RunPlan, RunStats, TileSource};
+
+use crate::args::{Bench, Common};
+use crate::commands::samples::Samples;
+use crate::commands::{UsageError, plan};
+use crate::output::{Bar, print};
+
+pub(crate) fn bench(common: &Common, args: &Bench) -> anyhow::Result<()> {
+    let config = super::configuration(common)?;
+    let model = super::open_model(&config)?;
+    let (direction, shape) = plan::input_shape(&args.input, args.direction, &model.spec, &config)?;
+    RunPlan::new(&config, model.entry.name, &model.spec, direction, shape)?;
+    let input = Input::read(&args.input, direction, shape, &model)?;
+    let mut rows = Vec::new();
+    for config in configurations(&config, args)? {
+        let pipeline = Pipeline::load_model(&config, &model)?;
+        let mut runs = Vec::new();
+        for _ in 0..args.runs.get() {
+            runs.push(run(common, &pipeline, &input, direction, &model)?);
+        }
+        runs.sort_by_key(|(stats, _)| stats.elapsed);
+        if let Some(different) = runs.iter().find(|(_, hash)| *hash != runs[0].1) {
+            anyhow::bail!("two runs of {} gave different samples: {} and {}", name(&config.executor)?, runs[0].1, different.1);
+        }
+        let (stats, hash) = runs.swap_remove(runs.len() / 2);
+        rows.push(Row { executor: name(&config.executor)?, stats, hash });
+    }
+    let first = rows[0].stats.elapsed.as_secs_f64();
+    let mut text = format!("{:<14}{:>8}{:>10}{:>10}{:>7}  sha256\n", "executor", "workers", "seconds", "speed-up", "busy");
+    let mut json = Vec::new();
+    for Row { executor, stats, hash } in &rows {
+        let (seconds, workers) = (stats.elapsed.as_secs_f64(), stats.workers.len());
+        let busy = stats.workers.iter().map(|worker| worker.busy.as_secs_f64()).sum::<f64>() / (seconds * workers as f64);
+        text += &format!("{executor:<14}{workers:>8}{seconds:>10.2}{:>10.2}{:>6.0}%  {}\n", first / seconds, 100.0 * busy, &hash[..16]);
+        json.push(json!({
+            "executor": executor, "seconds": seconds, "speed_up": first / seconds, "busy": busy, "sha256": hash, "tiles": stats.tiles, "workers": stats.workers
+        }));
+    }
+    let equal = rows.iter().all(|row| row.hash == rows[0].hash);
+    text += if equal { "all gave the same bytes\n" } else { "they did not give the same bytes\n" };
+    print(common, &text, &json!({"direction": direction, "shape": shape, "same_bytes": equal, "runs": json}))
+}
+
+struct Row {
+    executor: String,
+    stats: RunStats,
+    hash: String,
+}
+
+/// One configuration for each executor and, where it uses many, each number of workers.
+fn configurations(config: &Config, args: &Bench) -> anyhow::Result<Vec<Config>> {
+    let mut configurations = Vec::new();
+    for kind in &args.executor {
+        let executor: Result<ExecutorConfig, _> = serde_json::from_value(json!({"kind": kind}));
+        let executor = executor.map_err(|error| UsageError(error.to_string()))?;
+        if executor.build().check_workers(2).is_err() {
+            let mut config = Config { executor, ..config.clone() };
+            config.devices.cpu.workers = Count::Auto;
+            configurations.push(config);
+            continue;
+        }
+        for &workers in &args.workers {
+            let mut config = Config { executor, ..config.clone() };
+            config.devices.cpu.workers = Count::Exactly(workers);
+            configurations.push(config);
+        }
+    }
+    Ok(configurations)
+}
+
+fn name(executor: &ExecutorConfig) -> anyhow::Result<String> {
+    let kind = serde_json::to_value(executor)?;
+    Ok(kind.get("kind").and_then(Value::as_str).unwrap_or_default().to_owned())
+}
+
+/// What is run.
+enum Input {
+    Block(Block),
+    Samples(Samples),
+}
+
+impl Input {
+    fn read(input: &str, direction: Direction, shape: [usize; 5], model: &Model) -> anyhow::Result<Self> {
+        let path = PathBuf::from(input);
+        if plan::clip_size(input).is_some() || (direction == Direction::Decode && !is_tensor(&path)?) {
+            let values = normal_noise(0, 0).take(shape.iter().product());
+            return Ok(Self::Block(Block::new(shape, values.collect()).context("as many values as the shape says")?));
+        }
+        Ok(match direction {
+            Direction::Decode => Self::Block(Tensors::read(&path)?.latents()?.block),
+            Direction::Encode => Self::Samples(Samples::read(&[path], &model.spec)?),
+        })
+    }
+
+    fn source(&self) -> &dyn TileSource {
+        match self {
+            Self::Block(block) => block,
+            Self::Samples(samples) => samples.source(),
+        }
+    }
+}
+
+fn is_tensor(path: &std::path::Path) -> Result<bool, io::IoError> {
+    let kind = io::FileKind::of(path)?;
+    Ok(!kind.is_picture() && !kind.is_clip())
+}
+
+fn run(common: &Common, pipeline: &Pipeline, input: &Input, direction: Direction, model: &Model) -> anyhow::Result<(RunStats, String)> {
+    match direction {
+        Direction::Decode => {
+            let plan = pipeline.plan(direction, input.source().shape())?;
+            let mut samples = SampleFile::scratch(plan.output_shape)?;
+            let stats = pipeline.decode_to(input.source(), &mut samples, &mut Bar::new(common, "decoding"))?;
+            Ok((stats, samples.sha256()?))
+        }
+        Direction::Encode => {
+            let fitted = FittedFrames::new(input.source(), model.spec.frames, pipeline.config().io.frames)?;
+            let encoded = pipeline.encode(&fitted, &mut Bar::new(common, "encoding"))?;
+            Ok((encoded.stats, io::sha256(&encoded.latents)))
+        }
+    }
+}
