@@ -11,7 +11,7 @@ use tilevae::io::Fps;
     name = "tilevae",
     version,
     max_term_width = 120,
-    after_help = "Exit codes: 0 done, 1 the run failed, 2 the arguments or the configuration ask for something that cannot be."
+    after_help = "Exit codes: 0 done, 1 the run failed, 2 the arguments or the configuration ask for something that cannot be, 130 interrupted."
 )]
 pub(crate) struct Args {
     #[command(flatten)]

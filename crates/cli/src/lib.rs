@@ -3,6 +3,7 @@
 mod allocator;
 mod args;
 mod commands;
+mod interrupt;
 mod output;
 mod plan_picture;
 
@@ -16,17 +17,22 @@ use args::{Args, Command, Common};
 
 /// Runs the command line of this process.
 ///
-/// Exit codes: 0 done, 1 the run failed, 2 the arguments or the configuration ask for something that cannot be.
+/// Exit codes: 0 done, 1 the run failed, 2 the arguments or the configuration ask for something that cannot be, 130 interrupted.
 pub fn main() -> ExitCode {
     allocator::tune();
     let args = Args::parse();
     log_to_stderr(&args.common);
     // Burn reports most errors by panicking. Executors make errors of panics; the hook's own message would only come before theirs.
     std::panic::set_hook(Box::new(|panic| tracing::debug!("{panic}")));
+    interrupt::listen();
     let run = catch_unwind(AssertUnwindSafe(|| run(&args)));
     match run.unwrap_or_else(|_| Err(anyhow::anyhow!("an internal error; run again with -vv to see where, and please report it"))) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if output::is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) if error.downcast_ref().is_some_and(tilevae::Error::is_stop) => {
+            output::print_error(&error);
+            ExitCode::from(interrupt::INTERRUPTED)
+        }
         Err(error) => {
             output::print_error(&error);
             let usage = error.is::<commands::UsageError>()

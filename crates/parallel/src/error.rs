@@ -1,5 +1,7 @@
 use tiling::{BoxError, CompositeError, ReadError};
 
+use crate::executor::Ended;
+
 /// A run that could not be finished.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -47,6 +49,9 @@ pub enum ExecError {
         /// Why.
         source: CompositeError,
     },
+    /// Somebody threw the switch.
+    #[error("the run was stopped")]
+    Stopped,
     /// The run ended before all tiles came.
     #[error(transparent)]
     Unfinished(CompositeError),
@@ -59,6 +64,9 @@ impl ExecError {
             Ok(read) => return Self::Source { tile, source: read.0 },
             Err(error) => error,
         };
+        if error.is::<Ended>() {
+            return Self::Stopped;
+        }
         match error.downcast::<CompositeError>() {
             Ok(source) => Self::Composite { tile, source: *source },
             Err(source) => Self::Tile { tile, source },

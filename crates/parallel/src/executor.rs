@@ -2,6 +2,7 @@ use std::any::Any;
 use std::fmt::Debug;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use serde::Serialize;
@@ -19,7 +20,30 @@ pub struct Job<'a> {
     pub workers: &'a [Worker],
     /// Where their answers go.
     pub compositor: Compositor<'a>,
+    /// Whether to go on.
+    pub stop: &'a Stop,
 }
+
+/// A switch that ends runs, from any thread or a signal's handler. Clones are one switch.
+#[derive(Debug, Clone, Default)]
+pub struct Stop(Arc<AtomicBool>);
+
+impl Stop {
+    /// Ends every run that looks at this switch, at the latest when the tiles that run now are finished.
+    pub fn stop(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it was thrown.
+    pub fn is_stopped(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// What an operation is told when it hands on a piece of an answer that nobody wants any more.
+#[derive(Debug, thiserror::Error)]
+#[error("the run has ended")]
+pub(crate) struct Ended;
 
 /// A device that runs tiles, or a share of one.
 #[derive(Clone)]

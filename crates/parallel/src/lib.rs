@@ -11,7 +11,7 @@ mod sequential;
 
 pub use config::ExecutorConfig;
 pub use error::ExecError;
-pub use executor::{Done, Executor, Job, Progress, RunStats, Worker, WorkerStats};
+pub use executor::{Done, Executor, Job, Progress, RunStats, Stop, Worker, WorkerStats};
 pub use multi_device::MultiDevice;
 pub use sequential::Sequential;
 

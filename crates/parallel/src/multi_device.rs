@@ -1,12 +1,12 @@
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use tiling::{Block, BoxError, Region, TileInput, TilePlan, TileSource};
 
-use crate::executor::run_tile;
+use crate::executor::{Ended, run_tile};
 use crate::schedule::{Scheduler, Turn};
 use crate::{Done, ExecError, Executor, Job, Progress, RunStats, Worker, WorkerStats};
 
@@ -14,7 +14,7 @@ use crate::{Done, ExecError, Executor, Job, Progress, RunStats, Worker, WorkerSt
 const FAULTS_BEFORE_RETIREMENT: usize = 3;
 /// Tiles begun ahead of the first unfinished one, for each worker.
 const TILES_AHEAD: usize = 4;
-/// How long a worker waits before it asks again without being told that something has happened.
+/// How long the calling thread and waiting workers wait before they look again without being told that something has happened.
 const PATIENCE: Duration = Duration::from_millis(20);
 
 /// Tiles run at once on all workers, each on a thread of its own; the calling thread blends.
@@ -38,7 +38,7 @@ impl Executor for MultiDevice {
     }
 
     fn run(&self, job: Job<'_>, progress: &mut dyn Progress) -> Result<RunStats, ExecError> {
-        let Job { plan, source, workers, mut compositor } = job;
+        let Job { plan, source, workers, mut compositor, stop } = job;
         self.check_workers(workers.len())?;
         let start = Instant::now();
         let frames = plan.output[0];
@@ -67,7 +67,16 @@ impl Executor for MultiDevice {
             }
             drop(sender);
             let mut outcome = Ok(());
-            for event in &receiver {
+            loop {
+                if stop.is_stopped() {
+                    outcome = Err(ExecError::Stopped);
+                    break;
+                }
+                let event = match receiver.recv_timeout(PATIENCE) {
+                    Ok(event) => event,
+                    Err(RecvTimeoutError::Timeout) => continue,
+                    Err(RecvTimeoutError::Disconnected) => break,
+                };
                 match event {
                     Event::Piece { tile, first, piece } => {
                         // A tile that is run again brings frames that are there already.
@@ -132,11 +141,6 @@ struct Run<'a> {
     source: &'a dyn TileSource,
     workers: &'a [Worker],
 }
-
-/// The calling thread no longer listens.
-#[derive(Debug, thiserror::Error)]
-#[error("the run has ended")]
-struct Ended;
 
 impl Run<'_> {
     fn scheduler(&self) -> MutexGuard<'_, Scheduler> {
@@ -208,6 +212,9 @@ impl Run<'_> {
         let input = TileInput::new(&source, self.plan.tiles[tile].input);
         let mut first = 0;
         let mut emit = |piece: Block| -> Result<(), BoxError> {
+            if self.is_stopped.load(Ordering::Relaxed) {
+                return Err(Ended.into());
+            }
             if source.is_finite.load(Ordering::Relaxed) && !piece.data().iter().all(|value| value.is_finite()) {
                 return Err(NotFinite.into());
             }

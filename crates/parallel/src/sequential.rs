@@ -2,7 +2,7 @@ use std::time::Instant;
 
 use tiling::{Block, TileInput};
 
-use crate::executor::run_tile;
+use crate::executor::{Ended, run_tile};
 use crate::{Done, ExecError, Executor, Job, Progress, RunStats, WorkerStats};
 
 /// One tile after the other, in raster order, on the calling thread and one device.
@@ -29,8 +29,14 @@ impl Executor for Sequential {
         let frames = job.plan.output[0];
         let mut done = Done { of_tiles: job.plan.tiles.len(), of_frames: job.plan.tiles.len() * frames, ..Done::default() };
         for planned in &job.plan.tiles {
-            let compositor = &mut job.compositor;
+            if job.stop.is_stopped() {
+                return Err(ExecError::Stopped);
+            }
+            let (compositor, stop) = (&mut job.compositor, job.stop);
             let mut emit = |piece: Block| {
+                if stop.is_stopped() {
+                    return Err(Ended.into());
+                }
                 done.frames += piece.shape()[2];
                 compositor.push(planned.index, piece)?;
                 progress.advanced(done);

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tiling::{Block, BoxError, Canvas, Cascade, Compositor, Emit, Geometry, Region, Scale, Sink, TileInput, TileOp, TilePlan, TileSource, Uniform};
 
-use crate::{Done, ExecError, Executor, Job, MultiDevice, Progress, RunStats, Sequential, Worker};
+use crate::{Done, ExecError, Executor, Job, MultiDevice, Progress, RunStats, Sequential, Stop, Worker};
 
 /// What a toy does with its `n`-th tile.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,7 +79,7 @@ fn run_to(executor: &dyn Executor, source: &dyn TileSource, workers: &[Worker], 
     let plan = plan();
     let mut heard = Heard::default();
     let compositor = Compositor::new(&plan, &Cascade, sink);
-    let stats = executor.run(Job { plan: &plan, source, workers, compositor }, &mut heard)?;
+    let stats = executor.run(Job { plan: &plan, source, workers, compositor, stop: &Stop::default() }, &mut heard)?;
     let all = Done { tiles: plan.tiles.len(), of_tiles: plan.tiles.len(), frames: 2 * plan.tiles.len(), of_frames: 2 * plan.tiles.len() };
     assert_eq!((heard.0, stats.tiles, stats.frames), (all, plan.tiles.len(), 2));
     assert_eq!(stats.workers.iter().map(|worker| worker.tiles).sum::<usize>(), plan.tiles.len());
@@ -227,4 +227,30 @@ fn workers_are_counted_before_they_run() {
     }
     assert!(matches!(run(&Sequential, &two), Err(ExecError::TooManyDevices { got: 2, .. })));
     assert!(run(&MULTI, &two).is_ok());
+}
+
+/// Throws a switch at its third piece.
+struct Thrower(Stop, usize);
+
+impl Sink for Thrower {
+    fn take(&mut self, _: [usize; 3], _: [usize; 3], _: Block) -> Result<(), BoxError> {
+        self.1 += 1;
+        if self.1 == 3 {
+            self.0.stop();
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn a_stopped_run_ends_within_its_tiles() {
+    for (executor, count) in [(executors()[0], 1), (executors()[1], 1), (executors()[1], 4)] {
+        let workers: Vec<Worker> = (0..count).map(|i| toy(&i.to_string(), |_| Deed::AnswerLate(2))).collect();
+        let (plan, clip, stop) = (plan(), clip(), Stop::default());
+        let mut sink = Thrower(stop.clone(), 0);
+        let compositor = Compositor::new(&plan, &Cascade, &mut sink);
+        let error = executor.run(Job { plan: &plan, source: &clip, workers: &workers, compositor, stop: &stop }, &mut ()).unwrap_err();
+        assert!(matches!(error, ExecError::Stopped), "{error}");
+        assert!(sink.1 <= 3 + 2 * count, "{} pieces", sink.1);
+    }
 }

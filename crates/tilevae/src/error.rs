@@ -99,6 +99,11 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether a [`Stop`](crate::Stop) ended the run.
+    pub fn is_stop(&self) -> bool {
+        matches!(self, Self::Run(parallel::ExecError::Stopped))
+    }
+
     /// Whether the user asked for something impossible, found before any tile was run, as against a run that failed.
     pub fn is_usage(&self) -> bool {
         match self {

@@ -27,7 +27,7 @@ pub use config::{Config, CpuConfig, DevicesConfig, DtypeConfig, FrameRemainder, 
 pub use devices::{DeviceInfo, list_devices, open_device};
 pub use error::Error;
 pub use frames::FittedFrames;
-pub use parallel::{Done, ExecutorConfig, Progress, RunStats, WorkerStats};
+pub use parallel::{Done, ExecutorConfig, Progress, RunStats, Stop, WorkerStats};
 pub use pipeline::{Encoded, Pipeline, open_model};
 pub use plan::{Direction, PlanBytes, RunPlan};
 pub use tiling::{self, BlendConfig, Block, GridConfig, TileSource};

@@ -1,7 +1,7 @@
 use std::sync::Arc;
 
 use burn::tensor::DType;
-use parallel::{Executor, Job, Progress, RunStats, Worker};
+use parallel::{Executor, Job, Progress, RunStats, Stop, Worker};
 use tiling::{BlendPolicy, Block, BoxError, Canvas, Compositor, FrameScale, Grid, Region, Sink, TileOp, TileSource};
 use vae_core::{Clamp, Decode, Encode, Model, Posterior, Registry, Vae, VaeSpec};
 
@@ -29,6 +29,7 @@ pub struct Pipeline {
     /// For decode and for encode.
     grids: [Arc<dyn Grid>; 2],
     blend: Box<dyn BlendPolicy>,
+    stop: Stop,
 }
 
 /// What an encode gives.
@@ -64,7 +65,16 @@ impl Pipeline {
         let vaes = std::iter::once(vae.clone()).chain(replicas).collect();
         let grid = |direction: Direction| Ok::<_, Error>(Arc::from(direction.grid(config, &model.spec)?));
         let grids = [grid(Direction::Decode)?, grid(Direction::Encode)?];
-        Ok(Self { config: config.clone(), family: model.entry.name, vaes, seats, executor, grids, blend: config.blend.build() })
+        Ok(Self {
+            config: config.clone(),
+            family: model.entry.name,
+            vaes,
+            seats,
+            executor,
+            grids,
+            blend: config.blend.build(),
+            stop: Stop::default(),
+        })
     }
 
     /// The same pipeline with a grid of the caller's own in place of the configured one.
@@ -77,6 +87,12 @@ impl Pipeline {
     #[must_use]
     pub fn with_blend(self, blend: Box<dyn BlendPolicy>) -> Self {
         Self { blend, ..self }
+    }
+
+    /// The same pipeline with a switch that ends its runs.
+    #[must_use]
+    pub fn with_stop(self, stop: Stop) -> Self {
+        Self { stop, ..self }
     }
 
     /// The configuration.
@@ -175,7 +191,7 @@ impl Pipeline {
         if plan.tiles.is_tiled() && plan.tiles.geometry.frames != FrameScale::Same {
             compositor = compositor.with_scratch(io::scratch_file()?);
         }
-        Ok(self.executor.run(Job { plan: &plan.tiles, source, workers, compositor }, progress)?)
+        Ok(self.executor.run(Job { plan: &plan.tiles, source, workers, compositor, stop: &self.stop }, progress)?)
     }
 }
 

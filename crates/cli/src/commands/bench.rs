@@ -19,7 +19,7 @@ pub(crate) fn bench(common: &Common, args: &Bench) -> anyhow::Result<()> {
     let input = Input::read(&args.input, direction, shape, &model)?;
     let mut rows = Vec::new();
     for config in configurations(&config, args)? {
-        let pipeline = Pipeline::load_model(&config, &model)?;
+        let pipeline = super::load_pipeline(&config, &model)?;
         let mut runs = Vec::new();
         for _ in 0..args.runs.get() {
             runs.push(run(common, &pipeline, &input, direction, &model)?);

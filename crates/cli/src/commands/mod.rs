@@ -9,7 +9,7 @@ pub(crate) use inform::{completions, config, devices, models};
 pub(crate) use plan::plan;
 pub(crate) use run::{decode, encode, roundtrip};
 
-use tilevae::{Config, Model, parse_override};
+use tilevae::{Config, Model, Pipeline, parse_override};
 
 use crate::args::Common;
 
@@ -37,6 +37,11 @@ fn configuration(common: &Common) -> Result<Config, tilevae::Error> {
         config.devices.names = names.map_err(|error| tilevae::Error::ConfigValue { key: "devices.use".to_owned(), message: error.to_string() })?;
     }
     Ok(config)
+}
+
+/// The pipeline of a model, which Ctrl-C stops.
+fn load_pipeline(config: &Config, model: &Model) -> Result<Pipeline, tilevae::Error> {
+    Ok(Pipeline::load_model(config, model)?.with_stop(crate::interrupt::stop()))
 }
 
 /// The configured model, without weights.

@@ -5,7 +5,7 @@ use serde_json::json;
 use tilevae::io::{self, ClipSink, FileKind, Fps, HashingSink, Origin, PictureSink, SampleFile, TensorSink, Tensors};
 use tilevae::metrics::Comparison;
 use tilevae::tiling::{Region, Sink};
-use tilevae::{Config, Direction, FittedFrames, Model, Pipeline, RunPlan, RunStats, TileSource};
+use tilevae::{Config, Direction, FittedFrames, Model, RunPlan, RunStats, TileSource};
 
 use crate::args::{self, Common};
 use crate::commands::UsageError;
@@ -29,7 +29,7 @@ pub(crate) fn decode(common: &Common, args: &args::Decode) -> anyhow::Result<()>
     }
     let fps = args.fps.or(origin.fps).unwrap_or(Fps::DEFAULT);
     let mut sink = output.sink(shape, tensor.rank, fps, &config)?;
-    let pipeline = Pipeline::load_model(&config, &model)?;
+    let pipeline = super::load_pipeline(&config, &model)?;
     let bar = &mut Bar::new(common, "decoding");
     let (stats, hash) = if args.hash {
         let mut hashing = HashingSink::new(sink.as_sink(), plan.output_shape)?;
@@ -58,7 +58,7 @@ pub(crate) fn encode(common: &Common, args: &args::Encode) -> anyhow::Result<()>
     let fitted = FittedFrames::new(samples.source(), model.spec.frames, config.io.frames)?;
     planned(&config, &model, Direction::Encode, fitted.shape())?;
     let origin = Origin { size: samples.picture_size(), frames: fitted.is_padded().then(|| fitted.own_frames()), fps: args.fps.or(samples.fps()) };
-    let pipeline = Pipeline::load_model(&config, &model)?;
+    let pipeline = super::load_pipeline(&config, &model)?;
     let encoded = pipeline.encode(&fitted, &mut Bar::new(common, "encoding"))?;
     let mut tensors = vec![("latents", &encoded.latents)];
     if let Some([mean, log_variance]) = &encoded.moments {
@@ -90,7 +90,7 @@ pub(crate) fn roundtrip(common: &Common, args: &args::Roundtrip) -> anyhow::Resu
     let mut sink = output.map(|output| output.sink(shape, samples.rank(), fps, &config)).transpose()?;
     let mut decoded = SampleFile::scratch(shape)?;
 
-    let pipeline = Pipeline::load_model(&config, &model)?;
+    let pipeline = super::load_pipeline(&config, &model)?;
     let encoded = pipeline.encode(&fitted, &mut Bar::new(common, "encoding"))?;
     let stats = pipeline.decode_to(&encoded.latents, &mut decoded, &mut Bar::new(common, "decoding"))?;
     let mut comparison = Comparison::default();

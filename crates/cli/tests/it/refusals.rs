@@ -133,6 +133,30 @@ fn damaged_tensors_are_errors() {
     assert!(refused(1, &["encode", &png, "-o", &folder.path("e.safetensors")]).contains("p.png is not a picture"));
 }
 
+/// Interrupts a decode that would take long.
+#[cfg(unix)]
+#[test]
+fn an_interrupted_run_leaves_nothing_behind() {
+    for executor in ["sequential", "multi-device"] {
+        let folder = Folder::new();
+        let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_tilevae"))
+            .args(["bench", "1025x256x256", "--model", "models/demo-wan", "--executor", executor, "--workers", "2"])
+            .current_dir(root(""))
+            .env("TMPDIR", folder.0.path())
+            .stderr(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(1500));
+        let begun = std::time::Instant::now();
+        assert!(std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+        let status = child.wait().unwrap();
+        let mut message = String::new();
+        std::io::Read::read_to_string(&mut child.stderr.take().unwrap(), &mut message).unwrap();
+        assert!(status.code() == Some(130) && message.contains("stopped"), "{executor}: {status} {message}");
+        assert!(begun.elapsed() < std::time::Duration::from_secs(60) && folder.files().is_empty());
+    }
+}
+
 #[test]
 fn what_was_there_stays_when_a_run_fails() {
     let folder = Folder::new();
