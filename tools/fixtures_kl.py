@@ -10,7 +10,9 @@ import shutil
 import torch
 from diffusers import AutoencoderKL
 from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
+
+from fixtures import half_difference, report, save_as_half
 
 DATA = pathlib.Path(__file__).parent.parent / "crates/vae-kl/tests/data"
 
@@ -69,6 +71,10 @@ def single_blocks(model):
     return found
 
 
+def set_tiling(model, tiled):
+    model.enable_tiling() if tiled else model.disable_tiling()
+
+
 @torch.no_grad()
 def golden(name, model):
     torch.manual_seed(1)
@@ -87,7 +93,7 @@ def golden(name, model):
         samples = torch.rand(batch, 3, height * ratio + height % 2, width * ratio) * 2 - 1
         tensors |= {f"{case}.latents": latents, f"{case}.samples": samples}
         for mode in ("untiled", "tiled"):
-            model.enable_tiling() if mode == "tiled" else model.disable_tiling()
+            set_tiling(model, mode == "tiled")
             posterior = model.encode(samples).latent_dist
             tensors |= {
                 f"{case}.{mode}.decoded": model.decode(latents).sample,
@@ -95,20 +101,6 @@ def golden(name, model):
                 f"{case}.{mode}.logvar": posterior.logvar,
             }
     return {key: value.contiguous() for key, value in tensors.items()}
-
-
-@torch.no_grad()
-def half_difference(model, tensors, dtype):
-    """The greatest difference that a half type makes in diffusers: the scale of the tolerance for half types."""
-    model.to(dtype)
-    worst = 0.0
-    for key in (key for key in tensors if key.endswith("decoded")):
-        case, mode, _ = key.split(".")
-        model.enable_tiling() if mode == "tiled" else model.disable_tiling()
-        posterior = model.encode(tensors[f"{case}.samples"].to(dtype)).latent_dist
-        found = {"decoded": model.decode(tensors[f"{case}.latents"].to(dtype)).sample, "mean": posterior.mean, "logvar": posterior.logvar}
-        worst = max(worst, *((value.float() - tensors[f"{case}.{mode}.{name}"]).abs().max().item() for name, value in found.items()))
-    return worst
 
 
 def to_ldm(name, blocks):
@@ -154,18 +146,13 @@ def write():
     for seed, (name, config) in enumerate(CONFIGS.items()):
         folder = DATA / name
         model = seeded(config, seed)
-        model.save_pretrained(folder)
-        save_file({key: value.half() for key, value in load_file(folder / "diffusion_pytorch_model.safetensors").items()},
-                  folder / "diffusion_pytorch_model.safetensors")  # fmt: skip
+        save_as_half(model, folder)
         tensors = golden(name, model)
         save_file(tensors, folder / "golden.safetensors")
-        for key in ("decoded", "mean", "logvar"):
-            sizes = [value.abs().mean().item() for case, value in tensors.items() if case.endswith(key)]
-            print(f"{name}: mean |{key}| {sum(sizes) / len(sizes):.2f}")
+        report(name, tensors)
         if name == "flux":
             for dtype in (torch.float16, torch.bfloat16):
-                print(f"{name}: diffusers in {dtype} differs from itself in f32 by {half_difference(model, tensors, dtype):.3f}")
-            model.float()
+                print(f"{name}: diffusers in {dtype} differs from itself in f32 by {half_difference(model, tensors, dtype, set_tiling):.3f}")
         if name == "sd":
             other_layouts(model, folder)
     print(json.dumps({str(path.relative_to(DATA)): path.stat().st_size for path in sorted(DATA.rglob("*.*")) if path.is_file()}, indent=1))

@@ -11,7 +11,9 @@ import torch
 from diffusers import AutoencoderKLQwenImage, AutoencoderKLWan
 from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
 from diffusers.models.autoencoders import autoencoder_kl_qwenimage, autoencoder_kl_wan
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
+
+from fixtures import half_difference, report, save_as_half
 
 DATA = pathlib.Path(__file__).parent.parent / "crates/vae-wan/tests/data"
 
@@ -136,20 +138,6 @@ def golden(name, model):
     return {key: value.contiguous() for key, value in tensors.items()}
 
 
-@torch.no_grad()
-def half_difference(name, model, tensors, dtype):
-    """The greatest difference that a half type makes in diffusers: the scale of the tolerance for half types."""
-    model.to(dtype)
-    worst = 0.0
-    for key in (key for key in tensors if key.endswith("decoded")):
-        case, mode, _ = key.split(".")
-        cut(model, name, mode == "tiled")
-        posterior = model.encode(tensors[f"{case}.samples"].to(dtype)).latent_dist
-        found = {"decoded": model.decode(tensors[f"{case}.latents"].to(dtype)).sample, "mean": posterior.mean, "logvar": posterior.logvar}
-        worst = max(worst, *((value.float() - tensors[f"{case}.{mode}.{name}"]).abs().max().item() for name, value in found.items()))
-    return worst
-
-
 def to_original(name, config):
     """The original name of a tensor that diffusers names `name`."""
     layers = config.num_res_blocks + 2
@@ -206,18 +194,12 @@ def write():
     for seed, (name, config) in enumerate(CONFIGS.items()):
         folder = DATA / name
         model = seeded(name, config, seed)
-        model.save_pretrained(folder)
-        save_file({key: value.half() for key, value in load_file(folder / "diffusion_pytorch_model.safetensors").items()},
-                  folder / "diffusion_pytorch_model.safetensors")  # fmt: skip
+        save_as_half(model, folder)
         tensors = golden(name, model)
         save_file(tensors, folder / "golden.safetensors")
-        for key in ("decoded", "mean", "logvar"):
-            sizes = [value.abs().mean().item() for case, value in tensors.items() if case.endswith(key)]
-            clamped = [(value.abs() >= 1).float().mean().item() for case, value in tensors.items() if case.endswith(key)]
-            print(f"{name}: mean |{key}| {sum(sizes) / len(sizes):.2f}, {sum(clamped) / len(clamped):.1%} at or above 1")
+        report(name, tensors)
         if name in ("wan21", "wan22"):
             original_layout(name, model, folder)
             for dtype in (torch.float16, torch.bfloat16):
-                print(f"{name}: diffusers in {dtype} differs from itself in f32 by {half_difference(name, model, tensors, dtype):.3f}")
-            model.float()
+                print(f"{name}: diffusers in {dtype} differs from itself in f32 by {half_difference(model, tensors, dtype, lambda model, tiled: cut(model, name, tiled)):.3f}")
     print(json.dumps({str(path.relative_to(DATA)): path.stat().st_size for path in sorted(DATA.rglob("*.*")) if path.is_file()}, indent=1))

@@ -12,6 +12,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
+use safetensors::{Dtype, SafeTensors};
 use tiling::{Block, Canvas, Cascade, Compositor, Grid, TileInput, TileOp, TilePlan};
 
 use crate::{FrameRule, Model, Registry, Vae, VaeEntry, VaeError, VaeSpec, stream_frames};
@@ -68,6 +69,51 @@ pub fn run_tiled(op: &dyn TileOp, grid: &dyn Grid, input: &Block) -> (Block, usi
     }
     compositor.finish().expect("all tiles");
     (canvas.into_block(), plan.tiles.len())
+}
+
+/// The tensors of a golden file, which upstream's code has written.
+#[derive(Debug)]
+pub struct Golden(Vec<u8>);
+
+impl Golden {
+    /// Reads a `.safetensors` file.
+    pub fn read(path: &Path) -> Self {
+        Self(std::fs::read(path).expect("a golden file"))
+    }
+
+    fn tensors(&self) -> SafeTensors<'_> {
+        SafeTensors::deserialize(&self.0).expect("a .safetensors file")
+    }
+
+    /// All names.
+    pub fn names(&self) -> Vec<String> {
+        self.tensors().names().into_iter().map(str::to_owned).collect()
+    }
+
+    /// `[b, c, h, w]` (as one frame) or `[b, c, t, h, w]`, of f32 or f16.
+    pub fn block(&self, name: &str) -> Block {
+        let tensors = self.tensors();
+        let view = tensors.tensor(name).expect("a tensor of that name");
+        let shape = match *view.shape() {
+            [b, c, h, w] => [b, c, 1, h, w],
+            [b, c, t, h, w] => [b, c, t, h, w],
+            ref other => panic!("{name} has the shape {other:?}"),
+        };
+        let values = match view.dtype() {
+            Dtype::F32 => view.data().as_chunks().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect(),
+            Dtype::F16 => view.data().as_chunks().0.iter().map(|&bytes| burn::tensor::f16::from_le_bytes(bytes).to_f32()).collect(),
+            other => panic!("{name} holds {other:?}"),
+        };
+        Block::new(shape, values).expect("as many values as the shape says")
+    }
+}
+
+/// Compares with what is expected, value by value.
+#[track_caller]
+pub fn assert_close(got: &Block, expected: &Block, tolerance: f32, what: &str) {
+    assert_eq!(got.shape(), expected.shape(), "{what}");
+    let worst = got.data().iter().zip(expected.data()).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    assert!(worst <= tolerance, "{what}: max |diff| {worst:e} > {tolerance:e}");
 }
 
 /// Normal noise, the same for the same shape and seed.

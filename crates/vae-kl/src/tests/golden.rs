@@ -1,9 +1,9 @@
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use tiling::{Block, GridConfig, TileOp};
-use vae_core::testing::run_tiled;
+use vae_core::testing::{assert_close, run_tiled};
 use vae_core::{Decode, Encode, Posterior, Weights};
 
-use super::{Golden, assert_close, data, load};
+use super::{data, golden, load};
 use crate::{AutoencoderKl, KlConfig};
 
 /// The greatest difference from diffusers on outputs of order 1.
@@ -22,7 +22,7 @@ fn tiled(op: &dyn TileOp, spec: &vae_core::VaeSpec, input: &Block, kind: &str) -
 }
 
 fn check_whole(config: &str, dtype: DType, tolerance: f32) {
-    let golden = Golden::read(config);
+    let golden = golden(config);
     let vae = load(&data(config), dtype);
     let mut most_tiles = 0;
     for name in golden.names().iter().filter(|name| name.ends_with("decoded")) {
@@ -61,7 +61,7 @@ fn half_types_are_near() {
     check_whole("flux", DType::F16, F16);
     check_whole("flux", DType::BF16, BF16);
     // Single values may stray; on the whole the rounding is that of the type.
-    let golden = Golden::read("flux");
+    let golden = golden("flux");
     for (dtype, least) in [(DType::F16, 55.0), (DType::BF16, 36.0)] {
         let decoded = Decode { vae: load(&data("flux"), dtype), frames_per_chunk: 1 }.apply(&golden.block("1x10x9.latents")).unwrap();
         let expected = golden.block("1x10x9.untiled.decoded");
@@ -85,7 +85,7 @@ fn without_private(config: &serde_json::Value) -> serde_json::Value {
 #[test]
 fn single_blocks_equal_diffusers() {
     for config in ["sd", "flux", "odd"] {
-        let golden = Golden::read(config);
+        let golden = golden(config);
         let modules = modules(config);
         let check = |name: &str, f: &dyn Fn(Tensor<4>) -> Tensor<4>| {
             let input = golden.block(&format!("block.{name}.in"));

@@ -5,12 +5,14 @@ use burn::tensor::{DType, Device};
 use serde_json::json;
 use vae_core::{Checkpoint, Model, Registry};
 
-use super::{ENTRY, Golden, assert_close, data, load, open};
+use vae_core::testing::assert_close;
+
+use super::{ENTRY, data, golden, load, open};
 
 /// Decodes a golden case with the checkpoint at `path`, and compares.
 fn decodes_as_golden(path: &Path) {
     use tiling::TileOp;
-    let golden = Golden::read("sd");
+    let golden = golden("sd");
     let decoded = vae_core::Decode { vae: load(path, DType::F32), frames_per_chunk: 1 }.apply(&golden.block("1x4x4.latents")).unwrap();
     assert_close(&decoded, &golden.block("1x4x4.untiled.decoded"), 2e-4, &path.display().to_string());
 }

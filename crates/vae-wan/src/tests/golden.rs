@@ -1,9 +1,9 @@
 use burn::tensor::{DType, Device, Tensor};
 use tiling::{Block, GridConfig, PerAxis, TileOp};
-use vae_core::testing::run_tiled;
+use vae_core::testing::{Golden, assert_close, run_tiled};
 use vae_core::{Clamp, Decode, Encode, Posterior};
 
-use super::{Golden, assert_close, data, load, open, to_block};
+use super::{data, golden, load, open, to_block, to_tensor};
 use crate::cache::FrameCache;
 use crate::{AutoencoderKlWan, WanConfig};
 
@@ -32,7 +32,7 @@ fn run(op: &dyn TileOp, config: &str, patch: usize, input: &Block, kind: &str) -
 
 /// Calls `check` with what was got, what diffusers got, and what it is.
 fn for_every_case(config: &str, dtype: DType, frames_per_chunk: usize, check: &dyn Fn(&Block, &Block, &str)) {
-    let golden = Golden::read(config);
+    let golden = golden(config);
     let vae = load(&data(config), dtype);
     let spec = vae.spec();
     let (mut most_tiles, mut most_encode_tiles, mut frames) = (0, 0, Vec::new());
@@ -85,7 +85,7 @@ fn qwen_image_equals_diffusers() {
     let spec = open(&data("qwen")).spec;
     assert_eq!(spec.clamp, Clamp::Untiled);
     // Without this, a tiled decode that clamps would pass.
-    let golden = Golden::read("qwen");
+    let golden = golden("qwen");
     assert!(golden.names().iter().any(|name| name.ends_with("tiled.decoded") && golden.block(name).data().iter().any(|value| value.abs() > 1.0)));
 }
 
@@ -109,7 +109,7 @@ fn modules(config: &str) -> AutoencoderKlWan {
 
 /// Checks a layer on one golden input.
 fn check(golden: &Golden, name: &str, layer: &dyn Fn(Tensor<5>) -> Tensor<5>) {
-    let got = layer(golden.tensor(&format!("block.{name}.in")));
+    let got = layer(to_tensor(golden.block(&format!("block.{name}.in"))));
     assert_close(&to_block(got), &golden.block(&format!("block.{name}.out")), F32, name);
 }
 
@@ -118,7 +118,7 @@ fn check_stream(golden: &Golden, name: &str, layer: &dyn Fn(Tensor<5>, &mut Fram
     let mut cache = FrameCache::default();
     for step in 0..3 {
         cache.rewind();
-        let got = layer(golden.tensor(&format!("block.{name}.{step}.in")), &mut cache);
+        let got = layer(to_tensor(golden.block(&format!("block.{name}.{step}.in"))), &mut cache);
         assert_close(&to_block(got), &golden.block(&format!("block.{name}.{step}.out")), F32, &format!("{name} {step}"));
     }
 }
@@ -126,7 +126,7 @@ fn check_stream(golden: &Golden, name: &str, layer: &dyn Fn(Tensor<5>, &mut Fram
 #[test]
 fn single_blocks_equal_diffusers() {
     for config in ["wan21", "wan22"] {
-        let (golden, modules) = (Golden::read(config), modules(config));
+        let (golden, modules) = (golden(config), modules(config));
         modules.decoder.check_blocks(&|name, layer| check(&golden, name, layer), &|name, layer| check_stream(&golden, name, layer));
         modules.encoder.check_blocks(&|name, layer| check(&golden, name, layer), &|name, layer| check_stream(&golden, name, layer));
     }

@@ -4,7 +4,7 @@ use burn::tensor::{DType, Device};
 use tiling::TileOp;
 use vae_core::{Decode, Encode};
 
-use super::{Golden, data, load, open};
+use super::{data, golden, load, open};
 
 /// Copies a checkpoint of the original layout to a folder of its own, beside a configuration if asked.
 fn original(config: &str, file: &str, with_config: bool) -> tempfile::TempDir {
@@ -21,7 +21,7 @@ const ORIGINALS: [(&str, &str, &str); 2] = [("wan21", "original.pth", "2x2x7x4")
 #[test]
 fn the_original_layouts_give_the_same_answer() {
     for (config, file, case) in ORIGINALS {
-        let golden = Golden::read(config);
+        let golden = golden(config);
         let (latents, samples) = (golden.block(&format!("{case}.latents")), golden.block(&format!("{case}.samples")));
         let answers = |vae: &std::sync::Arc<dyn vae_core::Vae>| {
             let decode = Decode { vae: vae.clone(), frames_per_chunk: 1 };
