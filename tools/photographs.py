@@ -51,6 +51,16 @@ def pyramid(image):
     return [np.asarray(picture.resize(size, Image.LANCZOS)) for size in sizes]
 
 
+def _tint(rng):
+    """A factor and a summand for each colour: few photographs hold few colours."""
+    kind = rng.random()
+    if kind < 0.3:
+        return np.ones(3), np.zeros(3)
+    if kind < 0.5:
+        return np.full(3, rng.uniform(0.7, 1.2)), np.full(3, rng.uniform(-0.2, 0.2))
+    return rng.uniform(0.6, 1.2, 3), rng.uniform(-0.35, 0.35, 3)
+
+
 def crops(levels, count, side, rng):
     """Float samples [count, 3, side, side] in [-1, 1]: random place, scale, flip, turn, colour order and contrast."""
     batch = np.empty((count, side, side, 3), np.float32)
@@ -63,9 +73,8 @@ def crops(levels, count, side, rng):
         if rng.random() < 0.3:
             crop = crop[..., rng.permutation(3)]
         crop = crop.astype(np.float32) / 127.5 - 1
-        if rng.random() < 0.5:
-            crop = np.clip(crop * rng.uniform(0.7, 1.2) + rng.uniform(-0.2, 0.2), -1, 1)
-        item[:] = crop
+        gain, shift = _tint(rng)
+        item[:] = np.clip(crop * gain + shift, -1, 1)
     return torch.from_numpy(batch).permute(0, 3, 1, 2).contiguous()
 
 
@@ -110,9 +119,8 @@ def clips(photos, count, frames, side, rng):
             clip = clip + (layer[:, :3] - clip) * layer[:, 3:]
         if rng.random() < 0.3:
             clip = clip[:, torch.from_numpy(rng.permutation(3))]
-        if rng.random() < 0.5:
-            clip = (clip * rng.uniform(0.7, 1.2) + rng.uniform(-0.2, 0.2)).clamp(-1, 1)
-        item[:] = clip.transpose(0, 1)
+        gain, shift = (torch.from_numpy(values.astype(np.float32)).view(1, 3, 1, 1) for values in _tint(rng))
+        item[:] = (clip * gain + shift).clamp(-1, 1).transpose(0, 1)
     return batch
 
 
