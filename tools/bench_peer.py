@@ -3,7 +3,7 @@
     cargo build --release -p tilevae-cli
     python tools/bench_peer.py [--threads 2] [--runs 3] [--only wan]
 
-Weights are seeded, at the real sizes of Stable Diffusion 1.x and Wan 2.1; both sides compute in f32 on the CPU with the same number of threads. Seconds
+Weights are seeded, at the real sizes of Stable Diffusion 1.x, Wan 2.1 and Wan 2.2; both sides compute in f32 on the CPU with the same number of threads. Seconds
 are those of the decode or encode alone (weights loaded before), after a warm-up in diffusers' case; memory is the peak of the whole process, weights
 and libraries included. The greatest difference of the two answers is printed too.
 """
@@ -25,6 +25,11 @@ SD1 = dict(
     block_out_channels=[128, 256, 512, 512], layers_per_block=2, latent_channels=4, norm_num_groups=32, sample_size=512,
 )  # fmt: skip
 
+WAN22 = dict(
+    base_dim=160, decoder_base_dim=256, z_dim=48, is_residual=True, in_channels=12, out_channels=12, patch_size=2, scale_factor_spatial=16,
+    latents_mean=[0.0] * 48, latents_std=[1.0] * 48,
+)  # fmt: skip
+
 
 class Case(NamedTuple):
     name: str
@@ -39,13 +44,15 @@ CASES = [
     Case("sd1 tiled decode 128x128", "sd1", "decode", (1, 4, 128, 128), "diffusers"),
     Case("wan2.1 decode 32x32x5", "wan21", "decode", (1, 16, 5, 32, 32), "off"),
     Case("wan2.1 encode 256x256x17", "wan21", "encode", (1, 3, 17, 256, 256), "off"),
+    Case("wan2.2 decode 6x8x2", "wan22", "decode", (1, 48, 2, 6, 8), "off"),
+    Case("wan2.2 encode 96x128x5", "wan22", "encode", (1, 3, 5, 96, 128), "off"),
 ]
 
 
 def build(model):
     from diffusers import AutoencoderKL, AutoencoderKLWan
 
-    return AutoencoderKL(**SD1) if model == "sd1" else AutoencoderKLWan()
+    return {"sd1": lambda: AutoencoderKL(**SD1), "wan21": AutoencoderKLWan, "wan22": lambda: AutoencoderKLWan(**WAN22)}[model]()
 
 
 def diffusers_side(folder, index, threads):
@@ -63,7 +70,7 @@ def diffusers_side(folder, index, threads):
     value = next(iter(load_file(f"{folder}/input-{index}.safetensors").values()))
     run = (lambda x: model.decode(x).sample) if case.direction == "decode" else (lambda x: model.encode(x).latent_dist.mode())
     with torch.inference_mode():
-        side = min(case.shape[-1] // 2, 128)
+        side = max(32, min(case.shape[-1] // 2, 128)) if case.direction == "encode" else case.shape[-2] // 2
         run(value[..., :side, :side] if len(case.shape) == 4 else value[:, :, : 1 if case.direction == "encode" else 2, :side, :side])
         start = time.perf_counter()
         answer = run(value)
@@ -72,15 +79,25 @@ def diffusers_side(folder, index, threads):
     print(json.dumps({"seconds": seconds, "peak_kib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}))
 
 
+# The peak of a process begins at the size of the one that starts it, so a small one does.
+LAUNCHER = """
+import json, os, subprocess, sys
+process = subprocess.Popen(sys.argv[1:], stdout=subprocess.PIPE, text=True)
+output = process.stdout.read()
+_, status, usage = os.wait4(process.pid, 0)
+print(json.dumps({"output": output, "status": status, "peak_kib": usage.ru_maxrss}))
+"""
+
+
 def tilevae_side(binary, folder, index, threads):
     case = CASES[index]
     command = [binary, case.direction, f"{folder}/input-{index}.safetensors", "-o", f"{folder}/tilevae-{index}.safetensors", "--format", "json",
                "--model", f"{folder}/{case.model}", "--set", "io.latent_space=vae", "--set", f"tiling.kind={case.tiling}"]  # fmt: skip
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, env=os.environ | {"RAYON_NUM_THREADS": str(threads)})
-    output = process.stdout.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    assert status == 0, command
-    return {"seconds": json.loads(output)["seconds"], "peak_kib": usage.ru_maxrss}
+    launcher = [sys.executable, "-S", "-c", LAUNCHER, *command]
+    run = subprocess.run(launcher, check=True, stdout=subprocess.PIPE, env=os.environ | {"RAYON_NUM_THREADS": str(threads)})
+    result = json.loads(run.stdout)
+    assert result["status"] == 0, command
+    return {"seconds": json.loads(result["output"])["seconds"], "peak_kib": result["peak_kib"]}
 
 
 def main():
