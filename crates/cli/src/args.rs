@@ -35,10 +35,10 @@ pub(crate) struct Common {
     /// One key of the configuration; may be given many times. The value is TOML; a word needs no quotes.
     #[arg(long, global = true, value_name = "SECTION.KEY=VALUE")]
     pub(crate) set: Vec<String>,
-    /// How results are printed.
+    /// How results are printed. With json, what happens in a run is told on standard error, too, as one JSON object a line.
     #[arg(long, global = true, value_enum, default_value_t = Format::Text)]
     pub(crate) format: Format,
-    /// No progress bar and no warnings.
+    /// No progress, no events and no warnings.
     #[arg(short, long, global = true)]
     pub(crate) quiet: bool,
     /// Say more; twice for debugging.
@@ -64,6 +64,9 @@ pub(crate) enum Command {
     Plan(Plan),
     /// Time a run with several executors and numbers of CPU workers, and compare what they give.
     Bench(Bench),
+    /// Serve devices of this machine to runs on others, which name them as remote://HOST:PORT/N.
+    #[cfg(feature = "remote")]
+    Worker(Worker),
     /// List the VAE families, and what is known of the configured model.
     Models,
     /// List the devices that can be used here.
@@ -92,6 +95,8 @@ pub(crate) struct Decode {
     /// Print the SHA-256 of the samples: of their values as little-endian f32, row-major.
     #[arg(long)]
     pub(crate) hash: bool,
+    #[command(flatten)]
+    pub(crate) traces: Traces,
 }
 
 #[derive(Debug, clap::Args)]
@@ -109,6 +114,8 @@ pub(crate) struct Encode {
     /// Print the SHA-256 of the latents: of their values as little-endian f32, row-major.
     #[arg(long)]
     pub(crate) hash: bool,
+    #[command(flatten)]
+    pub(crate) traces: Traces,
 }
 
 #[derive(Debug, clap::Args)]
@@ -123,6 +130,28 @@ pub(crate) struct Roundtrip {
     /// Frames a second of the clip that is written. By default the clip's own rate, or 16.
     #[arg(long, value_name = "RATE")]
     pub(crate) fps: Option<Fps>,
+    #[command(flatten)]
+    pub(crate) traces: Traces,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Traces {
+    /// Also write when each stage of each tile ran on which worker, in Chrome's trace format, for <https://ui.perfetto.dev>.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) trace: Option<PathBuf>,
+    /// The same as a picture: workers as rows, tiles as bars.
+    #[arg(long, value_name = "FILE.svg")]
+    pub(crate) timeline: Option<PathBuf>,
+}
+
+#[cfg(feature = "remote")]
+#[derive(Debug, clap::Args)]
+#[command(after_help = "The devices are those of --device, or of the configuration; a CPU counts as devices.cpu.workers of them.\n\
+    The environment variable TILEVAE_TOKEN holds a secret that both sides must have. Without it, only this machine is served. The connection is not encrypted.")]
+pub(crate) struct Worker {
+    /// Address and port to listen at.
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:7700")]
+    pub(crate) listen: String,
 }
 
 #[derive(Debug, clap::Args)]
@@ -138,6 +167,9 @@ pub(crate) struct Plan {
 }
 
 #[derive(Debug, clap::Args)]
+#[command(after_help = "speed-up: over the first line. efficiency: that of each worker, against the first line of the same executor; with\n\
+    --set devices.cpu.threads_per_worker=1 that compares like with like. busy: the share of the workers' time in which their devices had work.\n\
+    loss: the time taken against that of workers that are all busy to the end.")]
 pub(crate) struct Bench {
     /// Latents, a picture, a clip or raw samples; or a size in px, as HEIGHTxWIDTH or FRAMESxHEIGHTxWIDTH, for noise.
     pub(crate) input: String,
@@ -145,7 +177,7 @@ pub(crate) struct Bench {
     #[arg(long, value_parser = direction, value_name = "decode|encode")]
     pub(crate) direction: Option<Direction>,
     /// Executors, one after the other. The sequential one is run once.
-    #[arg(long, value_delimiter = ',', value_name = "NAME", default_value = "sequential,multi-device")]
+    #[arg(long, value_delimiter = ',', value_name = "NAME", default_value = "sequential,multi-device,pipelined")]
     pub(crate) executor: Vec<String>,
     /// Numbers of CPU workers for executors that use many.
     #[arg(long, value_delimiter = ',', value_name = "N", default_value = "1,2,4")]

@@ -4,8 +4,11 @@ mod allocator;
 mod args;
 mod commands;
 mod interrupt;
+mod memory;
 mod output;
 mod plan_picture;
+mod timeline;
+mod watch;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
@@ -51,6 +54,8 @@ fn run(args: &Args) -> anyhow::Result<()> {
         Command::Roundtrip(args) => commands::roundtrip(common, args),
         Command::Plan(args) => commands::plan(common, args),
         Command::Bench(args) => commands::bench(common, args),
+        #[cfg(feature = "remote")]
+        Command::Worker(args) => commands::worker(common, args),
         Command::Models => commands::models(common),
         Command::Devices => commands::devices(common),
         Command::Config(args) => commands::config(common, args),
@@ -65,5 +70,5 @@ fn log_to_stderr(common: &Common) {
         (false, 1) => LevelFilter::INFO,
         (false, _) => LevelFilter::DEBUG,
     };
-    tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr).without_time().with_target(false).init();
+    tracing_subscriber::fmt().with_max_level(level).with_writer(|| watch::Log).without_time().with_target(false).init();
 }

@@ -1,6 +1,8 @@
-use tiling::{BoxError, CompositeError, ReadError};
+use std::any::Any;
+use std::error::Error;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use crate::executor::Ended;
+use tiling::{BoxError, CompositeError};
 
 /// A run that could not be finished.
 #[derive(Debug, thiserror::Error)]
@@ -41,6 +43,29 @@ pub enum ExecError {
         /// What the panic said.
         message: String,
     },
+    /// The answer for a tile has values that are no numbers, though its input has none.
+    #[error("tile {tile} failed: the answer to a finite input is not finite")]
+    NotFinite {
+        /// The tile's index.
+        tile: usize,
+    },
+    /// A worker did not come back with a tile.
+    #[error("tile {tile} failed: {worker} did not come back with it in time")]
+    Stalled {
+        /// The tile's index.
+        tile: usize,
+        /// Who.
+        worker: String,
+    },
+    /// Every worker has failed.
+    #[error("no worker is left: {}", causes.join("; "))]
+    NoWorkerLeft {
+        /// A cause for each, with its name.
+        causes: Vec<String>,
+    },
+    /// The system gives no more threads.
+    #[error("a worker's thread cannot be started")]
+    Thread(#[source] std::io::Error),
     /// A finished tile could not be composed or its rows not be written.
     #[error("tile {tile} could not be placed")]
     Composite {
@@ -58,18 +83,33 @@ pub enum ExecError {
 }
 
 impl ExecError {
-    /// What kept `tile` from being finished: its operation, the source it reads, or whoever takes its answer.
-    pub(crate) fn of_tile(tile: usize, error: BoxError) -> Self {
-        let error = match error.downcast::<ReadError>() {
-            Ok(read) => return Self::Source { tile, source: read.0 },
-            Err(error) => error,
-        };
-        if error.is::<Ended>() {
-            return Self::Stopped;
+    /// The error with what caused it, in one line.
+    pub(crate) fn line(&self) -> String {
+        let mut line = self.to_string();
+        let mut source = self.source();
+        while let Some(error) = source {
+            line += &format!(": {error}");
+            source = error.source();
         }
-        match error.downcast::<CompositeError>() {
-            Ok(source) => Self::Composite { tile, source: *source },
-            Err(source) => Self::Tile { tile, source },
-        }
+        line
     }
+
+    /// Whether a device's memory was too small. Backends say so in words only.
+    pub(crate) fn is_out_of_memory(&self) -> bool {
+        let line = self.line().to_lowercase();
+        ["out of memory", "out_of_memory", "outofmemory", "memory exhausted"].iter().any(|words| line.contains(words))
+    }
+}
+
+/// Calls an operation; a panic, which is how Burn reports most errors, becomes an error.
+pub(crate) fn guarded<T>(tile: usize, call: impl FnOnce() -> Result<T, BoxError>) -> Result<T, ExecError> {
+    match catch_unwind(AssertUnwindSafe(call)) {
+        Ok(answer) => answer.map_err(|source| ExecError::Tile { tile, source }),
+        Err(panic) => Err(ExecError::Panicked { tile, message: panic_message(panic.as_ref()) }),
+    }
+}
+
+fn panic_message(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "the operation panicked".to_owned())
 }

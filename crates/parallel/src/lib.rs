@@ -3,17 +3,25 @@
 //! Every executor gives the same bytes as [`Sequential`], which is the definition of the right answer.
 
 mod config;
+mod engine;
 mod error;
 mod executor;
+mod line;
 mod multi_device;
+mod pipelined;
 mod schedule;
 mod sequential;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
+mod trace;
 
-pub use config::ExecutorConfig;
+pub use config::{Count, ExecutorConfig};
 pub use error::ExecError;
-pub use executor::{Done, Executor, Job, Progress, RunStats, Stop, Worker, WorkerStats};
+pub use executor::{Done, Event, Executor, Job, Progress, RunStats, Stop, Worker, WorkerStats};
 pub use multi_device::MultiDevice;
+pub use pipelined::Pipelined;
 pub use sequential::Sequential;
+pub use trace::{Span, Stage, Trace};
 
 #[cfg(test)]
 mod tests;

@@ -1,25 +1,58 @@
 use std::time::Duration;
 
+use crate::Count;
+
 /// How much a new measurement of a worker's speed counts against the earlier ones.
 const FRESHNESS: f64 = 0.5;
 /// Waiting tiles a worker from which on nobody looks ahead.
 const MANY: usize = 4;
+/// Faults in a row after which a worker gets no more tiles.
+const FAULTS_BEFORE_RETIREMENT: usize = 3;
+/// The largest stack that is tried where stacks are as large as pays.
+const LARGEST_TRIED_BATCH: usize = 4;
+/// How much faster tiles have to run in a larger stack for it to pay.
+const GAIN_THAT_PAYS: f64 = 1.05;
 
-/// Decides which worker runs which tile. Knows no threads and no clock: it is told the time.
+/// Decides which worker runs which tiles. Knows no threads and no clock: it is told the time.
 ///
 /// A free worker takes the tile with the most work. Once the tiles that wait are few, the rest of the run is played through with the speeds measured
 /// so far, and a slow worker leaves a tile to a fast one that would finish it earlier. A tile that failed goes to a worker that has not tried it, as
-/// long as there is one. No tile is begun that lies `window` tiles or more after the first unfinished one, which bounds the answers that wait to be
-/// blended.
+/// long as there is one. No tile is begun that lies `window` tiles or more after the first one that is not blended, which bounds the answers that
+/// wait for their turn.
 #[derive(Debug)]
 pub(crate) struct Scheduler {
     /// Work of each tile, in any unit.
     work: Vec<f64>,
+    /// Tiles that can run in one stack have one class.
+    class: Vec<usize>,
     tiles: Vec<TileState>,
     workers: Vec<WorkerState>,
-    /// The first tile that is not finished.
-    first: usize,
-    window: usize,
+    finished: usize,
+    /// The first tile that is not blended.
+    placed: usize,
+    rules: Rules,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Rules {
+    /// Tiles from the first that is not blended that may be begun.
+    pub(crate) window: usize,
+    /// What a worker may have in work at once: tiles, or stacks of them.
+    pub(crate) at_once: usize,
+    /// Tiles in a stack.
+    pub(crate) batch: Count,
+    /// How often a tile may fail before the run does.
+    pub(crate) retries: usize,
+}
+
+impl Rules {
+    /// The largest stack.
+    pub(crate) fn largest_batch(batch: Count) -> usize {
+        match batch {
+            Count::Auto => LARGEST_TRIED_BATCH,
+            Count::Exactly(size) => size.get(),
+        }
+    }
 }
 
 #[derive(Debug, Clone, Default)]
@@ -27,6 +60,8 @@ struct TileState {
     progress: TileProgress,
     /// Workers that failed on it.
     tried: Vec<usize>,
+    /// Whether it is to be run in a wider dtype.
+    is_upcast: bool,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -41,153 +76,367 @@ enum TileProgress {
 struct WorkerState {
     /// Work a second, once measured.
     speed: Option<f64>,
-    running: Option<(usize, Duration)>,
+    running: Vec<Running>,
+    last_finish: Duration,
+    faults_in_a_row: usize,
     is_retired: bool,
+    /// Tiles with so much work do not fit its memory.
+    too_large: f64,
+    batch: Batch,
+}
+
+#[derive(Debug, Clone)]
+struct Running {
+    tiles: Vec<usize>,
+    start: Duration,
+}
+
+/// The size of a worker's stacks, and whether larger ones are being tried.
+#[derive(Debug, Clone)]
+struct Batch {
+    size: usize,
+    trial: Option<Trial>,
+}
+
+/// The first stack of a size is not counted: it pays for what is prepared once.
+#[derive(Debug, Clone, Default)]
+struct Trial {
+    runs: usize,
+    smaller: Option<f64>,
 }
 
 /// What a free worker is to do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Turn {
-    /// Run this tile.
-    Run(usize),
+    /// Run these tiles.
+    Run(Task),
     /// Ask again when something has happened, or a little later.
     Wait,
     /// Nothing is left for it.
     Leave,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Task {
+    /// Tiles of one shape, one or more.
+    pub(crate) tiles: Vec<usize>,
+    /// Whether they are to be run in a wider dtype.
+    pub(crate) is_upcast: bool,
+}
+
+/// What a failure is put down to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Blame {
+    /// The tile, or nobody knows.
+    Tile,
+    /// The device, which does not work any more.
+    Device,
+    /// The device's memory, which is too small.
+    Memory,
+}
+
+/// What follows from a failure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Verdict {
+    /// The worker gets no more tiles, or none so large, from now on.
+    pub(crate) is_retired: bool,
+    /// Nobody can run the tiles.
+    pub(crate) is_hopeless: bool,
+}
+
 impl Scheduler {
-    pub(crate) fn new(work: Vec<f64>, workers: usize, window: usize) -> Self {
-        let idle = WorkerState { speed: None, running: None, is_retired: false };
-        Self { tiles: vec![TileState::default(); work.len()], work, workers: vec![idle; workers], first: 0, window: window.max(1) }
+    /// A run over tiles with this `work`; those of one `class` can run in one stack.
+    pub(crate) fn new(work: Vec<f64>, class: Vec<usize>, workers: usize, rules: Rules) -> Self {
+        let batch = match rules.batch {
+            Count::Auto => Batch { size: 1, trial: Some(Trial::default()) },
+            Count::Exactly(size) => Batch { size: size.get(), trial: None },
+        };
+        let idle = WorkerState {
+            speed: None,
+            running: Vec::new(),
+            last_finish: Duration::ZERO,
+            faults_in_a_row: 0,
+            is_retired: false,
+            too_large: f64::INFINITY,
+            batch,
+        };
+        let rules = Rules { window: rules.window.max(1), ..rules };
+        Self { tiles: vec![TileState::default(); work.len()], work, class, workers: vec![idle; workers], finished: 0, placed: 0, rules }
     }
 
-    /// What the free worker `worker` is to do at `now`.
+    /// What the worker is to do at `now`, besides what it does.
     pub(crate) fn turn(&mut self, worker: usize, now: Duration) -> Turn {
         if self.workers[worker].is_retired || self.is_over() {
             return Turn::Leave;
         }
+        if self.workers[worker].running.len() >= self.rules.at_once {
+            return Turn::Wait;
+        }
         let waiting = self.waiting();
-        let mine = waiting.iter().copied().filter(|&tile| self.may_run(worker, tile));
-        let Some(largest) = mine.clone().next() else { return Turn::Wait };
+        let Some(largest) = waiting.iter().copied().find(|&tile| self.may_run(worker, tile)) else { return Turn::Wait };
         let choice = if waiting.len() > MANY * self.workers.len() { Some(largest) } else { self.planned(worker, &waiting, now) };
         let Some(tile) = choice else { return Turn::Wait };
-        self.tiles[tile].progress = TileProgress::Running;
-        self.workers[worker].running = Some((tile, now));
-        Turn::Run(tile)
-    }
-
-    /// The worker has finished its tile.
-    pub(crate) fn finished(&mut self, worker: usize, now: Duration) {
-        let Some((tile, start)) = self.workers[worker].running.take() else { return };
-        self.tiles[tile].progress = TileProgress::Finished;
-        let seconds = now.saturating_sub(start).as_secs_f64().max(1e-9);
-        let measured = self.work[tile] / seconds;
-        let speed = &mut self.workers[worker].speed;
-        *speed = Some(speed.map_or(measured, |earlier| earlier + FRESHNESS * (measured - earlier)));
-        while self.tiles.get(self.first).is_some_and(|tile| tile.progress == TileProgress::Finished) {
-            self.first += 1;
+        let tiles = self.stack(worker, tile, &waiting);
+        for &tile in &tiles {
+            self.tiles[tile].progress = TileProgress::Running;
         }
+        self.workers[worker].running.push(Running { tiles: tiles.clone(), start: now });
+        Turn::Run(Task { tiles, is_upcast: self.tiles[tile].is_upcast })
     }
 
-    /// The worker has failed on its tile, which waits again. Gives how many times it has failed.
-    pub(crate) fn failed(&mut self, worker: usize) -> usize {
-        let Some((tile, _)) = self.workers[worker].running.take() else { return 0 };
-        let state = &mut self.tiles[tile];
-        state.progress = TileProgress::Waiting;
-        state.tried.push(worker);
-        state.tried.len()
+    /// The worker has finished these tiles. False when they were taken from it before.
+    pub(crate) fn finished(&mut self, worker: usize, tiles: &[usize], now: Duration) -> bool {
+        let Some(running) = self.take_running(worker, tiles) else { return false };
+        for &tile in tiles {
+            self.tiles[tile].progress = TileProgress::Finished;
+        }
+        self.finished += tiles.len();
+        let work: f64 = tiles.iter().map(|&tile| self.work[tile]).sum();
+        let state = &mut self.workers[worker];
+        let seconds = now.saturating_sub(running.start.max(state.last_finish)).as_secs_f64().max(1e-9);
+        let measured = work / seconds;
+        state.speed = Some(state.speed.map_or(measured, |earlier| earlier + FRESHNESS * (measured - earlier)));
+        state.last_finish = now;
+        state.faults_in_a_row = 0;
+        state.batch.learn(tiles.len(), measured);
+        true
     }
 
-    /// The worker gets no more tiles.
-    pub(crate) fn retire(&mut self, worker: usize) {
-        self.workers[worker].is_retired = true;
+    /// The worker has failed on these tiles, which wait again. None when they were taken from it before.
+    pub(crate) fn failed(&mut self, worker: usize, tiles: &[usize], blame: Blame) -> Option<Verdict> {
+        self.take_running(worker, tiles)?;
+        self.let_wait(tiles);
+        if blame == Blame::Memory && tiles.len() > 1 {
+            self.workers[worker].batch = Batch { size: tiles.len() / 2, trial: None };
+            return Some(Verdict { is_retired: false, is_hopeless: false });
+        }
+        let state = &mut self.workers[worker];
+        let was_retired = state.is_retired;
+        match blame {
+            Blame::Device => state.is_retired = true,
+            Blame::Memory => state.too_large = state.too_large.min(self.work[tiles[0]]),
+            Blame::Tile => state.faults_in_a_row += 1,
+        }
+        if blame != Blame::Device {
+            for &tile in tiles {
+                self.tiles[tile].tried.push(worker);
+            }
+        }
+        let was_hopeless = tiles.iter().any(|&tile| self.is_hopeless(tile));
+        let state = &mut self.workers[worker];
+        state.is_retired |= state.faults_in_a_row >= FAULTS_BEFORE_RETIREMENT;
+        let is_retired = !was_retired && (state.is_retired || blame == Blame::Memory);
+        Some(Verdict { is_retired, is_hopeless: was_hopeless || tiles.iter().any(|&tile| self.is_hopeless(tile)) })
+    }
+
+    /// These tiles are to be run in a wider dtype. False when they were taken from the worker before.
+    pub(crate) fn upcast(&mut self, worker: usize, tiles: &[usize]) -> bool {
+        if self.take_running(worker, tiles).is_none() {
+            return false;
+        }
+        self.let_wait(tiles);
+        for &tile in tiles {
+            self.tiles[tile].is_upcast = true;
+        }
+        true
+    }
+
+    /// All tiles before `first` are blended.
+    pub(crate) fn placed(&mut self, first: usize) {
+        self.placed = first;
+    }
+
+    /// Workers that do not come back: what they run has taken longer than `timeout` a tile, or without one, many times as long as is to be expected
+    /// by the speeds measured so far.
+    pub(crate) fn stalled(&self, now: Duration, timeout: Option<Duration>) -> Vec<usize> {
+        let slowest = self.workers.iter().filter_map(|worker| worker.speed).fold(f64::INFINITY, f64::min);
+        let is_stalled = |&worker: &usize| {
+            let state = &self.workers[worker];
+            let Some(oldest) = state.running.first().filter(|_| !state.is_retired) else { return false };
+            let work: f64 = oldest.tiles.iter().map(|&tile| self.work[tile]).sum();
+            let limit = match (timeout, state.speed) {
+                (Some(timeout), _) => timeout.as_secs_f64() * oldest.tiles.len() as f64,
+                (None, Some(speed)) => 60.0 + 20.0 * work / speed,
+                // Infinite while nothing has been measured.
+                (None, None) => 600.0 + 100.0 * work / if slowest.is_finite() { slowest } else { 0.0 },
+            };
+            now.saturating_sub(oldest.start.max(state.last_finish)).as_secs_f64() > limit
+        };
+        (0..self.workers.len()).filter(is_stalled).collect()
+    }
+
+    /// Takes everything from a worker. Gives the tiles that it had in work.
+    pub(crate) fn give_up(&mut self, worker: usize) -> Vec<usize> {
+        let state = &mut self.workers[worker];
+        state.is_retired = true;
+        let tiles: Vec<usize> = state.running.drain(..).flat_map(|running| running.tiles).collect();
+        self.let_wait(&tiles);
+        tiles
     }
 
     pub(crate) fn is_over(&self) -> bool {
-        self.first == self.tiles.len()
+        self.finished == self.tiles.len()
+    }
+
+    pub(crate) fn is_retired(&self, worker: usize) -> bool {
+        self.workers[worker].is_retired
     }
 
     pub(crate) fn live_workers(&self) -> usize {
         self.workers.iter().filter(|worker| !worker.is_retired).count()
     }
 
+    fn take_running(&mut self, worker: usize, tiles: &[usize]) -> Option<Running> {
+        let running = &mut self.workers[worker].running;
+        let at = running.iter().position(|running| running.tiles == tiles)?;
+        Some(running.remove(at))
+    }
+
+    fn let_wait(&mut self, tiles: &[usize]) {
+        for &tile in tiles {
+            self.tiles[tile].progress = TileProgress::Waiting;
+        }
+    }
+
     /// Tiles that may be begun, those with the most work first.
     fn waiting(&self) -> Vec<usize> {
-        let end = (self.first + self.window).min(self.tiles.len());
-        let mut waiting: Vec<usize> = (self.first..end).filter(|&tile| self.tiles[tile].progress == TileProgress::Waiting).collect();
+        let end = (self.placed + self.rules.window).min(self.tiles.len());
+        let mut waiting: Vec<usize> = (self.placed..end).filter(|&tile| self.tiles[tile].progress == TileProgress::Waiting).collect();
         waiting.sort_by(|&a, &b| self.work[b].total_cmp(&self.work[a]).then(a.cmp(&b)));
         waiting
     }
 
+    /// Workers whose memory the tile fits.
+    fn able(&self, tile: usize) -> impl Iterator<Item = usize> {
+        (0..self.workers.len()).filter(move |&worker| !self.workers[worker].is_retired && self.work[tile] < self.workers[worker].too_large)
+    }
+
+    fn is_untried_by_some(&self, tile: usize) -> bool {
+        self.able(tile).any(|worker| !self.tiles[tile].tried.contains(&worker))
+    }
+
     fn may_run(&self, worker: usize, tile: usize) -> bool {
-        let tried = &self.tiles[tile].tried;
-        let others_left = (0..self.workers.len()).any(|other| !self.workers[other].is_retired && !tried.contains(&other));
-        !tried.contains(&worker) || !others_left
+        let is_able = self.able(tile).any(|other| other == worker);
+        is_able && (!self.tiles[tile].tried.contains(&worker) || !self.is_untried_by_some(tile))
+    }
+
+    fn is_hopeless(&self, tile: usize) -> bool {
+        let nobody = self.able(tile).next().is_none();
+        nobody || (self.tiles[tile].tried.len() > self.rules.retries && !self.is_untried_by_some(tile))
+    }
+
+    /// `tile`, and others that run in one stack with it.
+    fn stack(&self, worker: usize, tile: usize, waiting: &[usize]) -> Vec<usize> {
+        let is_fresh = |tile: usize| self.tiles[tile].tried.is_empty() && !self.tiles[tile].is_upcast;
+        let mut tiles = vec![tile];
+        // A tile that failed runs alone, and towards the end stacks leave something for everybody.
+        let size = if is_fresh(tile) { self.workers[worker].batch.size.min(waiting.len().div_ceil(self.live_workers())) } else { 1 };
+        let alike = |&other: &usize| other != tile && self.class[other] == self.class[tile] && is_fresh(other) && self.may_run(worker, other);
+        tiles.extend(waiting.iter().copied().filter(alike).take(size - 1));
+        tiles
     }
 
     /// The tile that `worker` runs now when every waiting tile goes to whoever finishes it first; none when all go to others.
     fn planned(&self, worker: usize, waiting: &[usize], now: Duration) -> Option<usize> {
         let known: Vec<f64> = self.workers.iter().filter_map(|worker| worker.speed).collect();
-        // A worker that was not measured yet is taken to be as fast as the fastest: it is to be tried.
-        let fastest = known.iter().copied().fold(f64::NAN, f64::max);
-        if fastest.is_nan() {
-            return waiting.iter().copied().find(|&tile| self.may_run(worker, tile));
-        }
+        // A worker that was not measured yet is taken to be as fast as the fastest: it is to be tried. While none was, all are alike.
+        let is_known = !known.is_empty();
+        let fastest = if is_known { known.into_iter().fold(0.0, f64::max) } else { 1.0 };
         let speed = |other: usize| self.workers[other].speed.unwrap_or(fastest);
         let mut free_at: Vec<f64> = (0..self.workers.len())
-            .map(|other| match self.workers[other].running {
-                Some((tile, start)) => (self.work[tile] / speed(other) - now.saturating_sub(start).as_secs_f64()).max(0.0),
-                None => 0.0,
+            .map(|other| {
+                let state = &self.workers[other];
+                let Some(oldest) = state.running.first() else { return 0.0 };
+                let work: f64 = state.running.iter().flat_map(|running| &running.tiles).map(|&tile| self.work[tile]).sum();
+                let passed = if is_known { now.saturating_sub(oldest.start.max(state.last_finish)).as_secs_f64() } else { 0.0 };
+                (work / speed(other) - passed).max(0.0)
             })
             .collect();
+        let mut has_more = false;
         for &tile in waiting {
             let finish = |other: usize| free_at[other] + self.work[tile] / speed(other);
-            let able = (0..self.workers.len()).filter(|&other| !self.workers[other].is_retired && self.may_run(other, tile));
+            let able = (0..self.workers.len()).filter(|&other| self.may_run(other, tile));
             // Among equals, whoever asks.
             let best = able.min_by(|&a, &b| finish(a).total_cmp(&finish(b)).then((a != worker).cmp(&(b != worker))))?;
-            if best == worker && free_at[worker] == 0.0 {
+            if best == worker && !has_more {
                 return Some(tile);
             }
+            has_more |= best == worker;
             free_at[best] = finish(best);
         }
         None
     }
 }
 
+impl Batch {
+    /// A stack of `size` tiles did `rate` work a second.
+    fn learn(&mut self, size: usize, rate: f64) {
+        let Some(trial) = self.trial.as_mut().filter(|_| size == self.size) else { return };
+        trial.runs += 1;
+        if trial.runs < 2 {
+            return;
+        }
+        if trial.smaller.is_some_and(|smaller| rate < smaller * GAIN_THAT_PAYS) {
+            *self = Self { size: size / 2, trial: None };
+        } else if size < LARGEST_TRIED_BATCH {
+            *self = Self { size: 2 * size, trial: Some(Trial { runs: 0, smaller: Some(rate) }) };
+        } else {
+            self.trial = None;
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use std::num::NonZeroUsize;
+
     use super::*;
 
-    /// Plays a run through with workers of given speeds and gives its length, the best that could be, and who ran what.
-    fn play(work: &[f64], speeds: &[f64], window: usize) -> (f64, f64, Vec<Vec<usize>>) {
-        let mut scheduler = Scheduler::new(work.to_vec(), speeds.len(), window);
-        let mut busy_until: Vec<Option<f64>> = vec![None; speeds.len()];
-        let mut ran = vec![Vec::new(); speeds.len()];
-        let (mut now, mut begun) = (0.0_f64, std::collections::HashSet::new());
+    const RULES: Rules = Rules { window: 64, at_once: 1, batch: Count::Exactly(NonZeroUsize::MIN), retries: 2 };
+
+    fn scheduler(work: &[f64], workers: usize, rules: Rules) -> Scheduler {
+        Scheduler::new(work.to_vec(), vec![0; work.len()], workers, rules)
+    }
+
+    /// A turn in which one tile is run.
+    fn run(tile: usize) -> Turn {
+        Turn::Run(Task { tiles: vec![tile], is_upcast: false })
+    }
+
+    fn seconds(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    /// Plays a run through with workers of given speeds and gives its length, and the best that could be. Tiles are blended as soon as their turn comes.
+    fn play(work: &[f64], speeds: &[f64], rules: Rules) -> (f64, f64) {
+        let mut scheduler = scheduler(work, speeds.len(), rules);
+        // What each worker has in work, and when it is finished: one after the other.
+        let mut queues: Vec<Vec<(Vec<usize>, f64)>> = vec![Vec::new(); speeds.len()];
+        let (mut now, mut begun, mut is_finished) = (0.0_f64, std::collections::HashSet::new(), vec![false; work.len()]);
         while !scheduler.is_over() {
             for worker in 0..speeds.len() {
-                if busy_until[worker].is_none()
-                    && let Turn::Run(tile) = scheduler.turn(worker, Duration::from_secs_f64(now))
-                {
-                    assert!(begun.insert(tile), "tile {tile} runs twice");
-                    assert!(tile < scheduler.first + window);
-                    busy_until[worker] = Some(now + work[tile] / speeds[worker]);
-                    ran[worker].push(tile);
+                while let Turn::Run(task) = scheduler.turn(worker, Duration::from_secs_f64(now)) {
+                    assert!(task.tiles.iter().all(|&tile| begun.insert(tile) && tile < scheduler.placed + rules.window), "{task:?}");
+                    let length: f64 = task.tiles.iter().map(|&tile| work[tile]).sum::<f64>() / speeds[worker];
+                    let start = queues[worker].last().map_or(now, |last| last.1);
+                    queues[worker].push((task.tiles, start + length));
+                    assert!(queues[worker].len() <= rules.at_once);
                 }
             }
-            now = busy_until.iter().flatten().copied().fold(f64::INFINITY, f64::min);
+            now = queues.iter().filter_map(|queue| queue.first()).map(|first| first.1).fold(f64::INFINITY, f64::min);
             assert!(now.is_finite(), "everybody waits");
-            for (worker, until) in busy_until.iter_mut().enumerate() {
-                if until.is_some_and(|until| until <= now) {
-                    scheduler.finished(worker, Duration::from_secs_f64(now));
-                    *until = None;
+            for (worker, queue) in queues.iter_mut().enumerate() {
+                if queue.first().is_some_and(|first| first.1 <= now) {
+                    let (tiles, _) = queue.remove(0);
+                    assert!(scheduler.finished(worker, &tiles, Duration::from_secs_f64(now)));
+                    tiles.iter().for_each(|&tile| is_finished[tile] = true);
+                    scheduler.placed(is_finished.iter().position(|finished| !finished).unwrap_or(work.len()));
                 }
             }
         }
         let total: f64 = work.iter().sum();
         let best = (total / speeds.iter().sum::<f64>()).max(work.iter().copied().fold(0.0, f64::max) / speeds.iter().copied().fold(0.0, f64::max));
-        (now, best, ran)
+        (now, best)
     }
 
     #[test]
@@ -195,8 +444,10 @@ mod tests {
         for (workers, least) in [(1, 1.0), (2, 0.99), (4, 0.97), (16, 0.95)] {
             // A grid of 20 columns with thin tiles at the right.
             let work: Vec<f64> = (0..400).map(|tile| if tile % 20 == 19 { 0.25 } else { 1.0 }).collect();
-            let (length, best, _) = play(&work, &vec![1.0; workers], 64);
-            assert!(best / length >= least, "{workers} workers: {}", best / length);
+            for at_once in 1..=3 {
+                let (length, best) = play(&work, &vec![1.0; workers], Rules { at_once, window: 4 * workers * at_once, ..RULES });
+                assert!(best / length >= least, "{workers} workers: {}", best / length);
+            }
         }
     }
 
@@ -205,7 +456,7 @@ mod tests {
         for tiles in [9, 20, 33, 70] {
             let work = vec![1.0; tiles];
             let speeds = [1.0, 2.0, 4.0];
-            let (length, ..) = play(&work, &speeds, 64);
+            let (length, _) = play(&work, &speeds, RULES);
             // The shortest run there is: by trying every way to divide equal tiles.
             let possible = (0..=tiles).flat_map(|a| (0..=tiles - a).map(move |b| [a, b, tiles - a - b]));
             let best = possible.map(|counts| (0..3).map(|i| counts[i] as f64 / speeds[i]).fold(0.0, f64::max)).fold(f64::INFINITY, f64::min);
@@ -216,29 +467,91 @@ mod tests {
 
     #[test]
     fn a_failed_tile_goes_to_another_worker() {
-        let mut scheduler = Scheduler::new(vec![1.0, 1.0], 2, 8);
-        let now = Duration::from_secs;
-        assert_eq!([scheduler.turn(0, now(0)), scheduler.turn(1, now(0))], [Turn::Run(0), Turn::Run(1)]);
-        assert_eq!(scheduler.failed(0), 1);
-        assert_eq!(scheduler.turn(0, now(1)), Turn::Wait);
-        scheduler.finished(1, now(2));
-        assert_eq!(scheduler.turn(1, now(2)), Turn::Run(0));
+        let mut scheduler = scheduler(&[1.0, 1.0], 2, RULES);
+        assert_eq!([scheduler.turn(0, seconds(0)), scheduler.turn(1, seconds(0))], [run(0), run(1)]);
+        assert_eq!(scheduler.failed(0, &[0], Blame::Tile), Some(Verdict { is_retired: false, is_hopeless: false }));
+        assert_eq!(scheduler.turn(0, seconds(1)), Turn::Wait);
+        assert!(scheduler.finished(1, &[1], seconds(2)));
+        assert_eq!(scheduler.turn(1, seconds(2)), run(0));
         // The last one standing gets it again.
-        assert_eq!(scheduler.failed(1), 2);
-        scheduler.retire(1);
-        assert_eq!((scheduler.turn(1, now(3)), scheduler.turn(0, now(3))), (Turn::Leave, Turn::Run(0)));
-        scheduler.finished(0, now(4));
-        assert_eq!((scheduler.turn(0, now(4)), scheduler.live_workers()), (Turn::Leave, 1));
+        assert_eq!(scheduler.failed(1, &[0], Blame::Device), Some(Verdict { is_retired: true, is_hopeless: false }));
+        assert_eq!((scheduler.turn(1, seconds(3)), scheduler.turn(0, seconds(3))), (Turn::Leave, run(0)));
+        assert!(scheduler.finished(0, &[0], seconds(4)));
+        assert_eq!((scheduler.turn(0, seconds(4)), scheduler.live_workers()), (Turn::Leave, 1));
+    }
+
+    #[test]
+    fn a_tile_is_given_up_once_it_failed_everywhere_and_more_often_than_is_allowed() {
+        let mut scheduler = scheduler(&[1.0], 2, Rules { retries: 2, ..RULES });
+        for (worker, is_hopeless) in [(0, false), (1, false), (0, true)] {
+            assert_eq!(scheduler.turn(worker, seconds(0)), run(0));
+            assert_eq!(scheduler.failed(worker, &[0], Blame::Tile).unwrap().is_hopeless, is_hopeless);
+        }
+    }
+
+    #[test]
+    fn a_device_without_memory_gets_smaller_tiles_only() {
+        let mut scheduler = scheduler(&[2.0, 2.0, 1.0], 2, RULES);
+        assert_eq!(scheduler.turn(0, seconds(0)), run(0));
+        assert_eq!(scheduler.failed(0, &[0], Blame::Memory), Some(Verdict { is_retired: true, is_hopeless: false }));
+        assert_eq!(scheduler.turn(0, seconds(0)), run(2));
+        assert!(scheduler.finished(0, &[2], seconds(1)));
+        assert_eq!([scheduler.turn(0, seconds(1)), scheduler.turn(1, seconds(1))], [Turn::Wait, run(0)]);
+        assert!(scheduler.failed(1, &[0], Blame::Memory).unwrap().is_hopeless);
+    }
+
+    #[test]
+    fn stacks_hold_tiles_of_one_shape() {
+        let size = |size| Count::Exactly(NonZeroUsize::new(size).unwrap());
+        let mut scheduler = Scheduler::new(vec![1.0; 6], vec![0, 0, 1, 0, 0, 0], 1, Rules { batch: size(3), ..RULES });
+        let task = |tiles: &[usize]| Turn::Run(Task { tiles: tiles.to_vec(), is_upcast: false });
+        assert_eq!(scheduler.turn(0, seconds(0)), task(&[0, 1, 3]));
+        // What does not fit the memory runs in smaller stacks, and what failed alone.
+        assert_eq!(scheduler.failed(0, &[0, 1, 3], Blame::Memory), Some(Verdict { is_retired: false, is_hopeless: false }));
+        assert_eq!(scheduler.turn(0, seconds(0)), run(0));
+        assert!(scheduler.upcast(0, &[0]));
+        assert_eq!(scheduler.turn(0, seconds(0)), Turn::Run(Task { tiles: vec![0], is_upcast: true }));
+    }
+
+    #[test]
+    fn stacks_grow_while_that_pays() {
+        for (gain, largest) in [(1.0, 1), (1.5, 4)] {
+            let mut scheduler = scheduler(&[1.0; 64], 1, Rules { batch: Count::Auto, ..RULES });
+            let (mut now, mut sizes) = (0.0, Vec::new());
+            while let Turn::Run(task) = scheduler.turn(0, Duration::from_secs_f64(now)) {
+                let size = task.tiles.len();
+                now += size as f64 / f64::powf(gain, (size as f64).log2());
+                sizes.push(size);
+                scheduler.finished(0, &task.tiles, Duration::from_secs_f64(now));
+            }
+            assert_eq!((sizes[0], sizes[8]), (1, largest), "{sizes:?}");
+        }
+    }
+
+    #[test]
+    fn what_takes_far_too_long_is_taken_away() {
+        let mut scheduler = scheduler(&[1.0; 4], 2, RULES);
+        assert_eq!([scheduler.turn(0, seconds(0)), scheduler.turn(1, seconds(0))], [run(0), run(1)]);
+        assert!(scheduler.stalled(seconds(10_000), None).is_empty(), "nothing is known yet");
+        assert_eq!(scheduler.stalled(seconds(10), Some(seconds(9))), [0, 1]);
+        assert!(scheduler.finished(1, &[1], seconds(2)));
+        assert!(scheduler.stalled(seconds(700), None).is_empty());
+        assert_eq!(scheduler.stalled(seconds(801), None), [0]);
+        assert_eq!(scheduler.give_up(0), [0]);
+        assert!(!scheduler.finished(0, &[0], seconds(802)), "it comes too late");
+        assert_eq!((scheduler.turn(0, seconds(802)), scheduler.turn(1, seconds(802))), (Turn::Leave, run(0)));
+        assert_eq!(scheduler.stalled(seconds(802 + 101), None), [1]);
     }
 
     #[test]
     fn the_window_bounds_what_is_begun() {
-        let mut scheduler = Scheduler::new(vec![1.0; 6], 3, 2);
-        let now = Duration::ZERO;
-        assert_eq!([0, 1, 2].map(|worker| scheduler.turn(worker, now)), [Turn::Run(0), Turn::Run(1), Turn::Wait]);
-        scheduler.finished(1, Duration::from_secs(1));
-        assert_eq!(scheduler.turn(2, Duration::from_secs(1)), Turn::Wait);
-        scheduler.finished(0, Duration::from_secs(1));
-        assert_eq!(scheduler.turn(2, Duration::from_secs(1)), Turn::Run(2));
+        let mut scheduler = scheduler(&[1.0; 6], 3, Rules { window: 2, ..RULES });
+        assert_eq!([0, 1, 2].map(|worker| scheduler.turn(worker, seconds(0))), [run(0), run(1), Turn::Wait]);
+        assert!(scheduler.finished(1, &[1], seconds(1)) && scheduler.finished(0, &[0], seconds(1)));
+        // Finished is not enough: it has to be blended.
+        assert_eq!(scheduler.turn(2, seconds(1)), Turn::Wait);
+        scheduler.placed(1);
+        assert_eq!(scheduler.turn(2, seconds(1)), run(2));
+        assert_eq!(scheduler.turn(1, seconds(1)), Turn::Wait);
     }
 }

@@ -1,11 +1,10 @@
-use std::time::Instant;
+use tiling::{Block, TilePlan};
 
-use tiling::{Block, TileInput};
+use crate::error::guarded;
+use crate::trace::{Recorder, Subject};
+use crate::{Done, Event, ExecError, Executor, Job, Progress, RunStats, Stage, WorkerStats};
 
-use crate::executor::{Ended, run_tile};
-use crate::{Done, ExecError, Executor, Job, Progress, RunStats, WorkerStats};
-
-/// One tile after the other, in raster order, on the calling thread and one device.
+/// One tile after the other, in raster order, on the calling thread and one device: the definition of the right answer.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Sequential;
 
@@ -22,33 +21,100 @@ impl Executor for Sequential {
         }
     }
 
-    fn run(&self, mut job: Job<'_>, progress: &mut dyn Progress) -> Result<RunStats, ExecError> {
+    fn held_tiles(&self, _: &TilePlan, _: usize) -> usize {
+        1
+    }
+
+    fn run(&self, job: Job<'_>, progress: &mut dyn Progress) -> Result<RunStats, ExecError> {
         self.check_workers(job.workers.len())?;
-        let worker = &job.workers[0];
-        let start = Instant::now();
-        let frames = job.plan.output[0];
-        let mut done = Done { of_tiles: job.plan.tiles.len(), of_frames: job.plan.tiles.len() * frames, ..Done::default() };
-        for planned in &job.plan.tiles {
-            if job.stop.is_stopped() {
+        let (plan, name) = (job.plan, job.workers[0].name.clone());
+        let mut run = Run { recorder: Recorder::new(), done: Done::nothing(plan), stats: WorkerStats::new(&name), progress, job };
+        run.progress.hear(&Event::Started { workers: vec![name.clone()], done: run.done });
+        let mut upcast_tiles = 0;
+        for tile in 0..plan.tiles.len() {
+            run.progress.hear(&Event::TileStarted { worker: 0, tile });
+            let mut known = 0;
+            match run.tile(tile, false, &mut known) {
+                Err(ExecError::NotFinite { .. }) if run.job.workers[0].upcast.is_some() => {
+                    tracing::warn!("the answer for tile {tile} is not finite; it is run again in a wider dtype");
+                    upcast_tiles += 1;
+                    run.progress.hear(&Event::TileUpcast { worker: 0, tile });
+                    run.tile(tile, true, &mut known)?;
+                }
+                outcome => outcome?,
+            }
+            run.done.tiles += 1;
+            run.stats.tiles += 1;
+            run.stats.work += plan.tiles[tile].input.volume() as f64;
+            run.progress.hear(&Event::TileFinished { worker: 0, tile, done: run.done });
+        }
+        let Run { recorder, done, mut stats, job, .. } = run;
+        job.compositor.finish().map_err(ExecError::Unfinished)?;
+        let elapsed = recorder.now();
+        let trace = recorder.trace(vec![name]);
+        stats.busy = trace.busy(0);
+        Ok(RunStats { tiles: done.tiles, frames: plan.output[0], upcast_tiles, elapsed, workers: vec![stats], trace })
+    }
+}
+
+struct Run<'a, 'b> {
+    job: Job<'a>,
+    recorder: Recorder,
+    done: Done,
+    stats: WorkerStats,
+    progress: &'b mut dyn Progress,
+}
+
+impl Run<'_, '_> {
+    /// Runs a tile of whose answer `known` frames are there already.
+    fn tile(&mut self, tile: usize, is_upcast: bool, known: &mut usize) -> Result<(), ExecError> {
+        let Job { plan, source, workers, compositor, stop } = &mut self.job;
+        let op = workers[0].op(is_upcast);
+        let mut run = guarded(tile, || Ok(op.begin()))?;
+        let mut is_finite = true;
+        let mut first = 0;
+        for frames in op.chunks(plan.input[0]) {
+            if stop.is_stopped() {
                 return Err(ExecError::Stopped);
             }
-            let (compositor, stop) = (&mut job.compositor, job.stop);
-            let mut emit = |piece: Block| {
-                if stop.is_stopped() {
-                    return Err(Ended.into());
-                }
-                done.frames += piece.shape()[2];
-                compositor.push(planned.index, piece)?;
-                progress.advanced(done);
-                Ok(())
-            };
-            run_tile(worker.op.as_ref(), planned.index, &TileInput::new(job.source, planned.input), &mut emit)?;
-            done.tiles += 1;
-            progress.advanced(done);
+            let subject = Subject { worker: Some(0), tile, stacked: 1, frame: frames.start };
+            let region = plan.tiles[tile].input.frames(&frames);
+            let piece = self.recorder.time(Stage::Read, subject, || source.read(&region)).map_err(|source| ExecError::Source { tile, source })?;
+            is_finite &= all_finite(&piece);
+            self.stats.uploaded_bytes += size_of_val(piece.data()) as u64;
+            let piece = self.recorder.time(Stage::Upload, subject, || guarded(tile, || op.upload(piece)))?;
+            let answer = self.recorder.time(Stage::Compute, subject, || guarded(tile, || run(piece)))?;
+            let answer = self.recorder.time(Stage::Download, subject, || guarded(tile, || op.download(answer)))?;
+            self.stats.downloaded_bytes += size_of_val(answer.data()) as u64;
+            if is_finite && !all_finite(&answer) {
+                return Err(ExecError::NotFinite { tile });
+            }
+            let subject = Subject { worker: None, frame: first, ..subject };
+            if let Some(fresh) = unknown_frames(answer, &mut first, known) {
+                self.done.frames += fresh.shape()[2];
+                let placed = self.recorder.time(Stage::Blend, subject, || compositor.push(tile, fresh));
+                placed.map_err(|source| ExecError::Composite { tile, source })?;
+                self.progress.hear(&Event::Advanced(self.done));
+            }
         }
-        job.compositor.finish().map_err(ExecError::Unfinished)?;
-        let elapsed = start.elapsed();
-        let stats = WorkerStats { tiles: done.tiles, busy: elapsed, ..WorkerStats::new(&worker.name) };
-        Ok(RunStats { tiles: done.tiles, frames, elapsed, workers: vec![stats] })
+        Ok(())
     }
+}
+
+/// Of the frames that begin with the `first` those from the `known`th on; both are counted on. A tile that is run again brings frames that are there already.
+pub(crate) fn unknown_frames(piece: Block, first: &mut usize, known: &mut usize) -> Option<Block> {
+    let count = piece.shape()[2];
+    let skipped = known.saturating_sub(*first).min(count);
+    *first += count;
+    *known = (*known).max(*first);
+    match skipped {
+        0 => Some(piece),
+        _ if skipped == count => None,
+        _ => Some(piece.frames(skipped, count - skipped)),
+    }
+}
+
+/// Whether all values are numbers.
+pub(crate) fn all_finite(block: &Block) -> bool {
+    block.data().iter().all(|value| value.is_finite())
 }

@@ -1,58 +1,25 @@
-//! Every executor against a toy whose tiles can be slow, fail, panic or answer nonsense.
+//! Every executor against an operation whose tiles can be slow, fail, panic or answer nonsense.
 
-use std::sync::Arc;
+use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, mpsc};
+use std::time::{Duration, Instant};
 
-use tiling::{Block, BoxError, Canvas, Cascade, Compositor, Emit, Geometry, Region, Scale, Sink, TileInput, TileOp, TilePlan, TileSource, Uniform};
+use tiling::{Block, BoxError, Canvas, Cascade, Compositor, Geometry, Region, Resident, Scale, Sink, TileOp, TilePlan, TileRun, TileSource, Uniform};
 
-use crate::{Done, ExecError, Executor, Job, MultiDevice, Progress, RunStats, Sequential, Stop, Worker};
+use crate::testing::{Deed, Negate, Scripted};
+use crate::{Count, Done, Event, ExecError, Executor, Job, MultiDevice, Pipelined, Progress, RunStats, Sequential, Stage, Stop, Worker};
 
-/// What a toy does with its `n`-th tile.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Deed {
-    Answer,
-    /// After this many milliseconds.
-    AnswerLate(u64),
-    Fail,
-    /// After its first frame.
-    FailLate,
-    Panic,
-    Nonsense,
+const fn ms(milliseconds: u64) -> Duration {
+    Duration::from_millis(milliseconds)
 }
 
-/// Negates, frame by frame.
-struct Toy {
-    deeds: fn(usize) -> Deed,
-    begun: AtomicUsize,
+fn scripted(name: &str, script: impl Fn(usize) -> Deed + Send + Sync + 'static) -> Worker {
+    Worker::new(name, Arc::new(Scripted::new(Arc::new(Negate), script)))
 }
 
-fn toy(name: &str, deeds: fn(usize) -> Deed) -> Worker {
-    Worker { name: name.to_owned(), op: Arc::new(Toy { deeds, begun: AtomicUsize::new(0) }) }
-}
-
-impl TileOp for Toy {
-    fn geometry(&self) -> Geometry {
-        Geometry::image(Scale::Up(1))
-    }
-
-    fn run(&self, tile: &TileInput<'_>, emit: &mut Emit<'_>) -> Result<(), BoxError> {
-        let deed = (self.deeds)(self.begun.fetch_add(1, Ordering::Relaxed));
-        for frame in 0..tile.shape()[2] {
-            let mut piece = tile.frames(frame..frame + 1)?;
-            match deed {
-                Deed::AnswerLate(milliseconds) => std::thread::sleep(Duration::from_millis(milliseconds)),
-                Deed::Fail => return Err("a failure".into()),
-                Deed::FailLate if frame > 0 => return Err("a late failure".into()),
-                Deed::Panic => panic!("a panic"),
-                Deed::Nonsense => piece.data_mut()[0] = f32::NAN,
-                Deed::Answer | Deed::FailLate => {}
-            }
-            piece.data_mut().iter_mut().for_each(|value| *value = -*value);
-            emit(piece)?;
-        }
-        Ok(())
-    }
+fn good(name: &str) -> Worker {
+    Worker::new(name, Arc::new(Negate))
 }
 
 /// Two frames.
@@ -66,36 +33,92 @@ fn plan() -> TilePlan {
 
 /// The last that was heard, which must have grown all along.
 #[derive(Default)]
-struct Heard(Done);
+struct Heard {
+    done: Done,
+    events: Vec<Event>,
+}
 
 impl Progress for Heard {
-    fn advanced(&mut self, done: Done) {
-        assert!(done.tiles >= self.0.tiles && done.frames >= self.0.frames && done.tiles <= done.of_tiles);
-        self.0 = done;
+    fn hear(&mut self, event: &Event) {
+        if let Event::Advanced(done) | Event::TileFinished { done, .. } = *event {
+            assert!(done.tiles >= self.done.tiles && done.frames >= self.done.frames && done.tiles <= done.of_tiles);
+            self.done = done;
+        }
+        self.events.push(event.clone());
     }
 }
 
-fn run_to(executor: &dyn Executor, source: &dyn TileSource, workers: &[Worker], sink: &mut dyn Sink) -> Result<RunStats, ExecError> {
+fn run_to(executor: &dyn Executor, source: &dyn TileSource, workers: &[Worker], sink: &mut dyn Sink) -> Result<(RunStats, Vec<Event>), ExecError> {
     let plan = plan();
     let mut heard = Heard::default();
     let compositor = Compositor::new(&plan, &Cascade, sink);
     let stats = executor.run(Job { plan: &plan, source, workers, compositor, stop: &Stop::default() }, &mut heard)?;
     let all = Done { tiles: plan.tiles.len(), of_tiles: plan.tiles.len(), frames: 2 * plan.tiles.len(), of_frames: 2 * plan.tiles.len() };
-    assert_eq!((heard.0, stats.tiles, stats.frames), (all, plan.tiles.len(), 2));
+    assert_eq!((heard.done, stats.tiles, stats.frames), (all, plan.tiles.len(), 2));
     assert_eq!(stats.workers.iter().map(|worker| worker.tiles).sum::<usize>(), plan.tiles.len());
-    Ok(stats)
+    Ok((stats, heard.events))
 }
 
-fn run(executor: &dyn Executor, workers: &[Worker]) -> Result<(Block, RunStats), ExecError> {
-    let mut canvas = Canvas::default();
-    let stats = run_to(executor, &clip(), workers, &mut canvas)?;
-    Ok((canvas.into_block(), stats))
+/// Nothing may hang: a run that has not ended in time fails its test.
+fn run(executor: &(impl Executor + Clone + 'static), workers: &[Worker]) -> Result<(Block, RunStats), ExecError> {
+    let (executor, workers) = (executor.clone(), workers.to_vec());
+    in_time(move || {
+        let mut canvas = Canvas::default();
+        let (stats, _) = run_to(&executor, &clip(), &workers, &mut canvas)?;
+        Ok((canvas.into_block(), stats))
+    })
 }
 
-const MULTI: MultiDevice = MultiDevice { retries: 2 };
+fn in_time<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    let (sender, receiver) = mpsc::channel();
+    let thread = std::thread::spawn(move || drop(sender.send(work())));
+    let answer = receiver.recv_timeout(Duration::from_secs(30));
+    match answer {
+        Ok(answer) => answer,
+        Err(mpsc::RecvTimeoutError::Disconnected) => std::panic::resume_unwind(thread.join().unwrap_err()),
+        Err(mpsc::RecvTimeoutError::Timeout) => panic!("the run hangs"),
+    }
+}
 
-fn executors() -> [&'static dyn Executor; 2] {
-    [&Sequential, &MULTI]
+/// The executors that use many workers, as one type.
+#[derive(Debug, Clone, Copy)]
+enum Many {
+    Multi(MultiDevice),
+    Pipe(Pipelined),
+}
+
+impl Executor for Many {
+    fn name(&self) -> &'static str {
+        self.inner().name()
+    }
+
+    fn check_workers(&self, count: usize) -> Result<(), ExecError> {
+        self.inner().check_workers(count)
+    }
+
+    fn held_tiles(&self, plan: &TilePlan, workers: usize) -> usize {
+        self.inner().held_tiles(plan, workers)
+    }
+
+    fn run(&self, job: Job<'_>, progress: &mut dyn Progress) -> Result<RunStats, ExecError> {
+        self.inner().run(job, progress)
+    }
+}
+
+impl Many {
+    fn inner(&self) -> &dyn Executor {
+        match self {
+            Self::Multi(executor) => executor,
+            Self::Pipe(executor) => executor,
+        }
+    }
+}
+
+fn many(change: impl Fn(&mut MultiDevice)) -> [Many; 3] {
+    let mut devices = MultiDevice::default();
+    change(&mut devices);
+    let pipe = |in_flight| Many::Pipe(Pipelined { in_flight: NonZeroUsize::new(in_flight).unwrap(), devices });
+    [Many::Multi(devices), pipe(1), pipe(3)]
 }
 
 fn negative() -> Block {
@@ -108,79 +131,242 @@ fn close(a: &Block, b: &Block) -> bool {
     a.shape() == b.shape() && a.data().iter().zip(b.data()).all(|(a, b)| (a - b).abs() < 1e-6)
 }
 
+fn right_answer() -> Block {
+    run(&Sequential, &[good("a")]).unwrap().0
+}
+
 #[test]
 fn every_tile_is_run_and_blended() {
     assert!(plan().tiles.len() > 15);
-    for executor in executors() {
-        let (answer, _) = run(executor, &[toy("a", |_| Deed::Answer)]).unwrap();
-        assert!(close(&answer, &negative()), "{}", executor.name());
+    assert!(close(&right_answer(), &negative()));
+    for executor in many(|_| ()) {
+        assert!(close(&run(&executor, &[good("a")]).unwrap().0, &negative()), "{}", executor.name());
     }
 }
 
 #[test]
 fn any_number_of_workers_at_any_pace_gives_the_same_bytes() {
-    let (expected, _) = run(&Sequential, &[toy("a", |_| Deed::Answer)]).unwrap();
+    let expected = right_answer();
     let paces: [fn(usize) -> Deed; 4] = [
         |_| Deed::Answer,
-        |n| Deed::AnswerLate((n as u64 * 7) % 3),
-        |n| if n % 5 == 0 { Deed::AnswerLate(4) } else { Deed::Answer },
-        |n| Deed::AnswerLate(2 - (n as u64 % 3)),
+        |n| Deed::AnswerAfter(ms((n as u64 * 7) % 3)),
+        |n| if n % 5 == 0 { Deed::AnswerAfter(ms(4)) } else { Deed::Answer },
+        |n| Deed::AnswerAfter(ms(2 - (n as u64 % 3))),
     ];
-    for round in 0..30 {
-        for count in 1..=8 {
-            let workers: Vec<Worker> = (0..count).map(|i| toy(&i.to_string(), paces[(i + round) % 4])).collect();
-            assert_eq!(run(&MULTI, &workers).unwrap().0, expected);
+    let mut schedules = 0;
+    for batch in [Count::ONE, Count::Exactly(NonZeroUsize::new(3).unwrap()), Count::Auto] {
+        for executor in many(|devices| devices.batch_tiles = batch) {
+            for round in 0..if batch == Count::ONE { 16 } else { 4 } {
+                for count in 1..=8 {
+                    let workers: Vec<Worker> = (0..count).map(|i| scripted(&i.to_string(), paces[(i + round) % 4])).collect();
+                    assert_eq!(run(&executor, &workers).unwrap().0, expected);
+                    schedules += 1;
+                }
+            }
         }
     }
+    assert!(schedules > 500);
 }
 
 #[test]
 fn faults_of_one_worker_are_made_good_by_another() {
-    let (expected, _) = run(&Sequential, &[toy("a", |_| Deed::Answer)]).unwrap();
+    let expected = right_answer();
     for fault in [
         (|_| Deed::Fail) as fn(usize) -> Deed,
         |_| Deed::Panic,
         |_| Deed::Nonsense,
         |_| Deed::FailLate,
+        |_| Deed::RunOutOfMemory,
         |n| if n % 2 == 0 { Deed::FailLate } else { Deed::Answer },
         |n| if n > 2 { Deed::Panic } else { Deed::Answer },
+        |n| if n == 2 { Deed::LoseDevice } else { Deed::Answer },
+        |n| if n == 0 { Deed::RunOutOfMemory } else { Deed::Answer },
     ] {
-        let workers = [toy("bad", fault), toy("good", |_| Deed::AnswerLate(1))];
-        let (answer, stats) = run(&MULTI, &workers).unwrap();
-        assert_eq!(answer, expected);
-        assert!(stats.workers[0].faults > 0 && stats.workers[1].faults == 0, "{stats:?}");
+        for executor in many(|_| ()) {
+            let workers = [scripted("bad", fault), scripted("good", |_| Deed::AnswerAfter(ms(1)))];
+            let (answer, stats) = run(&executor, &workers).unwrap();
+            assert_eq!(answer, expected);
+            assert!(stats.workers[0].faults > 0 && stats.workers[1].faults == 0, "{stats:?}");
+        }
+    }
+}
+
+#[test]
+fn one_sound_worker_among_many_is_enough() {
+    for executor in many(|devices| devices.retries = 0) {
+        for fault in [Deed::Fail, Deed::Panic, Deed::LoseDevice, Deed::RunOutOfMemory] {
+            let mut workers: Vec<Worker> = (0..7).map(|i| scripted(&i.to_string(), move |_| fault)).collect();
+            workers.push(scripted("good", |_| Deed::AnswerAfter(ms(1))));
+            let (answer, stats) = run(&executor, &workers).unwrap();
+            assert_eq!(answer, right_answer());
+            assert_eq!(stats.workers[7].tiles, plan().tiles.len());
+            assert!(stats.workers.iter().filter_map(|worker| worker.retired.as_ref()).all(|cause| cause.starts_with("tile ")), "{stats:?}");
+        }
     }
 }
 
 #[test]
 fn a_worker_that_fails_three_times_in_a_row_gets_no_more_tiles() {
-    let (_, stats) = run(&MULTI, &[toy("bad", |_| Deed::Fail), toy("good", |_| Deed::AnswerLate(2))]).unwrap();
+    let (_, stats) = run(&MultiDevice::default(), &[scripted("bad", |_| Deed::Fail), scripted("good", |_| Deed::AnswerAfter(ms(2)))]).unwrap();
     assert_eq!((stats.workers[0].faults, stats.workers[0].tiles), (3, 0));
+    assert!(stats.workers[0].retired.as_ref().is_some_and(|cause| cause.contains("a failure")));
+}
+
+#[test]
+fn a_lost_device_gets_no_more_tiles_at_once() {
+    let workers = [scripted("bad", |n| if n == 1 { Deed::LoseDevice } else { Deed::Answer }), scripted("good", |_| Deed::AnswerAfter(ms(1)))];
+    let (_, stats) = run(&MultiDevice::default(), &workers).unwrap();
+    assert_eq!((stats.workers[0].faults, stats.workers[0].tiles), (1, 1));
+}
+
+#[test]
+fn a_device_without_memory_for_a_tile_still_runs_smaller_ones() {
+    /// Has memory for a few px only.
+    struct Small(usize);
+
+    impl TileOp for Small {
+        fn geometry(&self) -> Geometry {
+            Negate.geometry()
+        }
+
+        fn upload(&self, piece: Block) -> Result<Resident, BoxError> {
+            if piece.extent().iter().product::<usize>() > self.0 { Err("the device is Out Of Memory".into()) } else { Ok(Resident::new(piece)) }
+        }
+
+        fn begin(&self) -> TileRun<'_> {
+            Negate.begin()
+        }
+    }
+
+    // The last row is lower than the first.
+    let source = clip();
+    let plan = TilePlan::new(&tiling::DiffusersGrid { tile_px: [12, 8], ..grid() }, Negate.geometry(), source.extent()).unwrap();
+    let sizes: Vec<usize> = plan.tiles.iter().map(|tile| tile.input.volume()).collect();
+    let (largest, smallest) = (*sizes.iter().max().unwrap(), *sizes.iter().min().unwrap());
+    assert!(smallest < largest);
+    for executor in many(|_| ()) {
+        let workers = [Worker::new("small", Arc::new(Small(smallest))), scripted("large", |_| Deed::AnswerAfter(ms(2)))];
+        let mut canvas = Canvas::default();
+        let compositor = Compositor::new(&plan, &Cascade, &mut canvas);
+        let job = Job { plan: &plan, source: &source, workers: &workers, compositor, stop: &Stop::default() };
+        let stats = executor.run(job, &mut ()).unwrap();
+        assert!(close(&canvas.into_block(), &negative()));
+        assert!(stats.workers[0].faults > 0 && stats.workers[0].tiles >= 1 && stats.workers[0].retired.is_some(), "{stats:?}");
+    }
+    // Stacks that do not fit run as smaller ones.
+    let batch = Count::Exactly(NonZeroUsize::new(4).unwrap());
+    let (answer, stats) = run(&MultiDevice { batch_tiles: batch, ..MultiDevice::default() }, &[Worker::new("small", Arc::new(Narrow))]).unwrap();
+    assert_eq!((answer, stats.workers[0].tiles), (right_answer(), crate::tests::plan().tiles.len()));
+    assert!(stats.workers[0].faults > 0 && stats.workers[0].retired.is_none(), "{stats:?}");
+}
+
+fn grid() -> tiling::DiffusersGrid {
+    tiling::DiffusersGrid { tile_px: [8, 8], overlap: tiling::Overlap::Share([0.25; 2]), skip_redundant: false, unit_px: 1 }
+}
+
+/// Takes one tile at a time.
+struct Narrow;
+
+impl TileOp for Narrow {
+    fn geometry(&self) -> Geometry {
+        Negate.geometry()
+    }
+
+    fn begin(&self) -> TileRun<'_> {
+        let mut run = Negate.begin();
+        Box::new(move |piece| {
+            let piece: Block = piece.take()?;
+            if piece.shape()[0] > 1 { Err("out of memory".into()) } else { run(Resident::new(piece)) }
+        })
+    }
 }
 
 #[test]
 fn a_run_ends_with_an_error_when_a_tile_fails_everywhere() {
     for count in 1..=4 {
-        for fault in [(|_| Deed::Fail) as fn(usize) -> Deed, |_| Deed::Panic, |_| Deed::Nonsense] {
-            let workers: Vec<Worker> = (0..count).map(|i| toy(&i.to_string(), fault)).collect();
-            let error = run(&MULTI, &workers).unwrap_err();
-            assert!(matches!(error, ExecError::Tile { .. } | ExecError::Panicked { .. }), "{error}");
+        for fault in [Deed::Fail, Deed::Panic, Deed::Nonsense, Deed::LoseDevice, Deed::RunOutOfMemory] {
+            for executor in many(|_| ()) {
+                let workers: Vec<Worker> = (0..count).map(|i| scripted(&format!("w{i}"), move |_| fault)).collect();
+                let error = run(&executor, &workers).unwrap_err();
+                match &error {
+                    // Each worker's cause, by name.
+                    ExecError::NoWorkerLeft { causes } => {
+                        assert!(causes.len() == count && causes.iter().enumerate().all(|(i, cause)| cause.starts_with(&format!("w{i}: tile "))), "{error}");
+                    }
+                    ExecError::Tile { .. } | ExecError::Panicked { .. } | ExecError::NotFinite { .. } => assert!(count == 1 || fault == Deed::Fail),
+                    _ => panic!("{error}"),
+                }
+            }
         }
     }
-    let error = run(&Sequential, &[toy("a", |n| if n == 3 { Deed::Panic } else { Deed::Answer })]).unwrap_err();
+    let error = run(&Sequential, &[scripted("a", |n| if n == 3 { Deed::Panic } else { Deed::Answer })]).unwrap_err();
     assert!(matches!(&error, ExecError::Panicked { tile: 3, message } if message == "a panic"), "{error}");
-    let error = run(&Sequential, &[toy("a", |n| if n == 2 { Deed::Fail } else { Deed::Answer })]).unwrap_err();
+    let error = run(&Sequential, &[scripted("a", |n| if n == 2 { Deed::Fail } else { Deed::Answer })]).unwrap_err();
     assert!(matches!(&error, ExecError::Tile { tile: 2, source } if source.to_string() == "a failure"), "{error}");
+    let error = run(&Sequential, &[scripted("a", |n| if n == 2 { Deed::Nonsense } else { Deed::Answer })]).unwrap_err();
+    assert!(matches!(&error, ExecError::NotFinite { tile: 2 }), "{error}");
+}
+
+#[test]
+fn answers_that_are_not_finite_are_run_again_in_a_wider_dtype() {
+    // Every third tile overflows after its first frame, whoever runs it.
+    struct Narrow16;
+
+    impl TileOp for Narrow16 {
+        fn geometry(&self) -> Geometry {
+            Negate.geometry()
+        }
+
+        fn chunks(&self, frames: usize) -> Vec<std::ops::Range<usize>> {
+            Negate.chunks(frames)
+        }
+
+        fn begin(&self) -> TileRun<'_> {
+            let mut run = Negate.begin();
+            Box::new(move |piece| {
+                let mut answer: Block = run(piece)?.take()?;
+                answer.data_mut().iter_mut().filter(|value| **value > 0.9999).for_each(|value| *value = f32::INFINITY);
+                Ok(Resident::new(answer))
+            })
+        }
+    }
+
+    let worker = |name: &str| Worker { upcast: Some(Arc::new(Negate)), ..Worker::new(name, Arc::new(Narrow16)) };
+    let (answer, stats) = run(&Sequential, &[worker("a")]).unwrap();
+    assert_eq!(answer, right_answer());
+    assert!(stats.upcast_tiles > 0 && stats.upcast_tiles < stats.tiles, "{}", stats.upcast_tiles);
+    for executor in many(|_| ()) {
+        let (answer, many_stats) = run(&executor, &[worker("a"), worker("b")]).unwrap();
+        assert_eq!((answer, many_stats.upcast_tiles), (right_answer(), stats.upcast_tiles));
+        assert!(many_stats.workers.iter().all(|worker| worker.faults == 0));
+    }
+    assert!(matches!(run(&Sequential, &[Worker::new("a", Arc::new(Narrow16))]), Err(ExecError::NotFinite { .. })));
 }
 
 #[test]
 fn numbers_that_are_none_in_the_input_are_no_fault() {
     let mut odd = clip();
     odd.data_mut()[40] = f32::NAN;
-    for executor in executors() {
+    let mut executors: Vec<Box<dyn Executor>> = vec![Box::new(Sequential)];
+    executors.extend(many(|_| ()).map(|executor| Box::new(executor) as Box<dyn Executor>));
+    for executor in executors {
         let mut canvas = Canvas::default();
-        let stats = run_to(executor, &odd, &[toy("a", |_| Deed::Answer), toy("b", |_| Deed::Answer)][..1], &mut canvas).unwrap();
+        let (stats, _) = run_to(executor.as_ref(), &odd, &[good("a")], &mut canvas).unwrap();
         assert!(stats.workers[0].faults == 0 && canvas.into_block().data().iter().any(|value| value.is_nan()));
+    }
+}
+
+#[test]
+fn a_worker_that_does_not_come_back_is_left_behind() {
+    for executor in many(|devices| devices.tile_timeout = Some(ms(150))) {
+        let begun = Instant::now();
+        let workers = [scripted("lost", |n| if n == 1 { Deed::AnswerAfter(Duration::from_secs(3600)) } else { Deed::Answer }), scripted("good", |_| Deed::AnswerAfter(ms(3)))];
+        let (answer, stats) = run(&executor, &workers).unwrap();
+        assert_eq!(answer, right_answer());
+        assert!(stats.workers[0].retired.as_ref().is_some_and(|cause| cause.contains("lost did not come back")), "{stats:?}");
+        assert!(begun.elapsed() < Duration::from_secs(20));
+        let error = run(&executor, &[scripted("lost", |_| Deed::AnswerAfter(Duration::from_secs(3600)))]).unwrap_err();
+        assert!(matches!(error, ExecError::Stalled { .. }), "{error}");
     }
 }
 
@@ -201,7 +387,7 @@ struct Full(usize);
 
 impl Sink for Full {
     fn take(&mut self, _: [usize; 3], _: [usize; 3], _: Block) -> Result<(), BoxError> {
-        std::thread::sleep(Duration::from_millis(1));
+        std::thread::sleep(ms(1));
         self.0 = self.0.checked_sub(1).ok_or("full")?;
         Ok(())
     }
@@ -209,24 +395,31 @@ impl Sink for Full {
 
 #[test]
 fn sources_and_sinks_that_fail_end_the_run() {
-    let workers: Vec<Worker> = (0..3).map(|i| toy(&i.to_string(), |_| Deed::Answer)).collect();
-    for (executor, count) in [(executors()[0], 1), (executors()[1], 3)] {
-        let error = run_to(executor, &Unreadable, &workers[..count], &mut Canvas::default()).unwrap_err();
-        assert!(matches!(error, ExecError::Source { .. }), "{error}");
-        let error = run_to(executor, &clip(), &workers[..count], &mut Full(9)).unwrap_err();
-        assert!(matches!(error, ExecError::Composite { source: tiling::CompositeError::Sink(_), .. }), "{error}");
+    fn check(executor: impl Executor + Clone + 'static, count: usize) {
+        in_time(move || {
+            let workers: Vec<Worker> = (0..count).map(|i| good(&i.to_string())).collect();
+            let error = run_to(&executor, &Unreadable, &workers, &mut Canvas::default()).unwrap_err();
+            assert!(matches!(error, ExecError::Source { .. }), "{error}");
+            let error = run_to(&executor, &clip(), &workers, &mut Full(9)).unwrap_err();
+            assert!(matches!(error, ExecError::Composite { source: tiling::CompositeError::Sink(_), .. }), "{error}");
+        });
+    }
+    check(Sequential, 1);
+    for executor in many(|_| ()) {
+        check(executor, 3);
     }
 }
 
 #[test]
 fn workers_are_counted_before_they_run() {
-    let one = [toy("a", |_| Deed::Answer)];
+    let one = [good("a")];
     let two = [one[0].clone(), one[0].clone()];
-    for executor in executors() {
-        assert!(matches!(run(executor, &[]), Err(ExecError::NoDevice)));
-    }
+    assert!(matches!(run(&Sequential, &[]), Err(ExecError::NoDevice)));
     assert!(matches!(run(&Sequential, &two), Err(ExecError::TooManyDevices { got: 2, .. })));
-    assert!(run(&MULTI, &two).is_ok());
+    for executor in many(|_| ()) {
+        assert!(matches!(run(&executor, &[]), Err(ExecError::NoDevice)));
+        assert!(run(&executor, &two).is_ok());
+    }
 }
 
 /// Throws a switch at its third piece.
@@ -244,13 +437,116 @@ impl Sink for Thrower {
 
 #[test]
 fn a_stopped_run_ends_within_its_tiles() {
-    for (executor, count) in [(executors()[0], 1), (executors()[1], 1), (executors()[1], 4)] {
-        let workers: Vec<Worker> = (0..count).map(|i| toy(&i.to_string(), |_| Deed::AnswerLate(2))).collect();
-        let (plan, clip, stop) = (plan(), clip(), Stop::default());
-        let mut sink = Thrower(stop.clone(), 0);
-        let compositor = Compositor::new(&plan, &Cascade, &mut sink);
-        let error = executor.run(Job { plan: &plan, source: &clip, workers: &workers, compositor, stop: &stop }, &mut ()).unwrap_err();
-        assert!(matches!(error, ExecError::Stopped), "{error}");
-        assert!(sink.1 <= 3 + 2 * count, "{} pieces", sink.1);
+    fn check(executor: impl Executor + 'static, count: usize) {
+        in_time(move || {
+            let workers: Vec<Worker> = (0..count).map(|i| scripted(&i.to_string(), |_| Deed::AnswerAfter(ms(2)))).collect();
+            let (plan, clip, stop) = (plan(), clip(), Stop::default());
+            let mut sink = Thrower(stop.clone(), 0);
+            let compositor = Compositor::new(&plan, &Cascade, &mut sink);
+            let error = executor.run(Job { plan: &plan, source: &clip, workers: &workers, compositor, stop: &stop }, &mut ()).unwrap_err();
+            assert!(matches!(error, ExecError::Stopped), "{error}");
+            assert!(sink.1 <= 3 + 2 * count, "{} pieces", sink.1);
+        });
     }
+    check(Sequential, 1);
+    for count in [1, 4] {
+        for executor in many(|_| ()) {
+            check(executor, count);
+        }
+    }
+}
+
+/// Counts the tiles that were begun and not yet blended.
+#[derive(Default)]
+struct Live {
+    begun: AtomicUsize,
+    placed: AtomicUsize,
+    most: AtomicUsize,
+}
+
+struct Counted(Arc<Live>);
+
+impl TileOp for Counted {
+    fn geometry(&self) -> Geometry {
+        Negate.geometry()
+    }
+
+    fn upload(&self, piece: Block) -> Result<Resident, BoxError> {
+        let begun = self.0.begun.fetch_add(piece.shape()[0], Ordering::SeqCst) + piece.shape()[0];
+        self.0.most.fetch_max(begun - self.0.placed.load(Ordering::SeqCst), Ordering::SeqCst);
+        Ok(Resident::new(piece))
+    }
+
+    fn begin(&self) -> TileRun<'_> {
+        Negate.begin()
+    }
+}
+
+/// Takes its time.
+struct Slow(Arc<Live>);
+
+impl Sink for Slow {
+    fn take(&mut self, start: [usize; 3], _: [usize; 3], _: Block) -> Result<(), BoxError> {
+        std::thread::sleep(ms(1));
+        // Of each tile two frames come.
+        if start[0] == 1 {
+            self.0.placed.fetch_add(1, Ordering::SeqCst);
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn no_more_tiles_are_held_than_is_said_however_slow_the_output_is() {
+    for batch in [1, 2] {
+        for executor in many(|devices| devices.batch_tiles = Count::Exactly(NonZeroUsize::new(batch).unwrap())) {
+            for count in 1..=3 {
+                let live = Arc::new(Live::default());
+                let workers: Vec<Worker> = (0..count).map(|i| Worker::new(i.to_string(), Arc::new(Counted(live.clone())))).collect();
+                let plan = plan();
+                run_to(&executor, &clip(), &workers, &mut Slow(live.clone())).unwrap();
+                let (most, stated) = (live.most.load(Ordering::SeqCst), executor.held_tiles(&plan, count));
+                assert_eq!(live.placed.load(Ordering::SeqCst), plan.tiles.len());
+                assert!(most >= count && most <= stated, "{most} tiles, {stated} were stated");
+                // What was begun faster than it was taken has waited.
+                assert!(count > 1 || stated < plan.tiles.len(), "{stated}");
+            }
+        }
+    }
+}
+
+#[test]
+fn stages_of_a_pipeline_overlap() {
+    let pace = Deed::AnswerInStages([ms(4), ms(6), ms(4)]);
+    let overlap = |executor: Many| {
+        let (_, stats) = run(&executor, &[scripted("a", move |_| pace)]).unwrap();
+        let spans = &stats.trace.spans;
+        let of = |stage: Stage| spans.iter().filter(move |span| span.stage == stage);
+        for stage in Stage::ALL {
+            assert_eq!(of(stage).count(), 2 * plan().tiles.len(), "{stage:?}");
+        }
+        let meets = |a: Stage, b: Stage| of(a).any(|a| of(b).any(|b| a.start < b.end && b.start < a.end));
+        [meets(Stage::Upload, Stage::Compute), meets(Stage::Compute, Stage::Download), meets(Stage::Upload, Stage::Download), meets(Stage::Read, Stage::Compute)]
+    };
+    let [multi, _, pipelined] = many(|_| ());
+    assert_eq!(overlap(pipelined), [true; 4]);
+    assert_eq!(overlap(multi)[..3], [false; 3]);
+}
+
+#[test]
+fn events_tell_what_happens() {
+    let log = |executor: &dyn Executor, workers: &[Worker]| run_to(executor, &clip(), workers, &mut Canvas::default()).unwrap().1;
+    let tiles = plan().tiles.len();
+    for executor in many(|_| ()) {
+        let events = log(&executor, &[scripted("bad", |_| Deed::LoseDevice), good("good")]);
+        assert!(matches!(&events[0], Event::Started { workers, .. } if workers == &["bad", "good"]));
+        let count = |is: fn(&Event) -> bool| events.iter().filter(|event| is(event)).count();
+        assert_eq!(count(|event| matches!(event, Event::TileFinished { worker: 1, .. })), tiles);
+        assert_eq!(count(|event| matches!(event, Event::Advanced(_))), 2 * tiles);
+        assert!(count(|event| matches!(event, Event::TileFailed { worker: 0, message, .. } if message.contains("lost"))) >= 1);
+        assert!(count(|event| matches!(event, Event::WorkerRetired { worker: 0, .. })) == 1);
+        assert!(count(|event| matches!(event, Event::TileStarted { .. })) > tiles);
+    }
+    let events = Mutex::new(log(&Sequential, &[good("a")]));
+    assert_eq!(events.lock().unwrap().len(), 1 + 4 * tiles);
 }

@@ -1,13 +1,14 @@
+use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
-use parallel::ExecutorConfig;
+use parallel::{Count, ExecutorConfig};
 use serde::{Deserialize, Serialize};
 use tiling::{BlendConfig, GridConfig};
 use toml::{Table, Value};
 use vae_core::{DeviceName, Posterior};
 
-use crate::{Count, Error};
+use crate::Error;
 
 /// The embedded configuration that holds every default.
 const DEFAULT: &str = include_str!("default.toml");
@@ -43,6 +44,8 @@ pub struct ModelConfig {
     /// A `config.json` in place of the checkpoint's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub config: Option<PathBuf>,
+    /// What becomes of a tile whose answer in 16 bits is not finite.
+    pub on_nan: OnNan,
     /// Latent frames of a clip that run at once, after the first.
     pub frames_per_chunk: NonZeroUsize,
 }
@@ -61,6 +64,16 @@ pub enum DtypeConfig {
     Bf16,
 }
 
+/// What becomes of a tile whose answer in 16 bits is not finite, though its input is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnNan {
+    /// It is run again in f32, with weights that are loaded then.
+    Upcast,
+    /// It is a failure.
+    Fail,
+}
+
 /// The section `[devices]`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -68,8 +81,23 @@ pub struct DevicesConfig {
     /// Names of devices.
     #[serde(rename = "use")]
     pub names: Vec<DeviceName>,
+    /// What becomes of a run when one of them is not there.
+    pub on_missing: OnMissing,
+    /// The dtype of single devices, in place of the model's.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub dtype: BTreeMap<DeviceName, DtypeConfig>,
     /// How the device `cpu` is shared out.
     pub cpu: CpuConfig,
+}
+
+/// What becomes of a run when a device is not there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnMissing {
+    /// It is an error.
+    Fail,
+    /// The others do the work.
+    Skip,
 }
 
 /// The section `[devices.cpu]`.
@@ -267,6 +295,7 @@ mod tests {
             ("blend.kind=cascade2", ["`blend", "feather"]),
             ("model.dtype=f64", ["`model.dtype`", "bf16"]),
             ("devices.use=[\"gpu\"]", ["`devices.use[0]`", "vulkan:N"]),
+            ("devices.dtype.gpu=f16", ["`devices.dtype", "vulkan:N"]),
             ("io.latent_space=raw", ["`io.latent_space`", "diffusion"]),
             ("tile.kind=off", ["tile", "tiling"]),
         ] {

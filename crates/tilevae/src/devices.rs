@@ -1,8 +1,11 @@
+use std::thread;
+
 use burn::tensor::{Device, DeviceType};
 use serde::Serialize;
 use vae_core::DeviceName;
 
-use crate::Error;
+use crate::config::{DevicesConfig, OnMissing};
+use crate::{Error, remote};
 
 /// A device that this program can use on this machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -95,6 +98,42 @@ pub fn list_devices() -> Vec<DeviceInfo> {
     backends().into_iter().flat_map(info).collect()
 }
 
+/// A device that is there.
+#[derive(Debug, Clone)]
+pub struct OpenDevice {
+    /// Its name.
+    pub name: DeviceName,
+    /// Burn's handle.
+    pub device: Device,
+}
+
+/// Opens the configured devices, all at once. Those that are not there are an error, or left out with a warning, as the configuration says.
+///
+/// # Errors
+/// When a device is not there, or none is.
+pub fn open_devices(config: &DevicesConfig) -> Result<Vec<OpenDevice>, Error> {
+    let opened: Vec<_> = thread::scope(|scope| {
+        let threads: Vec<_> = config.names.iter().map(|name| scope.spawn(|| open_device(name))).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
+    });
+    let mut devices = Vec::new();
+    let mut missing = None;
+    for (name, opened) in config.names.iter().zip(opened) {
+        match opened {
+            Ok(device) => devices.push(OpenDevice { name: name.clone(), device }),
+            Err(error) if config.on_missing == OnMissing::Skip => {
+                tracing::warn!("{error}; the others do the work");
+                missing = Some(error);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    match missing {
+        Some(error) if devices.is_empty() => Err(error),
+        _ => Ok(devices),
+    }
+}
+
 /// Opens a device.
 ///
 /// # Errors
@@ -103,6 +142,7 @@ pub fn open_device(name: &DeviceName) -> Result<Device, Error> {
     let index = match *name {
         DeviceName::Cpu | DeviceName::Ndarray => 0,
         DeviceName::Cuda(index) | DeviceName::Vulkan(index) | DeviceName::Wgpu(index) | DeviceName::Metal(index) => index,
+        DeviceName::Remote { ref host, index } => return remote::connect(name, host, index),
     };
     let available = || list_devices().iter().map(|device| device.name.to_string()).collect::<Vec<_>>().join(", ");
     let backend = backends().into_iter().find(|backend| (backend.name)(index) == *name);

@@ -70,6 +70,20 @@ pub enum Error {
         /// Devices that are there.
         available: String,
     },
+    /// A device of another machine that does not answer, or refuses.
+    #[error("{device} cannot be used: {message}")]
+    DeviceUnreachable {
+        /// The device.
+        device: DeviceName,
+        /// Why.
+        message: String,
+    },
+    /// Devices that cannot be served to other machines.
+    #[error("the devices cannot be served: {message}")]
+    Server {
+        /// Why.
+        message: String,
+    },
     /// Threads that the system does not give.
     #[error("{threads} threads cannot be started: {message}")]
     Threads {
@@ -113,6 +127,8 @@ impl Error {
             | Self::Frames { .. }
             | Self::DeviceNotBuilt { .. }
             | Self::DeviceAbsent { .. }
+            | Self::DeviceUnreachable { .. }
+            | Self::Server { .. }
             | Self::Grid(_)
             | Self::Registry(RegistryError::Unknown { .. })
             | Self::Run(parallel::ExecError::TooManyDevices { .. } | parallel::ExecError::NoDevice) => true,

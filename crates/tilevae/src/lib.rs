@@ -21,18 +21,18 @@ pub mod io;
 pub mod metrics;
 mod pipeline;
 mod plan;
+pub mod remote;
 mod workers;
 
-pub use config::{Config, CpuConfig, DevicesConfig, DtypeConfig, FrameRemainder, IoConfig, LatentSpace, ModelConfig, parse_override};
-pub use devices::{DeviceInfo, list_devices, open_device};
+pub use config::{Config, CpuConfig, DevicesConfig, DtypeConfig, FrameRemainder, IoConfig, LatentSpace, ModelConfig, OnMissing, OnNan, parse_override};
+pub use devices::{DeviceInfo, OpenDevice, list_devices, open_device, open_devices};
 pub use error::Error;
 pub use frames::FittedFrames;
-pub use parallel::{Done, ExecutorConfig, Progress, RunStats, Stop, WorkerStats};
+pub use parallel::{Count, Done, Event, ExecutorConfig, Progress, RunStats, Span, Stage, Stop, Trace, WorkerStats};
 pub use pipeline::{Encoded, Pipeline, open_model};
 pub use plan::{Direction, PlanBytes, RunPlan};
 pub use tiling::{self, BlendConfig, Block, GridConfig, TileSource};
 pub use vae_core::{self, DeviceName, Model, Posterior, Registry, VaeSpec};
-pub use workers::Count;
 
 #[cfg(feature = "kl")]
 use vae_kl as _;

@@ -1,12 +1,12 @@
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
-use burn::tensor::DType;
+use burn::tensor::{DType, Device};
 use parallel::{Executor, Job, Progress, RunStats, Stop, Worker};
-use tiling::{BlendPolicy, Block, BoxError, Canvas, Compositor, FrameScale, Grid, Region, Sink, TileOp, TileSource};
-use vae_core::{Clamp, Decode, Encode, Model, Posterior, Registry, Vae, VaeSpec};
+use tiling::{BlendPolicy, Block, BoxError, Canvas, Compositor, FrameScale, Geometry, Grid, Region, Sink, TileOp, TileSource};
+use vae_core::{Clamp, Decode, Encode, Model, Posterior, Registry, Vae, VaeError, VaeSpec};
 
-use crate::workers::{Seat, seats};
-use crate::{Config, Direction, DtypeConfig, Error, FittedFrames, LatentSpace, RunPlan, io, open_device};
+use crate::workers::{Late, Seat, check_devices, seats};
+use crate::{Config, Direction, DtypeConfig, Error, FittedFrames, LatentSpace, OnNan, OpenDevice, RunPlan, io, open_devices};
 
 /// Finds the model that a configuration names. No weights are loaded.
 ///
@@ -23,13 +23,40 @@ pub struct Pipeline {
     config: Config,
     family: &'static str,
     /// One for each device.
-    vaes: Vec<Arc<dyn Vae>>,
+    vaes: Vec<Arc<Replica>>,
     seats: Vec<Seat>,
     executor: Box<dyn Executor>,
     /// For decode and for encode.
     grids: [Arc<dyn Grid>; 2],
     blend: Box<dyn BlendPolicy>,
     stop: Stop,
+}
+
+/// A model on a device.
+#[derive(Debug)]
+struct Replica {
+    vae: Arc<dyn Vae>,
+    /// What it takes to have it in f32, too.
+    wide: Option<Wide>,
+}
+
+/// A model in f32, loaded when the first tile needs it.
+#[derive(Debug)]
+struct Wide {
+    model: Model,
+    device: Device,
+    vae: OnceLock<Arc<dyn Vae>>,
+}
+
+impl Wide {
+    fn vae(&self) -> Result<Arc<dyn Vae>, VaeError> {
+        if let Some(vae) = self.vae.get() {
+            return Ok(vae.clone());
+        }
+        tracing::info!("loading the model in f32, too");
+        let vae: Arc<dyn Vae> = self.model.load(&self.device, DType::F32)?.into();
+        Ok(self.vae.get_or_init(|| vae).clone())
+    }
 }
 
 /// What an encode gives.
@@ -57,12 +84,31 @@ impl Pipeline {
     /// # Errors
     /// When a device is not there, or the weights do not fit.
     pub fn load_model(config: &Config, model: &Model) -> Result<Self, Error> {
+        check_devices(&config.devices, config.executor.build().as_ref())?;
+        Self::load_on(config, model, &open_devices(&config.devices)?)
+    }
+
+    /// The same on devices that are open already.
+    ///
+    /// # Errors
+    /// When the executor cannot use the devices, or the weights do not fit.
+    pub fn load_on(config: &Config, model: &Model, devices: &[OpenDevice]) -> Result<Self, Error> {
         let executor = config.executor.build();
-        let seats = seats(config, executor.as_ref())?;
-        let devices = config.devices.names.iter().map(open_device).collect::<Result<Vec<_>, _>>()?;
-        let vae: Arc<dyn Vae> = model.load(&devices[0], dtype(config.model.dtype, model)?)?.into();
-        let replicas = devices[1..].iter().map(|device| Arc::from(vae.to_device(device)));
-        let vaes = std::iter::once(vae.clone()).chain(replicas).collect();
+        check_devices(&config.devices, executor.as_ref())?;
+        let seats = seats(&config.devices, devices, executor.as_ref())?;
+        let mut vaes: Vec<Arc<Replica>> = Vec::new();
+        for OpenDevice { name, device } in devices {
+            let asked = config.devices.dtype.get(name).copied().unwrap_or(config.model.dtype);
+            let dtype = dtype(asked, model)?;
+            let like = vaes.iter().find(|replica| replica.vae.dtype() == dtype);
+            let vae: Arc<dyn Vae> = match like {
+                Some(replica) => replica.vae.to_device(device).into(),
+                None => model.load(device, dtype)?.into(),
+            };
+            let is_narrow = dtype != DType::F32 && config.model.on_nan == OnNan::Upcast;
+            let wide = is_narrow.then(|| Wide { model: model.clone(), device: device.clone(), vae: OnceLock::new() });
+            vaes.push(Arc::new(Replica { vae, wide }));
+        }
         let grid = |direction: Direction| Ok::<_, Error>(Arc::from(direction.grid(config, &model.spec)?));
         let grids = [grid(Direction::Decode)?, grid(Direction::Encode)?];
         Ok(Self {
@@ -102,7 +148,7 @@ impl Pipeline {
 
     /// What is known of the model without its weights.
     pub fn spec(&self) -> &VaeSpec {
-        self.vaes[0].spec()
+        self.vaes[0].vae.spec()
     }
 
     /// The plan of a run.
@@ -114,7 +160,7 @@ impl Pipeline {
             Direction::Decode => &self.grids[0],
             Direction::Encode => &self.grids[1],
         };
-        RunPlan::with_grid(grid.as_ref(), self.family, self.spec(), direction, self.frames_per_chunk(), input_shape)
+        RunPlan::with_grid(grid.as_ref(), &self.config, self.family, self.spec(), direction, input_shape)
     }
 
     /// Decodes latents of the configured latent space.
@@ -136,7 +182,7 @@ impl Pipeline {
     /// When the model does not take the latents, a tile fails or the sink does.
     pub fn decode_to(&self, latents: &dyn TileSource, sink: &mut dyn Sink, progress: &mut dyn Progress) -> Result<RunStats, Error> {
         let frames_per_chunk = self.frames_per_chunk();
-        let workers = self.workers(|vae| Arc::new(Decode { vae, frames_per_chunk }));
+        let workers = self.workers(self.spec().decode_geometry(), move |vae| Arc::new(Decode { vae, frames_per_chunk }));
         let own = OwnLatents { latents, spec: self.spec(), space: self.config.io.latent_space };
         self.run(Direction::Decode, &own, &workers, sink, progress)
     }
@@ -152,7 +198,7 @@ impl Pipeline {
     /// When the model does not take the samples or a tile fails.
     pub fn encode(&self, samples: &dyn TileSource, progress: &mut dyn Progress) -> Result<Encoded, Error> {
         let frames_per_chunk = self.frames_per_chunk();
-        let workers = self.workers(|vae| Arc::new(Encode { vae, frames_per_chunk }));
+        let workers = self.workers(self.spec().encode_geometry(), move |vae| Arc::new(Encode { vae, frames_per_chunk }));
         let samples = FittedFrames::new(samples, self.spec().frames, self.config.io.frames)?;
         let mut canvas = Canvas::default();
         let stats = self.run(Direction::Encode, &samples, &workers, &mut canvas, progress)?;
@@ -172,8 +218,18 @@ impl Pipeline {
     }
 
     /// Every worker with what it is to do.
-    fn workers(&self, op: impl Fn(Arc<dyn Vae>) -> Arc<dyn TileOp>) -> Vec<Worker> {
-        self.seats.iter().map(|seat| seat.worker(op(self.vaes[seat.device].clone()))).collect()
+    fn workers(&self, geometry: Geometry, op: impl Fn(Arc<dyn Vae>) -> Arc<dyn TileOp> + Copy + Send + Sync + 'static) -> Vec<Worker> {
+        let worker = |seat: &Seat| {
+            let replica = &self.vaes[seat.device];
+            let wide = replica.wide.is_some().then(|| {
+                let replica = replica.clone();
+                let make = move || Ok(op(replica.wide.as_ref().map_or_else(|| Ok(replica.vae.clone()), Wide::vae)?));
+                let late = Late { geometry, frames_per_chunk: self.frames_per_chunk(), make, op: OnceLock::new() };
+                Arc::new(late) as Arc<dyn TileOp>
+            });
+            seat.worker(op(replica.vae.clone()), wide)
+        };
+        self.seats.iter().map(worker).collect()
     }
 
     fn run(

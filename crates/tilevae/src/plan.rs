@@ -2,6 +2,7 @@ use serde::{Deserialize, Serialize};
 use tiling::{Geometry, Grid, TilePlan};
 use vae_core::VaeSpec;
 
+use crate::workers::count_workers;
 use crate::{Config, Error};
 
 const F32: usize = size_of::<f32>();
@@ -57,6 +58,10 @@ pub struct RunPlan {
     pub chunks: usize,
     /// Latent frames in a chunk after the first.
     pub frames_per_chunk: usize,
+    /// Workers that run tiles at once.
+    pub workers: usize,
+    /// Tiles that are begun and not yet blended, at most.
+    pub held_tiles: usize,
     /// Bytes on the host and on the device.
     pub bytes: PlanBytes,
     /// The tiles.
@@ -72,6 +77,8 @@ pub struct PlanBytes {
     pub output: usize,
     /// The strips that tiles blend with: in memory, of clips in a scratch file.
     pub strips: usize,
+    /// The answers that wait for their turn to be blended, at most: in memory, of clips in a scratch file.
+    pub waiting: usize,
     /// What the largest tile remembers of earlier frames.
     pub cache: usize,
     /// What the device holds at the peak of the largest tile, its cache included, without weights; an estimate.
@@ -86,20 +93,19 @@ impl RunPlan {
     /// # Errors
     /// When the model does not take such an input, or the grid cannot be laid.
     pub fn new(config: &Config, family: &str, spec: &VaeSpec, direction: Direction, input_shape: [usize; 5]) -> Result<Self, Error> {
-        let frames_per_chunk = config.model.frames_per_chunk.get();
-        Self::with_grid(direction.grid(config, spec)?.as_ref(), family, spec, direction, frames_per_chunk, input_shape)
+        Self::with_grid(direction.grid(config, spec)?.as_ref(), config, family, spec, direction, input_shape)
     }
 
-    /// Lays a grid over an input.
+    /// Lays a grid over an input, in place of the configured one.
     ///
     /// # Errors
     /// When the model does not take such an input, or the grid cannot be laid.
     pub fn with_grid(
         grid: &dyn Grid,
+        config: &Config,
         family: &str,
         spec: &VaeSpec,
         direction: Direction,
-        frames_per_chunk: usize,
         input_shape: [usize; 5],
     ) -> Result<Self, Error> {
         match direction {
@@ -113,7 +119,12 @@ impl RunPlan {
             Direction::Encode => 2 * spec.latent_channels,
         };
         let output_shape = [batch, channels, tiles.output[0], tiles.output[1], tiles.output[2]];
+        let frames_per_chunk = config.model.frames_per_chunk.get();
         let chunks = tiles.geometry.frames.chunks(frames, frames_per_chunk);
+        let executor = config.executor.build();
+        let workers = count_workers(&config.devices, executor.as_ref()).min(tiles.tiles.len());
+        let held_tiles = executor.held_tiles(&tiles, workers);
+        let largest_answer = tiles.tiles.iter().map(|tile| tile.output.volume()).max().unwrap_or(0) * batch * channels * F32;
         // Sample frames that run at once.
         let at_once = match direction {
             Direction::Decode => chunks.iter().map(|chunk| if chunk.start == 0 { 1 } else { chunk.len() * spec.frames.ratio() }).max().unwrap_or(1),
@@ -129,6 +140,7 @@ impl RunPlan {
             input: input_shape.iter().product::<usize>() * F32,
             output: output_shape.iter().product::<usize>() * F32,
             strips: batch * channels * tiles.strip_px() * F32,
+            waiting: (held_tiles - 1) * largest_answer,
             cache: cache(largest),
             largest_tile: peak(largest),
             untiled: peak([height, width]),
@@ -142,6 +154,8 @@ impl RunPlan {
             redundant_tiles: tiles.redundant_tiles(),
             chunks: chunks.len(),
             frames_per_chunk,
+            workers,
+            held_tiles,
             bytes,
             tiles,
         })

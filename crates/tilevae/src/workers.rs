@@ -1,103 +1,72 @@
-use std::fmt;
-use std::num::NonZeroUsize;
-use std::sync::Arc;
+use std::ops::Range;
+use std::sync::{Arc, OnceLock};
 
-use parallel::{Executor, Worker};
-use serde::de::{self, Deserializer, Visitor};
-use serde::{Deserialize, Serialize, Serializer};
-use tiling::TileOp;
 #[cfg(feature = "flex")]
-use tiling::{BoxError, Emit, Geometry, TileInput};
-use vae_core::DeviceName;
+use parallel::Count;
+use parallel::{Executor, Worker};
+use tiling::{Block, BoxError, Geometry, Resident, TileOp, TileRun};
+use vae_core::{DeviceName, VaeError};
 
-use crate::config::CpuConfig;
-use crate::{Config, Error};
-
-/// A number, or as many as fit the machine.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Count {
-    /// As many as fit.
-    Auto,
-    /// This many.
-    Exactly(NonZeroUsize),
-}
-
-impl Serialize for Count {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        match self {
-            Self::Auto => serializer.serialize_str("auto"),
-            Self::Exactly(count) => count.serialize(serializer),
-        }
-    }
-}
-
-impl<'de> Deserialize<'de> for Count {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        #[derive(Clone, Copy)]
-        struct CountVisitor;
-
-        impl Visitor<'_> for CountVisitor {
-            type Value = Count;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("\"auto\" or a whole number of at least 1")
-            }
-
-            fn visit_str<E: de::Error>(self, text: &str) -> Result<Count, E> {
-                if text == "auto" { Ok(Count::Auto) } else { Err(E::invalid_value(de::Unexpected::Str(text), &self)) }
-            }
-
-            fn visit_u64<E: de::Error>(self, value: u64) -> Result<Count, E> {
-                let count = usize::try_from(value).ok().and_then(NonZeroUsize::new);
-                count.map(Count::Exactly).ok_or_else(|| E::invalid_value(de::Unexpected::Unsigned(value), &self))
-            }
-
-            fn visit_i64<E: de::Error>(self, value: i64) -> Result<Count, E> {
-                self.visit_u64(u64::try_from(value).map_err(|_| E::invalid_value(de::Unexpected::Signed(value), &self))?)
-            }
-        }
-
-        deserializer.deserialize_any(CountVisitor)
-    }
-}
+use crate::config::{CpuConfig, DevicesConfig};
+use crate::{Error, OpenDevice};
 
 /// A worker without what it is to do: its name, the device that it runs on, and the threads that are its own.
 #[derive(Debug)]
 pub(crate) struct Seat {
     name: String,
-    /// The device's place among those configured.
+    /// The device's place among those that are there.
     pub(crate) device: usize,
     #[cfg(feature = "flex")]
     pool: Option<Arc<rayon::ThreadPool>>,
 }
 
 impl Seat {
-    /// The worker that does `op` here.
-    pub(crate) fn worker(&self, op: Arc<dyn TileOp>) -> Worker {
-        #[cfg(feature = "flex")]
-        let op = match &self.pool {
+    /// The worker that does `op` here, and `upcast` where that is not enough.
+    pub(crate) fn worker(&self, op: Arc<dyn TileOp>, upcast: Option<Arc<dyn TileOp>>) -> Worker {
+        Worker { name: self.name.clone(), op: self.seated(op), upcast: upcast.map(|op| self.seated(op)) }
+    }
+
+    #[cfg(feature = "flex")]
+    fn seated(&self, op: Arc<dyn TileOp>) -> Arc<dyn TileOp> {
+        match &self.pool {
             Some(pool) => Arc::new(InPool { op, pool: pool.clone() }),
             None => op,
-        };
-        Worker { name: self.name.clone(), op }
+        }
+    }
+
+    #[cfg(not(feature = "flex"))]
+    fn seated(&self, op: Arc<dyn TileOp>) -> Arc<dyn TileOp> {
+        op
     }
 }
 
-/// The workers of the configured devices: one for each, but for a CPU as many as the configuration says.
+/// Whether the executor can use the configured devices.
 ///
 /// # Errors
-/// When a device is named twice, or the executor cannot use so many.
-pub(crate) fn seats(config: &Config, executor: &dyn Executor) -> Result<Vec<Seat>, Error> {
-    let names = &config.devices.names;
+/// When a device is named twice, a dtype is set for one that is not named, or there are too many or too few.
+pub(crate) fn check_devices(config: &DevicesConfig, executor: &dyn Executor) -> Result<(), Error> {
+    let names = &config.names;
     executor.check_workers(names.len())?;
     if let Some(twice) = names.iter().enumerate().find(|(i, name)| names[..*i].contains(name)) {
         let message = format!("{} is named twice; `devices.cpu.workers` says how many workers share a CPU", twice.1);
         return Err(Error::ConfigValue { key: "devices.use".to_owned(), message });
     }
+    if let Some(name) = config.dtype.keys().find(|name| !names.contains(name)) {
+        let message = format!("{name} is not among the devices of `devices.use`");
+        return Err(Error::ConfigValue { key: "devices.dtype".to_owned(), message });
+    }
+    Ok(())
+}
+
+/// The workers of the devices that are there: one for each, but for a CPU as many as the configuration says.
+///
+/// # Errors
+/// When the executor cannot use so many.
+pub(crate) fn seats(config: &DevicesConfig, devices: &[OpenDevice], executor: &dyn Executor) -> Result<Vec<Seat>, Error> {
     let mut seats = Vec::new();
-    for (device, name) in names.iter().enumerate() {
-        match name {
-            DeviceName::Cpu => seats.extend(cpu_seats(device, config.devices.cpu, executor)?),
+    for (device, open) in devices.iter().enumerate() {
+        match &open.name {
+            DeviceName::Cpu => seats.extend(cpu_seats(device, config.cpu, executor)?),
             name => seats.push(Seat {
                 name: name.to_string(),
                 device,
@@ -110,18 +79,34 @@ pub(crate) fn seats(config: &Config, executor: &dyn Executor) -> Result<Vec<Seat
     Ok(seats)
 }
 
+/// The workers that the configured devices come to.
+pub(crate) fn count_workers(config: &DevicesConfig, executor: &dyn Executor) -> usize {
+    config.names.iter().map(|name| if *name == DeviceName::Cpu { share_cpu(config.cpu, executor)[0] } else { 1 }).sum()
+}
+
+/// Workers on the CPU, and the threads of each.
 #[cfg(feature = "flex")]
-fn cpu_seats(device: usize, config: CpuConfig, executor: &dyn Executor) -> Result<Vec<Seat>, Error> {
+fn share_cpu(config: CpuConfig, executor: &dyn Executor) -> [usize; 2] {
     let cores = rayon::current_num_threads();
     let several = executor.check_workers(2).is_ok();
-    let (workers, threads) = match (config.workers, config.threads_per_worker) {
-        (Count::Exactly(workers), Count::Exactly(threads)) => (workers.get(), threads.get()),
-        (Count::Exactly(workers), Count::Auto) => (workers.get(), (cores / workers).max(1)),
-        (Count::Auto, Count::Exactly(threads)) => (if several { (cores / threads).max(1) } else { 1 }, threads.get()),
-        (Count::Auto, Count::Auto) if several => (cores, 1),
-        (Count::Auto, Count::Auto) => (1, cores),
-    };
-    if (workers, threads) == (1, cores) {
+    match (config.workers, config.threads_per_worker) {
+        (Count::Exactly(workers), Count::Exactly(threads)) => [workers.get(), threads.get()],
+        (Count::Exactly(workers), Count::Auto) => [workers.get(), (cores / workers).max(1)],
+        (Count::Auto, Count::Exactly(threads)) => [if several { (cores / threads).max(1) } else { 1 }, threads.get()],
+        (Count::Auto, Count::Auto) if several => [cores, 1],
+        (Count::Auto, Count::Auto) => [1, cores],
+    }
+}
+
+#[cfg(not(feature = "flex"))]
+fn share_cpu(_: CpuConfig, _: &dyn Executor) -> [usize; 2] {
+    [1, 1]
+}
+
+#[cfg(feature = "flex")]
+fn cpu_seats(device: usize, config: CpuConfig, executor: &dyn Executor) -> Result<Vec<Seat>, Error> {
+    let [workers, threads] = share_cpu(config, executor);
+    if (workers, threads) == (1, rayon::current_num_threads()) {
         return Ok(vec![Seat { name: "cpu".to_owned(), device, pool: None }]);
     }
     let seat = |worker: usize| {
@@ -150,7 +135,71 @@ impl TileOp for InPool {
         self.op.geometry()
     }
 
-    fn run(&self, tile: &TileInput<'_>, emit: &mut Emit<'_>) -> Result<(), BoxError> {
-        self.pool.install(|| self.op.run(tile, emit))
+    fn chunks(&self, frames: usize) -> Vec<Range<usize>> {
+        self.op.chunks(frames)
+    }
+
+    fn upload(&self, piece: Block) -> Result<Resident, BoxError> {
+        self.pool.install(|| self.op.upload(piece))
+    }
+
+    fn begin(&self) -> TileRun<'_> {
+        let mut run = self.pool.install(|| self.op.begin());
+        Box::new(move |piece| self.pool.install(|| run(piece)))
+    }
+
+    fn download(&self, answer: Resident) -> Result<Block, BoxError> {
+        self.pool.install(|| self.op.download(answer))
+    }
+
+    fn check(&self) -> Result<(), BoxError> {
+        self.op.check()
+    }
+}
+
+/// An operation that is made when it is first needed.
+pub(crate) struct Late<F> {
+    pub(crate) geometry: Geometry,
+    pub(crate) frames_per_chunk: usize,
+    pub(crate) make: F,
+    pub(crate) op: OnceLock<Result<Arc<dyn TileOp>, String>>,
+}
+
+impl<F: Fn() -> Result<Arc<dyn TileOp>, VaeError> + Send + Sync> Late<F> {
+    fn op(&self) -> Result<&dyn TileOp, BoxError> {
+        let op = self.op.get_or_init(|| (self.make)().map_err(|error| error.to_string()));
+        op.as_ref().map(AsRef::as_ref).map_err(|error| error.clone().into())
+    }
+}
+
+impl<F: Fn() -> Result<Arc<dyn TileOp>, VaeError> + Send + Sync> TileOp for Late<F> {
+    fn geometry(&self) -> Geometry {
+        self.geometry
+    }
+
+    fn chunks(&self, frames: usize) -> Vec<Range<usize>> {
+        self.geometry.frames.chunks(frames, self.frames_per_chunk)
+    }
+
+    fn upload(&self, piece: Block) -> Result<Resident, BoxError> {
+        self.op()?.upload(piece)
+    }
+
+    fn begin(&self) -> TileRun<'_> {
+        match self.op() {
+            Ok(op) => op.begin(),
+            Err(error) => {
+                let message = error.to_string();
+                Box::new(move |_| Err(message.clone().into()))
+            }
+        }
+    }
+
+    fn download(&self, answer: Resident) -> Result<Block, BoxError> {
+        self.op()?.download(answer)
+    }
+
+    fn check(&self) -> Result<(), BoxError> {
+        self.op()?.check()
     }
 }

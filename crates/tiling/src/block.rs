@@ -125,6 +125,35 @@ impl Block {
         Self { shape: [b, c, frames, h, w], data }
     }
 
+    /// Blocks that differ in their batch items only, one after the other.
+    ///
+    /// # Panics
+    /// When there is none, or they differ otherwise.
+    pub fn join_batch(mut blocks: Vec<Self>) -> Self {
+        if blocks.len() == 1 {
+            return blocks.remove(0);
+        }
+        let [_, c, t, h, w] = blocks[0].shape;
+        assert!(blocks.iter().all(|block| block.shape[1..] == [c, t, h, w]), "blocks of one size");
+        let items = blocks.iter().map(|block| block.shape[0]).sum();
+        Self { shape: [items, c, t, h, w], data: blocks.into_iter().flat_map(|block| block.data).collect() }
+    }
+
+    /// The batch items in `parts` blocks of equal size: what [`join_batch`](Self::join_batch) joined.
+    ///
+    /// # Panics
+    /// When they cannot be divided so.
+    pub fn split_batch(self, parts: usize) -> Vec<Self> {
+        if parts == 1 {
+            return vec![self];
+        }
+        let [items, c, t, h, w] = self.shape;
+        assert!(items.is_multiple_of(parts), "{items} batch items are not {parts} equal parts");
+        let shape = [items / parts, c, t, h, w];
+        let length = shape.iter().product::<usize>();
+        (0..parts).map(|part| Self { shape, data: self.data[part * length..(part + 1) * length].to_vec() }).collect()
+    }
+
     /// A copy of `height` rows from `y` on and `width` columns from `x` on, all frames.
     pub(crate) fn window(&self, [y, x]: [usize; 2], [height, width]: [usize; 2]) -> Self {
         self.region(&Region { start: [0, y, x], size: [self.shape[2], height, width] })

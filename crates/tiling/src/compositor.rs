@@ -16,7 +16,7 @@ pub struct Compositor<'a> {
     /// Frames that came of each tile.
     received: Vec<usize>,
     /// Pieces of tiles whose turn has not come.
-    early: BTreeMap<usize, Vec<Block>>,
+    early: BTreeMap<usize, Vec<Kept>>,
     /// The tile whose turn it is, and its frames that are blended.
     next: usize,
     placed: usize,
@@ -51,7 +51,7 @@ impl<'a> Compositor<'a> {
         }
     }
 
-    /// Keeps the strips that later tiles blend with in a file, so that memory does not grow with the number of frames.
+    /// Keeps the strips that later tiles blend with, and tiles that come early, in a file, so that memory does not grow with the number of frames.
     #[must_use]
     pub fn with_scratch(self, file: File) -> Self {
         Self { shelf: Shelf::in_file(file), ..self }
@@ -77,6 +77,7 @@ impl<'a> Compositor<'a> {
         }
         self.received[index] += count;
         if index != self.next {
+            let piece = self.shelf.put(piece).map_err(CompositeError::Scratch)?;
             self.early.entry(index).or_default().push(piece);
             return Ok(());
         }
@@ -84,10 +85,16 @@ impl<'a> Compositor<'a> {
         while self.placed == frames {
             self.advance();
             for piece in self.early.remove(&self.next).into_iter().flatten() {
+                let piece = self.shelf.take(piece).map_err(CompositeError::Scratch)?;
                 self.place(piece)?;
             }
         }
         Ok(())
+    }
+
+    /// Tiles that are blended and handed on: the first so many in raster order.
+    pub fn placed_tiles(&self) -> usize {
+        self.next
     }
 
     /// Ends the run.

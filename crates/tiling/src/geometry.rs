@@ -17,6 +17,13 @@ impl Region {
         (0..3).all(|axis| self.start[axis] <= other.start[axis] && other.start[axis] + other.size[axis] <= self.start[axis] + self.size[axis])
     }
 
+    /// Some of its frames, counted from its first.
+    #[must_use]
+    pub fn frames(&self, range: &Range<usize>) -> Self {
+        let [start, y, x] = self.start;
+        Self { start: [start + range.start, y, x], size: [range.len(), self.size[1], self.size[2]] }
+    }
+
     /// Rows times columns times frames.
     pub fn volume(&self) -> usize {
         self.size.iter().product()

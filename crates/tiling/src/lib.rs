@@ -39,7 +39,7 @@ pub use config::{BlendConfig, GridConfig, PerAxis};
 pub use error::{BoxError, CompositeError, GridError};
 pub use geometry::{FrameScale, Geometry, Region, Scale};
 pub use grid::{Axis, DiffusersGrid, Grid, GridDefaults, Off, Overlap, Span, Uniform, UniformSize};
-pub use op::{Emit, ReadError, Sink, TileInput, TileOp, TileSource};
+pub use op::{Resident, Sink, TileOp, TileRun, TileSource};
 pub use plan::{Tile, TilePlan};
 
 #[cfg(test)]

@@ -1,78 +1,90 @@
+use std::any::Any;
+use std::fmt;
 use std::ops::Range;
 
 use crate::{Block, BoxError, Geometry, Region};
 
 /// What is done to one tile. Executors, grids and the compositor see only this.
 ///
-/// An operation holds no state of its own between calls: the answer for a tile depends on that tile alone.
+/// A tile goes through it in pieces of whole frames, and each piece in stages: it is brought to the device, worked on, and the answer brought back.
+/// Executors may run the stages of different pieces at once, on different threads. An operation holds no state of its own between tiles: the answer
+/// for a tile depends on that tile alone.
 pub trait TileOp: Send + Sync {
     /// How an input region maps to an output region.
     fn geometry(&self) -> Geometry;
 
-    /// Hands the answer for one tile to `emit`, in pieces of whole frames, from the first frame to the last.
+    /// The pieces in which a tile of `frames` is taken, from the first frame to the last.
+    fn chunks(&self, frames: usize) -> Vec<Range<usize>> {
+        std::iter::once(0..frames).collect()
+    }
+
+    /// Brings a piece of a tile to the device. By default it stays a [`Block`] in host memory.
     ///
     /// # Errors
-    /// Whatever the operation cannot take or could not do, and the errors of reading the tile and of `emit`, unchanged.
-    fn run(&self, tile: &TileInput<'_>, emit: &mut Emit<'_>) -> Result<(), BoxError>;
+    /// Whatever kept it from getting there.
+    fn upload(&self, piece: Block) -> Result<Resident, BoxError> {
+        Ok(Resident::new(piece))
+    }
+
+    /// Begins a tile.
+    fn begin(&self) -> TileRun<'_>;
+
+    /// Brings a piece of an answer back. By default it is a [`Block`].
+    ///
+    /// # Errors
+    /// Whatever kept it from getting here.
+    fn download(&self, answer: Resident) -> Result<Block, BoxError> {
+        answer.take()
+    }
+
+    /// Whether the device still works; asked after a failure.
+    ///
+    /// # Errors
+    /// What became of it.
+    fn check(&self) -> Result<(), BoxError> {
+        Ok(())
+    }
 
     /// The whole answer for a whole tile.
     ///
     /// # Errors
-    /// As for [`run`](Self::run).
+    /// Whatever the operation cannot take or could not do.
     fn apply(&self, tile: &Block) -> Result<Block, BoxError> {
-        let mut pieces = Vec::new();
-        let emit = &mut |piece| {
-            pieces.push(piece);
-            Ok(())
-        };
-        self.run(&TileInput::whole(tile), emit)?;
-        Ok(Block::join_frames(pieces))
+        let mut run = self.begin();
+        let pieces = self.chunks(tile.shape()[2]).into_iter().map(|frames| {
+            let piece = tile.frames(frames.start, frames.len());
+            self.download(run(self.upload(piece)?)?)
+        });
+        Ok(Block::join_frames(pieces.collect::<Result<_, _>>()?))
     }
 }
 
-/// Takes a piece of an answer.
-pub type Emit<'a> = dyn FnMut(Block) -> Result<(), BoxError> + Send + 'a;
+/// The work on one tile: takes its pieces in order and gives a piece of the answer for each. What it remembers of earlier pieces is its own.
+pub type TileRun<'a> = Box<dyn FnMut(Resident) -> Result<Resident, BoxError> + Send + 'a>;
 
-/// One tile of a source. Its frames are read as the operation asks for them.
-#[derive(Clone, Copy)]
-pub struct TileInput<'a> {
-    source: &'a dyn TileSource,
-    region: Region,
-}
+/// A piece of a tile, or of an answer, in whatever form an operation works on it.
+pub struct Resident(Box<dyn Any + Send>);
 
-impl<'a> TileInput<'a> {
-    /// A region of a source.
-    pub fn new(source: &'a dyn TileSource, region: Region) -> Self {
-        Self { source, region }
+impl Resident {
+    /// Wraps a value.
+    pub fn new<T: Any + Send>(value: T) -> Self {
+        Self(Box::new(value))
     }
 
-    /// All of a source.
-    pub fn whole(source: &'a dyn TileSource) -> Self {
-        let [.., frames, height, width] = source.shape();
-        Self { source, region: Region { start: [0; 3], size: [frames, height, width] } }
-    }
-
-    /// `[batch, channels, frames, height, width]`.
-    pub fn shape(&self) -> [usize; 5] {
-        let ([b, c, ..], [t, h, w]) = (self.source.shape(), self.region.size);
-        [b, c, t, h, w]
-    }
-
-    /// Some of the tile's frames.
+    /// The value again.
     ///
     /// # Errors
-    /// [`ReadError`].
-    pub fn frames(&self, range: Range<usize>) -> Result<Block, ReadError> {
-        let Region { start: [t, y, x], size: [_, height, width] } = self.region;
-        let region = Region { start: [t + range.start, y, x], size: [range.len(), height, width] };
-        self.source.read(&region).map_err(ReadError)
+    /// When it is of another type: it was made by another operation.
+    pub fn take<T: Any>(self) -> Result<T, BoxError> {
+        self.0.downcast().map(|value| *value).map_err(|_| "the piece is another operation's".into())
     }
 }
 
-/// A source that could not be read.
-#[derive(Debug, thiserror::Error)]
-#[error("the input cannot be read")]
-pub struct ReadError(#[source] pub BoxError);
+impl fmt::Debug for Resident {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Resident")
+    }
+}
 
 /// Where tiles are read from.
 pub trait TileSource: Sync {

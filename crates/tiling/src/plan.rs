@@ -90,6 +90,12 @@ impl TilePlan {
         [1, 2].map(|axis| self.tiles.iter().map(|tile| tile.input.size[axis]).max().unwrap_or(0))
     }
 
+    /// Tiles that are begun and not yet blended, at most, when `workers` have each `at_once` tiles in work: as many again may wait for an earlier tile,
+    /// and two more for each worker. No tile is begun beyond that, however slow whoever takes the output is.
+    pub fn held_tiles(&self, workers: usize, at_once: usize) -> usize {
+        self.tiles.len().min(2 * workers * (at_once + 1))
+    }
+
     /// Output px of the strips that the compositor holds at most when tiles come in raster order: those under a row of tiles, and one beside a tile.
     pub fn strip_px(&self) -> usize {
         let widest = |spans: &[Span]| (1..spans.len()).map(|i| shared(spans, i)).max().unwrap_or(0);

@@ -3,8 +3,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// The name of a device, as configurations write it: `cpu`, `ndarray`, `cuda:0`, `vulkan:1`, `wgpu:0`, `metal:0`.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+/// The name of a device, as configurations write it: `cpu`, `ndarray`, `cuda:0`, `vulkan:1`, `wgpu:0`, `metal:0`, `remote://host:7700/0`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum DeviceName {
     /// Burn's CPU backend.
@@ -19,11 +19,18 @@ pub enum DeviceName {
     Wgpu(usize),
     /// A GPU through Metal, by its number.
     Metal(usize),
+    /// A device of another machine, or another process.
+    Remote {
+        /// Name or address, and port, of the server.
+        host: String,
+        /// The device's number there.
+        index: usize,
+    },
 }
 
 /// A name that is not a device's.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("unknown device `{0}`; names are cpu, ndarray, cuda:N, vulkan:N, wgpu:N and metal:N")]
+#[error("unknown device `{0}`; names are cpu, ndarray, cuda:N, vulkan:N, wgpu:N, metal:N and remote://HOST:PORT/N")]
 pub struct DeviceNameError(pub String);
 
 impl FromStr for DeviceName {
@@ -32,6 +39,15 @@ impl FromStr for DeviceName {
     fn from_str(name: &str) -> Result<Self, Self::Err> {
         let unknown = || DeviceNameError(name.to_owned());
         let lower = name.trim().to_ascii_lowercase();
+        if let Some(rest) = lower.strip_prefix("remote://") {
+            let (host, index) = rest.split_once('/').unwrap_or((rest, "0"));
+            let port = host.rsplit_once(':').filter(|(name, _)| !name.is_empty()).and_then(|(_, port)| port.parse::<u16>().ok());
+            let index = if index.is_empty() { Some(0) } else { index.parse().ok() };
+            return match (port, index) {
+                (Some(_), Some(index)) => Ok(Self::Remote { host: host.to_owned(), index }),
+                _ => Err(unknown()),
+            };
+        }
         let (kind, index) = match lower.split_once(':') {
             Some((kind, index)) => (kind, Some(index.parse().map_err(|_| unknown())?)),
             None => (lower.as_str(), None),
@@ -57,6 +73,7 @@ impl fmt::Display for DeviceName {
             Self::Vulkan(index) => write!(f, "vulkan:{index}"),
             Self::Wgpu(index) => write!(f, "wgpu:{index}"),
             Self::Metal(index) => write!(f, "metal:{index}"),
+            Self::Remote { host, index } => write!(f, "remote://{host}/{index}"),
         }
     }
 }
@@ -81,11 +98,12 @@ mod tests {
 
     #[test]
     fn names_round_trip() {
-        for name in ["cpu", "ndarray", "cuda:0", "vulkan:3", "wgpu:1", "metal:0"] {
+        for name in ["cpu", "ndarray", "cuda:0", "vulkan:3", "wgpu:1", "metal:0", "remote://10.0.0.2:7700/1", "remote://[::1]:7700/0"] {
             assert_eq!(name.parse::<DeviceName>().unwrap().to_string(), name);
         }
         assert_eq!("CUDA".parse(), Ok(DeviceName::Cuda(0)));
-        for name in ["", "cuda:", "cuda:x", "cpu:0", "tpu"] {
+        assert_eq!("remote://gpu:7700".parse(), Ok(DeviceName::Remote { host: "gpu:7700".to_owned(), index: 0 }));
+        for name in ["", "cuda:", "cuda:x", "cpu:0", "tpu", "remote://", "remote://gpu", "remote://:7700", "remote://gpu:7700/x", "remote://gpu:port/0"] {
             assert_eq!(name.parse::<DeviceName>(), Err(DeviceNameError(name.to_owned())));
         }
     }

@@ -109,7 +109,7 @@ fn read_config<F: VaeFamily>(config: &Value) -> Result<F::Config, VaeError> {
 }
 
 /// A checkpoint whose family and configuration are known, not loaded yet.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Model {
     /// The family.
     pub entry: &'static VaeEntry,

@@ -1,7 +1,8 @@
+use std::ops::Range;
 use std::sync::Arc;
 
 use burn::tensor::{DType, FloatDType, Tensor, TensorData};
-use tiling::{Block, BoxError, Emit, Geometry, TileInput, TileOp};
+use tiling::{Block, BoxError, Geometry, Resident, TileOp, TileRun};
 
 use crate::{FrameStream, Vae};
 
@@ -28,8 +29,24 @@ impl TileOp for Decode {
         self.vae.spec().decode_geometry()
     }
 
-    fn run(&self, tile: &TileInput<'_>, emit: &mut Emit<'_>) -> Result<(), BoxError> {
-        run(self.vae.as_ref(), self.vae.decode_stream(), self.geometry(), self.frames_per_chunk, tile, emit)
+    fn chunks(&self, frames: usize) -> Vec<Range<usize>> {
+        self.geometry().frames.chunks(frames, self.frames_per_chunk)
+    }
+
+    fn upload(&self, piece: Block) -> Result<Resident, BoxError> {
+        Ok(upload(self.vae.as_ref(), piece))
+    }
+
+    fn begin(&self) -> TileRun<'_> {
+        begin(self.vae.decode_stream())
+    }
+
+    fn download(&self, answer: Resident) -> Result<Block, BoxError> {
+        download(answer)
+    }
+
+    fn check(&self) -> Result<(), BoxError> {
+        check(self.vae.as_ref())
     }
 }
 
@@ -38,27 +55,43 @@ impl TileOp for Encode {
         self.vae.spec().encode_geometry()
     }
 
-    fn run(&self, tile: &TileInput<'_>, emit: &mut Emit<'_>) -> Result<(), BoxError> {
-        run(self.vae.as_ref(), self.vae.encode_stream(), self.geometry(), self.frames_per_chunk, tile, emit)
+    fn chunks(&self, frames: usize) -> Vec<Range<usize>> {
+        self.geometry().frames.chunks(frames, self.frames_per_chunk)
+    }
+
+    fn upload(&self, piece: Block) -> Result<Resident, BoxError> {
+        Ok(upload(self.vae.as_ref(), piece))
+    }
+
+    fn begin(&self) -> TileRun<'_> {
+        begin(self.vae.encode_stream())
+    }
+
+    fn download(&self, answer: Resident) -> Result<Block, BoxError> {
+        download(answer)
+    }
+
+    fn check(&self) -> Result<(), BoxError> {
+        check(self.vae.as_ref())
     }
 }
 
-fn run(
-    vae: &dyn Vae,
-    mut stream: FrameStream<'_>,
-    geometry: Geometry,
-    frames_per_chunk: usize,
-    tile: &TileInput<'_>,
-    emit: &mut Emit<'_>,
-) -> Result<(), BoxError> {
-    for frames in geometry.frames.chunks(tile.shape()[2], frames_per_chunk) {
-        let piece = tile.frames(frames)?;
-        let shape = piece.shape();
-        let input = Tensor::from_data(TensorData::new(piece.into_data(), shape), (&vae.device(), DType::F32));
-        let answer = stream(input)?;
-        let shape = answer.dims();
-        let data = answer.cast(FloatDType::F32).into_data().try_into_vec::<f32>()?;
-        emit(Block::new(shape, data).expect("a tensor has as many values as its shape says"))?;
-    }
-    Ok(())
+fn upload(vae: &dyn Vae, piece: Block) -> Resident {
+    let shape = piece.shape();
+    Resident::new(Tensor::<5>::from_data(TensorData::new(piece.into_data(), shape), (&vae.device(), DType::F32)))
+}
+
+fn begin(mut stream: FrameStream<'_>) -> TileRun<'_> {
+    Box::new(move |piece| Ok(Resident::new(stream(piece.take()?)?.cast(FloatDType::F32))))
+}
+
+fn download(answer: Resident) -> Result<Block, BoxError> {
+    let answer: Tensor<5> = answer.take()?;
+    let shape = answer.dims();
+    let data = answer.into_data().try_into_vec::<f32>()?;
+    Ok(Block::new(shape, data).expect("a tensor has as many values as its shape says"))
+}
+
+fn check(vae: &dyn Vae) -> Result<(), BoxError> {
+    Ok(vae.device().sync()?)
 }

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use safetensors::{Dtype, SafeTensors};
-use tiling::{Block, Canvas, Cascade, Compositor, Grid, TileInput, TileOp, TilePlan};
+use tiling::{Block, Canvas, Cascade, Compositor, Grid, TileOp, TilePlan};
 
 use crate::{FrameRule, Model, Registry, Vae, VaeEntry, VaeError, VaeSpec, stream_frames};
 
@@ -64,8 +64,8 @@ pub fn run_tiled(op: &dyn TileOp, grid: &dyn Grid, input: &Block) -> (Block, usi
     let mut canvas = Canvas::default();
     let mut compositor = Compositor::new(&plan, &Cascade, &mut canvas);
     for tile in &plan.tiles {
-        let mut emit = |piece| Ok(compositor.push(tile.index, piece)?);
-        op.run(&TileInput::new(input, tile.input), &mut emit).expect("an input that the model takes");
+        let answer = op.apply(&input.region(&tile.input)).expect("an input that the model takes");
+        compositor.push(tile.index, answer).expect("the planned tile");
     }
     compositor.finish().expect("all tiles");
     (canvas.into_block(), plan.tiles.len())

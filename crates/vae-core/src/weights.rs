@@ -102,7 +102,7 @@ const FOLDER_FILES: &str = "diffusion_pytorch_model[.VARIANT].safetensors, its .
 const KINDS: &str = ".safetensors, .safetensors.index.json, .pth, .pt, .bin, .ckpt";
 
 /// A checkpoint on disk: a diffusers folder, a whole pipeline's folder (its `vae` is taken), or a single file.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Checkpoint {
     path: PathBuf,
     config: Option<Value>,

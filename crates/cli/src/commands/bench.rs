@@ -9,7 +9,9 @@ use tilevae::{Block, Config, Count, Direction, ExecutorConfig, FittedFrames, Mod
 use crate::args::{Bench, Common};
 use crate::commands::samples::Samples;
 use crate::commands::{UsageError, plan};
-use crate::output::{Bar, print};
+use crate::memory;
+use crate::output::{bytes, print};
+use crate::watch::Watch;
 
 pub(crate) fn bench(common: &Common, args: &Bench) -> anyhow::Result<()> {
     let config = super::configuration(common)?;
@@ -17,29 +19,46 @@ pub(crate) fn bench(common: &Common, args: &Bench) -> anyhow::Result<()> {
     let (direction, shape) = plan::input_shape(&args.input, args.direction, &model.spec, &config)?;
     RunPlan::new(&config, model.entry.name, &model.spec, direction, shape)?;
     let input = Input::read(&args.input, direction, shape, &model)?;
-    let mut rows = Vec::new();
+    let mut rows: Vec<Row> = Vec::new();
     for config in configurations(&config, args)? {
-        let pipeline = super::load_pipeline(&config, &model)?;
+        let executor = name(&config.executor)?;
+        let pipeline = super::load_pipeline(&config, &model, &tilevae::open_devices(&config.devices)?)?;
         let mut runs = Vec::new();
         for _ in 0..args.runs.get() {
-            runs.push(run(common, &pipeline, &input, direction, &model)?);
+            memory::forget_peak();
+            let (stats, hash) = run(common, &pipeline, &input, direction, &model)?;
+            runs.push(Row { executor: executor.clone(), stats, hash, peak: memory::peak() });
         }
-        runs.sort_by_key(|(stats, _)| stats.elapsed);
-        if let Some(different) = runs.iter().find(|(_, hash)| *hash != runs[0].1) {
-            anyhow::bail!("two runs of {} gave different samples: {} and {}", name(&config.executor)?, runs[0].1, different.1);
+        runs.sort_by_key(|row| row.stats.elapsed);
+        if let Some(different) = runs.iter().find(|row| row.hash != runs[0].hash) {
+            anyhow::bail!("two runs of {executor} gave different samples: {} and {}", runs[0].hash, different.hash);
         }
-        let (stats, hash) = runs.swap_remove(runs.len() / 2);
-        rows.push(Row { executor: name(&config.executor)?, stats, hash });
+        rows.push(runs.swap_remove(runs.len() / 2));
     }
-    let first = rows[0].stats.elapsed.as_secs_f64();
-    let mut text = format!("{:<14}{:>8}{:>10}{:>10}{:>7}  sha256\n", "executor", "workers", "seconds", "speed-up", "busy");
+    let first = rows[0].seconds();
+    let mut text = format!(
+        "{:<14}{:>8}{:>10}{:>10}{:>12}{:>7}{:>7}{:>13}  sha256\n",
+        "executor", "workers", "seconds", "speed-up", "efficiency", "busy", "loss", "peak memory"
+    );
     let mut json = Vec::new();
-    for Row { executor, stats, hash } in &rows {
-        let (seconds, workers) = (stats.elapsed.as_secs_f64(), stats.workers.len());
-        let busy = stats.workers.iter().map(|worker| worker.busy.as_secs_f64()).sum::<f64>() / (seconds * workers as f64);
-        text += &format!("{executor:<14}{workers:>8}{seconds:>10.2}{:>10.2}{:>6.0}%  {}\n", first / seconds, 100.0 * busy, &hash[..16]);
+    for row in &rows {
+        let Row { executor, stats, hash, peak } = row;
+        let (seconds, workers) = (row.seconds(), stats.workers.len());
+        // Against the first row of the same executor, for each worker.
+        let base = rows.iter().find(|base| base.executor == *executor).unwrap_or(row);
+        let efficiency = base.seconds() * base.stats.workers.len() as f64 / (seconds * workers as f64);
+        let (busy, loss) = (stats.busy_share(), stats.schedule_loss());
+        let memory = peak.map_or_else(|| "unknown".to_owned(), bytes);
+        text += &format!(
+            "{executor:<14}{workers:>8}{seconds:>10.2}{:>10.2}{:>11.0}%{:>6.0}%{loss:>7.2}{memory:>13}  {}\n",
+            first / seconds,
+            100.0 * efficiency,
+            100.0 * busy,
+            &hash[..16]
+        );
         json.push(json!({
-            "executor": executor, "seconds": seconds, "speed_up": first / seconds, "busy": busy, "sha256": hash, "tiles": stats.tiles, "workers": stats.workers
+            "executor": executor, "seconds": seconds, "speed_up": first / seconds, "efficiency": efficiency, "busy": busy, "schedule_loss": loss,
+            "peak_memory_bytes": peak, "sha256": hash, "tiles": stats.tiles, "workers": stats.workers
         }));
     }
     let equal = rows.iter().all(|row| row.hash == rows[0].hash);
@@ -47,18 +66,25 @@ pub(crate) fn bench(common: &Common, args: &Bench) -> anyhow::Result<()> {
     print(common, &text, &json!({"direction": direction, "shape": shape, "same_bytes": equal, "runs": json}))
 }
 
+/// A run.
 struct Row {
     executor: String,
     stats: RunStats,
     hash: String,
+    peak: Option<usize>,
+}
+
+impl Row {
+    fn seconds(&self) -> f64 {
+        self.stats.elapsed.as_secs_f64()
+    }
 }
 
 /// One configuration for each executor and, where it uses many, each number of workers.
 fn configurations(config: &Config, args: &Bench) -> anyhow::Result<Vec<Config>> {
     let mut configurations = Vec::new();
     for kind in &args.executor {
-        let executor: Result<ExecutorConfig, _> = serde_json::from_value(json!({"kind": kind}));
-        let executor = executor.map_err(|error| UsageError(error.to_string()))?;
+        let executor = executor_of(config, kind)?;
         if executor.build().check_workers(2).is_err() {
             let mut config = Config { executor, ..config.clone() };
             config.devices.cpu.workers = Count::Auto;
@@ -72,6 +98,15 @@ fn configurations(config: &Config, args: &Bench) -> anyhow::Result<Vec<Config>> 
         }
     }
     Ok(configurations)
+}
+
+/// The configured executor where it is of this kind, else one with the kind's defaults.
+fn executor_of(config: &Config, kind: &str) -> anyhow::Result<ExecutorConfig> {
+    if name(&config.executor)? == kind {
+        return Ok(config.executor);
+    }
+    let executor: Result<ExecutorConfig, _> = serde_json::from_value(json!({"kind": kind}));
+    Ok(executor.map_err(|error| UsageError(error.to_string()))?)
 }
 
 fn name(executor: &ExecutorConfig) -> anyhow::Result<String> {
@@ -116,12 +151,12 @@ fn run(common: &Common, pipeline: &Pipeline, input: &Input, direction: Direction
         Direction::Decode => {
             let plan = pipeline.plan(direction, input.source().shape())?;
             let mut samples = SampleFile::scratch(plan.output_shape)?;
-            let stats = pipeline.decode_to(input.source(), &mut samples, &mut Bar::new(common, "decoding"))?;
+            let stats = pipeline.decode_to(input.source(), &mut samples, &mut Watch::new(common, "decode"))?;
             Ok((stats, samples.sha256()?))
         }
         Direction::Encode => {
             let fitted = FittedFrames::new(input.source(), model.spec.frames, pipeline.config().io.frames)?;
-            let encoded = pipeline.encode(&fitted, &mut Bar::new(common, "encoding"))?;
+            let encoded = pipeline.encode(&fitted, &mut Watch::new(common, "encode"))?;
             Ok((encoded.stats, io::sha256(&encoded.latents)))
         }
     }

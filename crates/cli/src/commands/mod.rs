@@ -3,13 +3,17 @@ mod inform;
 mod plan;
 mod run;
 mod samples;
+#[cfg(feature = "remote")]
+mod worker;
 
 pub(crate) use bench::bench;
 pub(crate) use inform::{completions, config, devices, models};
 pub(crate) use plan::plan;
 pub(crate) use run::{decode, encode, roundtrip};
+#[cfg(feature = "remote")]
+pub(crate) use worker::worker;
 
-use tilevae::{Config, Model, Pipeline, parse_override};
+use tilevae::{Config, Model, OpenDevice, Pipeline, parse_override};
 
 use crate::args::Common;
 
@@ -40,8 +44,8 @@ fn configuration(common: &Common) -> Result<Config, tilevae::Error> {
 }
 
 /// The pipeline of a model, which Ctrl-C stops.
-fn load_pipeline(config: &Config, model: &Model) -> Result<Pipeline, tilevae::Error> {
-    Ok(Pipeline::load_model(config, model)?.with_stop(crate::interrupt::stop()))
+fn load_pipeline(config: &Config, model: &Model, devices: &[OpenDevice]) -> Result<Pipeline, tilevae::Error> {
+    Ok(Pipeline::load_on(config, model, devices)?.with_stop(crate::interrupt::stop()))
 }
 
 /// The configured model, without weights.

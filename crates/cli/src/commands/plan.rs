@@ -107,6 +107,7 @@ fn text(plan: &RunPlan) -> String {
         (Some(px), _) => px.to_string(),
         _ => "none".to_owned(),
     });
+    let scratch = if plan.chunks > 1 && tiles.is_tiled() { " in a scratch file" } else { "" };
     let shape = |shape: [usize; 5]| shape.map(|side| side.to_string()).join("x");
     let size = &plan.bytes;
     let chunks = if plan.chunks > 1 {
@@ -126,6 +127,7 @@ fn text(plan: &RunPlan) -> String {
          overlap  {} px of height, {} px of width, in the output\n\
          work     {:.2} times untiled, {} redundant tiles\n{chunks}\
          host     input {}, output {}, strips to blend with {}{}\n\
+         workers  {}, at most {} tiles begun and not yet blended ({} of answers that wait{})\n\
          device   about {} for the largest tile, without weights (untiled: {})\n\n{}",
         plan.family,
         shape(plan.input_shape),
@@ -138,7 +140,11 @@ fn text(plan: &RunPlan) -> String {
         bytes(size.input),
         bytes(size.output),
         bytes(size.strips),
-        if plan.chunks > 1 && tiles.is_tiled() { " in a scratch file" } else { "" },
+        scratch,
+        plan.workers,
+        plan.held_tiles,
+        bytes(size.waiting),
+        scratch,
         bytes(size.largest_tile),
         bytes(size.untiled),
         plan_picture::ascii(tiles),

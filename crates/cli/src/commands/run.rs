@@ -5,19 +5,24 @@ use serde_json::json;
 use tilevae::io::{self, ClipSink, FileKind, Fps, HashingSink, Origin, PictureSink, SampleFile, TensorSink, Tensors};
 use tilevae::metrics::Comparison;
 use tilevae::tiling::{Region, Sink};
-use tilevae::{Config, Direction, FittedFrames, Model, RunPlan, RunStats, TileSource};
+use tilevae::{Config, Direction, FittedFrames, OpenDevice, RunPlan, RunStats, TileSource};
 
-use crate::args::{self, Common};
+use crate::args::{self, Common, Traces};
 use crate::commands::UsageError;
 use crate::commands::samples::Samples;
-use crate::output::{Bar, print};
+use crate::output::{bytes, print};
+use crate::timeline::Timeline;
+use crate::watch::Watch;
+use crate::memory;
 
 pub(crate) fn decode(common: &Common, args: &args::Decode) -> anyhow::Result<()> {
     let config = super::configuration(common)?;
     let output = Output::new(&args.output)?;
+    check_writable(&args.traces)?;
     let tensor = Tensors::read(&args.latents)?.latents()?;
     let model = super::open_model(&config)?;
-    let plan = planned(&config, &model, Direction::Decode, tensor.block.shape())?;
+    let plan = RunPlan::new(&config, model.entry.name, &model.spec, Direction::Decode, tensor.block.shape())?;
+    let devices = open_devices(&config)?;
     let mut shape = plan.output_shape;
     let origin = tensor.origin;
     if let Some(frames) = origin.frames.filter(|&frames| model.spec.frames.nearest(frames)[1] == shape[2]) {
@@ -29,16 +34,18 @@ pub(crate) fn decode(common: &Common, args: &args::Decode) -> anyhow::Result<()>
     }
     let fps = args.fps.or(origin.fps).unwrap_or(Fps::DEFAULT);
     let mut sink = output.sink(shape, tensor.rank, fps, &config)?;
-    let pipeline = super::load_pipeline(&config, &model)?;
-    let bar = &mut Bar::new(common, "decoding");
+    let pipeline = super::load_pipeline(&config, &model, &devices)?;
+    let mut watch = Watch::new(common, "decode");
     let (stats, hash) = if args.hash {
         let mut hashing = HashingSink::new(sink.as_sink(), plan.output_shape)?;
-        let stats = pipeline.decode_to(&tensor.block, &mut hashing, bar)?;
+        let stats = pipeline.decode_to(&tensor.block, &mut hashing, &mut watch)?;
         (stats, Some(hashing.sha256()?))
     } else {
-        (pipeline.decode_to(&tensor.block, sink.as_sink(), bar)?, None)
+        (pipeline.decode_to(&tensor.block, sink.as_sink(), &mut watch)?, None)
     };
-    let files = sink.write()?;
+    drop(watch);
+    let mut files = sink.write()?;
+    files.extend(write_traces(&args.traces, &[("decode", &stats)])?);
     report(common, &files, shape, &stats, hash)
 }
 
@@ -50,38 +57,45 @@ pub(crate) fn encode(common: &Common, args: &args::Encode) -> anyhow::Result<()>
         return Err(UsageError(format!("{} would be {what}; latents are written as .safetensors or .npy", args.output.display())).into());
     }
     io::check_writable(&args.output)?;
+    check_writable(&args.traces)?;
     if config.io.posterior == tilevae::Posterior::Moments && kind == FileKind::Npy {
         return Err(io::IoError::OneTensor { path: args.output.clone() }.into());
     }
     let model = super::open_model(&config)?;
     let samples = Samples::read(&args.samples, &model.spec)?;
     let fitted = FittedFrames::new(samples.source(), model.spec.frames, config.io.frames)?;
-    planned(&config, &model, Direction::Encode, fitted.shape())?;
+    RunPlan::new(&config, model.entry.name, &model.spec, Direction::Encode, fitted.shape())?;
+    let devices = open_devices(&config)?;
     let origin = Origin { size: samples.picture_size(), frames: fitted.is_padded().then(|| fitted.own_frames()), fps: args.fps.or(samples.fps()) };
-    let pipeline = super::load_pipeline(&config, &model)?;
-    let encoded = pipeline.encode(&fitted, &mut Bar::new(common, "encoding"))?;
+    let pipeline = super::load_pipeline(&config, &model, &devices)?;
+    let encoded = pipeline.encode(&fitted, &mut Watch::new(common, "encode"))?;
     let mut tensors = vec![("latents", &encoded.latents)];
     if let Some([mean, log_variance]) = &encoded.moments {
         tensors.extend([("mean", mean), ("logvar", log_variance)]);
     }
     io::write_tensors(&args.output, &tensors, samples.rank(), origin)?;
     let hash = args.hash.then(|| io::sha256(&encoded.latents));
-    report(common, std::slice::from_ref(&args.output), encoded.latents.shape(), &encoded.stats, hash)
+    let mut files = vec![args.output.clone()];
+    files.extend(write_traces(&args.traces, &[("encode", &encoded.stats)])?);
+    report(common, &files, encoded.latents.shape(), &encoded.stats, hash)
 }
 
 pub(crate) fn roundtrip(common: &Common, args: &args::Roundtrip) -> anyhow::Result<()> {
     let config = super::configuration(common)?;
     let output = args.output.as_deref().map(Output::new).transpose()?;
+    check_writable(&args.traces)?;
     let model = super::open_model(&config)?;
     let samples = Samples::read(&args.samples, &model.spec)?;
     let fitted = FittedFrames::new(samples.source(), model.spec.frames, config.io.frames)?;
-    let there = planned(&config, &model, Direction::Encode, fitted.shape())?;
+    let planned = |direction, shape| RunPlan::new(&config, model.entry.name, &model.spec, direction, shape);
+    let there = planned(Direction::Encode, fitted.shape())?;
     let [batch, _, frames, height, width] = there.output_shape;
-    let back = planned(&config, &model, Direction::Decode, [batch, model.spec.latent_channels, frames, height, width])?;
+    let back = planned(Direction::Decode, [batch, model.spec.latent_channels, frames, height, width])?;
     let channels = [model.spec.input_channels, model.spec.output_channels];
     if channels[0] != channels[1] {
         return Err(UsageError(format!("the model takes {} channels and gives {}: they cannot be compared", channels[0], channels[1])).into());
     }
+    let devices = open_devices(&config)?;
     // A side that is no multiple of the ratio comes back shorter from raw samples, and longer (padded) from a picture.
     let size = samples.size();
     let size = [0, 1].map(|axis| size[axis].min(back.output_shape[3 + axis]));
@@ -90,9 +104,9 @@ pub(crate) fn roundtrip(common: &Common, args: &args::Roundtrip) -> anyhow::Resu
     let mut sink = output.map(|output| output.sink(shape, samples.rank(), fps, &config)).transpose()?;
     let mut decoded = SampleFile::scratch(shape)?;
 
-    let pipeline = super::load_pipeline(&config, &model)?;
-    let encoded = pipeline.encode(&fitted, &mut Bar::new(common, "encoding"))?;
-    let stats = pipeline.decode_to(&encoded.latents, &mut decoded, &mut Bar::new(common, "decoding"))?;
+    let pipeline = super::load_pipeline(&config, &model, &devices)?;
+    let encoded = pipeline.encode(&fitted, &mut Watch::new(common, "encode"))?;
+    let stats = pipeline.decode_to(&encoded.latents, &mut decoded, &mut Watch::new(common, "decode"))?;
     let mut comparison = Comparison::default();
     for frame in 0..shape[2] {
         let region = Region { start: [frame, 0, 0], size: [1, size[0], size[1]] };
@@ -107,7 +121,8 @@ pub(crate) fn roundtrip(common: &Common, args: &args::Roundtrip) -> anyhow::Resu
             sink.as_sink().take([frame, 0, 0], [shape[2], size[0], size[1]], back).map_err(|error| anyhow::anyhow!(error))?;
         }
     }
-    let files = sink.map(SampleSink::write).transpose()?.unwrap_or_default();
+    let mut files = sink.map(SampleSink::write).transpose()?.unwrap_or_default();
+    files.extend(write_traces(&args.traces, &[("encode", &encoded.stats), ("decode", &stats)])?);
     let (psnr, ssim) = (comparison.psnr(), comparison.ssim());
     let seconds = (encoded.stats.elapsed + stats.elapsed).as_secs_f64();
     let tiles = encoded.stats.tiles + stats.tiles;
@@ -116,33 +131,77 @@ pub(crate) fn roundtrip(common: &Common, args: &args::Roundtrip) -> anyhow::Resu
     for file in &files {
         text += &format!("wrote {}\n", file.display());
     }
+    text += &troubles(&encoded.stats);
+    text += &troubles(&stats);
     let finite = psnr.is_finite().then_some(psnr);
     print(common, &text, &json!({"psnr_db": finite, "ssim": ssim, "files": files, "frames": shape[2], "tiles": tiles, "seconds": seconds}))
 }
 
-/// The plan, so that what cannot be run is refused before weights load.
-fn planned(config: &Config, model: &Model, direction: Direction, shape: [usize; 5]) -> Result<RunPlan, tilevae::Error> {
-    for name in &config.devices.names {
-        tilevae::open_device(name)?;
-    }
-    RunPlan::new(config, model.entry.name, &model.spec, direction, shape)
+/// The devices, so that one that is not there is told before weights load.
+fn open_devices(config: &Config) -> Result<Vec<OpenDevice>, tilevae::Error> {
+    tilevae::open_devices(&config.devices)
+}
+
+fn check_writable(files: &Traces) -> Result<(), io::IoError> {
+    files.trace.iter().chain(&files.timeline).try_for_each(|path| io::check_writable(path))
+}
+
+fn write_traces(files: &Traces, runs: &[(&'static str, &RunStats)]) -> Result<Vec<PathBuf>, io::IoError> {
+    let mut timeline = Timeline::default();
+    runs.iter().for_each(|(verb, stats)| timeline.add(verb, stats));
+    timeline.write(files)
 }
 
 fn report(common: &Common, files: &[PathBuf], shape: [usize; 5], stats: &RunStats, sha256: Option<String>) -> anyhow::Result<()> {
     let seconds = stats.elapsed.as_secs_f64();
     let names = files.iter().map(|file| file.display().to_string()).collect::<Vec<_>>().join(", ");
     let shape_text = shape.map(|side| side.to_string()).join("x");
-    let tiles = if stats.tiles == 1 { "1 tile".to_owned() } else { format!("{} tiles", stats.tiles) };
     let workers = if stats.workers.len() > 1 { format!(" on {} workers", stats.workers.len()) } else { String::new() };
-    let mut text = format!("wrote {names}: {shape_text} in {tiles}{workers}, {seconds:.2} s");
+    let peak = memory::peak();
+    let mut text = format!("wrote {names}: {shape_text} in {}{workers}, {seconds:.2} s", tiles(stats.tiles));
+    if let Some(peak) = peak {
+        text += &format!(", peak memory {}", bytes(peak));
+    }
+    text += "\n";
+    if stats.workers.len() > 1 {
+        let width = stats.workers.iter().map(|worker| worker.name.len()).max().unwrap_or(0);
+        for worker in &stats.workers {
+            let busy = 100.0 * worker.busy.as_secs_f64() / seconds;
+            let [up, down] = [worker.uploaded_bytes, worker.downloaded_bytes].map(|count| bytes(usize::try_from(count).unwrap_or(usize::MAX)));
+            text += &format!("  {:<width$}  {}, busy {busy:.0} % of the time, {up} in, {down} out\n", worker.name, tiles(worker.tiles));
+        }
+        text += &format!("  the run took {:.2} times as long as if all had been busy to the end\n", stats.schedule_loss());
+    }
+    text += &troubles(stats);
     let mut json = json!({
-        "files": files, "shape": shape, "tiles": stats.tiles, "frames": stats.frames, "seconds": seconds, "workers": stats.workers
+        "files": files, "shape": shape, "tiles": stats.tiles, "frames": stats.frames, "seconds": seconds, "workers": stats.workers,
+        "schedule_loss": stats.schedule_loss(), "upcast_tiles": stats.upcast_tiles, "peak_memory_bytes": peak
     });
     if let Some(sha256) = sha256 {
-        text += &format!("\nsha256 {sha256}");
+        text += &format!("sha256 {sha256}\n");
         json["sha256"] = sha256.into();
     }
     print(common, &text, &json)
+}
+
+fn tiles(count: usize) -> String {
+    if count == 1 { "1 tile".to_owned() } else { format!("{count} tiles") }
+}
+
+/// What went wrong in a run and was made good.
+fn troubles(stats: &RunStats) -> String {
+    let mut text = String::new();
+    for worker in stats.workers.iter().filter(|worker| worker.faults > 0) {
+        text += &format!("  {} failed {}", worker.name, if worker.faults == 1 { "once".to_owned() } else { format!("{} times", worker.faults) });
+        text += &match &worker.retired {
+            Some(cause) => format!(" and was given up: {cause}\n"),
+            None => "; others made it good\n".to_owned(),
+        };
+    }
+    if stats.upcast_tiles > 0 {
+        text += &format!("  {} not finite and run again in f32\n", if stats.upcast_tiles == 1 { "1 tile was".to_owned() } else { format!("{} tiles were", stats.upcast_tiles) });
+    }
+    text
 }
 
 /// Whether `whole` is `size` padded to a multiple of `ratio`: then a picture that once had that size may be cropped to it.
