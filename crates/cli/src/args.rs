@@ -81,6 +81,16 @@ pub(crate) enum Command {
     },
 }
 
+impl Command {
+    /// Whether it serves devices.
+    pub(crate) fn is_worker(&self) -> bool {
+        #[cfg(feature = "remote")]
+        return matches!(self, Self::Worker(_));
+        #[cfg(not(feature = "remote"))]
+        false
+    }
+}
+
 #[derive(Debug, clap::Args)]
 pub(crate) struct Decode {
     /// Latents: .safetensors (the tensor `latents`) or .npy, [b,c,h,w] or [b,c,t,h,w].

@@ -10,13 +10,17 @@ mod plan_picture;
 mod timeline;
 mod watch;
 
+use std::io::IsTerminal;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 
 use clap::Parser;
-use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::Layer;
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
-use args::{Args, Command, Common};
+use args::{Args, Command};
 
 /// Runs the command line of this process.
 ///
@@ -24,7 +28,7 @@ use args::{Args, Command, Common};
 pub fn main() -> ExitCode {
     allocator::tune();
     let args = Args::parse();
-    log_to_stderr(&args.common);
+    log_to_stderr(&args);
     // Burn reports most errors by panicking. Executors make errors of panics; the hook's own message would only come before theirs.
     std::panic::set_hook(Box::new(|panic| tracing::debug!("{panic}")));
     interrupt::listen();
@@ -63,12 +67,17 @@ fn run(args: &Args) -> anyhow::Result<()> {
     }
 }
 
-fn log_to_stderr(common: &Common) {
-    let level = match (common.quiet, common.verbose) {
+fn log_to_stderr(args: &Args) {
+    let level = match (args.common.quiet, args.common.verbose) {
         (true, _) => LevelFilter::ERROR,
         (false, 0) => LevelFilter::WARN,
         (false, 1) => LevelFilter::INFO,
         (false, _) => LevelFilter::DEBUG,
     };
-    tracing_subscriber::fmt().with_max_level(level).with_writer(|| watch::Log).without_time().with_target(false).init();
+    // Runs say themselves what became of a device that another machine serves; whoever serves wants to hear of his clients.
+    let of_connections = if level == LevelFilter::WARN && !args.command.is_worker() { LevelFilter::ERROR } else { level };
+    let levels = Targets::new().with_default(level).with_targets(["burn_remote", "burn_communication"].map(|name| (name, of_connections)));
+    let is_terminal = std::io::stderr().is_terminal();
+    let layer = tracing_subscriber::fmt::layer().with_writer(|| watch::Log).without_time().with_target(false).with_ansi(is_terminal);
+    tracing_subscriber::registry().with(layer.with_filter(levels)).init();
 }

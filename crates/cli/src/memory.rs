@@ -1,5 +1,7 @@
 //! The most memory that this process has taken. Linux tells; elsewhere nobody is asked.
 
+use crate::allocator;
+
 /// The peak of resident memory, in bytes, since the process began or [`forget_peak`].
 pub(crate) fn peak() -> Option<usize> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
@@ -10,6 +12,7 @@ pub(crate) fn peak() -> Option<usize> {
 
 /// Begins to look for the peak anew. See proc(5), `clear_refs`.
 pub(crate) fn forget_peak() {
+    allocator::give_back();
     // Where that cannot be had, the peak is that of all runs so far.
     let _ = std::fs::write("/proc/self/clear_refs", "5");
 }

@@ -91,7 +91,7 @@ impl ExecError {
             line += &format!(": {error}");
             source = error.source();
         }
-        line
+        line.split_whitespace().collect::<Vec<_>>().join(" ")
     }
 
     /// Whether a device's memory was too small. Backends say so in words only.

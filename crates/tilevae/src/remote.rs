@@ -10,7 +10,7 @@ pub const TOKEN_VARIABLE: &str = "TILEVAE_TOKEN";
 
 #[cfg(feature = "remote")]
 mod enabled {
-    use std::net::TcpListener;
+    use std::net::{SocketAddr, TcpListener};
 
     use burn::remote::RemoteHost;
     use burn::server::{RemoteServer, TokenAuthorizer, WebSocketTransport};
@@ -30,36 +30,45 @@ mod enabled {
         Device::remote_options(&server).device_index(index).init().map_err(|error| unreachable(error.to_string()))
     }
 
-    /// Serves devices to other machines until the process is interrupted. They must belong to one backend. Clients have to give the token that the
-    /// environment variable [`TOKEN_VARIABLE`] holds; without one, only this machine is served.
-    ///
-    /// The connection is not encrypted.
-    ///
-    /// # Errors
-    /// When there is no token and `listener` can be reached from elsewhere, or the server cannot be started.
-    pub fn serve(devices: Vec<Device>, listener: TcpListener) -> Result<(), Error> {
-        let error = |message: String| Error::Server { message };
-        let address = listener.local_addr().map_err(|problem| error(problem.to_string()))?;
-        let mut server = vae_core::layers::host_remotely(RemoteServer::new(devices));
-        match token() {
-            Some(token) => {
-                let authorizer = TokenAuthorizer::new(token).map_err(|problem| error(problem.to_string()))?;
-                server = server.with_authorizer(authorizer);
-            }
-            None if address.ip().is_loopback() => {}
-            None => {
-                let message = format!("{address} can be reached from other machines: set {TOKEN_VARIABLE} to a secret, here and there");
-                return Err(error(message));
+    /// Devices for other machines.
+    #[derive(Clone)]
+    pub struct Server(RemoteServer);
+
+    impl Server {
+        /// A server of `devices`, which must belong to one backend. Clients have to give the token that the environment variable [`TOKEN_VARIABLE`]
+        /// holds; without one, only this machine is served. Neither the token nor anything else is encrypted on its way.
+        ///
+        /// # Errors
+        /// When there is no token and `address` can be reached from elsewhere.
+        pub fn new(devices: Vec<Device>, address: SocketAddr) -> Result<Self, Error> {
+            let server = vae_core::layers::host_remotely(RemoteServer::new(devices));
+            match token() {
+                Some(token) => {
+                    let authorizer = TokenAuthorizer::new(token).map_err(|error| Error::Server { message: error.to_string() })?;
+                    Ok(Self(server.with_authorizer(authorizer)))
+                }
+                None if address.ip().is_loopback() => Ok(Self(server)),
+                None => {
+                    let message = format!("{address} can be reached from other machines: set {TOKEN_VARIABLE} to a secret, here and there");
+                    Err(Error::Server { message })
+                }
             }
         }
-        server.serve(WebSocketTransport::from_listener(listener)).map_err(|problem| error(problem.to_string()))
+
+        /// Serves until the process is interrupted.
+        ///
+        /// # Errors
+        /// When the devices belong to several backends, or the listener cannot be used.
+        pub fn serve(&self, listener: TcpListener) -> Result<(), Error> {
+            self.0.serve(WebSocketTransport::from_listener(listener)).map_err(|error| Error::Server { message: error.to_string() })
+        }
     }
 }
 
 #[cfg(feature = "remote")]
 pub(crate) use enabled::connect;
 #[cfg(feature = "remote")]
-pub use enabled::serve;
+pub use enabled::Server;
 
 #[cfg(not(feature = "remote"))]
 pub(crate) fn connect(name: &DeviceName, _: &str, _: usize) -> Result<Device, Error> {

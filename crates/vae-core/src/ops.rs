@@ -88,7 +88,7 @@ fn begin(mut stream: FrameStream<'_>) -> TileRun<'_> {
 fn download(answer: Resident) -> Result<Block, BoxError> {
     let answer: Tensor<5> = answer.take()?;
     let shape = answer.dims();
-    let data = answer.into_data().try_into_vec::<f32>()?;
+    let data = answer.try_into_data()?.try_into_vec::<f32>()?;
     Ok(Block::new(shape, data).expect("a tensor has as many values as its shape says"))
 }
 

@@ -19,9 +19,9 @@ pub(crate) fn worker(common: &Common, args: &Worker) -> anyhow::Result<()> {
     let address = listener.local_addr()?;
     let names: Vec<String> = (0..served.len()).map(|index| format!("remote://{address}/{index}")).collect();
     let text: String = names.iter().zip(&served).map(|(name, (device, _))| format!("{name}  {device}\n")).collect();
+    let server = remote::Server::new(served.iter().map(|(_, device)| device.clone()).collect(), address)?;
     print(common, &text, &serde_json::json!({"address": address, "devices": names}))?;
-    remote::serve(served.into_iter().map(|(_, device)| device).collect(), listener)?;
-    Ok(())
+    Ok(server.serve(listener)?)
 }
 
 fn cpu_copies(config: &Config) -> usize {

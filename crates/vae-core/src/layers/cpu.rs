@@ -12,39 +12,34 @@ use burn_flex::{FlexTensor, Layout};
 use rayon::iter::{IndexedParallelIterator, IntoParallelIterator, ParallelIterator};
 use rayon::slice::ParallelSliceMut;
 
-use super::norm::LEAST_LENGTH;
+use super::norm::{GroupRule, LEAST_LENGTH};
 
 /// Whether the kernels here can take the tensor.
 pub(super) fn takes<const D: usize>(x: &Tensor<D>) -> bool {
     x.dtype() == DType::F32 && matches!(x.device().as_dispatch(), DispatchDevice::Flex(_))
 }
 
-/// Group normalisation, with SiLU after it when asked.
-pub(super) struct GroupNorm {
-    pub(super) groups: usize,
-    pub(super) epsilon: f64,
-    pub(super) then_silu: bool,
+/// Group normalisation.
+///
+/// # Shapes
+/// `[b, c, h, w]` and twice `[c]`, to `[b, c, h, w]`.
+pub(super) fn group_norm(x: Tensor<4>, weight: Tensor<1>, bias: Tensor<1>, rule: GroupRule) -> Tensor<4> {
+    let [_, channels, height, width] = x.dims();
+    let parameters = [weight, bias].map(|parameter| parameter.into_data().convert::<f32>());
+    let [weight, bias] = parameters.each_ref().map(|data| data.as_slice::<f32>().expect("converted to f32"));
+    in_place(x, |values| {
+        let per_group = channels / rule.groups;
+        let group_size = (per_group * height * width).max(1);
+        values.par_chunks_mut(group_size).enumerate().for_each(|(index, group)| {
+            let first = index % rule.groups * per_group;
+            let range = first..first + per_group;
+            let (weight, bias) = (&weight[range.clone()], &bias[range]);
+            pulp::Arch::new().dispatch(|| rule.normalise(group, weight, bias));
+        });
+    })
 }
 
-impl GroupNorm {
-    /// # Shapes
-    /// `[b, c, h, w]` and twice `[c]`, to `[b, c, h, w]`.
-    pub(super) fn forward(&self, x: Tensor<4>, weight: Tensor<1>, bias: Tensor<1>) -> Tensor<4> {
-        let [_, channels, height, width] = x.dims();
-        let parameters = [weight, bias].map(|parameter| parameter.into_data().convert::<f32>());
-        let [weight, bias] = parameters.each_ref().map(|data| data.as_slice::<f32>().expect("converted to f32"));
-        in_place(x, |values| {
-            let per_group = channels / self.groups;
-            let group_size = (per_group * height * width).max(1);
-            values.par_chunks_mut(group_size).enumerate().for_each(|(index, group)| {
-                let first = index % self.groups * per_group;
-                let range = first..first + per_group;
-                let (weight, bias) = (&weight[range.clone()], &bias[range]);
-                pulp::Arch::new().dispatch(|| self.normalise(group, weight, bias));
-            });
-        })
-    }
-
+impl GroupRule {
     #[inline(always)]
     fn normalise(&self, group: &mut [f32], weight: &[f32], bias: &[f32]) {
         let count = group.len() as f64;
@@ -191,6 +186,7 @@ fn exp(x: f32) -> f32 {
 mod tests {
     use burn::tensor::{Device, TensorData};
 
+    use super::super::norm::{group_norm_by_operators, rms_norm_by_operators};
     use super::*;
 
     #[test]
@@ -223,7 +219,8 @@ mod tests {
             // A view into a larger tensor, and a tensor that nobody else holds.
             let view = whole.narrow(3, 1, shape[3]);
             for then_silu in [false, true] {
-                let expected = norm.normalised_by_operators(view.clone(), then_silu).into_data();
+                let rule = GroupRule { groups, epsilon: 1e-6, then_silu };
+                let expected = group_norm_by_operators(view.clone(), norm.weight.val(), norm.bias.val(), rule).into_data();
                 let run = |x: Tensor<4>| if then_silu { norm.forward_silu(x) } else { norm.forward(x) };
                 for x in [view.clone(), Tensor::from_data(view.clone().into_data(), &device)] {
                     let got = run(x).into_data();
@@ -245,7 +242,7 @@ mod tests {
             // A px without length.
             x = x.slice_assign([0..1, 0..shape[1], 0..1, 0..1, 0..1], Tensor::zeros([1, shape[1], 1, 1, 1], &device));
             for then_silu in [false, true] {
-                let expected = norm.normalised_by_operators(x.clone(), then_silu).into_data();
+                let expected = rms_norm_by_operators(x.clone(), norm.gamma.val(), then_silu).into_data();
                 let got = if then_silu { norm.forward_silu(x.clone()) } else { norm.forward(x.clone()) }.into_data();
                 let pairs = got.as_slice::<f32>().unwrap().iter().zip(expected.as_slice::<f32>().unwrap());
                 let worst = pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);

@@ -5,10 +5,14 @@ mod conv;
 #[cfg(feature = "flex")]
 mod cpu;
 mod norm;
+#[cfg(feature = "remote")]
+mod remote;
 
 pub use attention::{Linear, attend};
 pub use conv::Conv2d;
 pub use norm::{GroupNorm, RmsNorm};
+#[cfg(feature = "remote")]
+pub use remote::host_remotely;
 
 use burn::module::{Param, ParamId};
 use burn::tensor::ops::{InterpolateMode, InterpolateOptions};

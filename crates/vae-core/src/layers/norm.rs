@@ -38,26 +38,45 @@ impl GroupNorm {
     }
 
     fn normalised(&self, x: Tensor<4>, then_silu: bool) -> Tensor<4> {
-        #[cfg(feature = "flex")]
-        if super::cpu::takes(&x) {
-            let norm = super::cpu::GroupNorm { groups: self.groups, epsilon: self.epsilon, then_silu };
-            return norm.forward(x, self.weight.val(), self.bias.val());
+        let rule = GroupRule { groups: self.groups, epsilon: self.epsilon, then_silu };
+        #[cfg(feature = "remote")]
+        if super::remote::takes(&x) {
+            return super::remote::group_norm(x, self.weight.val(), self.bias.val(), rule);
         }
-        self.normalised_by_operators(x, then_silu)
+        group_norm(x, self.weight.val(), self.bias.val(), rule)
     }
+}
 
-    /// The answer has the dtype of the input; SiLU sees the values in f32.
-    pub(super) fn normalised_by_operators(&self, x: Tensor<4>, then_silu: bool) -> Tensor<4> {
-        let dtype = x.dtype();
-        let [b, c, h, w] = x.dims();
-        let grouped = x.cast(FloatDType::F32).reshape([b, self.groups, c / self.groups * h * w]);
-        let (variance, mean) = grouped.clone().var_mean_bias(2);
-        let normal = (grouped - mean) / (variance + self.epsilon).sqrt();
-        let affine = |parameter: &Param<Tensor<1>>| parameter.val().cast(FloatDType::F32).reshape([1, c, 1, 1]);
-        let y = normal.reshape([b, c, h, w]) * affine(&self.weight) + affine(&self.bias);
-        let y = if then_silu { silu(y) } else { y };
-        y.cast(dtype)
+/// How channels are normalised in groups.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct GroupRule {
+    pub(super) groups: usize,
+    pub(super) epsilon: f64,
+    /// Whether SiLU follows.
+    pub(super) then_silu: bool,
+}
+
+/// # Shapes
+/// `[b, c, h, w]` and twice `[c]`, to `[b, c, h, w]`.
+pub(super) fn group_norm(x: Tensor<4>, weight: Tensor<1>, bias: Tensor<1>, rule: GroupRule) -> Tensor<4> {
+    #[cfg(feature = "flex")]
+    if super::cpu::takes(&x) {
+        return super::cpu::group_norm(x, weight, bias, rule);
     }
+    group_norm_by_operators(x, weight, bias, rule)
+}
+
+/// The answer has the dtype of the input; SiLU sees the values in f32.
+pub(super) fn group_norm_by_operators(x: Tensor<4>, weight: Tensor<1>, bias: Tensor<1>, rule: GroupRule) -> Tensor<4> {
+    let dtype = x.dtype();
+    let [b, c, h, w] = x.dims();
+    let grouped = x.cast(FloatDType::F32).reshape([b, rule.groups, c / rule.groups * h * w]);
+    let (variance, mean) = grouped.clone().var_mean_bias(2);
+    let normal = (grouped - mean) / (variance + rule.epsilon).sqrt();
+    let affine = |parameter: Tensor<1>| parameter.cast(FloatDType::F32).reshape([1, c, 1, 1]);
+    let y = normal.reshape([b, c, h, w]) * affine(weight) + affine(bias);
+    let y = if rule.then_silu { silu(y) } else { y };
+    y.cast(dtype)
 }
 
 /// Each px divided by the length of its vector of channels, scaled by the root of their number and `gamma` (diffusers, `WanRMS_norm`).
@@ -91,21 +110,31 @@ impl RmsNorm {
     }
 
     fn normalised(&self, x: Tensor<5>, then_silu: bool) -> Tensor<5> {
-        #[cfg(feature = "flex")]
-        if super::cpu::takes(&x) {
-            return super::cpu::rms_norm(x, self.gamma.val(), then_silu);
+        #[cfg(feature = "remote")]
+        if super::remote::takes(&x) {
+            return super::remote::rms_norm(x, self.gamma.val(), then_silu);
         }
-        self.normalised_by_operators(x, then_silu)
+        rms_norm(x, self.gamma.val(), then_silu)
     }
+}
 
-    /// Lengths are taken in f32 for half types, and what is divided is rounded to the type before it is scaled.
-    pub(super) fn normalised_by_operators(&self, x: Tensor<5>, then_silu: bool) -> Tensor<5> {
-        let dtype = x.dtype();
-        let channels = x.dims()[1];
-        let wide = if matches!(dtype, DType::F16 | DType::BF16) { x.cast(FloatDType::F32) } else { x };
-        let length = wide.clone().square().sum_dim(1).sqrt().clamp_min(LEAST_LENGTH);
-        let scale = (channels as f64).sqrt();
-        let y = (wide / length).cast(dtype) * scale * self.gamma.val().reshape([1, channels, 1, 1, 1]);
-        if then_silu { silu(y) } else { y }
+/// # Shapes
+/// `[b, c, t, h, w]` and `[c]`, to `[b, c, t, h, w]`.
+pub(super) fn rms_norm(x: Tensor<5>, gamma: Tensor<1>, then_silu: bool) -> Tensor<5> {
+    #[cfg(feature = "flex")]
+    if super::cpu::takes(&x) {
+        return super::cpu::rms_norm(x, gamma, then_silu);
     }
+    rms_norm_by_operators(x, gamma, then_silu)
+}
+
+/// Lengths are taken in f32 for half types, and what is divided is rounded to the type before it is scaled.
+pub(super) fn rms_norm_by_operators(x: Tensor<5>, gamma: Tensor<1>, then_silu: bool) -> Tensor<5> {
+    let dtype = x.dtype();
+    let channels = x.dims()[1];
+    let wide = if matches!(dtype, DType::F16 | DType::BF16) { x.cast(FloatDType::F32) } else { x };
+    let length = wide.clone().square().sum_dim(1).sqrt().clamp_min(LEAST_LENGTH);
+    let scale = (channels as f64).sqrt();
+    let y = (wide / length).cast(dtype) * scale * gamma.reshape([1, channels, 1, 1, 1]);
+    if then_silu { silu(y) } else { y }
 }

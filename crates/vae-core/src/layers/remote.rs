@@ -1,0 +1,109 @@
+//! Norms on devices that another process serves: each is shipped as one operation, which runs there as it would run here, so that the answer has the
+//! same bits and one message takes the place of many.
+
+use burn::backend::ir::{BackendIr, CustomOpIr, HandleContainer, ScalarIr, TensorIr};
+use burn::backend::{DispatchDevice, DispatchKindConversion, DispatchTensor, Remote};
+use burn::remote::CustomOpClient;
+use burn::server::RemoteServer;
+use burn::tensor::Tensor;
+
+use super::norm;
+
+const GROUP_NORM: &str = "tilevae.group_norm";
+const RMS_NORM: &str = "tilevae.rms_norm";
+
+/// Whether another process has the tensor.
+pub(super) fn takes<const D: usize>(x: &Tensor<D>) -> bool {
+    matches!(x.device().as_dispatch(), DispatchDevice::Remote(_))
+}
+
+pub(super) fn group_norm(x: Tensor<4>, weight: Tensor<1>, bias: Tensor<1>, rule: norm::GroupRule) -> Tensor<4> {
+    let norm::GroupRule { groups, epsilon, then_silu } = rule;
+    ship(GROUP_NORM, x, vec![weight, bias], vec![ScalarIr::UInt(groups as u64), ScalarIr::Float(epsilon), ScalarIr::Bool(then_silu)])
+}
+
+pub(super) fn rms_norm(x: Tensor<5>, gamma: Tensor<1>, then_silu: bool) -> Tensor<5> {
+    ship(RMS_NORM, x, vec![gamma], vec![ScalarIr::Bool(then_silu)])
+}
+
+fn ship<const D: usize>(id: &'static str, x: Tensor<D>, parameters: Vec<Tensor<1>>, scalars: Vec<ScalarIr>) -> Tensor<D> {
+    let device = x.device();
+    let DispatchDevice::Remote(remote) = device.as_dispatch() else { panic!("the tensor is not remote") };
+    let client = CustomOpClient::new(remote);
+    let answer = TensorIr::uninit(client.create_empty_handle(), x.shape(), x.dtype());
+    let mut inputs = vec![described(x)];
+    inputs.extend(parameters.into_iter().map(described));
+    let mut answers = client.register(CustomOpIr::with_scalars(id, &inputs, &[answer], scalars));
+    Tensor::from_primitive::<Remote>(answers.remove(0))
+}
+
+fn described<const D: usize>(tensor: Tensor<D>) -> TensorIr {
+    match tensor.try_into_primitive::<Remote>() {
+        Ok(primitive) => primitive.into_ir(),
+        Err(error) => panic!("weights and input of a norm are on one device: {error:?}"),
+    }
+}
+
+/// A server that runs the norms of clients on the backends of this build.
+#[must_use]
+pub fn host_remotely(server: RemoteServer) -> RemoteServer {
+    #[cfg(feature = "flex")]
+    let server = host::<burn::backend::Flex>(server);
+    #[cfg(feature = "ndarray")]
+    let server = host::<burn::backend::NdArray>(server);
+    #[cfg(feature = "cube")]
+    let server = host::<burn::backend::Cube>(server);
+    server
+}
+
+fn host<B: BackendIr>(server: RemoteServer) -> RemoteServer
+where
+    DispatchTensor: DispatchKindConversion<B>,
+{
+    let server = server.with_custom_op::<B, _>(GROUP_NORM, |handles, call, _| {
+        let [groups, epsilon, then_silu] = &call.scalars[..] else { panic!("{GROUP_NORM} has three numbers") };
+        let rule = norm::GroupRule { groups: whole(groups), epsilon: real(epsilon), then_silu: flag(then_silu) };
+        let answer = norm::group_norm(input::<B, 4>(handles, call, 0), input::<B, 1>(handles, call, 1), input::<B, 1>(handles, call, 2), rule);
+        answered::<B, 4>(handles, call, answer);
+    });
+    server.with_custom_op::<B, _>(RMS_NORM, |handles, call, _| {
+        let answer = norm::rms_norm(input::<B, 5>(handles, call, 0), input::<B, 1>(handles, call, 1), flag(&call.scalars[0]));
+        answered::<B, 5>(handles, call, answer);
+    })
+}
+
+fn input<B: BackendIr, const D: usize>(handles: &mut HandleContainer<B::Handle>, call: &CustomOpIr, at: usize) -> Tensor<D>
+where
+    DispatchTensor: DispatchKindConversion<B>,
+{
+    Tensor::from_primitive::<B>(handles.get_float_tensor::<B>(&call.inputs[at]))
+}
+
+fn answered<B: BackendIr, const D: usize>(handles: &mut HandleContainer<B::Handle>, call: &CustomOpIr, answer: Tensor<D>)
+where
+    DispatchTensor: DispatchKindConversion<B>,
+{
+    match answer.try_into_primitive::<B>() {
+        Ok(answer) => handles.register_float_tensor::<B>(&call.outputs[0].id, answer),
+        Err(error) => panic!("a norm stays on its backend: {error:?}"),
+    }
+}
+
+fn whole(scalar: &ScalarIr) -> usize {
+    match *scalar {
+        ScalarIr::UInt(value) => usize::try_from(value).unwrap_or(usize::MAX),
+        ScalarIr::Int(value) => usize::try_from(value).unwrap_or(0),
+        ref other => panic!("{other:?} is no number of groups"),
+    }
+}
+
+fn real(scalar: &ScalarIr) -> f64 {
+    match *scalar {
+        ScalarIr::Float(value) => value,
+        ref other => panic!("{other:?} is no real number"),
+    }
+}
+
+fn flag(scalar: &ScalarIr) -> bool {
+    matches!(scalar, ScalarIr::Bool(true))
+}
