@@ -5,6 +5,9 @@ mod files;
 mod information;
 mod parity;
 mod refusals;
+#[cfg(feature = "remote")]
+mod remote;
+mod watching;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};

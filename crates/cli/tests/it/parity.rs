@@ -139,19 +139,28 @@ fn executors_and_workers_do_not_change_a_bit() {
             (run(&args), std::fs::read(&out).unwrap())
         };
         let (_, expected) = decode("sequential.npy", &[]);
-        for (workers, threads) in [("1", "1"), ("2", "1"), ("3", "2"), ("auto", "auto")] {
+        let multi = [("multi-device", "1", "1"), ("multi-device", "3", "2"), ("multi-device", "auto", "auto")];
+        for (kind, workers, threads) in multi.into_iter().chain([("pipelined", "1", "2"), ("pipelined", "2", "1"), ("pipelined", "8", "1")]) {
             let settings = [format!("devices.cpu.workers={workers}"), format!("devices.cpu.threads_per_worker={threads}")];
-            let (printed, got) = decode("multi.npy", &["executor.kind=multi-device", &settings[0], &settings[1]]);
-            assert!(got == expected, "{latents} with {workers} workers");
-            assert!(workers.len() > 1 || workers == "1" || printed.contains(&format!("on {workers} workers")), "{printed}");
+            let (printed, got) = decode("many.npy", &[&format!("executor.kind={kind}"), &settings[0], &settings[1]]);
+            assert!(got == expected, "{latents} with {workers} workers, {kind}");
+            assert!(workers == "auto" || workers == "1" || printed.contains(" workers, "), "{printed}");
+        }
+        // In stacks, too.
+        for batch in ["3", "auto"] {
+            let (_, got) = decode("stacked.npy", &["executor.kind=multi-device", &format!("executor.batch_tiles={batch}"), "devices.cpu.workers=1"]);
+            assert!(got == expected, "{latents} in stacks of {batch}");
         }
         // And an encode.
         let [samples, one, many] = ["s.npy", "one.npy", "many.npy"].map(|name| folder.path(name));
         std::fs::write(&samples, expected).unwrap();
         let common = ["--model", model, "--set", "tiling.tile_px=96", "--set", "tiling.stride_px=64"];
         run(&[&["encode", &samples, "-o", &one], &common[..]].concat());
-        run(&[&["encode", &samples, "-o", &many, "--set", "executor.kind=multi-device", "--set", "devices.cpu.workers=3"], &common[..]].concat());
-        assert!(std::fs::read(&one).unwrap() == std::fs::read(&many).unwrap());
+        for kind in ["multi-device", "pipelined"] {
+            let executor = format!("executor.kind={kind}");
+            run(&[&["encode", &samples, "-o", &many, "--set", &executor, "--set", "devices.cpu.workers=3"], &common[..]].concat());
+            assert!(std::fs::read(&one).unwrap() == std::fs::read(&many).unwrap());
+        }
     }
 }
 
@@ -175,13 +184,32 @@ fn a_bench_compares_executors() {
     let printed = run(&[&["bench", "examples/latents/chelsea.safetensors"], &settings[..]].concat());
     let rows: Vec<Vec<&str>> = printed.lines().map(|line| line.split_whitespace().collect()).collect();
     assert_eq!(
-        rows[1..4].iter().map(|row| (row[0], row[1])).collect::<Vec<_>>(),
-        [("sequential", "1"), ("multi-device", "1"), ("multi-device", "3")]
+        rows[1..6].iter().map(|row| (row[0], row[1])).collect::<Vec<_>>(),
+        [("sequential", "1"), ("multi-device", "1"), ("multi-device", "3"), ("pipelined", "1"), ("pipelined", "3")]
     );
-    assert!(rows[1][5] == rows[2][5] && rows[2][5] == rows[3][5] && printed.ends_with("all gave the same bytes\n"), "{printed}");
+    assert!(rows[2..6].iter().all(|row| row.last() == rows[1].last()) && printed.ends_with("all gave the same bytes\n"), "{printed}");
     let json = run(&["bench", "5x64x96", "--model", "models/demo-wan", "--direction", "encode", "--workers", "2", "--runs", "2", "--format", "json"]);
     assert!(json.contains("\"same_bytes\": true") && json.contains("\"direction\": \"encode\""), "{json}");
     assert!(super::refused(2, &["bench", "64x64", "--executor", "fast"]).contains("multi-device"));
+}
+
+#[test]
+fn tiles_that_overflow_in_f16_are_run_again_in_f32() {
+    let folder = Folder::new();
+    let [large, wide, narrow] = ["large.npy", "wide.npy", "narrow.npy"].map(|name| folder.path(name));
+    // Values near the largest of f16: finite, but no sum of them is.
+    let mut loud = latents(root("examples/latents/chelsea.safetensors").to_str().unwrap()).block;
+    loud.data_mut().iter_mut().for_each(|value| *value *= 12_000.0);
+    write_tensors(large.as_ref(), &[("latents", &loud)], 4, Origin::default()).unwrap();
+    let common = ["--set", "io.latent_space=vae", "--set", "tiling.tile_px=128"];
+    run(&[&["decode", &large, "-o", &wide], &common[..]].concat());
+    for executor in ["executor.kind=sequential", "executor.kind=multi-device", "executor.kind=pipelined"] {
+        let printed = run(&[&["decode", &large, "-o", &narrow, "--set", "devices.dtype.cpu=f16", "--set", executor], &common[..]].concat());
+        assert!(printed.contains("20 tiles were not finite and run again in f32"), "{printed}");
+        assert!(std::fs::read(&wide).unwrap() == std::fs::read(&narrow).unwrap(), "{executor}");
+    }
+    let refused = super::refused(1, &[&["decode", &large, "-o", &narrow, "--set", "model.dtype=f16", "--set", "model.on_nan=fail"], &common[..]].concat());
+    assert!(refused.contains("tile 0 failed: the answer to a finite input is not finite"), "{refused}");
 }
 
 #[test]

@@ -137,7 +137,7 @@ fn damaged_tensors_are_errors() {
 #[cfg(unix)]
 #[test]
 fn an_interrupted_run_leaves_nothing_behind() {
-    for executor in ["sequential", "multi-device"] {
+    for executor in ["sequential", "multi-device", "pipelined"] {
         let folder = Folder::new();
         let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_tilevae"))
             .args(["bench", "1025x256x256", "--model", "models/demo-wan", "--executor", executor, "--workers", "2"])
