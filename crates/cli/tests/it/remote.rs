@@ -99,7 +99,8 @@ fn a_run_survives_a_server_that_is_killed() {
     for executor in ["multi-device", "pipelined"] {
         let (mut victim, survivor) = (Server::start(&[], ""), Server::start(&[], ""));
         let devices = format!("{},{}", victim.devices[0], survivor.devices[0]);
-        let args = [&common[..], &["--set", &format!("executor.kind={executor}")]].concat();
+        let executor = format!("executor.kind={executor}");
+        let args = [&common[..], &["--set", &executor]].concat();
         let mut finished = 0;
         let (code, _, printed) = watch(&args, &devices, |event| {
             finished += usize::from(event.contains("\"event\":\"tile_finished\""));
