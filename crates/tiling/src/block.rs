@@ -159,6 +159,17 @@ impl Block {
         self.region(&Region { start: [0, y, x], size: [self.shape[2], height, width] })
     }
 
+    /// Its first `height` rows and `width` columns, all frames, moved together in place.
+    pub(crate) fn cropped(mut self, [height, width]: [usize; 2]) -> Self {
+        let [b, c, t, ..] = self.shape;
+        for row in 0..b * c * t * height {
+            let from = (row / height * self.shape[3] + row % height) * self.shape[4];
+            self.data.copy_within(from..from + width, row * width);
+        }
+        self.data.truncate(b * c * t * height * width);
+        Self { shape: [b, c, t, height, width], data: self.data }
+    }
+
     /// Copies `source` to frame `t`, row `y`, column `x` of every batch item and channel of this block.
     ///
     /// # Panics

@@ -160,7 +160,7 @@ impl<'a> Compositor<'a> {
                 blend_columns(left.as_ref(), &mut tile, &ramps[1]);
                 if has_right {
                     keep(&mut self.right, tile.window([0, kept_width], [height, width - kept_width]))?;
-                    tile = tile.window([0, 0], [height, kept_width]);
+                    tile = tile.cropped([height, kept_width]);
                 }
                 blend_rows(above.as_ref(), &mut tile, &ramps[0]);
                 if has_below {
@@ -169,7 +169,7 @@ impl<'a> Compositor<'a> {
             }
         }
         if tile.extent() != [1, kept_height, kept_width] {
-            tile = tile.window([0, 0], [kept_height, kept_width]);
+            tile = tile.cropped([kept_height, kept_width]);
         }
         self.sink.take([frame, rows[row].start, columns[column].start], self.plan.output, tile).map_err(CompositeError::Sink)
     }
