@@ -12,6 +12,14 @@ check:
 ndarray:
     cargo test --release -p tilevae-cli --features ndarray ndarray
 
+# Devices that other processes serve, on loopback.
+remote:
+    cargo test --release -p tilevae-cli --features remote -- remote
+
+# What the engine costs without a model, and how busy it keeps simulated devices.
+bench:
+    cargo bench --manifest-path benches/Cargo.toml --target-dir target
+
 # Type-check the GPU backends without what they need to link.
 check-gpu:
     DOCS_RS=1 cargo check --release -p tilevae-cli --features cuda,vulkan

@@ -2,10 +2,14 @@
 
     cargo build --release -p tilevae-cli
     python tools/bench_peer.py [--threads 2] [--runs 3] [--only wan]
+    python tools/bench_peer.py --distvae [--ranks 2]
 
 Weights are seeded, at the real sizes of Stable Diffusion 1.x, Wan 2.1 and Wan 2.2; both sides compute in f32 on the CPU with the same number of threads. Seconds
 are those of the decode or encode alone (weights loaded before), after a warm-up in diffusers' case; memory is the peak of the whole process, weights
 and libraries included. The greatest difference of the two answers is printed too.
+
+With --distvae the tiled decode runs on several workers of one thread each instead: in DistVAE (tiles divided among processes over gloo), and in tilevae with
+as many workers in one process. Memory is then that of all processes together.
 """
 
 import argparse
@@ -13,6 +17,7 @@ import json
 import os
 import pathlib
 import resource
+import socket
 import statistics
 import subprocess
 import sys
@@ -79,6 +84,45 @@ def diffusers_side(folder, index, threads):
     print(json.dumps({"seconds": seconds, "peak_kib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}))
 
 
+def distvae_side(folder, index, rank, ranks, port):
+    """One rank of DistVAE, which divides the tiles among its ranks. Prints the seconds and the peak in KiB."""
+    import torch
+    import torch.distributed
+    from diffusers import AutoencoderKL
+    from distvae.vae import sharing, tiled_decode_for
+    from safetensors.torch import load_file, save_file
+
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=ranks)
+    model = AutoencoderKL.from_pretrained(f"{folder}/{CASES[index].model}", low_cpu_mem_usage=False).eval()
+    model.enable_tiling()
+    if ranks > 1:
+        dispatch, assemble = sharing(torch.distributed.group.WORLD)
+        model.tiled_decode = tiled_decode_for(model, dispatch=dispatch, assemble=assemble)
+    value = next(iter(load_file(f"{folder}/input-{index}.safetensors").values()))
+    with torch.inference_mode():
+        model.decode(value[..., :32, :32])
+        torch.distributed.barrier()
+        start = time.perf_counter()
+        answer = model.decode(value).sample
+        torch.distributed.barrier()
+        seconds = time.perf_counter() - start
+    if rank == 0:
+        save_file({"answer": answer.contiguous()}, f"{folder}/distvae-{index}.safetensors")
+    print(json.dumps({"seconds": seconds, "peak_kib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}))
+    torch.distributed.destroy_process_group()
+
+
+def distvae_ranks(folder, index, ranks):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, __file__, "--rank-of", folder, str(index)]
+    processes = [subprocess.Popen([*command, str(rank), str(ranks), str(port)], stdout=subprocess.PIPE, text=True) for rank in range(ranks)]
+    results = [json.loads(process.communicate()[0].splitlines()[-1]) for process in processes]
+    return {"seconds": max(result["seconds"] for result in results), "peak_kib": sum(result["peak_kib"] for result in results)}
+
+
 # The peak of a process begins at the size of the one that starts it, so a small one does.
 LAUNCHER = """
 import json, os, subprocess, sys
@@ -89,15 +133,56 @@ print(json.dumps({"output": output, "status": status, "peak_kib": usage.ru_maxrs
 """
 
 
-def tilevae_side(binary, folder, index, threads):
+def tilevae_side(binary, folder, index, threads, workers=None):
     case = CASES[index]
-    command = [binary, case.direction, f"{folder}/input-{index}.safetensors", "-o", f"{folder}/tilevae-{index}.safetensors", "--format", "json",
+    command = [binary, case.direction, f"{folder}/input-{index}.safetensors", "-o", f"{folder}/tilevae-{index}.safetensors", "--format", "json", "-q",
                "--model", f"{folder}/{case.model}", "--set", "io.latent_space=vae", "--set", f"tiling.kind={case.tiling}"]  # fmt: skip
+    if workers:
+        command += ["--set", "executor.kind=multi-device", "--set", f"devices.cpu.workers={workers}", "--set", "devices.cpu.threads_per_worker=1"]
     launcher = [sys.executable, "-S", "-c", LAUNCHER, *command]
     run = subprocess.run(launcher, check=True, stdout=subprocess.PIPE, env=os.environ | {"RAYON_NUM_THREADS": str(threads)})
     result = json.loads(run.stdout)
     assert result["status"] == 0, command
     return {"seconds": json.loads(result["output"])["seconds"], "peak_kib": result["peak_kib"]}
+
+
+def matmul_gain(threads, side=2048):
+    """How much faster torch multiplies two square matrices on so many threads than on one: what the machine gives at best."""
+    import torch
+
+    a, b = torch.randn(side, side), torch.randn(side, side)
+    seconds = []
+    for count in (1, threads):
+        torch.set_num_threads(count)
+        times = []
+        for _ in range(9):
+            start = time.perf_counter()
+            a @ b
+            times.append(time.perf_counter() - start)
+        seconds.append(statistics.median(times))
+    return seconds[0] / seconds[1]
+
+
+def against_distvae(args, folder, chosen):
+    import torch
+    from importlib.metadata import version
+    from safetensors.torch import load_file
+
+    print(f"torch {torch.__version__}, distvae {version('distvae')}, f32, one thread a worker, medians of {args.runs} interleaved runs")
+    print(f"a plain product of two matrices is {matmul_gain(args.ranks):.2f} times as fast on {args.ranks} threads as on one\n")
+    print("| case | workers | distvae s | tilevae s | time ratio | distvae MiB | tilevae MiB | memory ratio | max diff |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for index in chosen:
+        sides = ([], [])
+        for _ in range(args.runs):
+            sides[0].append(distvae_ranks(folder, index, args.ranks))
+            sides[1].append(tilevae_side(args.binary, folder, index, 1, args.ranks))
+        ratio = statistics.median(ours["seconds"] / theirs["seconds"] for theirs, ours in zip(*sides))
+        seconds = [statistics.median(run["seconds"] for run in side) for side in sides]
+        peaks = [statistics.median(run["peak_kib"] for run in side) / 1024 for side in sides]
+        a, b = (next(iter(load_file(pathlib.Path(folder) / f"{side}-{index}.safetensors").values())) for side in ("distvae", "tilevae"))
+        print(f"| {CASES[index].name} | {args.ranks} | {seconds[0]:.2f} | {seconds[1]:.2f} | {ratio:.2f} | {peaks[0]:.0f} | {peaks[1]:.0f} | {peaks[1] / peaks[0]:.2f} | {(a - b).abs().max():.1e} |",
+              flush=True)  # fmt: skip
 
 
 def main():
@@ -106,8 +191,13 @@ def main():
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--only", default="", metavar="TEXT", help="only the cases whose names hold this")
+    parser.add_argument("--distvae", action="store_true", help="against DistVAE, on several workers")
+    parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--side", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--rank-of", nargs=5, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.rank_of:
+        return distvae_side(args.rank_of[0], *map(int, args.rank_of[1:]))
     if args.side:
         return diffusers_side(args.side[0], int(args.side[1]), args.threads)
 
@@ -117,12 +207,16 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         torch.manual_seed(0)
         chosen = [index for index, case in enumerate(CASES) if args.only in case.name]
+        if args.distvae:
+            chosen = [index for index in chosen if CASES[index].model == "sd1" and CASES[index].tiling == "diffusers"]
         for model in {CASES[index].model for index in chosen}:
             build(model).save_pretrained(f"{folder}/{model}")
         for index in chosen:
             case = CASES[index]
             value = torch.randn(case.shape) if case.direction == "decode" else torch.rand(case.shape) * 2 - 1
             save_file({"latents" if case.direction == "decode" else "samples": value}, f"{folder}/input-{index}.safetensors")
+        if args.distvae:
+            return against_distvae(args, folder, chosen)
         print(f"torch {torch.__version__}, {args.threads} threads, f32, medians of {args.runs} interleaved runs\n")
         print("| case | diffusers s | tilevae s | time ratio | diffusers MiB | tilevae MiB | memory ratio | max diff |")
         print("|---|---|---|---|---|---|---|---|")

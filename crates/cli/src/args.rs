@@ -65,7 +65,6 @@ pub(crate) enum Command {
     /// Time a run with several executors and numbers of CPU workers, and compare what they give.
     Bench(Bench),
     /// Serve devices of this machine to runs on others, which name them as remote://HOST:PORT/N.
-    #[cfg(feature = "remote")]
     Worker(Worker),
     /// List the VAE families, and what is known of the configured model.
     Models,
@@ -84,10 +83,7 @@ pub(crate) enum Command {
 impl Command {
     /// Whether it serves devices.
     pub(crate) fn is_worker(&self) -> bool {
-        #[cfg(feature = "remote")]
-        return matches!(self, Self::Worker(_));
-        #[cfg(not(feature = "remote"))]
-        false
+        matches!(self, Self::Worker(_))
     }
 }
 
@@ -154,7 +150,6 @@ pub(crate) struct Traces {
     pub(crate) timeline: Option<PathBuf>,
 }
 
-#[cfg(feature = "remote")]
 #[derive(Debug, clap::Args)]
 #[command(after_help = "The devices are those of --device, or of the configuration; a CPU counts as devices.cpu.workers of them.\n\
     The environment variable TILEVAE_TOKEN holds a secret that both sides must have. Without it, only this machine is served. The connection is not encrypted.")]

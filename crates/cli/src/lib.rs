@@ -58,7 +58,6 @@ fn run(args: &Args) -> anyhow::Result<()> {
         Command::Roundtrip(args) => commands::roundtrip(common, args),
         Command::Plan(args) => commands::plan(common, args),
         Command::Bench(args) => commands::bench(common, args),
-        #[cfg(feature = "remote")]
         Command::Worker(args) => commands::worker(common, args),
         Command::Models => commands::models(common),
         Command::Devices => commands::devices(common),

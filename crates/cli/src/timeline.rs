@@ -114,7 +114,9 @@ impl Timeline {
                 lanes[row].push(lane);
             }
         }
-        lanes.iter_mut().for_each(|lanes| lanes.sort());
+        for lanes in &mut lanes {
+            lanes.sort();
+        }
         let mut top = vec![TOP];
         for lanes in &lanes {
             top.push(top[top.len() - 1] + LANE * lanes.len().max(1) as f64 + 8.0);
@@ -123,9 +125,10 @@ impl Timeline {
         let text = |content: String, x: f64, y: f64| {
             Text::new(content).set("x", x).set("y", y).set("font-size", 12).set("font-family", "sans-serif").set("fill", "#333")
         };
-        let mut drawing = Document::new().set("viewBox", (0, 0, LEFT + WIDTH + 20.0, height)).set("width", LEFT + WIDTH + 20.0).add(
-            Rectangle::new().set("width", LEFT + WIDTH + 20.0).set("height", height).set("fill", "white"),
-        );
+        let mut drawing = Document::new()
+            .set("viewBox", (0, 0, LEFT + WIDTH + 20.0, height))
+            .set("width", LEFT + WIDTH + 20.0)
+            .add(Rectangle::new().set("width", LEFT + WIDTH + 20.0).set("height", height).set("fill", "white"));
         for (at, stage) in Stage::ALL.into_iter().enumerate() {
             let left = LEFT + 90.0 * at as f64;
             drawing = drawing
@@ -135,7 +138,12 @@ impl Timeline {
         for (row, name) in rows.iter().enumerate() {
             let middle = f64::midpoint(top[row], top[row + 1]);
             drawing = drawing.add(text(name.clone(), LEFT - 10.0, middle).set("text-anchor", "end")).add(
-                Rectangle::new().set("x", LEFT).set("y", top[row]).set("width", WIDTH).set("height", top[row + 1] - top[row] - 8.0).set("fill", "#f2f2f2"),
+                Rectangle::new()
+                    .set("x", LEFT)
+                    .set("y", top[row])
+                    .set("width", WIDTH)
+                    .set("height", top[row + 1] - top[row] - 8.0)
+                    .set("fill", "#f2f2f2"),
             );
         }
         for tick in ticks(end) {

@@ -141,7 +141,9 @@ fn show_total(bar: &ProgressBar, done: Done) {
 impl Drop for Watch {
     fn drop(&mut self) {
         if let Self::Lines { total, workers, .. } = self {
-            workers.iter().for_each(|line| line.bar.finish_and_clear());
+            for line in workers {
+                line.bar.finish_and_clear();
+            }
             total.finish_and_clear();
         }
     }

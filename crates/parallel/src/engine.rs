@@ -46,12 +46,8 @@ pub(crate) fn run(settings: Settings, job: Job<'_>, progress: &mut dyn Progress)
     let Job { plan, source, workers, compositor, stop } = job;
     let recorder = Recorder::new();
     let workers: Arc<[_]> = workers[..workers.len().min(plan.tiles.len())].into();
-    let rules = Rules {
-        window: settings.held_tiles(plan, workers.len()),
-        at_once: settings.at_once(),
-        batch: settings.batch,
-        retries: settings.retries,
-    };
+    let rules =
+        Rules { window: settings.held_tiles(plan, workers.len()), at_once: settings.at_once(), batch: settings.batch, retries: settings.retries };
     let work = plan.tiles.iter().map(|tile| tile.input.volume() as f64).collect();
     let scheduler = Scheduler::new(work, classes(plan), workers.len(), rules);
     let shared = Arc::new(Shared {
@@ -123,8 +119,7 @@ struct Feeder<'a> {
 impl Feeder<'_> {
     fn feed(&self) {
         while let Some(Task { tiles, is_upcast }) = self.next_task() {
-            let unit =
-                Unit { worker: self.worker, tiles, is_upcast, is_finite: AtomicBool::new(true), is_over: AtomicBool::new(false) };
+            let unit = Unit { worker: self.worker, tiles, is_upcast, is_finite: AtomicBool::new(true), is_over: AtomicBool::new(false) };
             let unit = Arc::new(unit);
             if self.messages.send(Message::Started { worker: self.worker, tiles: unit.tiles.clone() }).is_err() {
                 return;
@@ -227,7 +222,11 @@ impl Foreman<'_, '_> {
 
     fn take(&mut self, message: Message) -> Result<(), ExecError> {
         match message {
-            Message::Started { worker, tiles } => tiles.into_iter().for_each(|tile| self.progress.hear(&Event::TileStarted { worker, tile })),
+            Message::Started { worker, tiles } => {
+                for tile in tiles {
+                    self.progress.hear(&Event::TileStarted { worker, tile });
+                }
+            }
             Message::Piece { tile, first, piece } => self.blend(tile, first, piece)?,
             Message::Finished { worker, tiles } => {
                 for tile in tiles {
@@ -255,7 +254,9 @@ impl Foreman<'_, '_> {
             Message::Upcast { worker, tiles } => {
                 tracing::warn!("the answer for tile {} is not finite; it is run again in a wider dtype", tiles[0]);
                 self.upcast_tiles += tiles.len();
-                tiles.into_iter().for_each(|tile| self.progress.hear(&Event::TileUpcast { worker, tile }));
+                for tile in tiles {
+                    self.progress.hear(&Event::TileUpcast { worker, tile });
+                }
             }
             Message::Fatal(error) => return Err(error),
         }
@@ -301,7 +302,9 @@ impl Foreman<'_, '_> {
             for thread in line {
                 while !self.has_given_up[worker] && !thread.is_finished() {
                     let stalled = self.shared.ledger().scheduler.stalled(self.shared.recorder.now(), self.settings.timeout);
-                    stalled.into_iter().for_each(|worker| self.has_given_up[worker] = true);
+                    for worker in stalled {
+                        self.has_given_up[worker] = true;
+                    }
                     thread::sleep(Duration::from_micros(200));
                 }
             }

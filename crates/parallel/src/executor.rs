@@ -201,7 +201,8 @@ fn seconds<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S
 impl RunStats {
     /// The length of the run against that of one in which every worker is busy to the end at the speed that it showed: 1 is the best.
     pub fn schedule_loss(&self) -> f64 {
-        let speeds: f64 = self.workers.iter().filter(|worker| worker.busy > Duration::ZERO).map(|worker| worker.work / worker.busy.as_secs_f64()).sum();
+        let speeds: f64 =
+            self.workers.iter().filter(|worker| worker.busy > Duration::ZERO).map(|worker| worker.work / worker.busy.as_secs_f64()).sum();
         let work: f64 = self.workers.iter().map(|worker| worker.work).sum();
         self.elapsed.as_secs_f64() * speeds / work
     }
@@ -237,15 +238,6 @@ pub struct WorkerStats {
 
 impl WorkerStats {
     pub(crate) fn new(name: &str) -> Self {
-        Self {
-            name: name.to_owned(),
-            tiles: 0,
-            work: 0.0,
-            busy: Duration::ZERO,
-            uploaded_bytes: 0,
-            downloaded_bytes: 0,
-            faults: 0,
-            retired: None,
-        }
+        Self { name: name.to_owned(), tiles: 0, work: 0.0, busy: Duration::ZERO, uploaded_bytes: 0, downloaded_bytes: 0, faults: 0, retired: None }
     }
 }

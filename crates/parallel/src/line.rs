@@ -187,12 +187,11 @@ impl Line {
                 // What the last tile remembered goes first.
                 *begun = None;
             }
-            let run = match &mut *begun {
-                Some((_, run)) => run,
-                None => {
-                    let run = guarded(tile, || Ok(self.workers[unit.worker].op(unit.is_upcast).begin()))?;
-                    &mut begun.insert((unit.clone(), run)).1
-                }
+            let run = if let Some((_, run)) = &mut *begun {
+                run
+            } else {
+                let run = guarded(tile, || Ok(self.workers[unit.worker].op(unit.is_upcast).begin()))?;
+                &mut begun.insert((unit.clone(), run)).1
             };
             guarded(tile, || run(piece))
         });

@@ -173,6 +173,10 @@ impl Scheduler {
             return Turn::Wait;
         }
         let waiting = self.waiting();
+        // Towards the end tiles wait for whoever is free first, and not in the queue of one.
+        if self.workers[worker].running.len() >= waiting.len().div_ceil(self.live_workers()).max(1) {
+            return Turn::Wait;
+        }
         let Some(largest) = waiting.iter().copied().find(|&tile| self.may_run(worker, tile)) else { return Turn::Wait };
         let choice = if waiting.len() > MANY * self.workers.len() { Some(largest) } else { self.planned(worker, &waiting, now) };
         let Some(tile) = choice else { return Turn::Wait };
@@ -429,7 +433,9 @@ mod tests {
                 if queue.first().is_some_and(|first| first.1 <= now) {
                     let (tiles, _) = queue.remove(0);
                     assert!(scheduler.finished(worker, &tiles, Duration::from_secs_f64(now)));
-                    tiles.iter().for_each(|&tile| is_finished[tile] = true);
+                    for tile in tiles {
+                        is_finished[tile] = true;
+                    }
                     scheduler.placed(is_finished.iter().position(|finished| !finished).unwrap_or(work.len()));
                 }
             }

@@ -221,43 +221,45 @@ fn a_lost_device_gets_no_more_tiles_at_once() {
 
 #[test]
 fn a_device_without_memory_for_a_tile_still_runs_smaller_ones() {
-    /// Has memory for a few px only.
-    struct Small(usize);
+    in_time(|| {
+        /// Has memory for a few px only.
+        struct Small(usize);
 
-    impl TileOp for Small {
-        fn geometry(&self) -> Geometry {
-            Negate.geometry()
+        impl TileOp for Small {
+            fn geometry(&self) -> Geometry {
+                Negate.geometry()
+            }
+
+            fn upload(&self, piece: Block) -> Result<Resident, BoxError> {
+                if piece.extent().iter().product::<usize>() > self.0 { Err("the device is Out Of Memory".into()) } else { Ok(Resident::new(piece)) }
+            }
+
+            fn begin(&self) -> TileRun<'_> {
+                Negate.begin()
+            }
         }
 
-        fn upload(&self, piece: Block) -> Result<Resident, BoxError> {
-            if piece.extent().iter().product::<usize>() > self.0 { Err("the device is Out Of Memory".into()) } else { Ok(Resident::new(piece)) }
+        // The last row is lower than the first.
+        let source = clip();
+        let plan = TilePlan::new(&tiling::DiffusersGrid { tile_px: [12, 8], ..grid() }, Negate.geometry(), source.extent()).unwrap();
+        let sizes: Vec<usize> = plan.tiles.iter().map(|tile| tile.input.volume()).collect();
+        let (largest, smallest) = (*sizes.iter().max().unwrap(), *sizes.iter().min().unwrap());
+        assert!(smallest < largest);
+        for executor in many(|_| ()) {
+            let workers = [Worker::new("small", Arc::new(Small(smallest))), scripted("large", |_| Deed::AnswerAfter(ms(2)))];
+            let mut canvas = Canvas::default();
+            let compositor = Compositor::new(&plan, &Cascade, &mut canvas);
+            let job = Job { plan: &plan, source: &source, workers: &workers, compositor, stop: &Stop::default() };
+            let stats = executor.run(job, &mut ()).unwrap();
+            assert!(close(&canvas.into_block(), &negative()));
+            assert!(stats.workers[0].faults > 0 && stats.workers[0].tiles >= 1 && stats.workers[0].retired.is_some(), "{stats:?}");
         }
-
-        fn begin(&self) -> TileRun<'_> {
-            Negate.begin()
-        }
-    }
-
-    // The last row is lower than the first.
-    let source = clip();
-    let plan = TilePlan::new(&tiling::DiffusersGrid { tile_px: [12, 8], ..grid() }, Negate.geometry(), source.extent()).unwrap();
-    let sizes: Vec<usize> = plan.tiles.iter().map(|tile| tile.input.volume()).collect();
-    let (largest, smallest) = (*sizes.iter().max().unwrap(), *sizes.iter().min().unwrap());
-    assert!(smallest < largest);
-    for executor in many(|_| ()) {
-        let workers = [Worker::new("small", Arc::new(Small(smallest))), scripted("large", |_| Deed::AnswerAfter(ms(2)))];
-        let mut canvas = Canvas::default();
-        let compositor = Compositor::new(&plan, &Cascade, &mut canvas);
-        let job = Job { plan: &plan, source: &source, workers: &workers, compositor, stop: &Stop::default() };
-        let stats = executor.run(job, &mut ()).unwrap();
-        assert!(close(&canvas.into_block(), &negative()));
-        assert!(stats.workers[0].faults > 0 && stats.workers[0].tiles >= 1 && stats.workers[0].retired.is_some(), "{stats:?}");
-    }
-    // Stacks that do not fit run as smaller ones.
-    let batch = Count::Exactly(NonZeroUsize::new(4).unwrap());
-    let (answer, stats) = run(&MultiDevice { batch_tiles: batch, ..MultiDevice::default() }, &[Worker::new("small", Arc::new(Narrow))]).unwrap();
-    assert_eq!((answer, stats.workers[0].tiles), (right_answer(), crate::tests::plan().tiles.len()));
-    assert!(stats.workers[0].faults > 0 && stats.workers[0].retired.is_none(), "{stats:?}");
+        // Stacks that do not fit run as smaller ones.
+        let batch = Count::Exactly(NonZeroUsize::new(4).unwrap());
+        let (answer, stats) = run(&MultiDevice { batch_tiles: batch, ..MultiDevice::default() }, &[Worker::new("small", Arc::new(Narrow))]).unwrap();
+        assert_eq!((answer, stats.workers[0].tiles), (right_answer(), crate::tests::plan().tiles.len()));
+        assert!(stats.workers[0].faults > 0 && stats.workers[0].retired.is_none(), "{stats:?}");
+    });
 }
 
 fn grid() -> tiling::DiffusersGrid {
@@ -291,7 +293,10 @@ fn a_run_ends_with_an_error_when_a_tile_fails_everywhere() {
                 match &error {
                     // Each worker's cause, by name.
                     ExecError::NoWorkerLeft { causes } => {
-                        assert!(causes.len() == count && causes.iter().enumerate().all(|(i, cause)| cause.starts_with(&format!("w{i}: tile "))), "{error}");
+                        assert!(
+                            causes.len() == count && causes.iter().enumerate().all(|(i, cause)| cause.starts_with(&format!("w{i}: tile "))),
+                            "{error}"
+                        );
                     }
                     ExecError::Tile { .. } | ExecError::Panicked { .. } | ExecError::NotFinite { .. } => assert!(count == 1 || fault == Deed::Fail),
                     _ => panic!("{error}"),
@@ -345,27 +350,32 @@ fn answers_that_are_not_finite_are_run_again_in_a_wider_dtype() {
 
 #[test]
 fn numbers_that_are_none_in_the_input_are_no_fault() {
-    let mut odd = clip();
-    odd.data_mut()[40] = f32::NAN;
-    let mut executors: Vec<Box<dyn Executor>> = vec![Box::new(Sequential)];
-    executors.extend(many(|_| ()).map(|executor| Box::new(executor) as Box<dyn Executor>));
-    for executor in executors {
-        let mut canvas = Canvas::default();
-        let (stats, _) = run_to(executor.as_ref(), &odd, &[good("a")], &mut canvas).unwrap();
-        assert!(stats.workers[0].faults == 0 && canvas.into_block().data().iter().any(|value| value.is_nan()));
-    }
+    in_time(|| {
+        let mut odd = clip();
+        odd.data_mut()[40] = f32::NAN;
+        let mut executors: Vec<Box<dyn Executor>> = vec![Box::new(Sequential)];
+        executors.extend(many(|_| ()).map(|executor| Box::new(executor) as Box<dyn Executor>));
+        for executor in executors {
+            let mut canvas = Canvas::default();
+            let (stats, _) = run_to(executor.as_ref(), &odd, &[good("a")], &mut canvas).unwrap();
+            assert!(stats.workers[0].faults == 0 && canvas.into_block().data().iter().any(|value| value.is_nan()));
+        }
+    });
 }
 
 #[test]
 fn a_worker_that_does_not_come_back_is_left_behind() {
     for executor in many(|devices| devices.tile_timeout = Some(ms(150))) {
         let begun = Instant::now();
-        let workers = [scripted("lost", |n| if n == 1 { Deed::AnswerAfter(Duration::from_secs(3600)) } else { Deed::Answer }), scripted("good", |_| Deed::AnswerAfter(ms(3)))];
+        let workers = [
+            scripted("lost", |n| if n == 1 { Deed::AnswerAfter(Duration::from_hours(1)) } else { Deed::Answer }),
+            scripted("good", |_| Deed::AnswerAfter(ms(3))),
+        ];
         let (answer, stats) = run(&executor, &workers).unwrap();
         assert_eq!(answer, right_answer());
         assert!(stats.workers[0].retired.as_ref().is_some_and(|cause| cause.contains("lost did not come back")), "{stats:?}");
         assert!(begun.elapsed() < Duration::from_secs(20));
-        let error = run(&executor, &[scripted("lost", |_| Deed::AnswerAfter(Duration::from_secs(3600)))]).unwrap_err();
+        let error = run(&executor, &[scripted("lost", |_| Deed::AnswerAfter(Duration::from_hours(1)))]).unwrap_err();
         assert!(matches!(error, ExecError::Stalled { .. }), "{error}");
     }
 }
@@ -498,21 +508,23 @@ impl Sink for Slow {
 
 #[test]
 fn no_more_tiles_are_held_than_is_said_however_slow_the_output_is() {
-    for batch in [1, 2] {
-        for executor in many(|devices| devices.batch_tiles = Count::Exactly(NonZeroUsize::new(batch).unwrap())) {
-            for count in 1..=3 {
-                let live = Arc::new(Live::default());
-                let workers: Vec<Worker> = (0..count).map(|i| Worker::new(i.to_string(), Arc::new(Counted(live.clone())))).collect();
-                let plan = plan();
-                run_to(&executor, &clip(), &workers, &mut Slow(live.clone())).unwrap();
-                let (most, stated) = (live.most.load(Ordering::SeqCst), executor.held_tiles(&plan, count));
-                assert_eq!(live.placed.load(Ordering::SeqCst), plan.tiles.len());
-                assert!(most >= count && most <= stated, "{most} tiles, {stated} were stated");
-                // What was begun faster than it was taken has waited.
-                assert!(count > 1 || stated < plan.tiles.len(), "{stated}");
+    in_time(|| {
+        for batch in [1, 2] {
+            for executor in many(|devices| devices.batch_tiles = Count::Exactly(NonZeroUsize::new(batch).unwrap())) {
+                for count in 1..=3 {
+                    let live = Arc::new(Live::default());
+                    let workers: Vec<Worker> = (0..count).map(|i| Worker::new(i.to_string(), Arc::new(Counted(live.clone())))).collect();
+                    let plan = plan();
+                    run_to(&executor, &clip(), &workers, &mut Slow(live.clone())).unwrap();
+                    let (most, stated) = (live.most.load(Ordering::SeqCst), executor.held_tiles(&plan, count));
+                    assert_eq!(live.placed.load(Ordering::SeqCst), plan.tiles.len());
+                    assert!(most >= count && most <= stated, "{most} tiles, {stated} were stated");
+                    // What was begun faster than it was taken has waited.
+                    assert!(count > 1 || stated < plan.tiles.len(), "{stated}");
+                }
             }
         }
-    }
+    });
 }
 
 #[test]
@@ -526,7 +538,12 @@ fn stages_of_a_pipeline_overlap() {
             assert_eq!(of(stage).count(), 2 * plan().tiles.len(), "{stage:?}");
         }
         let meets = |a: Stage, b: Stage| of(a).any(|a| of(b).any(|b| a.start < b.end && b.start < a.end));
-        [meets(Stage::Upload, Stage::Compute), meets(Stage::Compute, Stage::Download), meets(Stage::Upload, Stage::Download), meets(Stage::Read, Stage::Compute)]
+        [
+            meets(Stage::Upload, Stage::Compute),
+            meets(Stage::Compute, Stage::Download),
+            meets(Stage::Upload, Stage::Download),
+            meets(Stage::Read, Stage::Compute),
+        ]
     };
     let [multi, _, pipelined] = many(|_| ());
     assert_eq!(overlap(pipelined), [true; 4]);
@@ -535,18 +552,20 @@ fn stages_of_a_pipeline_overlap() {
 
 #[test]
 fn events_tell_what_happens() {
-    let log = |executor: &dyn Executor, workers: &[Worker]| run_to(executor, &clip(), workers, &mut Canvas::default()).unwrap().1;
-    let tiles = plan().tiles.len();
-    for executor in many(|_| ()) {
-        let events = log(&executor, &[scripted("bad", |_| Deed::LoseDevice), good("good")]);
-        assert!(matches!(&events[0], Event::Started { workers, .. } if workers == &["bad", "good"]));
-        let count = |is: fn(&Event) -> bool| events.iter().filter(|event| is(event)).count();
-        assert_eq!(count(|event| matches!(event, Event::TileFinished { worker: 1, .. })), tiles);
-        assert_eq!(count(|event| matches!(event, Event::Advanced(_))), 2 * tiles);
-        assert!(count(|event| matches!(event, Event::TileFailed { worker: 0, message, .. } if message.contains("lost"))) >= 1);
-        assert!(count(|event| matches!(event, Event::WorkerRetired { worker: 0, .. })) == 1);
-        assert!(count(|event| matches!(event, Event::TileStarted { .. })) > tiles);
-    }
-    let events = Mutex::new(log(&Sequential, &[good("a")]));
-    assert_eq!(events.lock().unwrap().len(), 1 + 4 * tiles);
+    in_time(|| {
+        let log = |executor: &dyn Executor, workers: &[Worker]| run_to(executor, &clip(), workers, &mut Canvas::default()).unwrap().1;
+        let tiles = plan().tiles.len();
+        for executor in many(|_| ()) {
+            let events = log(&executor, &[scripted("bad", |_| Deed::LoseDevice), good("good")]);
+            assert!(matches!(&events[0], Event::Started { workers, .. } if workers == &["bad", "good"]));
+            let count = |is: fn(&Event) -> bool| events.iter().filter(|event| is(event)).count();
+            assert_eq!(count(|event| matches!(event, Event::TileFinished { worker: 1, .. })), tiles);
+            assert_eq!(count(|event| matches!(event, Event::Advanced(_))), 2 * tiles);
+            assert!(count(|event| matches!(event, Event::TileFailed { worker: 0, message, .. } if message.contains("lost"))) >= 1);
+            assert!(count(|event| matches!(event, Event::WorkerRetired { worker: 0, .. })) == 1);
+            assert!(count(|event| matches!(event, Event::TileStarted { .. })) > tiles);
+        }
+        let events = Mutex::new(log(&Sequential, &[good("a")]));
+        assert_eq!(events.lock().unwrap().len(), 1 + 4 * tiles);
+    });
 }

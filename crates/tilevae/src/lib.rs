@@ -24,7 +24,9 @@ mod plan;
 pub mod remote;
 mod workers;
 
-pub use config::{Config, CpuConfig, DevicesConfig, DtypeConfig, FrameRemainder, IoConfig, LatentSpace, ModelConfig, OnMissing, OnNan, parse_override};
+pub use config::{
+    Config, CpuConfig, DevicesConfig, DtypeConfig, FrameRemainder, IoConfig, LatentSpace, ModelConfig, OnMissing, OnNan, parse_override,
+};
 pub use devices::{DeviceInfo, OpenDevice, list_devices, open_device, open_devices};
 pub use error::Error;
 pub use frames::FittedFrames;

@@ -66,9 +66,9 @@ mod enabled {
 }
 
 #[cfg(feature = "remote")]
-pub(crate) use enabled::connect;
-#[cfg(feature = "remote")]
 pub use enabled::Server;
+#[cfg(feature = "remote")]
+pub(crate) use enabled::connect;
 
 #[cfg(not(feature = "remote"))]
 pub(crate) fn connect(name: &DeviceName, _: &str, _: usize) -> Result<Device, Error> {

@@ -103,7 +103,9 @@ mod tests {
         }
         assert_eq!("CUDA".parse(), Ok(DeviceName::Cuda(0)));
         assert_eq!("remote://gpu:7700".parse(), Ok(DeviceName::Remote { host: "gpu:7700".to_owned(), index: 0 }));
-        for name in ["", "cuda:", "cuda:x", "cpu:0", "tpu", "remote://", "remote://gpu", "remote://:7700", "remote://gpu:7700/x", "remote://gpu:port/0"] {
+        for name in
+            ["", "cuda:", "cuda:x", "cpu:0", "tpu", "remote://", "remote://gpu", "remote://:7700", "remote://gpu:7700/x", "remote://gpu:port/0"]
+        {
             assert_eq!(name.parse::<DeviceName>(), Err(DeviceNameError(name.to_owned())));
         }
     }

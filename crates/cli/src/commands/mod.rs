@@ -3,14 +3,12 @@ mod inform;
 mod plan;
 mod run;
 mod samples;
-#[cfg(feature = "remote")]
 mod worker;
 
 pub(crate) use bench::bench;
 pub(crate) use inform::{completions, config, devices, models};
 pub(crate) use plan::plan;
 pub(crate) use run::{decode, encode, roundtrip};
-#[cfg(feature = "remote")]
 pub(crate) use worker::worker;
 
 use tilevae::{Config, Model, OpenDevice, Pipeline, parse_override};

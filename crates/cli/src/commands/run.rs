@@ -10,10 +10,10 @@ use tilevae::{Config, Direction, FittedFrames, OpenDevice, RunPlan, RunStats, Ti
 use crate::args::{self, Common, Traces};
 use crate::commands::UsageError;
 use crate::commands::samples::Samples;
+use crate::memory;
 use crate::output::{bytes, print};
 use crate::timeline::Timeline;
 use crate::watch::Watch;
-use crate::memory;
 
 pub(crate) fn decode(common: &Common, args: &args::Decode) -> anyhow::Result<()> {
     let config = super::configuration(common)?;
@@ -127,14 +127,20 @@ pub(crate) fn roundtrip(common: &Common, args: &args::Roundtrip) -> anyhow::Resu
     let seconds = (encoded.stats.elapsed + stats.elapsed).as_secs_f64();
     let tiles = encoded.stats.tiles + stats.tiles;
     let clip = if shape[2] > 1 { format!("{} frames, ", shape[2]) } else { String::new() };
-    let mut text = format!("PSNR {psnr:.2} dB, SSIM {ssim:.4}, {clip}{tiles} tiles in {seconds:.2} s\n");
+    let peak = memory::peak();
+    let memory = peak.map(|peak| format!(", peak memory {}", bytes(peak))).unwrap_or_default();
+    let mut text = format!("PSNR {psnr:.2} dB, SSIM {ssim:.4}, {clip}{tiles} tiles in {seconds:.2} s{memory}\n");
+    text += &format!("encode {:.2} s\n{}", encoded.stats.elapsed.as_secs_f64(), of_workers(&encoded.stats));
+    text += &format!("decode {:.2} s\n{}", stats.elapsed.as_secs_f64(), of_workers(&stats));
     for file in &files {
         text += &format!("wrote {}\n", file.display());
     }
-    text += &troubles(&encoded.stats);
-    text += &troubles(&stats);
     let finite = psnr.is_finite().then_some(psnr);
-    print(common, &text, &json!({"psnr_db": finite, "ssim": ssim, "files": files, "frames": shape[2], "tiles": tiles, "seconds": seconds}))
+    let json = json!({
+        "psnr_db": finite, "ssim": ssim, "files": files, "frames": shape[2], "tiles": tiles, "seconds": seconds, "peak_memory_bytes": peak,
+        "encode": encoded.stats, "decode": stats
+    });
+    print(common, &text, &json)
 }
 
 /// The devices, so that one that is not there is told before weights load.
@@ -148,7 +154,9 @@ fn check_writable(files: &Traces) -> Result<(), io::IoError> {
 
 fn write_traces(files: &Traces, runs: &[(&'static str, &RunStats)]) -> Result<Vec<PathBuf>, io::IoError> {
     let mut timeline = Timeline::default();
-    runs.iter().for_each(|(verb, stats)| timeline.add(verb, stats));
+    for (verb, stats) in runs {
+        timeline.add(verb, stats);
+    }
     timeline.write(files)
 }
 
@@ -163,16 +171,7 @@ fn report(common: &Common, files: &[PathBuf], shape: [usize; 5], stats: &RunStat
         text += &format!(", peak memory {}", bytes(peak));
     }
     text += "\n";
-    if stats.workers.len() > 1 {
-        let width = stats.workers.iter().map(|worker| worker.name.len()).max().unwrap_or(0);
-        for worker in &stats.workers {
-            let busy = 100.0 * worker.busy.as_secs_f64() / seconds;
-            let [up, down] = [worker.uploaded_bytes, worker.downloaded_bytes].map(|count| bytes(usize::try_from(count).unwrap_or(usize::MAX)));
-            text += &format!("  {:<width$}  {}, busy {busy:.0} % of the time, {up} in, {down} out\n", worker.name, tiles(worker.tiles));
-        }
-        text += &format!("  the run took {:.2} times as long as if all had been busy to the end\n", stats.schedule_loss());
-    }
-    text += &troubles(stats);
+    text += &of_workers(stats);
     let mut json = json!({
         "files": files, "shape": shape, "tiles": stats.tiles, "frames": stats.frames, "seconds": seconds, "workers": stats.workers,
         "schedule_loss": stats.schedule_loss(), "upcast_tiles": stats.upcast_tiles, "peak_memory_bytes": peak
@@ -188,9 +187,18 @@ fn tiles(count: usize) -> String {
     if count == 1 { "1 tile".to_owned() } else { format!("{count} tiles") }
 }
 
-/// What went wrong in a run and was made good.
-fn troubles(stats: &RunStats) -> String {
+/// What each worker did, and what went wrong and was made good.
+fn of_workers(stats: &RunStats) -> String {
     let mut text = String::new();
+    let width = stats.workers.iter().map(|worker| worker.name.len()).max().unwrap_or(0);
+    for worker in &stats.workers {
+        let busy = 100.0 * worker.busy.as_secs_f64() / stats.elapsed.as_secs_f64();
+        let [up, down] = [worker.uploaded_bytes, worker.downloaded_bytes].map(|count| bytes(usize::try_from(count).unwrap_or(usize::MAX)));
+        text += &format!("  {:<width$}  {}, busy {busy:.0} % of the time, {up} in, {down} out\n", worker.name, tiles(worker.tiles));
+    }
+    if stats.workers.len() > 1 {
+        text += &format!("  the run took {:.2} times as long as if all had been busy to the end\n", stats.schedule_loss());
+    }
     for worker in stats.workers.iter().filter(|worker| worker.faults > 0) {
         text += &format!("  {} failed {}", worker.name, if worker.faults == 1 { "once".to_owned() } else { format!("{} times", worker.faults) });
         text += &match &worker.retired {
@@ -199,7 +207,10 @@ fn troubles(stats: &RunStats) -> String {
         };
     }
     if stats.upcast_tiles > 0 {
-        text += &format!("  {} not finite and run again in f32\n", if stats.upcast_tiles == 1 { "1 tile was".to_owned() } else { format!("{} tiles were", stats.upcast_tiles) });
+        text += &format!(
+            "  {} not finite and run again in f32\n",
+            if stats.upcast_tiles == 1 { "1 tile was".to_owned() } else { format!("{} tiles were", stats.upcast_tiles) }
+        );
     }
     text
 }

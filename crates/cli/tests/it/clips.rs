@@ -210,3 +210,25 @@ fn other_video_goes_through_ffmpeg() {
     let message = refused(1, &["encode", &folder.path("in.mp4"), "-o", &folder.path("l.npy"), "--model", DEMO]);
     assert!(message.contains("ffmpeg failed on") && message.contains("in.mp4"), "{message}");
 }
+
+/// Whoever takes the frames goes away in the middle.
+#[cfg(unix)]
+#[test]
+fn a_closed_output_ends_the_run_and_leaves_nothing() {
+    use std::os::unix::fs::PermissionsExt;
+
+    let folder = Folder::new();
+    let [bin, out] = ["bin", "out.mp4"].map(|name| folder.path(name));
+    std::fs::create_dir(&bin).unwrap();
+    let fake = folder.path("bin/ffmpeg");
+    std::fs::write(&fake, "#!/bin/sh\ncase \"$*\" in *version*) exit 0;; esac\nread -r line\nexit 3\n").unwrap();
+    std::fs::set_permissions(&fake, std::fs::Permissions::from_mode(0o755)).unwrap();
+    for executor in ["sequential", "multi-device", "pipelined"] {
+        let begun = std::time::Instant::now();
+        let executor = format!("executor.kind={executor}");
+        let args = ["decode", LATENTS, "-o", &out, "--model", DEMO, "--set", &executor, "--set", "tiling.tile_px=96", "--set", "tiling.stride_px=64"];
+        let (code, message) = with_path(bin.as_ref(), &args);
+        assert!(code == Some(1) && message.contains("ffmpeg"), "{executor}: {code:?} {message}");
+        assert!(folder.files() == ["bin"] && begun.elapsed() < std::time::Duration::from_mins(1), "{:?}", folder.files());
+    }
+}

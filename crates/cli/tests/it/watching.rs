@@ -13,7 +13,10 @@ fn a_run_tells_its_events_as_json_lines() {
     assert!(events[0] == "started" && events.last() == Some(&"tile_finished"), "{lines}");
     let count = |name: &str| events.iter().filter(|event| **event == name).count();
     assert_eq!([count("tile_started"), count("advanced"), count("tile_finished")], [6; 3]);
-    assert!(lines.lines().next().is_some_and(|line| line.contains("\"workers\":[\"cpu/0\",\"cpu/1\"]") && line.contains("\"of_tiles\":6")), "{lines}");
+    assert!(
+        lines.lines().next().is_some_and(|line| line.contains("\"workers\":[\"cpu/0\",\"cpu/1\"]") && line.contains("\"of_tiles\":6")),
+        "{lines}"
+    );
     let result = String::from_utf8(output.stdout).unwrap();
     for key in ["\"busy_seconds\"", "\"schedule_loss\"", "\"peak_memory_bytes\"", "\"uploaded_bytes\"", "\"retired\": null"] {
         assert!(result.contains(key), "{key}: {result}");
@@ -35,7 +38,12 @@ fn traces_and_timelines_hold_every_stage() {
     }
     assert!(text.starts_with("{\"traceEvents\":[") && text.contains("\"name\":\"process_name\"") && text.contains("cpu/1"));
     let picture = std::fs::read_to_string(&timeline).unwrap();
-    assert!(picture.starts_with("<svg") && picture.contains("cpu/0") && picture.contains("blending") && picture.matches("decode: compute tile").count() == 6);
+    assert!(
+        picture.starts_with("<svg")
+            && picture.contains("cpu/0")
+            && picture.contains("blending")
+            && picture.matches("decode: compute tile").count() == 6
+    );
 
     run(&[&["roundtrip", "examples/clips/chelsea.gif", "--model", "models/demo-wan"], &files[..]].concat());
     let text = std::fs::read_to_string(&trace).unwrap();
@@ -61,6 +69,7 @@ fn devices_that_are_not_there_are_an_error_or_left_out() {
     assert!(unused.contains("`devices.dtype`") && unused.contains("cuda:1 is not among"), "{unused}");
     if !cfg!(feature = "remote") {
         assert!(refused(2, &[&args[..], &["--device", "remote://127.0.0.1:1/0"]].concat()).contains("Cargo feature `remote`"));
+        assert!(refused(2, &["worker"]).contains("Cargo feature `remote`"));
     }
 }
 
