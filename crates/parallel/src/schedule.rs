@@ -30,6 +30,8 @@ pub(crate) struct Scheduler {
     finished: usize,
     /// The first tile that is not blended.
     placed: usize,
+    /// The last tile that was begun.
+    newest: usize,
     rules: Rules,
 }
 
@@ -161,7 +163,7 @@ impl Scheduler {
             batch,
         };
         let rules = Rules { window: rules.window.max(1), ..rules };
-        Self { tiles: vec![TileState::default(); work.len()], work, class, workers: vec![idle; workers], finished: 0, placed: 0, rules }
+        Self { tiles: vec![TileState::default(); work.len()], work, class, workers: vec![idle; workers], finished: 0, placed: 0, newest: 0, rules }
     }
 
     /// What the worker is to do at `now`, besides what it does.
@@ -183,6 +185,7 @@ impl Scheduler {
         let tiles = self.stack(worker, tile, &waiting);
         for &tile in &tiles {
             self.tiles[tile].progress = TileProgress::Running;
+            self.newest = self.newest.max(tile);
         }
         self.workers[worker].running.push(Running { tiles: tiles.clone(), start: now });
         Turn::Run(Task { tiles, is_upcast: self.tiles[tile].is_upcast })
@@ -302,11 +305,13 @@ impl Scheduler {
         }
     }
 
-    /// Tiles that may be begun, those with the most work first.
+    /// Tiles that may be begun: those that are overdue first, then those with the most work.
     fn waiting(&self) -> Vec<usize> {
         let end = (self.placed + self.rules.window).min(self.tiles.len());
         let mut waiting: Vec<usize> = (self.placed..end).filter(|&tile| self.tiles[tile].progress == TileProgress::Waiting).collect();
-        waiting.sort_by(|&a, &b| self.work[b].total_cmp(&self.work[a]).then(a.cmp(&b)));
+        // A small tile must not wait until nothing else may be begun.
+        let is_overdue = |tile: usize| end < self.tiles.len() && tile + self.rules.window / 2 < self.newest;
+        waiting.sort_by(|&a, &b| is_overdue(b).cmp(&is_overdue(a)).then(self.work[b].total_cmp(&self.work[a])).then(a.cmp(&b)));
         waiting
     }
 

@@ -122,7 +122,7 @@ fn cpu_seats(device: usize, _: CpuConfig, _: &dyn Executor) -> Result<Vec<Seat>,
     Ok(vec![Seat { name: "cpu".to_owned(), device }])
 }
 
-/// An operation whose threads are those of a pool.
+/// An operation that computes on the threads of a pool. Copies do not wait for them.
 #[cfg(feature = "flex")]
 struct InPool {
     op: Arc<dyn TileOp>,
@@ -140,7 +140,7 @@ impl TileOp for InPool {
     }
 
     fn upload(&self, piece: Block) -> Result<Resident, BoxError> {
-        self.pool.install(|| self.op.upload(piece))
+        self.op.upload(piece)
     }
 
     fn begin(&self) -> TileRun<'_> {
@@ -149,7 +149,7 @@ impl TileOp for InPool {
     }
 
     fn download(&self, answer: Resident) -> Result<Block, BoxError> {
-        self.pool.install(|| self.op.download(answer))
+        self.op.download(answer)
     }
 
     fn check(&self) -> Result<(), BoxError> {
