@@ -52,7 +52,7 @@ pub(crate) fn run(settings: Settings, job: Job<'_>, progress: &mut dyn Progress)
     let scheduler = Scheduler::new(work, classes(plan), workers.len(), rules);
     let shared = Arc::new(Shared {
         ledger: Mutex::new(Ledger { scheduler, causes: vec![None; workers.len()] }),
-        changed: Condvar::new(),
+        changed: workers.iter().map(|_| Condvar::new()).collect(),
         is_stopped: AtomicBool::new(false),
         recorder,
         moved: workers.iter().map(|_| Default::default()).collect(),
@@ -142,7 +142,7 @@ impl Feeder<'_> {
             match ledger.scheduler.turn(self.worker, self.shared.recorder.now()) {
                 Turn::Run(task) => return Some(task),
                 Turn::Leave => return None,
-                Turn::Wait => ledger = self.shared.changed.wait_timeout(ledger, PATIENCE).unwrap_or_else(PoisonError::into_inner).0,
+                Turn::Wait => ledger = self.shared.changed[self.worker].wait_timeout(ledger, PATIENCE).unwrap_or_else(PoisonError::into_inner).0,
             }
         }
         None
@@ -273,7 +273,7 @@ impl Foreman<'_, '_> {
         placed.map_err(|source| ExecError::Composite { tile, source })?;
         if self.compositor.placed_tiles() > before {
             self.shared.ledger().scheduler.placed(self.compositor.placed_tiles());
-            self.shared.changed.notify_all();
+            self.shared.tell_all();
         }
         self.progress.hear(&Event::Advanced(self.done));
         Ok(())
@@ -292,7 +292,7 @@ impl Foreman<'_, '_> {
             self.take(message)?;
         }
         drop(ledger);
-        shared.changed.notify_all();
+        shared.tell_all();
         Ok(())
     }
 

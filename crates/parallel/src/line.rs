@@ -14,8 +14,8 @@ use crate::{ExecError, Worker};
 /// What all threads of a run know.
 pub(crate) struct Shared {
     pub(crate) ledger: Mutex<Ledger>,
-    /// Something has changed for those who wait for a tile.
-    pub(crate) changed: Condvar,
+    /// Something has changed for a worker that waits for a tile.
+    pub(crate) changed: Vec<Condvar>,
     pub(crate) is_stopped: AtomicBool,
     pub(crate) recorder: Recorder,
     /// Bytes up and down, for each worker.
@@ -36,7 +36,12 @@ impl Shared {
 
     pub(crate) fn stop(&self) {
         self.is_stopped.store(true, Ordering::Relaxed);
-        self.changed.notify_all();
+        self.tell_all();
+    }
+
+    /// Wakes every worker that waits for a tile.
+    pub(crate) fn tell_all(&self) {
+        self.changed.iter().for_each(Condvar::notify_one);
     }
 
     pub(crate) fn is_stopped(&self) -> bool {
@@ -227,8 +232,15 @@ impl Line {
             }
         }
         if is_last {
-            let finished = self.shared.ledger().scheduler.finished(unit.worker, &unit.tiles, self.shared.recorder.now());
-            self.shared.changed.notify_all();
+            let mut ledger = self.shared.ledger();
+            let finished = ledger.scheduler.finished(unit.worker, &unit.tiles, self.shared.recorder.now());
+            let concerns_all = ledger.scheduler.is_ending();
+            drop(ledger);
+            if concerns_all {
+                self.shared.tell_all();
+            } else {
+                self.shared.changed[unit.worker].notify_one();
+            }
             if finished {
                 let _ = self.messages.send(Message::Finished { worker: unit.worker, tiles: unit.tiles.clone() });
             }
@@ -248,7 +260,7 @@ impl Line {
         let this = &self.workers[worker];
         if matches!(error, ExecError::NotFinite { .. }) && !is_upcast && this.upcast.is_some() {
             if self.shared.ledger().scheduler.upcast(worker, tiles) {
-                self.shared.changed.notify_all();
+                self.shared.tell_all();
                 let _ = self.messages.send(Message::Upcast { worker, tiles: tiles.clone() });
             }
             return;
@@ -263,7 +275,7 @@ impl Line {
         let Some(verdict) = ledger.scheduler.failed(worker, tiles, blame) else { return };
         let message = ledger.judge(&self.workers, worker, tiles, verdict, error);
         drop(ledger);
-        self.shared.changed.notify_all();
+        self.shared.tell_all();
         let _ = self.messages.send(message);
     }
 }

@@ -285,6 +285,11 @@ impl Scheduler {
         self.finished == self.tiles.len()
     }
 
+    /// Whether so few tiles wait that workers look at each other, or none is left.
+    pub(crate) fn is_ending(&self) -> bool {
+        self.tiles.len() - self.finished <= (MANY + self.rules.at_once) * self.workers.len()
+    }
+
     pub(crate) fn is_retired(&self, worker: usize) -> bool {
         self.workers[worker].is_retired
     }
@@ -315,9 +320,13 @@ impl Scheduler {
         waiting
     }
 
-    /// Workers whose memory the tile fits.
+    /// Whether the tile fits the memory of a worker that gets tiles.
+    fn is_able(&self, worker: usize, tile: usize) -> bool {
+        !self.workers[worker].is_retired && self.work[tile] < self.workers[worker].too_large
+    }
+
     fn able(&self, tile: usize) -> impl Iterator<Item = usize> {
-        (0..self.workers.len()).filter(move |&worker| !self.workers[worker].is_retired && self.work[tile] < self.workers[worker].too_large)
+        (0..self.workers.len()).filter(move |&worker| self.is_able(worker, tile))
     }
 
     fn is_untried_by_some(&self, tile: usize) -> bool {
@@ -325,8 +334,7 @@ impl Scheduler {
     }
 
     fn may_run(&self, worker: usize, tile: usize) -> bool {
-        let is_able = self.able(tile).any(|other| other == worker);
-        is_able && (!self.tiles[tile].tried.contains(&worker) || !self.is_untried_by_some(tile))
+        self.is_able(worker, tile) && (!self.tiles[tile].tried.contains(&worker) || !self.is_untried_by_some(tile))
     }
 
     fn is_hopeless(&self, tile: usize) -> bool {
