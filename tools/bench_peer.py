@@ -146,6 +146,18 @@ def tilevae_side(binary, folder, index, threads, workers=None):
     return {"seconds": json.loads(result["output"])["seconds"], "peak_kib": result["peak_kib"]}
 
 
+def row(head, sides, folder, index, peer):
+    """A line of the table: both sides' medians, their ratios, and the greatest difference of their answers."""
+    from safetensors.torch import load_file
+
+    ratio = statistics.median(ours["seconds"] / theirs["seconds"] for theirs, ours in zip(*sides))
+    seconds = [statistics.median(run["seconds"] for run in side) for side in sides]
+    peaks = [statistics.median(run["peak_kib"] for run in side) / 1024 for side in sides]
+    a, b = (next(iter(load_file(pathlib.Path(folder) / f"{side}-{index}.safetensors").values())) for side in (peer, "tilevae"))
+    cells = [*head, *(f"{side:.2f}" for side in seconds), f"{ratio:.2f}", *(f"{peak:.0f}" for peak in peaks), f"{peaks[1] / peaks[0]:.2f}"]
+    return f"| {' | '.join(map(str, cells))} | {(a - b).abs().max():.1e} |"
+
+
 def matmul_gain(threads, side=2048):
     """How much faster torch multiplies two square matrices on so many threads than on one: what the machine gives at best."""
     import torch
@@ -166,7 +178,6 @@ def matmul_gain(threads, side=2048):
 def against_distvae(args, folder, chosen):
     import torch
     from importlib.metadata import version
-    from safetensors.torch import load_file
 
     print(f"torch {torch.__version__}, distvae {version('distvae')}, f32, one thread a worker, medians of {args.runs} interleaved runs")
     print(f"a plain product of two matrices is {matmul_gain(args.ranks):.2f} times as fast on {args.ranks} threads as on one\n")
@@ -177,12 +188,8 @@ def against_distvae(args, folder, chosen):
         for _ in range(args.runs):
             sides[0].append(distvae_ranks(folder, index, args.ranks))
             sides[1].append(tilevae_side(args.binary, folder, index, 1, args.ranks))
-        ratio = statistics.median(ours["seconds"] / theirs["seconds"] for theirs, ours in zip(*sides))
-        seconds = [statistics.median(run["seconds"] for run in side) for side in sides]
-        peaks = [statistics.median(run["peak_kib"] for run in side) / 1024 for side in sides]
-        a, b = (next(iter(load_file(pathlib.Path(folder) / f"{side}-{index}.safetensors").values())) for side in ("distvae", "tilevae"))
-        print(f"| {CASES[index].name} | {args.ranks} | {seconds[0]:.2f} | {seconds[1]:.2f} | {ratio:.2f} | {peaks[0]:.0f} | {peaks[1]:.0f} | {peaks[1] / peaks[0]:.2f} | {(a - b).abs().max():.1e} |",
-              flush=True)  # fmt: skip
+        print(row([CASES[index].name, args.ranks], sides, folder, index, "distvae"), flush=True)
+
 
 
 def main():
@@ -202,7 +209,7 @@ def main():
         return diffusers_side(args.side[0], int(args.side[1]), args.threads)
 
     import torch
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import save_file
 
     with tempfile.TemporaryDirectory() as folder:
         torch.manual_seed(0)
@@ -226,12 +233,7 @@ def main():
                 command = [sys.executable, __file__, "--threads", str(args.threads), "--side", folder, str(index)]
                 sides[0].append(json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout.splitlines()[-1]))
                 sides[1].append(tilevae_side(args.binary, folder, index, args.threads))
-            ratio = statistics.median(ours["seconds"] / theirs["seconds"] for theirs, ours in zip(*sides))
-            seconds = [statistics.median(run["seconds"] for run in side) for side in sides]
-            peaks = [statistics.median(run["peak_kib"] for run in side) / 1024 for side in sides]
-            a, b = (next(iter(load_file(pathlib.Path(folder) / f"{side}-{index}.safetensors").values())) for side in ("diffusers", "tilevae"))
-            print(f"| {CASES[index].name} | {seconds[0]:.2f} | {seconds[1]:.2f} | {ratio:.2f} | {peaks[0]:.0f} | {peaks[1]:.0f} | {peaks[1] / peaks[0]:.2f} | {(a - b).abs().max():.1e} |",
-                  flush=True)  # fmt: skip
+            print(row([CASES[index].name], sides, folder, index, "diffusers"), flush=True)
 
 
 if __name__ == "__main__":
