@@ -6,6 +6,7 @@ use parallel::{Count, ExecutorConfig};
 use serde::{Deserialize, Serialize};
 use tiling::{BlendConfig, GridConfig};
 use toml::{Table, Value};
+use vae_core::layers::Precision;
 use vae_core::{DeviceName, Posterior};
 
 use crate::Error;
@@ -44,6 +45,8 @@ pub struct ModelConfig {
     /// A `config.json` in place of the checkpoint's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub config: Option<PathBuf>,
+    /// How near to direct products f32 is computed on the CPU.
+    pub precision: Precision,
     /// What becomes of a tile whose answer in 16 bits is not finite.
     pub on_nan: OnNan,
     /// Latent frames of a clip that run at once, after the first.

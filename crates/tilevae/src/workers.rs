@@ -5,6 +5,7 @@ use std::sync::{Arc, OnceLock};
 use parallel::Count;
 use parallel::{Executor, Worker};
 use tiling::{Block, BoxError, Geometry, Resident, TileOp, TileRun};
+use vae_core::layers::Precision;
 use vae_core::{DeviceName, VaeError};
 
 use crate::config::{CpuConfig, DevicesConfig};
@@ -22,21 +23,16 @@ pub(crate) struct Seat {
 
 impl Seat {
     /// The worker that does `op` here, and `upcast` where that is not enough.
-    pub(crate) fn worker(&self, op: Arc<dyn TileOp>, upcast: Option<Arc<dyn TileOp>>) -> Worker {
-        Worker { name: self.name.clone(), op: self.seated(op), upcast: upcast.map(|op| self.seated(op)) }
-    }
-
-    #[cfg(feature = "flex")]
-    fn seated(&self, op: Arc<dyn TileOp>) -> Arc<dyn TileOp> {
-        match &self.pool {
-            Some(pool) => Arc::new(InPool { op, pool: pool.clone() }),
-            None => op,
-        }
-    }
-
-    #[cfg(not(feature = "flex"))]
-    fn seated(&self, op: Arc<dyn TileOp>) -> Arc<dyn TileOp> {
-        op
+    pub(crate) fn worker(&self, op: Arc<dyn TileOp>, upcast: Option<Arc<dyn TileOp>>, precision: Precision) -> Worker {
+        let seated = |op| -> Arc<dyn TileOp> {
+            Arc::new(Seated {
+                op,
+                precision,
+                #[cfg(feature = "flex")]
+                pool: self.pool.clone(),
+            })
+        };
+        Worker { name: self.name.clone(), op: seated(op), upcast: upcast.map(seated) }
     }
 }
 
@@ -122,15 +118,26 @@ fn cpu_seats(device: usize, _: CpuConfig, _: &dyn Executor) -> Result<Vec<Seat>,
     Ok(vec![Seat { name: "cpu".to_owned(), device }])
 }
 
-/// An operation that computes on the threads of a pool. Copies do not wait for them.
-#[cfg(feature = "flex")]
-struct InPool {
+/// An operation that keeps to a precision, and computes on the threads of a pool if it has one. Copies do not wait for them.
+struct Seated {
     op: Arc<dyn TileOp>,
-    pool: Arc<rayon::ThreadPool>,
+    precision: Precision,
+    #[cfg(feature = "flex")]
+    pool: Option<Arc<rayon::ThreadPool>>,
 }
 
-#[cfg(feature = "flex")]
-impl TileOp for InPool {
+impl Seated {
+    fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        let work = || self.precision.during(work);
+        #[cfg(feature = "flex")]
+        if let Some(pool) = &self.pool {
+            return pool.install(work);
+        }
+        work()
+    }
+}
+
+impl TileOp for Seated {
     fn geometry(&self) -> Geometry {
         self.op.geometry()
     }
@@ -144,8 +151,8 @@ impl TileOp for InPool {
     }
 
     fn begin(&self) -> TileRun<'_> {
-        let mut run = self.pool.install(|| self.op.begin());
-        Box::new(move |piece| self.pool.install(|| run(piece)))
+        let mut run = self.run(|| self.op.begin());
+        Box::new(move |piece| self.run(|| run(piece)))
     }
 
     fn download(&self, answer: Resident) -> Result<Block, BoxError> {

@@ -2,7 +2,7 @@ use burn::module::{Module, Param};
 use burn::tensor::module::{conv2d, conv3d};
 use burn::tensor::ops::ConvOptions;
 use burn::tensor::{Device, Tensor};
-use vae_core::layers::parameter;
+use vae_core::layers::{Winograd, parameter};
 
 /// Frames that a 3-frame kernel reaches back.
 const REACH: usize = 2;
@@ -75,12 +75,15 @@ pub(crate) struct CausalConv3d {
     pub(crate) weight: Param<Tensor<5>>,
     /// `[out]`.
     pub(crate) bias: Param<Tensor<1>>,
+    #[module(skip)]
+    winograd: Winograd,
 }
 
 impl CausalConv3d {
     pub(crate) fn new([channels_in, channels_out]: [usize; 2], device: &Device) -> Self {
         let kernel = REACH + 1;
-        Self { weight: parameter([channels_out, channels_in, kernel, kernel, kernel], device), bias: parameter([channels_out], device) }
+        let weight = parameter([channels_out, channels_in, kernel, kernel, kernel], device);
+        Self { weight, bias: parameter([channels_out], device), winograd: Winograd::default() }
     }
 
     /// # Shapes
@@ -88,27 +91,29 @@ impl CausalConv3d {
     pub(crate) fn forward(&self, x: Tensor<5>, cache: &mut FrameCache) -> Tensor<5> {
         let [b, c, t, h, w] = x.dims();
         let slot = cache.slot();
-        let bias = Some(self.bias.val());
-        let Some(earlier) = slot.take() else {
-            if t == 1 {
-                // Nothing came before: of the kernel, only the part for the present frame meets something.
-                *slot = Some(x.clone());
-                let kernel = self.weight.val().narrow(2, REACH, 1).squeeze_dim::<4>(2);
-                let y = conv2d(frames_to_batch(x), kernel, bias, ConvOptions::new([1, 1], [1, 1], [1, 1], 1));
-                return batch_to_frames(y, 1);
-            }
-            let x = Tensor::cat(vec![Tensor::zeros([b, c, REACH, h, w], (&x.device(), x.dtype())), x], 2);
-            *slot = Some(last_frames(&x, REACH));
-            return conv3d(x, self.weight.val(), bias, ConvOptions::new([1; 3], [0, 1, 1], [1; 3], 1));
-        };
-        let missing = REACH - earlier.dims()[2];
-        let mut parts = vec![earlier, x];
-        if missing > 0 {
-            parts.insert(0, Tensor::zeros([b, c, missing, h, w], (&parts[1].device(), parts[1].dtype())));
+        let earlier = slot.take();
+        if earlier.is_none() && t == 1 {
+            *slot = Some(x.clone());
+            return self.lone_frame(x);
         }
-        let x = Tensor::cat(parts, 2);
+        let missing = REACH - earlier.as_ref().map_or(0, |earlier| earlier.dims()[2]);
+        let zeros = (missing > 0).then(|| Tensor::zeros([b, c, missing, h, w], (&x.device(), x.dtype())));
+        let x = Tensor::cat(zeros.into_iter().chain(earlier).chain([x]).collect(), 2);
         *slot = Some(last_frames(&x, REACH));
-        conv3d(x, self.weight.val(), bias, ConvOptions::new([1; 3], [0, 1, 1], [1; 3], 1))
+        let (weight, bias) = (self.weight.val(), self.bias.val());
+        self.winograd
+            .causal_conv3d(x, weight.clone(), bias.clone())
+            .unwrap_or_else(|x| conv3d(x, weight, Some(bias), ConvOptions::new([1; 3], [0, 1, 1], [1; 3], 1)))
+    }
+
+    /// Nothing came before: of the kernel, only the part for the present frame meets something.
+    fn lone_frame(&self, x: Tensor<5>) -> Tensor<5> {
+        let (weight, bias) = (self.weight.val(), self.bias.val());
+        self.winograd.causal_conv3d(x, weight.clone(), bias.clone()).unwrap_or_else(|x| {
+            let kernel = weight.narrow(2, REACH, 1).squeeze_dim::<4>(2);
+            let y = conv2d(frames_to_batch(x), kernel, Some(bias), ConvOptions::new([1, 1], [1, 1], [1, 1], 1));
+            batch_to_frames(y, 1)
+        })
     }
 }
 

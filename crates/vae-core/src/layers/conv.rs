@@ -3,7 +3,7 @@ use burn::tensor::module::conv2d;
 use burn::tensor::ops::ConvOptions;
 use burn::tensor::{Device, Tensor};
 
-use super::parameter;
+use super::{Winograd, parameter};
 
 /// A 2-D convolution with bias; padding may differ on the four sides.
 #[derive(Module, Debug)]
@@ -17,6 +17,8 @@ pub struct Conv2d {
     /// Before and after, the same for height and width.
     #[module(skip)]
     padding: (usize, usize),
+    #[module(skip)]
+    winograd: Winograd,
 }
 
 impl Conv2d {
@@ -32,13 +34,18 @@ impl Conv2d {
 
     fn new([channels_in, channels_out]: [usize; 2], kernel: usize, stride: usize, padding: (usize, usize), device: &Device) -> Self {
         let weight = parameter([channels_out, channels_in, kernel, kernel], device);
-        Self { weight, bias: parameter([channels_out], device), stride, padding }
+        Self { weight, bias: parameter([channels_out], device), stride, padding, winograd: Winograd::default() }
     }
 
     /// # Shapes
     /// `[b, in, h, w]` to `[b, out, h', w']`.
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        let options = ConvOptions::new_with_padding([self.stride; 2], [self.padding; 2], [1, 1], 1);
-        conv2d(x, self.weight.val(), Some(self.bias.val()), options)
+        let (weight, bias) = (self.weight.val(), self.bias.val());
+        let is_plain = self.stride == 1 && self.padding == (1, 1) && weight.dims()[2..] == [3, 3];
+        let x = if is_plain { self.winograd.conv2d(x, weight.clone(), bias.clone()) } else { Err(x) };
+        x.unwrap_or_else(|x| {
+            let options = ConvOptions::new_with_padding([self.stride; 2], [self.padding; 2], [1, 1], 1);
+            conv2d(x, weight, Some(bias), options)
+        })
     }
 }
