@@ -101,19 +101,21 @@ impl CausalConv3d {
         let x = Tensor::cat(zeros.into_iter().chain(earlier).chain([x]).collect(), 2);
         *slot = Some(last_frames(&x, REACH));
         let (weight, bias) = (self.weight.val(), self.bias.val());
-        self.winograd
-            .causal_conv3d(x, weight.clone(), bias.clone())
-            .unwrap_or_else(|x| conv3d(x, weight, Some(bias), ConvOptions::new([1; 3], [0, 1, 1], [1; 3], 1)))
+        if let Some(y) = self.winograd.causal_conv3d(&x, weight.clone(), bias.clone()) {
+            return y;
+        }
+        conv3d(x, weight, Some(bias), ConvOptions::new([1; 3], [0, 1, 1], [1; 3], 1))
     }
 
     /// Nothing came before: of the kernel, only the part for the present frame meets something.
     fn lone_frame(&self, x: Tensor<5>) -> Tensor<5> {
         let (weight, bias) = (self.weight.val(), self.bias.val());
-        self.winograd.causal_conv3d(x, weight.clone(), bias.clone()).unwrap_or_else(|x| {
-            let kernel = weight.narrow(2, REACH, 1).squeeze_dim::<4>(2);
-            let y = conv2d(frames_to_batch(x), kernel, Some(bias), ConvOptions::new([1, 1], [1, 1], [1, 1], 1));
-            batch_to_frames(y, 1)
-        })
+        if let Some(y) = self.winograd.causal_conv3d(&x, weight.clone(), bias.clone()) {
+            return y;
+        }
+        let kernel = weight.narrow(2, REACH, 1).squeeze_dim::<4>(2);
+        let y = conv2d(frames_to_batch(x), kernel, Some(bias), ConvOptions::new([1, 1], [1, 1], [1, 1], 1));
+        batch_to_frames(y, 1)
     }
 }
 

@@ -42,10 +42,9 @@ impl Conv2d {
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
         let (weight, bias) = (self.weight.val(), self.bias.val());
         let is_plain = self.stride == 1 && self.padding == (1, 1) && weight.dims()[2..] == [3, 3];
-        let x = if is_plain { self.winograd.conv2d(x, weight.clone(), bias.clone()) } else { Err(x) };
-        x.unwrap_or_else(|x| {
-            let options = ConvOptions::new_with_padding([self.stride; 2], [self.padding; 2], [1, 1], 1);
-            conv2d(x, weight, Some(bias), options)
-        })
+        if is_plain && let Some(y) = self.winograd.conv2d(&x, weight.clone(), bias.clone()) {
+            return y;
+        }
+        conv2d(x, weight, Some(bias), ConvOptions::new_with_padding([self.stride; 2], [self.padding; 2], [1, 1], 1))
     }
 }

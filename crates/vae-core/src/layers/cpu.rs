@@ -1,6 +1,6 @@
 //! Kernels for tensors on Burn's CPU backend, where one pass over memory takes the place of many.
 //!
-//! Functions that are to become vector code for the processor at hand are inlined into the closure that `pulp` compiles for it.
+//! Functions that are to become vector code for the processor at hand are inlined into the `with_simd` that `pulp` compiles for it.
 //!
 //! Work is spread over the rayon pool of the caller. Each sum is taken in one fixed order, so the answer does not depend on the number of threads.
 
@@ -9,6 +9,7 @@
 use burn::backend::{DispatchDevice, Flex};
 use burn::tensor::{Bytes, DType, Tensor};
 use burn_flex::{FlexTensor, Layout};
+use pulp::{Simd, WithSimd};
 use rayon::iter::{IndexedParallelIterator, IntoParallelIterator, ParallelIterator};
 use rayon::slice::ParallelSliceMut;
 
@@ -34,9 +35,26 @@ pub(super) fn group_norm(x: Tensor<4>, weight: Tensor<1>, bias: Tensor<1>, rule:
             let first = index % rule.groups * per_group;
             let range = first..first + per_group;
             let (weight, bias) = (&weight[range.clone()], &bias[range]);
-            pulp::Arch::new().dispatch(|| rule.normalise(group, weight, bias));
+            pulp::Arch::new().dispatch(GroupPart { rule, group, weight, bias });
         });
     })
+}
+
+/// One group of one batch item. A closure would not do: `pulp` makes vector code of what is always inlined.
+struct GroupPart<'a> {
+    rule: GroupRule,
+    group: &'a mut [f32],
+    weight: &'a [f32],
+    bias: &'a [f32],
+}
+
+impl WithSimd for GroupPart<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        self.rule.normalise(self.group, self.weight, self.bias);
+    }
 }
 
 impl GroupRule {
@@ -83,34 +101,65 @@ pub(super) fn rms_norm(x: Tensor<5>, gamma: Tensor<1>, then_silu: bool) -> Tenso
             let read = &*item;
             lengths.for_each(|(stretch, inverse)| {
                 let start = stretch * STRETCH;
-                pulp::Arch::new().dispatch(|| {
-                    for plane in read.chunks(pixels) {
-                        for (sum, &value) in inverse.iter_mut().zip(&plane[start..]) {
-                            *sum += value * value;
-                        }
-                    }
-                    for sum in inverse {
-                        *sum = 1.0 / sum.sqrt().max(LEAST_LENGTH as f32);
-                    }
-                });
+                pulp::Arch::new().dispatch(Lengths { planes: read, pixels, start, inverse });
             });
             let inverse = &inverse;
             item.par_chunks_mut(pixels).zip(gamma.into_par_iter()).for_each(|(plane, &gamma)| {
                 let scale = root * gamma;
-                pulp::Arch::new().dispatch(|| {
-                    if then_silu {
-                        for (value, &inverse) in plane.iter_mut().zip(inverse) {
-                            *value = silu(*value * inverse * scale);
-                        }
-                    } else {
-                        for (value, &inverse) in plane.iter_mut().zip(inverse) {
-                            *value = *value * inverse * scale;
-                        }
-                    }
-                });
+                pulp::Arch::new().dispatch(Scaled { plane, inverse, scale, then_silu });
             });
         }
     })
+}
+
+/// The inverse lengths of some px's channels.
+struct Lengths<'a> {
+    planes: &'a [f32],
+    pixels: usize,
+    start: usize,
+    inverse: &'a mut [f32],
+}
+
+impl WithSimd for Lengths<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        for plane in self.planes.chunks(self.pixels) {
+            for (sum, &value) in self.inverse.iter_mut().zip(&plane[self.start..]) {
+                *sum += value * value;
+            }
+        }
+        for sum in self.inverse {
+            *sum = 1.0 / sum.sqrt().max(LEAST_LENGTH as f32);
+        }
+    }
+}
+
+/// One channel, scaled.
+struct Scaled<'a> {
+    plane: &'a mut [f32],
+    inverse: &'a [f32],
+    scale: f32,
+    then_silu: bool,
+}
+
+impl WithSimd for Scaled<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        let Self { plane, inverse, scale, then_silu } = self;
+        if then_silu {
+            for (value, &inverse) in plane.iter_mut().zip(inverse) {
+                *value = silu(*value * inverse * scale);
+            }
+        } else {
+            for (value, &inverse) in plane.iter_mut().zip(inverse) {
+                *value = *value * inverse * scale;
+            }
+        }
+    }
 }
 
 /// Changes the values of a contiguous f32 tensor: where they lie when nobody else holds them, else in a copy.

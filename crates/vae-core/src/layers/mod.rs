@@ -32,40 +32,34 @@ use burn::tensor::{Device, Tensor};
 pub struct Winograd(#[cfg(feature = "flex")] Arc<OnceLock<winograd::Kernels>>);
 
 impl Winograd {
-    /// A convolution with stride 1 and a border of zeros of one px; or `x` back where it is to be run otherwise.
+    /// A convolution with stride 1 and a border of zeros of one px; or none where it is to be run otherwise.
     ///
     /// # Shapes
     /// `[b, in, h, w]`, `[out, in, 3, 3]` and `[out]`, to `[b, out, h, w]`.
-    ///
-    /// # Errors
-    /// `x`.
     #[cfg_attr(not(feature = "flex"), expect(clippy::unused_self, reason = "there is no CPU backend"))]
-    pub fn conv2d(&self, x: Tensor<4>, weight: Tensor<4>, bias: Tensor<1>) -> Result<Tensor<4>, Tensor<4>> {
+    pub fn conv2d(&self, x: &Tensor<4>, weight: Tensor<4>, bias: Tensor<1>) -> Option<Tensor<4>> {
         #[cfg(feature = "flex")]
         return self.convolve(x, weight, bias);
         #[cfg(not(feature = "flex"))]
         {
-            let _ = (weight, bias);
-            Err(x)
+            let _ = (x, weight, bias);
+            None
         }
     }
 
     /// A convolution over height, width and the frame with the two before it, which are given: `t` frames give `t - 2`. A lone frame gives one, with
-    /// nothing before it. Or `x` back where it is to be run otherwise.
+    /// nothing before it. Or none where it is to be run otherwise.
     ///
     /// # Shapes
     /// `[b, in, t, h, w]`, `[out, in, 3, 3, 3]` and `[out]`, to `[b, out, t - 2, h, w]`.
-    ///
-    /// # Errors
-    /// `x`.
     #[cfg_attr(not(feature = "flex"), expect(clippy::unused_self, reason = "there is no CPU backend"))]
-    pub fn causal_conv3d(&self, x: Tensor<5>, weight: Tensor<5>, bias: Tensor<1>) -> Result<Tensor<5>, Tensor<5>> {
+    pub fn causal_conv3d(&self, x: &Tensor<5>, weight: Tensor<5>, bias: Tensor<1>) -> Option<Tensor<5>> {
         #[cfg(feature = "flex")]
         return self.convolve_causally(x, weight, bias);
         #[cfg(not(feature = "flex"))]
         {
-            let _ = (weight, bias);
-            Err(x)
+            let _ = (x, weight, bias);
+            None
         }
     }
 }

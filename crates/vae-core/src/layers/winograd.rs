@@ -33,6 +33,9 @@ const CHANNELS_AT_ONCE: usize = 64;
 
 /// One value of each of so many tiles.
 type Lanes = [f32; LANES];
+/// Tiles whose transform fits the registers.
+const CHUNK: usize = 16;
+type Chunk = [f32; CHUNK];
 
 /// Transformed kernels of a convolution, in the order in which they are read: place, four output channels, input channel.
 pub(super) struct Kernels {
@@ -63,11 +66,9 @@ impl Kernels {
         let mut by_quad = vec![[0.0; QUAD]; PLACES * quads * channels_in];
         by_quad.par_chunks_mut((PLACES * channels_in).max(1)).enumerate().for_each(|(quad, part)| {
             for channel in 0..channels_in {
-                for lane in 0..QUAD {
-                    let transformed = transformed_kernel(kernel(quad * QUAD + lane, channel));
-                    for (place, value) in transformed.into_iter().enumerate() {
-                        part[place * channels_in + channel][lane] = value;
-                    }
+                let quad: [[f32; PLACES]; QUAD] = std::array::from_fn(|lane| transformed_kernel(kernel(quad * QUAD + lane, channel)));
+                for place in 0..PLACES {
+                    part[place * channels_in + channel] = quad.map(|kernel| kernel[place]);
                 }
             }
         });
@@ -111,15 +112,7 @@ impl Kernels {
                 Places { start, count: tiles.saturating_sub(start).min(LANES), columns, size }
             };
             scratch.input.par_chunks_mut(PLACES * channels).enumerate().for_each(|(panel, part)| {
-                let places = places(panel);
-                pulp::Arch::new().dispatch(|| {
-                    for channel in 0..channels {
-                        let transformed = transformed_input(&places, input(channel));
-                        for (place, value) in transformed.into_iter().enumerate() {
-                            part[place * channels + channel] = value;
-                        }
-                    }
-                });
+                pulp::Arch::new().dispatch(Transform { places: places(panel), channels, input: &input, transformed: part });
             });
             let transformed = &scratch.input[..];
             let chunks = output.par_chunks_mut(CHANNELS_AT_ONCE).zip(bias.par_chunks(CHANNELS_AT_ONCE)).enumerate();
@@ -140,11 +133,7 @@ impl Kernels {
                             input,
                             sums,
                         });
-                        pulp::Arch::new().dispatch(|| {
-                            for (channel, (plane, &bias)) in planes.iter_mut().zip(bias).enumerate() {
-                                write_output(&places, sums, channel, bias, plane);
-                            }
-                        });
+                        pulp::Arch::new().dispatch(Output { places, sums, bias, planes });
                     }
                 },
             );
@@ -153,17 +142,17 @@ impl Kernels {
 }
 
 impl super::Winograd {
-    pub(super) fn convolve(&self, x: Tensor<4>, weight: Tensor<4>, bias: Tensor<1>) -> Result<Tensor<4>, Tensor<4>> {
+    pub(super) fn convolve(&self, x: &Tensor<4>, weight: Tensor<4>, bias: Tensor<1>) -> Option<Tensor<4>> {
         let ([batch, channels_in, height, width], [channels_out, ..]) = (x.dims(), weight.dims());
-        if !takes(&x) || !Kernels::suit([channels_in, channels_out], [height, width]) {
-            return Err(x);
+        if !takes(x) || !Kernels::suit([channels_in, channels_out], [height, width]) {
+            return None;
         }
         let kernels = self.0.get_or_init(|| {
             let weight = weight.into_data();
             let weight = weight.as_slice::<f32>().expect("weights in the dtype of what they meet");
             Kernels::new([channels_in, channels_out], |out, channel| std::array::from_fn(|at| weight[(out * channels_in + channel) * 9 + at]))
         });
-        let input = contiguous(x);
+        let input = contiguous(x.clone());
         let values = input.as_slice::<f32>().expect("contiguous f32");
         let bias = bias.into_data();
         let bias = bias.as_slice::<f32>().expect("a bias in the dtype of what it meets");
@@ -175,13 +164,13 @@ impl super::Winograd {
             kernels.convolve([height, width], channels_in, plane, bias, planes, &mut scratch);
         }
         drop(planes);
-        Ok(tensor(output, [batch, channels_out, height, width]))
+        Some(tensor(output, [batch, channels_out, height, width]))
     }
 
-    pub(super) fn convolve_causally(&self, x: Tensor<5>, weight: Tensor<5>, bias: Tensor<1>) -> Result<Tensor<5>, Tensor<5>> {
+    pub(super) fn convolve_causally(&self, x: &Tensor<5>, weight: Tensor<5>, bias: Tensor<1>) -> Option<Tensor<5>> {
         let ([batch, channels_in, frames, height, width], [channels_out, _, taps, ..]) = (x.dims(), weight.dims());
-        if !takes(&x) || !Kernels::suit([channels_in, channels_out], [height, width]) {
-            return Err(x);
+        if !takes(x) || !Kernels::suit([channels_in, channels_out], [height, width]) {
+            return None;
         }
         let kernels = self.0.get_or_init(|| {
             let weight = weight.into_data();
@@ -190,7 +179,7 @@ impl super::Winograd {
             let kernel = |out: usize, at: usize| ((out * channels_in + at % channels_in) * taps + at / channels_in) * 9;
             Kernels::new([taps * channels_in, channels_out], |out, channel| std::array::from_fn(|at| weight[kernel(out, channel) + at]))
         });
-        let input = contiguous(x);
+        let input = contiguous(x.clone());
         let values = input.as_slice::<f32>().expect("contiguous f32");
         let bias = bias.into_data();
         let bias = bias.as_slice::<f32>().expect("a bias in the dtype of what it meets");
@@ -212,7 +201,7 @@ impl super::Winograd {
             }
         }
         drop(planes);
-        Ok(tensor(output, [batch, channels_out, frames_out, height, width]))
+        Some(tensor(output, [batch, channels_out, frames_out, height, width]))
     }
 }
 
@@ -242,6 +231,45 @@ struct Places {
     count: usize,
     columns: usize,
     size: [usize; 2],
+}
+
+/// Transforms a panel's tiles of all channels.
+struct Transform<'a, F> {
+    places: Places,
+    channels: usize,
+    input: &'a F,
+    transformed: &'a mut [Lanes],
+}
+
+impl<'p, F: Fn(usize) -> &'p [f32]> WithSimd for Transform<'_, F> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        let mut tiles = [[0.0; LANES]; PLACES];
+        for channel in 0..self.channels {
+            transform_input(&self.places, (self.input)(channel), &mut tiles, &mut self.transformed[channel..], self.channels);
+        }
+    }
+}
+
+/// Transforms sums back and writes a panel's tiles.
+struct Output<'a, 'p> {
+    places: Places,
+    sums: &'a [Lanes],
+    bias: &'a [f32],
+    planes: &'a mut [&'p mut [f32]],
+}
+
+impl WithSimd for Output<'_, '_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        for (channel, (plane, &bias)) in self.planes.iter_mut().zip(self.bias).enumerate() {
+            write_output(&self.places, self.sums, channel, bias, plane);
+        }
+    }
 }
 
 /// Sums over input channels: a product of matrices at each place.
@@ -348,14 +376,14 @@ fn transformed_kernel(kernel: [f32; 9]) -> [f32; PLACES] {
 
 /// `B' d` along one axis, for six values of each tile.
 #[inline(always)]
-fn along_input(d: [&Lanes; IN]) -> [Lanes; IN] {
+fn along_input(d: &[Chunk; IN]) -> [Chunk; IN] {
     const P2: f32 = (P * P) as f32;
     const Q2: f32 = (Q * Q) as f32;
     const SUM: f32 = (P * P + Q * Q) as f32;
     const PRODUCT: f32 = (P * P * Q * Q) as f32;
-    let mut out = [[0.0; LANES]; IN];
-    for lane in 0..LANES {
-        let [d0, d1, d2, d3, d4, d5] = d.map(|values| values[lane]);
+    let mut out = [[0.0; CHUNK]; IN];
+    for lane in 0..CHUNK {
+        let (d0, d1, d2, d3, d4, d5) = (d[0][lane], d[1][lane], d[2][lane], d[3][lane], d[4][lane], d[5][lane]);
         let (even_p, odd_p) = (d4 - Q2 * d2, P as f32 * (d3 - Q2 * d1));
         let (even_q, odd_q) = (d4 - P2 * d2, Q as f32 * (d3 - P2 * d1));
         out[0][lane] = PRODUCT * d0 - SUM * d2 + d4;
@@ -370,12 +398,12 @@ fn along_input(d: [&Lanes; IN]) -> [Lanes; IN] {
 
 /// `A' m` along one axis, for six values of each tile.
 #[inline(always)]
-fn along_output(m: [&Lanes; IN]) -> [Lanes; OUT] {
+fn along_output(m: &[Chunk; IN]) -> [Chunk; OUT] {
     const P1: f32 = P as f32;
     const Q1: f32 = Q as f32;
-    let mut out = [[0.0; LANES]; OUT];
-    for lane in 0..LANES {
-        let [m0, m1, m2, m3, m4, m5] = m.map(|values| values[lane]);
+    let mut out = [[0.0; CHUNK]; OUT];
+    for lane in 0..CHUNK {
+        let (m0, m1, m2, m3, m4, m5) = (m[0][lane], m[1][lane], m[2][lane], m[3][lane], m[4][lane], m[5][lane]);
         let (sum_p, difference_p) = (m1 + m2, m1 - m2);
         let (sum_q, difference_q) = (m3 + m4, m3 - m4);
         out[0][lane] = m0 + sum_p + sum_q;
@@ -386,82 +414,90 @@ fn along_output(m: [&Lanes; IN]) -> [Lanes; OUT] {
     out
 }
 
-/// The tiles of a panel from one plane, transformed.
+/// The values of a panel's tiles at each of their places, read from a plane. Kept from channel to channel.
+type Tiles = [Lanes; PLACES];
+
+/// Transforms the tiles of a panel from one plane. `transformed[place * channels]` takes those at a place.
 #[inline(always)]
-fn transformed_input(places: &Places, plane: &[f32]) -> [Lanes; PLACES] {
-    let mut tiles = [[0.0; LANES]; PLACES];
+fn transform_input(places: &Places, plane: &[f32], tiles: &mut Tiles, transformed: &mut [Lanes], channels: usize) {
+    read_tiles(places, plane, tiles);
+    for chunk in 0..LANES / CHUNK {
+        let mut half = [[0.0; CHUNK]; PLACES];
+        for x in 0..IN {
+            let column = along_input(&std::array::from_fn(|y| tiles[y * IN + x].as_chunks().0[chunk]));
+            for (y, values) in column.into_iter().enumerate() {
+                half[y * IN + x] = values;
+            }
+        }
+        for y in 0..IN {
+            let row = along_input(&std::array::from_fn(|x| half[y * IN + x]));
+            for (x, values) in row.into_iter().enumerate() {
+                transformed[(y * IN + x) * channels].as_chunks_mut().0[chunk] = values;
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn read_tiles(places: &Places, plane: &[f32], tiles: &mut Tiles) {
     places.runs(|lane, tile_row, tile_column, count| {
         let [height, width] = places.size;
-        // The px of a run, with the border; zeros where there is no picture.
-        let mut line = [0.0_f32; OUT * LANES + 2];
+        // The px of a run with the border, zeros where there is no picture, and every fourth of them together.
+        let mut line = [0.0_f32; OUT * (LANES + 1)];
+        let mut apart = [[0.0_f32; LANES + 1]; OUT];
         let left = OUT * tile_column;
+        let from = left.saturating_sub(1);
+        let to = (left + OUT * count + 1).min(width);
+        let offset = usize::from(left == 0);
         for y in 0..IN {
             let row = (OUT * tile_row + y).wrapping_sub(1);
+            let tiles = &mut tiles[y * IN..][..IN];
             if row >= height {
+                for values in tiles {
+                    values[lane..lane + count].fill(0.0);
+                }
                 continue;
             }
-            let row = &plane[row * width..][..width];
             // line[x] is px left + x - 1.
-            let from = left.saturating_sub(1);
-            let to = (left + OUT * count + 1).min(width);
-            let offset = usize::from(left == 0);
-            line[..offset].fill(0.0);
-            line[offset..offset + to - from].copy_from_slice(&row[from..to]);
-            line[offset + to - from..].fill(0.0);
-            for x in 0..IN {
-                let values = &mut tiles[y * IN + x][lane..lane + count];
-                for (at, value) in values.iter_mut().enumerate() {
-                    *value = line[OUT * at + x];
+            line[offset..offset + to - from].copy_from_slice(&plane[row * width + from..row * width + to]);
+            for (at, px) in line.as_chunks::<OUT>().0.iter().enumerate().take(count + 1) {
+                for (apart, &px) in apart.iter_mut().zip(px) {
+                    apart[at] = px;
                 }
+            }
+            for (x, values) in tiles.iter_mut().enumerate() {
+                values[lane..lane + count].copy_from_slice(&apart[x % OUT][x / OUT..x / OUT + count]);
             }
         }
     });
-    let mut half = [[0.0; LANES]; PLACES];
-    for x in 0..IN {
-        let column = along_input(std::array::from_fn(|y| &tiles[y * IN + x]));
-        for (y, values) in column.into_iter().enumerate() {
-            half[y * IN + x] = values;
-        }
-    }
-    for y in 0..IN {
-        let row = along_input(std::array::from_fn(|x| &half[y * IN + x]));
-        for (x, values) in row.into_iter().enumerate() {
-            tiles[y * IN + x] = values;
-        }
-    }
-    tiles
 }
 
 /// The px of a panel's tiles in one output channel.
 #[inline(always)]
 fn write_output(places: &Places, sums: &[Lanes], channel: usize, bias: f32, plane: &mut [f32]) {
-    let at = |y: usize, x: usize| &sums[(y * IN + x) * CHANNELS_AT_ONCE + channel];
-    let mut half = [[[0.0; LANES]; IN]; OUT];
-    for x in 0..IN {
-        let column = along_output(std::array::from_fn(|y| at(y, x)));
-        for (y, values) in column.into_iter().enumerate() {
-            half[y][x] = values;
+    let mut px = [[[0.0; OUT]; LANES]; OUT];
+    for chunk in 0..LANES / CHUNK {
+        let at = |y: usize, x: usize| sums[(y * IN + x) * CHANNELS_AT_ONCE + channel].as_chunks().0[chunk];
+        let mut half = [[[0.0; CHUNK]; IN]; OUT];
+        for x in 0..IN {
+            let column = along_output(&std::array::from_fn(|y| at(y, x)));
+            for (half, values) in half.iter_mut().zip(column) {
+                half[x] = values;
+            }
         }
-    }
-    let mut px = [[[0.0; LANES]; OUT]; OUT];
-    for (px, half) in px.iter_mut().zip(&half) {
-        *px = along_output(half.each_ref());
+        for (px, half) in px.iter_mut().zip(&half) {
+            let row = along_output(half);
+            for (lane, px) in px[chunk * CHUNK..][..CHUNK].iter_mut().enumerate() {
+                *px = [row[0][lane] + bias, row[1][lane] + bias, row[2][lane] + bias, row[3][lane] + bias];
+            }
+        }
     }
     places.runs(|lane, tile_row, tile_column, count| {
         let [height, width] = places.size;
-        for y in 0..OUT.min(height - OUT * tile_row) {
+        for (y, px) in px.iter().enumerate().take(height - OUT * tile_row) {
             let start = (OUT * tile_row + y) * width + OUT * tile_column;
             let length = (OUT * count).min(width - OUT * tile_column);
-            let row = &mut plane[start..start + length];
-            let (whole, rest) = row.as_chunks_mut::<OUT>();
-            for (tile, out) in whole.iter_mut().enumerate() {
-                for (x, out) in out.iter_mut().enumerate() {
-                    *out = px[y][x][lane + tile] + bias;
-                }
-            }
-            for (x, out) in rest.iter_mut().enumerate() {
-                *out = px[y][x][lane + whole.len()] + bias;
-            }
+            plane[start..start + length].copy_from_slice(&px[lane..].as_flattened()[..length]);
         }
     });
 }
@@ -577,9 +613,9 @@ mod tests {
             let mut sums = vec![[0.0; LANES]; PLACES * CHANNELS_AT_ONCE];
             let products = Products { kernels: &kernels, channels: 9, first_quad: 0, quads: 2, input: &input, sums: &mut sums };
             if plain {
-                products.run_plain()
+                products.run_plain();
             } else {
-                pulp::Arch::new().dispatch(products)
+                pulp::Arch::new().dispatch(products);
             }
             sums
         };
