@@ -168,7 +168,10 @@ impl Feeder<'_> {
                 item = match self.inlet.send_timeout(item, PATIENCE) {
                     Ok(()) => break,
                     Err(SendTimeoutError::Timeout(item)) if !self.is_dismissed() => item,
-                    Err(_) => return Ok(false),
+                    Err(_) => {
+                        self.give_back(unit);
+                        return Ok(false);
+                    }
                 };
             }
         }
@@ -180,6 +183,13 @@ impl Feeder<'_> {
             ExecError::Tile { tile, source } => ExecError::Source { tile, source },
             error => error,
         })
+    }
+
+    /// What a worker has not read to the end when it is retired goes to others.
+    fn give_back(&self, unit: &Unit) {
+        unit.is_over.store(true, Ordering::Relaxed);
+        self.shared.ledger().scheduler.give_back(self.worker, &unit.tiles);
+        self.shared.tell_all();
     }
 
     fn is_dismissed(&self) -> bool {
@@ -283,11 +293,15 @@ impl Foreman<'_, '_> {
     fn look_for_stalled(&mut self) -> Result<(), ExecError> {
         let shared = self.shared.clone();
         let mut ledger = shared.ledger();
-        for worker in ledger.scheduler.stalled(shared.recorder.now(), self.settings.timeout) {
+        let stalled = ledger.scheduler.stalled(shared.recorder.now(), self.settings.timeout);
+        if stalled.is_empty() {
+            return Ok(());
+        }
+        for worker in stalled {
             self.has_given_up[worker] = true;
-            let tiles = ledger.scheduler.give_up(worker);
+            let (tiles, is_hopeless) = ledger.scheduler.give_up(worker);
             let error = ExecError::Stalled { tile: tiles[0], worker: self.workers[worker].name.clone() };
-            let verdict = Verdict { is_retired: true, is_hopeless: false };
+            let verdict = Verdict { is_retired: true, is_hopeless };
             let message = ledger.judge(&self.workers, worker, &tiles, verdict, error);
             self.take(message)?;
         }

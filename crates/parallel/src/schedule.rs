@@ -229,11 +229,12 @@ impl Scheduler {
                 self.tiles[tile].tried.push(worker);
             }
         }
+        // Before the worker is retired: what failed too often has then no better prospects.
         let was_hopeless = tiles.iter().any(|&tile| self.is_hopeless(tile));
         let state = &mut self.workers[worker];
         state.is_retired |= state.faults_in_a_row >= FAULTS_BEFORE_RETIREMENT;
         let is_retired = !was_retired && (state.is_retired || blame == Blame::Memory);
-        Some(Verdict { is_retired, is_hopeless: was_hopeless || tiles.iter().any(|&tile| self.is_hopeless(tile)) })
+        Some(Verdict { is_retired, is_hopeless: was_hopeless || self.is_stuck() })
     }
 
     /// These tiles are to be run in a wider dtype. False when they were taken from the worker before.
@@ -272,13 +273,20 @@ impl Scheduler {
         (0..self.workers.len()).filter(is_stalled).collect()
     }
 
-    /// Takes everything from a worker. Gives the tiles that it had in work.
-    pub(crate) fn give_up(&mut self, worker: usize) -> Vec<usize> {
+    /// The worker gives back tiles that it has not begun.
+    pub(crate) fn give_back(&mut self, worker: usize, tiles: &[usize]) {
+        if self.take_running(worker, tiles).is_some() {
+            self.let_wait(tiles);
+        }
+    }
+
+    /// Takes everything from a worker. Gives the tiles that it had in work, and whether nobody can run what is left.
+    pub(crate) fn give_up(&mut self, worker: usize) -> (Vec<usize>, bool) {
         let state = &mut self.workers[worker];
         state.is_retired = true;
         let tiles: Vec<usize> = state.running.drain(..).flat_map(|running| running.tiles).collect();
         self.let_wait(&tiles);
-        tiles
+        (tiles, self.is_stuck())
     }
 
     pub(crate) fn is_over(&self) -> bool {
@@ -337,9 +345,13 @@ impl Scheduler {
         self.is_able(worker, tile) && (!self.tiles[tile].tried.contains(&worker) || !self.is_untried_by_some(tile))
     }
 
+    /// Whether a tile waits that nobody can run.
+    fn is_stuck(&self) -> bool {
+        (0..self.tiles.len()).any(|tile| self.tiles[tile].progress == TileProgress::Waiting && self.able(tile).next().is_none())
+    }
+
     fn is_hopeless(&self, tile: usize) -> bool {
-        let nobody = self.able(tile).next().is_none();
-        nobody || (self.tiles[tile].tried.len() > self.rules.retries && !self.is_untried_by_some(tile))
+        self.tiles[tile].tried.len() > self.rules.retries && !self.is_untried_by_some(tile)
     }
 
     /// `tile`, and others that run in one stack with it.
@@ -520,6 +532,36 @@ mod tests {
     }
 
     #[test]
+    fn tiles_that_nobody_is_left_for_end_the_run() {
+        // One worker has no memory for large tiles, and the other is lost on a small one.
+        let work = [2.0, 1.0, 2.0];
+        let begin = || {
+            let mut scheduler = scheduler(&work, 2, RULES);
+            assert_eq!(scheduler.turn(0, seconds(0)), run(0));
+            assert_eq!(scheduler.failed(0, &[0], Blame::Memory), Some(Verdict { is_retired: true, is_hopeless: false }));
+            assert_eq!(scheduler.turn(1, seconds(0)), run(0));
+            assert!(scheduler.finished(1, &[0], seconds(1)));
+            scheduler
+        };
+        let mut lost = begin();
+        lost.tiles[2].progress = TileProgress::Finished;
+        lost.finished += 1;
+        assert_eq!(lost.turn(1, seconds(1)), run(1));
+        assert!(!lost.failed(1, &[1], Blame::Device).unwrap().is_hopeless, "the other can run what is left");
+        let mut lost = begin();
+        assert_eq!(lost.turn(1, seconds(1)), run(2));
+        assert!(lost.failed(1, &[2], Blame::Device).unwrap().is_hopeless);
+        let mut gone = begin();
+        gone.tiles[2].tried.push(1);
+        gone.workers[1].running.push(Running { tiles: vec![1], start: seconds(1) });
+        gone.tiles[1].progress = TileProgress::Running;
+        assert!(gone.failed(1, &[1], Blame::Device).unwrap().is_hopeless, "tile 2 waits for nobody");
+        let mut stalled = begin();
+        assert_eq!(stalled.turn(1, seconds(1)), run(2));
+        assert_eq!(stalled.give_up(1), ([2].to_vec(), true));
+    }
+
+    #[test]
     fn stacks_hold_tiles_of_one_shape() {
         let size = |size| Count::Exactly(NonZeroUsize::new(size).unwrap());
         let mut scheduler = Scheduler::new(vec![1.0; 6], vec![0, 0, 1, 0, 0, 0], 1, Rules { batch: size(3), ..RULES });
@@ -556,7 +598,7 @@ mod tests {
         assert!(scheduler.finished(1, &[1], seconds(2)));
         assert!(scheduler.stalled(seconds(700), None).is_empty());
         assert_eq!(scheduler.stalled(seconds(801), None), [0]);
-        assert_eq!(scheduler.give_up(0), [0]);
+        assert_eq!(scheduler.give_up(0), (vec![0], false));
         assert!(!scheduler.finished(0, &[0], seconds(802)), "it comes too late");
         assert_eq!((scheduler.turn(0, seconds(802)), scheduler.turn(1, seconds(802))), (Turn::Leave, run(0)));
         assert_eq!(scheduler.stalled(seconds(802 + 101), None), [1]);

@@ -20,8 +20,8 @@ pub enum Deed {
     AnswerInStages([Duration; 3]),
     /// An error.
     Fail,
-    /// An error at the second piece.
-    FailLate,
+    /// An error at a piece, counted from 0, where each takes so long a time.
+    FailAt(usize, Duration),
     /// A panic.
     Panic,
     /// A value that is no number in the first piece.
@@ -103,14 +103,19 @@ impl TileOp for Scripted {
                     download = last;
                 }
                 Deed::Fail => return Err("a failure".into()),
-                Deed::FailLate if !is_first => return Err("a late failure".into()),
+                Deed::FailAt(piece, time) => {
+                    sleep(time);
+                    if piece + 1 == pieces {
+                        return Err("a late failure".into());
+                    }
+                }
                 Deed::Panic => panic!("a panic"),
                 Deed::RunOutOfMemory => return Err("out of memory".into()),
                 Deed::LoseDevice => {
                     self.is_lost.store(true, Ordering::Relaxed);
                     self.check_device();
                 }
-                Deed::Answer | Deed::FailLate | Deed::Nonsense => {}
+                Deed::Answer | Deed::Nonsense => {}
             }
             let answer = run(piece)?;
             if deed != Deed::Nonsense || !is_first {

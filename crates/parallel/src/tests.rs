@@ -175,9 +175,9 @@ fn faults_of_one_worker_are_made_good_by_another() {
         (|_| Deed::Fail) as fn(usize) -> Deed,
         |_| Deed::Panic,
         |_| Deed::Nonsense,
-        |_| Deed::FailLate,
+        |_| Deed::FailAt(1, Duration::ZERO),
         |_| Deed::RunOutOfMemory,
-        |n| if n % 2 == 0 { Deed::FailLate } else { Deed::Answer },
+        |n| if n % 2 == 0 { Deed::FailAt(1, Duration::ZERO) } else { Deed::Answer },
         |n| if n > 2 { Deed::Panic } else { Deed::Answer },
         |n| if n == 2 { Deed::LoseDevice } else { Deed::Answer },
         |n| if n == 0 { Deed::RunOutOfMemory } else { Deed::Answer },
@@ -210,6 +210,23 @@ fn a_worker_that_fails_three_times_in_a_row_gets_no_more_tiles() {
     let (_, stats) = run(&MultiDevice::default(), &[scripted("bad", |_| Deed::Fail), scripted("good", |_| Deed::AnswerAfter(ms(2)))]).unwrap();
     assert_eq!((stats.workers[0].faults, stats.workers[0].tiles), (3, 0));
     assert!(stats.workers[0].retired.as_ref().is_some_and(|cause| cause.contains("a failure")));
+}
+
+#[test]
+fn tiles_that_a_retired_worker_has_not_begun_go_to_others() {
+    for executor in many(|_| ()) {
+        in_time(move || {
+            // So many frames that the pipeline of the failing worker is full of them when it is retired.
+            let source = Block::from_fn([1, 1, 9, 11, 17], |[_, _, t, y, x]| (t * 5 + y * 3 + x) as f32);
+            let plan = TilePlan::new(&Uniform::with_tile([4, 5], [1, 2]), Negate.geometry(), source.extent()).unwrap();
+            let workers = [scripted("bad", |_| Deed::FailAt(8, ms(40))), scripted("good", |_| Deed::AnswerAfter(ms(8)))];
+            let mut canvas = Canvas::default();
+            let compositor = Compositor::new(&plan, &Cascade, &mut canvas);
+            let stats = executor.run(Job { plan: &plan, source: &source, workers: &workers, compositor, stop: &Stop::default() }, &mut ()).unwrap();
+            assert!(stats.workers[0].retired.is_some() && stats.workers[1].tiles == plan.tiles.len(), "{:?}", stats.workers);
+            assert!(canvas.into_block().data().iter().zip(source.data()).all(|(got, given)| (got + given).abs() < 1e-4));
+        });
+    }
 }
 
 #[test]
