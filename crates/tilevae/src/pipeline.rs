@@ -4,7 +4,7 @@ use burn::tensor::{DType, Device};
 use parallel::{Executor, Job, Progress, RunStats, Stop, Worker};
 use tiling::{BlendPolicy, Block, BoxError, Canvas, Compositor, FrameScale, Geometry, Grid, Region, Sink, TileOp, TileSource};
 use vae_core::layers::Precision;
-use vae_core::{Clamp, Decode, DeviceName, Encode, Model, Posterior, Registry, Vae, VaeError, VaeSpec};
+use vae_core::{Clamp, Decode, Encode, Model, Posterior, Registry, Vae, VaeError, VaeSpec};
 
 use crate::workers::{Late, Seat, check_devices, seats};
 use crate::{Config, Direction, DtypeConfig, Error, FittedFrames, LatentSpace, OnNan, OpenDevice, RunPlan, io, open_devices};
@@ -98,9 +98,6 @@ impl Pipeline {
         let executor = config.executor.build();
         check_devices(&config.devices, executor.as_ref())?;
         let seats = seats(&config.devices, devices, executor.as_ref())?;
-        // Devices of other machines compute with Burn's convolutions: so that all agree, those here do, too.
-        let is_remote = devices.iter().any(|open| matches!(open.name, DeviceName::Remote { .. }));
-        let precision = if is_remote { Precision::Strict } else { config.model.precision };
         let mut vaes: Vec<Arc<Replica>> = Vec::new();
         for OpenDevice { name, device } in devices {
             let asked = config.devices.dtype.get(name).copied().unwrap_or(config.model.dtype);
@@ -122,7 +119,7 @@ impl Pipeline {
             vaes,
             seats,
             executor,
-            precision,
+            precision: config.model.precision,
             grids,
             blend: config.blend.build(),
             stop: Stop::default(),

@@ -1,8 +1,8 @@
 use burn::module::{Module, Param};
-use burn::tensor::module::{conv2d, conv3d};
+use burn::tensor::module::conv2d;
 use burn::tensor::ops::ConvOptions;
 use burn::tensor::{Device, Tensor};
-use vae_core::layers::{Winograd, parameter};
+use vae_core::layers::{Conv3x3, parameter};
 
 /// Frames that a 3-frame kernel reaches back.
 const REACH: usize = 2;
@@ -76,14 +76,14 @@ pub(crate) struct CausalConv3d {
     /// `[out]`.
     pub(crate) bias: Param<Tensor<1>>,
     #[module(skip)]
-    winograd: Winograd,
+    conv: Conv3x3,
 }
 
 impl CausalConv3d {
     pub(crate) fn new([channels_in, channels_out]: [usize; 2], device: &Device) -> Self {
         let kernel = REACH + 1;
         let weight = parameter([channels_out, channels_in, kernel, kernel, kernel], device);
-        Self { weight, bias: parameter([channels_out], device), winograd: Winograd::default() }
+        Self { weight, bias: parameter([channels_out], device), conv: Conv3x3::default() }
     }
 
     /// # Shapes
@@ -92,30 +92,16 @@ impl CausalConv3d {
         let [b, c, t, h, w] = x.dims();
         let slot = cache.slot();
         let earlier = slot.take();
+        let (weight, bias) = (self.weight.val(), self.bias.val());
         if earlier.is_none() && t == 1 {
             *slot = Some(x.clone());
-            return self.lone_frame(x);
+            return self.conv.forward_causal(x, weight, bias);
         }
         let missing = REACH - earlier.as_ref().map_or(0, |earlier| earlier.dims()[2]);
         let zeros = (missing > 0).then(|| Tensor::zeros([b, c, missing, h, w], (&x.device(), x.dtype())));
         let x = Tensor::cat(zeros.into_iter().chain(earlier).chain([x]).collect(), 2);
         *slot = Some(last_frames(&x, REACH));
-        let (weight, bias) = (self.weight.val(), self.bias.val());
-        if let Some(y) = self.winograd.causal_conv3d(&x, weight.clone(), bias.clone()) {
-            return y;
-        }
-        conv3d(x, weight, Some(bias), ConvOptions::new([1; 3], [0, 1, 1], [1; 3], 1))
-    }
-
-    /// Nothing came before: of the kernel, only the part for the present frame meets something.
-    fn lone_frame(&self, x: Tensor<5>) -> Tensor<5> {
-        let (weight, bias) = (self.weight.val(), self.bias.val());
-        if let Some(y) = self.winograd.causal_conv3d(&x, weight.clone(), bias.clone()) {
-            return y;
-        }
-        let kernel = weight.narrow(2, REACH, 1).squeeze_dim::<4>(2);
-        let y = conv2d(frames_to_batch(x), kernel, Some(bias), ConvOptions::new([1, 1], [1, 1], [1, 1], 1));
-        batch_to_frames(y, 1)
+        self.conv.forward_causal(x, weight, bias)
     }
 }
 

@@ -214,6 +214,29 @@ fn tiles_that_overflow_in_f16_are_run_again_in_f32() {
 }
 
 #[test]
+fn fast_convolutions_are_near_direct_ones() {
+    for (latents, model) in [("chelsea", "models/demo-kl"), ("chelsea-clip", "models/demo-wan")] {
+        let folder = Folder::new();
+        let latents = format!("examples/latents/{latents}.safetensors");
+        let pair = |command: &str, input: &str| {
+            ["fast", "strict"].map(|precision| {
+                let (out, setting) = (folder.path(&format!("{command}-{precision}.npy")), format!("model.precision={precision}"));
+                run(&[command, input, "-o", &out, "--model", model, "--set", &setting]);
+                out
+            })
+        };
+        let decoded = pair("decode", &latents);
+        let encoded = pair("encode", &decoded[1]);
+        for [fast, strict] in [decoded.map(|path| samples(&path).block), encoded.map(|path| super::latents(&path).block)] {
+            // The same values would mean that one of them is not what it says.
+            let worst = max_diff(&fast, &strict);
+            assert!(worst > 0.0 && worst <= 5e-4, "{model}: {worst}");
+            assert!(tilevae::metrics::psnr(&fast, &strict) >= 90.0, "{model}: {} dB", tilevae::metrics::psnr(&fast, &strict));
+        }
+    }
+}
+
+#[test]
 fn half_types_compute_near_f32() {
     let folder = Folder::new();
     let [a, b] = ["a.safetensors", "b.safetensors"].map(|name| folder.path(name));

@@ -82,7 +82,7 @@ fn two_servers_and_this_process_give_the_same_bytes() {
     for (latents, model) in [(LATENTS, "models/demo-kl"), ("examples/latents/chelsea-clip.safetensors", "models/demo-wan")] {
         let out = folder.path("out.npy");
         let common = ["decode", latents, "-o", &out, "--hash", "--model", model, "--set", "tiling.tile_px=96", "--set", "tiling.stride_px=64"];
-        let expected = run(&[&common[..], &["--set", "model.precision=strict"]].concat());
+        let expected = run(&common);
         for (devices, executor) in [(&servers[0].devices[0], "sequential"), (&all, "multi-device"), (&all, "pipelined")] {
             let printed = run(&[&common[..], &["--device", devices, "--set", &format!("executor.kind={executor}")]].concat());
             assert_eq!(hash(&printed), hash(&expected), "{executor}");
@@ -95,7 +95,7 @@ fn a_run_survives_a_server_that_is_killed() {
     let folder = Folder::new();
     let out = folder.path("out.npy");
     let common = ["decode", LATENTS, "-o", &out, "--hash", "--set", "tiling.tile_px=32"];
-    let expected = run(&[&common[..], &["--set", "model.precision=strict"]].concat());
+    let expected = run(&common);
     for executor in ["multi-device", "pipelined"] {
         let (mut victim, survivor) = (Server::start(&[], ""), Server::start(&[], ""));
         let devices = format!("{},{}", victim.devices[0], survivor.devices[0]);

@@ -3,7 +3,7 @@ use burn::tensor::module::conv2d;
 use burn::tensor::ops::ConvOptions;
 use burn::tensor::{Device, Tensor};
 
-use super::{Winograd, parameter};
+use super::{Conv3x3, parameter};
 
 /// A 2-D convolution with bias; padding may differ on the four sides.
 #[derive(Module, Debug)]
@@ -18,7 +18,7 @@ pub struct Conv2d {
     #[module(skip)]
     padding: (usize, usize),
     #[module(skip)]
-    winograd: Winograd,
+    plain: Conv3x3,
 }
 
 impl Conv2d {
@@ -34,7 +34,7 @@ impl Conv2d {
 
     fn new([channels_in, channels_out]: [usize; 2], kernel: usize, stride: usize, padding: (usize, usize), device: &Device) -> Self {
         let weight = parameter([channels_out, channels_in, kernel, kernel], device);
-        Self { weight, bias: parameter([channels_out], device), stride, padding, winograd: Winograd::default() }
+        Self { weight, bias: parameter([channels_out], device), stride, padding, plain: Conv3x3::default() }
     }
 
     /// # Shapes
@@ -42,8 +42,8 @@ impl Conv2d {
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
         let (weight, bias) = (self.weight.val(), self.bias.val());
         let is_plain = self.stride == 1 && self.padding == (1, 1) && weight.dims()[2..] == [3, 3];
-        if is_plain && let Some(y) = self.winograd.conv2d(&x, weight.clone(), bias.clone()) {
-            return y;
+        if is_plain {
+            return self.plain.forward(x, weight, bias);
         }
         conv2d(x, weight, Some(bias), ConvOptions::new_with_padding([self.stride; 2], [self.padding; 2], [1, 1], 1))
     }

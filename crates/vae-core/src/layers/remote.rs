@@ -1,5 +1,5 @@
-//! Norms on devices that another process serves: each is shipped as one operation, which runs there as it would run here, so that the answer has the
-//! same bits and one message takes the place of many.
+//! Norms and convolutions on devices that another process serves: each is shipped as one operation, which runs there as it would run here, so that the
+//! answer has the same bits and one message takes the place of many.
 
 use burn::backend::ir::{BackendIr, CustomOpIr, HandleContainer, ScalarIr, TensorIr};
 use burn::backend::{DispatchDevice, DispatchKindConversion, DispatchTensor, Remote};
@@ -7,10 +7,15 @@ use burn::remote::CustomOpClient;
 use burn::server::RemoteServer;
 use burn::tensor::Tensor;
 
-use super::norm;
+#[cfg(not(feature = "flex"))]
+use super::Conv3x3;
+#[cfg(feature = "flex")]
+use super::conv3x3::OfClients;
+use super::{Precision, norm};
 
 const GROUP_NORM: &str = "tilevae.group_norm";
 const RMS_NORM: &str = "tilevae.rms_norm";
+const CONV_3X3: &str = "tilevae.conv_3x3";
 
 /// Whether another process has the tensor.
 pub(super) fn takes<const D: usize>(x: &Tensor<D>) -> bool {
@@ -19,20 +24,29 @@ pub(super) fn takes<const D: usize>(x: &Tensor<D>) -> bool {
 
 pub(super) fn group_norm(x: Tensor<4>, weight: Tensor<1>, bias: Tensor<1>, rule: norm::GroupRule) -> Tensor<4> {
     let norm::GroupRule { groups, epsilon, then_silu } = rule;
-    ship(GROUP_NORM, x, vec![weight, bias], vec![ScalarIr::UInt(groups as u64), ScalarIr::Float(epsilon), ScalarIr::Bool(then_silu)])
+    let shape = x.dims();
+    let scalars = vec![ScalarIr::UInt(groups as u64), ScalarIr::Float(epsilon), ScalarIr::Bool(then_silu)];
+    ship(GROUP_NORM, x, [described(weight), described(bias)].into(), scalars, shape)
 }
 
 pub(super) fn rms_norm(x: Tensor<5>, gamma: Tensor<1>, then_silu: bool) -> Tensor<5> {
-    ship(RMS_NORM, x, vec![gamma], vec![ScalarIr::Bool(then_silu)])
+    let shape = x.dims();
+    ship(RMS_NORM, x, vec![described(gamma)], vec![ScalarIr::Bool(then_silu)], shape)
 }
 
-fn ship<const D: usize>(id: &'static str, x: Tensor<D>, parameters: Vec<Tensor<1>>, scalars: Vec<ScalarIr>) -> Tensor<D> {
+/// See [`Conv3x3::forward_causal`], which is run as [`Precision::Fast`] allows.
+pub(super) fn conv3x3(x: Tensor<5>, weight: Tensor<5>, bias: Tensor<1>) -> Tensor<5> {
+    let ([b, _, t, h, w], [out, _, taps, ..]) = (x.dims(), weight.dims());
+    ship(CONV_3X3, x, [described(weight), described(bias)].into(), Vec::new(), [b, out, t + 1 - taps.min(t), h, w])
+}
+
+fn ship<const D: usize>(id: &'static str, x: Tensor<D>, parameters: Vec<TensorIr>, scalars: Vec<ScalarIr>, shape: [usize; D]) -> Tensor<D> {
     let device = x.device();
     let DispatchDevice::Remote(remote) = device.as_dispatch() else { panic!("the tensor is not remote") };
     let client = CustomOpClient::new(remote);
-    let answer = TensorIr::uninit(client.create_empty_handle(), x.shape(), x.dtype());
+    let answer = TensorIr::uninit(client.create_empty_handle(), shape.into(), x.dtype());
     let mut inputs = vec![described(x)];
-    inputs.extend(parameters.into_iter().map(described));
+    inputs.extend(parameters);
     let mut answers = client.register(CustomOpIr::with_scalars(id, &inputs, &[answer], scalars));
     Tensor::from_primitive::<Remote>(answers.remove(0))
 }
@@ -40,11 +54,11 @@ fn ship<const D: usize>(id: &'static str, x: Tensor<D>, parameters: Vec<Tensor<1
 fn described<const D: usize>(tensor: Tensor<D>) -> TensorIr {
     match tensor.try_into_primitive::<Remote>() {
         Ok(primitive) => primitive.into_ir(),
-        Err(error) => panic!("weights and input of a norm are on one device: {error:?}"),
+        Err(error) => panic!("weights and input of a layer are on one device: {error:?}"),
     }
 }
 
-/// A server that runs the norms of clients on the backends of this build.
+/// A server that runs the norms and convolutions of clients on the backends of this build.
 #[must_use]
 pub fn host_remotely(server: RemoteServer) -> RemoteServer {
     #[cfg(feature = "flex")]
@@ -66,8 +80,20 @@ where
         let answer = norm::group_norm(input::<B, 4>(handles, call, 0), input::<B, 1>(handles, call, 1), input::<B, 1>(handles, call, 2), rule);
         answered::<B, 4>(handles, call, answer);
     });
-    server.with_custom_op::<B, _>(RMS_NORM, |handles, call, _| {
+    let server = server.with_custom_op::<B, _>(RMS_NORM, |handles, call, _| {
         let answer = norm::rms_norm(input::<B, 5>(handles, call, 0), input::<B, 1>(handles, call, 1), flag(&call.scalars[0]));
+        answered::<B, 5>(handles, call, answer);
+    });
+    #[cfg(feature = "flex")]
+    let of_clients = OfClients::default();
+    server.with_custom_op::<B, _>(CONV_3X3, move |handles, call, _| {
+        let weight = input::<B, 5>(handles, call, 1);
+        #[cfg(feature = "flex")]
+        let conv = of_clients.of(&weight);
+        #[cfg(not(feature = "flex"))]
+        let conv = Conv3x3::default();
+        let (x, bias) = (input::<B, 5>(handles, call, 0), input::<B, 1>(handles, call, 2));
+        let answer = Precision::Fast.during(|| conv.forward_causal(x, weight, bias));
         answered::<B, 5>(handles, call, answer);
     })
 }
@@ -85,7 +111,7 @@ where
 {
     match answer.try_into_primitive::<B>() {
         Ok(answer) => handles.register_float_tensor::<B>(&call.outputs[0].id, answer),
-        Err(error) => panic!("a norm stays on its backend: {error:?}"),
+        Err(error) => panic!("a layer stays on its backend: {error:?}"),
     }
 }
 

@@ -10,9 +10,6 @@
 
 #![expect(clippy::inline_always, reason = "vector code is made where a function is inlined")]
 
-use burn::backend::Flex;
-use burn::tensor::{Bytes, DType, Tensor};
-use burn_flex::{FlexTensor, Layout};
 use pulp::{Simd, WithSimd};
 use rayon::iter::{IndexedParallelIterator, ParallelIterator};
 use rayon::slice::{ParallelSlice, ParallelSliceMut};
@@ -37,7 +34,7 @@ type Lanes = [f32; LANES];
 const CHUNK: usize = 16;
 type Chunk = [f32; CHUNK];
 
-/// Transformed kernels of a convolution, in the order in which they are read: place, four output channels, input channel.
+/// Transformed kernels of a convolution, by four output channels, place, input channel.
 pub(super) struct Kernels {
     values: Vec<[f32; QUAD]>,
     channels_in: usize,
@@ -60,11 +57,8 @@ impl Kernels {
 
     /// Transforms kernels; `kernel(out, in)` gives the nine values of one, row by row.
     pub(super) fn new([channels_in, channels_out]: [usize; 2], kernel: impl Fn(usize, usize) -> [f32; 9] + Sync) -> Self {
-        let quads = channels_out / QUAD;
-        let mut values = vec![[0.0; QUAD]; PLACES * quads * channels_in];
-        // Transposed to where they are read once all of a quad are there.
-        let mut by_quad = vec![[0.0; QUAD]; PLACES * quads * channels_in];
-        by_quad.par_chunks_mut((PLACES * channels_in).max(1)).enumerate().for_each(|(quad, part)| {
+        let mut values = vec![[0.0; QUAD]; PLACES * channels_out / QUAD * channels_in];
+        values.par_chunks_mut((PLACES * channels_in).max(1)).enumerate().for_each(|(quad, part)| {
             for channel in 0..channels_in {
                 let quad: [[f32; PLACES]; QUAD] = std::array::from_fn(|lane| transformed_kernel(kernel(quad * QUAD + lane, channel)));
                 for place in 0..PLACES {
@@ -72,17 +66,12 @@ impl Kernels {
                 }
             }
         });
-        for (quad, part) in by_quad.chunks((PLACES * channels_in).max(1)).enumerate() {
-            for (place, row) in part.chunks(channels_in).enumerate() {
-                values[(place * quads + quad) * channels_in..][..channels_in].copy_from_slice(row);
-            }
-        }
         Self { values, channels_in, channels_out }
     }
 
     /// The kernels at a place, for four output channels and the last `channels` input channels.
     fn quad(&self, place: usize, quad: usize, channels: usize) -> &[[f32; QUAD]] {
-        let end = (place * (self.channels_out / QUAD) + quad + 1) * self.channels_in;
+        let end = (quad * PLACES + place + 1) * self.channels_in;
         &self.values[end - channels..end]
     }
 
@@ -91,7 +80,7 @@ impl Kernels {
     ///
     /// # Panics
     /// When the planes have other sizes or numbers.
-    fn convolve<'a>(
+    pub(super) fn convolve<'a>(
         &self,
         size: [usize; 2],
         channels: usize,
@@ -109,9 +98,10 @@ impl Kernels {
         for first in (0..tiles).step_by(panels * LANES) {
             let places = |panel: usize| {
                 let start = first + panel * LANES;
-                Places { start, count: tiles.saturating_sub(start).min(LANES), columns, size }
+                Places { start, count: (tiles - start).min(LANES), columns, size }
             };
-            scratch.input.par_chunks_mut(PLACES * channels).enumerate().for_each(|(panel, part)| {
+            let filled = (tiles - first).div_ceil(LANES).min(panels);
+            scratch.input.par_chunks_mut(PLACES * channels).take(filled).enumerate().for_each(|(panel, part)| {
                 pulp::Arch::new().dispatch(Transform { places: places(panel), channels, input: &input, transformed: part });
             });
             let transformed = &scratch.input[..];
@@ -119,11 +109,7 @@ impl Kernels {
             chunks.for_each_init(
                 || vec![[0.0; LANES]; PLACES * CHANNELS_AT_ONCE],
                 |sums, (chunk, (planes, bias))| {
-                    for panel in 0..panels {
-                        let places = places(panel);
-                        if places.count == 0 {
-                            continue;
-                        }
+                    for panel in 0..filled {
                         let input = &transformed[panel * PLACES * channels..][..PLACES * channels];
                         pulp::Arch::new().dispatch(Products {
                             kernels: self,
@@ -133,90 +119,12 @@ impl Kernels {
                             input,
                             sums,
                         });
-                        pulp::Arch::new().dispatch(Output { places, sums, bias, planes });
+                        pulp::Arch::new().dispatch(Output { places: places(panel), sums, bias, planes });
                     }
                 },
             );
         }
     }
-}
-
-impl super::Winograd {
-    pub(super) fn convolve(&self, x: &Tensor<4>, weight: Tensor<4>, bias: Tensor<1>) -> Option<Tensor<4>> {
-        let ([batch, channels_in, height, width], [channels_out, ..]) = (x.dims(), weight.dims());
-        if !takes(x) || !Kernels::suit([channels_in, channels_out], [height, width]) {
-            return None;
-        }
-        let kernels = self.0.get_or_init(|| {
-            let weight = weight.into_data();
-            let weight = weight.as_slice::<f32>().expect("weights in the dtype of what they meet");
-            Kernels::new([channels_in, channels_out], |out, channel| std::array::from_fn(|at| weight[(out * channels_in + channel) * 9 + at]))
-        });
-        let input = contiguous(x.clone());
-        let values = input.as_slice::<f32>().expect("contiguous f32");
-        let bias = bias.into_data();
-        let bias = bias.as_slice::<f32>().expect("a bias in the dtype of what it meets");
-        let mut output = vec![0.0; batch * channels_out * height * width];
-        let mut planes: Vec<&mut [f32]> = output.chunks_mut(height * width).collect();
-        let mut scratch = Scratch::default();
-        for (item, planes) in planes.chunks_mut(channels_out).enumerate() {
-            let plane = |channel: usize| &values[(item * channels_in + channel) * height * width..][..height * width];
-            kernels.convolve([height, width], channels_in, plane, bias, planes, &mut scratch);
-        }
-        drop(planes);
-        Some(tensor(output, [batch, channels_out, height, width]))
-    }
-
-    pub(super) fn convolve_causally(&self, x: &Tensor<5>, weight: Tensor<5>, bias: Tensor<1>) -> Option<Tensor<5>> {
-        let ([batch, channels_in, frames, height, width], [channels_out, _, taps, ..]) = (x.dims(), weight.dims());
-        if !takes(x) || !Kernels::suit([channels_in, channels_out], [height, width]) {
-            return None;
-        }
-        let kernels = self.0.get_or_init(|| {
-            let weight = weight.into_data();
-            let weight = weight.as_slice::<f32>().expect("weights in the dtype of what they meet");
-            // A tap of the earliest frame, then of the next: as if the frames were channels.
-            let kernel = |out: usize, at: usize| ((out * channels_in + at % channels_in) * taps + at / channels_in) * 9;
-            Kernels::new([taps * channels_in, channels_out], |out, channel| std::array::from_fn(|at| weight[kernel(out, channel) + at]))
-        });
-        let input = contiguous(x.clone());
-        let values = input.as_slice::<f32>().expect("contiguous f32");
-        let bias = bias.into_data();
-        let bias = bias.as_slice::<f32>().expect("a bias in the dtype of what it meets");
-        // A lone frame has nothing before it.
-        let seen = taps.min(frames);
-        let frames_out = frames + 1 - seen;
-        let mut output = vec![0.0; batch * channels_out * frames_out * height * width];
-        let mut planes: Vec<Option<&mut [f32]>> = output.chunks_mut(height * width).map(Some).collect();
-        let mut scratch = Scratch::default();
-        for item in 0..batch {
-            for frame in 0..frames_out {
-                let of_frame = (0..channels_out).map(|out| (item * channels_out + out) * frames_out + frame);
-                let mut of_frame: Vec<&mut [f32]> = of_frame.filter_map(|at| planes[at].take()).collect();
-                let plane = |channel: usize| {
-                    let at = (item * channels_in + channel % channels_in) * frames + frame + channel / channels_in;
-                    &values[at * height * width..][..height * width]
-                };
-                kernels.convolve([height, width], seen * channels_in, plane, bias, &mut of_frame, &mut scratch);
-            }
-        }
-        drop(planes);
-        Some(tensor(output, [batch, channels_out, frames_out, height, width]))
-    }
-}
-
-/// Whether the convolutions here can take the tensor, and may.
-fn takes<const D: usize>(x: &Tensor<D>) -> bool {
-    super::Precision::current() == super::Precision::Fast && super::cpu::takes(x)
-}
-
-fn contiguous<const D: usize>(x: Tensor<D>) -> FlexTensor {
-    let x: FlexTensor = x.try_into_primitive::<Flex>().expect("a tensor on the CPU backend");
-    if x.is_contiguous() && x.layout().start_offset() == 0 { x } else { x.to_contiguous() }
-}
-
-fn tensor<const D: usize>(values: Vec<f32>, shape: [usize; D]) -> Tensor<D> {
-    Tensor::from_primitive::<Flex>(FlexTensor::new(Bytes::from_elems(values), Layout::contiguous(shape.into()), DType::F32))
 }
 
 /// Memory that one convolution after the other uses.
