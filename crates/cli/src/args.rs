@@ -29,7 +29,7 @@ pub(crate) struct Common {
     /// Checkpoint: a diffusers folder, a pipeline's folder, or a .safetensors, .pth, .pt, .bin or .ckpt file.
     #[arg(long, global = true, value_name = "DIR|FILE")]
     pub(crate) model: Option<PathBuf>,
-    /// Devices, as `tilevae devices` lists them.
+    /// Devices, as `tilevae devices` lists them, or remote://HOST:PORT/N.
     #[arg(long, global = true, value_name = "NAME", value_delimiter = ',')]
     pub(crate) device: Vec<String>,
     /// One key of the configuration; may be given many times. The value is TOML; a word needs no quotes.

@@ -1,5 +1,6 @@
 use burn::tensor::{DType, Device, Tensor};
 use tiling::{Block, GridConfig, PerAxis, TileOp};
+use vae_core::layers::Precision;
 use vae_core::testing::{Golden, assert_close, run_tiled};
 use vae_core::{Clamp, Decode, Encode, Posterior};
 
@@ -57,10 +58,13 @@ fn for_every_case(config: &str, dtype: DType, frames_per_chunk: usize, check: &d
 }
 
 fn equals_diffusers(config: &str) {
-    for frames_per_chunk in 1..=3 {
-        for_every_case(config, DType::F32, frames_per_chunk, &|got, expected, what| {
-            assert_close(got, expected, F32, &format!("{config} {what}, chunks of {frames_per_chunk}"));
-        });
+    for (precision, frames_per_chunk) in
+        [Precision::Fast, Precision::Strict].into_iter().flat_map(|precision| (1..=3).map(move |frames| (precision, frames)))
+    {
+        let check = |got: &Block, expected: &Block, what: &str| {
+            assert_close(got, expected, F32, &format!("{config} {what}, {precision:?}, chunks of {frames_per_chunk}"));
+        };
+        precision.during(|| for_every_case(config, DType::F32, frames_per_chunk, &check));
     }
 }
 

@@ -25,7 +25,7 @@ const LANES: usize = 48;
 const VECTORS: usize = 3;
 /// Output channels of one product.
 const QUAD: usize = 4;
-/// Output channels whose sums lie in memory at once.
+/// Output channels whose sums lie in memory at once, at most.
 const CHANNELS_AT_ONCE: usize = 64;
 
 /// One value of each of so many tiles.
@@ -94,6 +94,8 @@ impl Kernels {
         let [rows, columns] = [height.div_ceil(OUT), width.div_ceil(OUT)];
         let tiles = rows * columns;
         let panels = rayon::current_num_threads().min(tiles.div_ceil(LANES));
+        // Something for every thread, where there are few channels.
+        let at_once = self.channels_out.div_ceil(rayon::current_num_threads()).next_multiple_of(QUAD).min(CHANNELS_AT_ONCE);
         scratch.input.resize(panels * PLACES * channels, [0.0; LANES]);
         for first in (0..tiles).step_by(panels * LANES) {
             let places = |panel: usize| {
@@ -105,7 +107,7 @@ impl Kernels {
                 pulp::Arch::new().dispatch(Transform { places: places(panel), channels, input: &input, transformed: part });
             });
             let transformed = &scratch.input[..];
-            let chunks = output.par_chunks_mut(CHANNELS_AT_ONCE).zip(bias.par_chunks(CHANNELS_AT_ONCE)).enumerate();
+            let chunks = output.par_chunks_mut(at_once).zip(bias.par_chunks(at_once)).enumerate();
             chunks.for_each_init(
                 || vec![[0.0; LANES]; PLACES * CHANNELS_AT_ONCE],
                 |sums, (chunk, (planes, bias))| {
@@ -114,7 +116,7 @@ impl Kernels {
                         pulp::Arch::new().dispatch(Products {
                             kernels: self,
                             channels,
-                            first_quad: chunk * CHANNELS_AT_ONCE / QUAD,
+                            first_quad: chunk * at_once / QUAD,
                             quads: planes.len() / QUAD,
                             input,
                             sums,
