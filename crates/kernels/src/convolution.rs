@@ -5,8 +5,8 @@ use pulp::{Arch, Simd, WithSimd};
 use rayon::iter::{IndexedParallelIterator, IntoParallelIterator, ParallelIterator};
 use rayon::slice::ParallelSliceMut;
 
-use crate::forms::{Halving, Narrow, Point, Tiles, Wide};
-use crate::output::{Shared, Target, filled};
+use crate::forms::{Halving, Into, Narrow, Point, Sums, Tiles, Wide};
+use crate::memory::{Shared, Target, filled};
 use crate::products::{Stretch, multiply};
 use crate::reading::{LINE, Line};
 use crate::{CHUNK, CHUNKS, Form, Frame, OCT, Row};
@@ -111,7 +111,7 @@ impl Convolution<'_> {
         if output.len() == 0 {
             return;
         }
-        let places = places::<OUT>(size);
+        let places = places::<OUT>(size, T::IN > T::STEP);
         let rows = T::VALUES * channels_in;
         let octs = channels_out.div_ceil(OCT);
         let octs_at_once = (KERNELS / (octs * T::PLACES * self.taps * rows * OCT * 4).div_ceil(octs).max(1)).clamp(1, octs);
@@ -203,8 +203,8 @@ impl Place {
     }
 }
 
-/// All tiles of an output, band by band and down each band.
-fn places<const OUT: usize>([height, width]: [usize; 2]) -> Vec<Place> {
+/// All tiles of an output: down each band, where those below one another share px of the input, and else along the rows.
+fn places<const OUT: usize>([height, width]: [usize; 2], down: bool) -> Vec<Place> {
     let [rows, columns] = [height.div_ceil(OUT), width.div_ceil(OUT)];
     let mut places = Vec::new();
     let mut column = 0;
@@ -216,6 +216,9 @@ fn places<const OUT: usize>([height, width]: [usize; 2]) -> Vec<Place> {
         };
         places.extend((0..rows).step_by(CHUNK / across).map(|row| Place { row, column, across }));
         column += across;
+    }
+    if !down {
+        places.sort_by_key(|place| (CHUNK - place.across, place.row));
     }
     places
 }
@@ -353,9 +356,20 @@ impl<const OUT: usize, T: Tiles<OUT>> Task<'_, OUT, T> {
     fn read(&self, panel: &[Place], frame: &Frame, slab: &mut [Row], per_place: usize) {
         /// Lines of four bands of tiles.
         const LINES: usize = 18;
+        /// Channels that are fetched ahead: they lie far apart, so that the processor does not foresee them.
+        const AHEAD: usize = 2;
         let Convolution { channels: [channels, _], size, doubled, .. } = *self.whole.convolution;
         let mut lines = [Line([0.0; LINE]); LINES];
         for channel in 0..channels {
+            if channel + AHEAD < channels {
+                for place in panel {
+                    for y in 0..T::STEP * (place.down() - 1) + T::IN {
+                        let row = (T::STEP * place.row + y) as isize - T::BEFORE as isize;
+                        let column = (T::STEP * place.column) as isize - T::BEFORE as isize;
+                        frame.prefetch(channel + AHEAD, size, doubled, row, column, T::STEP * (place.across - 1) + T::IN);
+                    }
+                }
+            }
             // The line after the last one that was read, and the place where its px begin.
             let mut next = (usize::MAX, usize::MAX);
             for (chunk, place) in panel.iter().enumerate() {
@@ -373,11 +387,11 @@ impl<const OUT: usize, T: Tiles<OUT>> Task<'_, OUT, T> {
                     frame.read(channel, size, doubled, row, column, width, line);
                 }
                 next = (place.column, top + count);
-                let write = |place: usize, value: usize, values| slab[place * per_place + channel * T::VALUES + value].0[chunk] = values;
+                let into = Into { rows: slab, per_place, first: channel * T::VALUES, chunk };
                 match place.across {
-                    16 => T::input::<16>(&lines, write),
-                    8 => T::input::<8>(&lines, write),
-                    _ => T::input::<4>(&lines, write),
+                    16 => T::input::<16>(&lines, into),
+                    8 => T::input::<8>(&lines, into),
+                    _ => T::input::<4>(&lines, into),
                 }
             }
         }
@@ -391,7 +405,7 @@ impl<const OUT: usize, T: Tiles<OUT>> Task<'_, OUT, T> {
         for (at, channel) in channels.enumerate() {
             let bias = convolution.bias[channel];
             for (chunk, place) in panel.iter().enumerate() {
-                let px = T::output(|place| sums[place * per_place + at].0[chunk]);
+                let px = T::output(Sums { rows: sums, per_place, at, chunk });
                 let (top, left) = (OUT * place.row, OUT * place.column);
                 for (y, px) in px.iter().enumerate() {
                     let mut line = [[0.0_f32; OUT]; CHUNK];

@@ -8,7 +8,7 @@
 //! 3/2, -3/2 and infinity, which round less than the usual 0, 1, -1, 2, -2, and for 0, 1, -1 and infinity.
 
 use crate::reading::Line;
-use crate::{CHUNK, Chunk, OCT};
+use crate::{CHUNK, Chunk, OCT, Row};
 
 /// Which kernels are convolved, and how.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,6 +41,39 @@ impl Form {
     }
 }
 
+/// Where a chunk of one channel's transformed values goes.
+pub(crate) struct Into<'a> {
+    pub(crate) rows: &'a mut [Row],
+    /// Rows from one place to the next, and the first of the channel.
+    pub(crate) per_place: usize,
+    pub(crate) first: usize,
+    pub(crate) chunk: usize,
+}
+
+impl Into<'_> {
+    #[inline(always)]
+    fn put(&mut self, place: usize, value: usize, values: Chunk) {
+        self.rows[place * self.per_place + self.first + value].0[self.chunk] = values;
+    }
+}
+
+/// The sums of a chunk in one output channel.
+#[derive(Clone, Copy)]
+pub(crate) struct Sums<'a> {
+    pub(crate) rows: &'a [Row],
+    /// Rows from one place to the next, and the channel's.
+    pub(crate) per_place: usize,
+    pub(crate) at: usize,
+    pub(crate) chunk: usize,
+}
+
+impl Sums<'_> {
+    #[inline(always)]
+    fn at(&self, place: usize) -> Chunk {
+        self.rows[place * self.per_place + self.at].0[self.chunk]
+    }
+}
+
 /// A form as the tasks see it. `OUT` is the side of a tile in px of the output.
 pub(crate) trait Tiles<const OUT: usize>: Copy + Sync {
     /// Px of the input from one tile to the next, and px on the side of what a tile reads.
@@ -55,11 +88,11 @@ pub(crate) trait Tiles<const OUT: usize>: Copy + Sync {
     /// Transforms the kernels of a channel, for eight output channels: `PLACES` times `VALUES`.
     fn kernels(px: &[[f64; OCT]], transformed: &mut [[f64; OCT]]);
 
-    /// Transforms `CHUNK` tiles that lie side by side in bands of `ACROSS`, one band below the other: `write(place, value, chunk)`.
-    fn input<const ACROSS: usize>(lines: &[Line], write: impl FnMut(usize, usize, Chunk));
+    /// Transforms `CHUNK` tiles that lie side by side in bands of `ACROSS`, one band below the other: each at its place.
+    fn input<const ACROSS: usize>(lines: &[Line], into: Into);
 
     /// The px of a chunk of tiles, row by row and column by column, from the sums at each place.
-    fn output(sums: impl Fn(usize) -> Chunk) -> [[Chunk; OUT]; OUT];
+    fn output(sums: Sums) -> [[Chunk; OUT]; OUT];
 }
 
 /// [`Form::Wide`].
@@ -92,12 +125,12 @@ impl Tiles<4> for Wide {
     }
 
     #[inline(always)]
-    fn input<const ACROSS: usize>(lines: &[Line], write: impl FnMut(usize, usize, Chunk)) {
-        winograd_input::<4, 6, ACROSS>(lines, along_wide_input, write);
+    fn input<const ACROSS: usize>(lines: &[Line], into: Into) {
+        winograd_input::<4, 6, ACROSS>(lines, along_wide_input, into);
     }
 
     #[inline(always)]
-    fn output(sums: impl Fn(usize) -> Chunk) -> [[Chunk; 4]; 4] {
+    fn output(sums: Sums) -> [[Chunk; 4]; 4] {
         winograd_output::<4, 6>(sums, along_wide_output)
     }
 }
@@ -115,12 +148,12 @@ impl Tiles<2> for Narrow {
     }
 
     #[inline(always)]
-    fn input<const ACROSS: usize>(lines: &[Line], write: impl FnMut(usize, usize, Chunk)) {
-        winograd_input::<2, 4, ACROSS>(lines, along_narrow_input, write);
+    fn input<const ACROSS: usize>(lines: &[Line], into: Into) {
+        winograd_input::<2, 4, ACROSS>(lines, along_narrow_input, into);
     }
 
     #[inline(always)]
-    fn output(sums: impl Fn(usize) -> Chunk) -> [[Chunk; 2]; 2] {
+    fn output(sums: Sums) -> [[Chunk; 2]; 2] {
         winograd_output::<2, 4>(sums, along_narrow_output)
     }
 }
@@ -138,13 +171,13 @@ impl Tiles<1> for Point {
     }
 
     #[inline(always)]
-    fn input<const ACROSS: usize>(lines: &[Line], mut write: impl FnMut(usize, usize, Chunk)) {
-        write(0, 0, spread::<ACROSS, 1>(|band, at| lines[band].0[at]));
+    fn input<const ACROSS: usize>(lines: &[Line], mut into: Into) {
+        into.put(0, 0, spread::<ACROSS, 1>(|band, at| lines[band].0[at]));
     }
 
     #[inline(always)]
-    fn output(sums: impl Fn(usize) -> Chunk) -> [[Chunk; 1]; 1] {
-        [[sums(0)]]
+    fn output(sums: Sums) -> [[Chunk; 1]; 1] {
+        [[sums.at(0)]]
     }
 }
 
@@ -161,17 +194,17 @@ impl Tiles<1> for Halving {
     }
 
     #[inline(always)]
-    fn input<const ACROSS: usize>(lines: &[Line], mut write: impl FnMut(usize, usize, Chunk)) {
+    fn input<const ACROSS: usize>(lines: &[Line], mut into: Into) {
         for y in 0..3 {
             for x in 0..3 {
-                write(0, 3 * y + x, spread::<ACROSS, 2>(|band, at| lines[2 * band + y].0[at + x]));
+                into.put(0, 3 * y + x, spread::<ACROSS, 2>(|band, at| lines[2 * band + y].0[at + x]));
             }
         }
     }
 
     #[inline(always)]
-    fn output(sums: impl Fn(usize) -> Chunk) -> [[Chunk; 1]; 1] {
-        [[sums(0)]]
+    fn output(sums: Sums) -> [[Chunk; 1]; 1] {
+        [[sums.at(0)]]
     }
 }
 
@@ -191,7 +224,7 @@ fn spread<const ACROSS: usize, const STEP: usize>(value: impl Fn(usize, usize) -
 fn winograd_input<const OUT: usize, const IN: usize, const ACROSS: usize>(
     lines: &[Line],
     along: impl Fn(&[[f32; CHUNK]; IN]) -> [[f32; CHUNK]; IN],
-    mut write: impl FnMut(usize, usize, Chunk),
+    mut into: Into,
 ) {
     // First down the columns, as they lie.
     const PARTS: usize = crate::reading::LINE / CHUNK;
@@ -233,24 +266,28 @@ fn winograd_input<const OUT: usize, const IN: usize, const ACROSS: usize>(
             }
         }
         for (x, values) in along(&across).into_iter().enumerate() {
-            write(y * IN + x, 0, values);
+            into.put(y * IN + x, 0, values);
         }
     }
 }
 
 #[inline(always)]
 fn winograd_output<const OUT: usize, const IN: usize>(
-    sums: impl Fn(usize) -> Chunk,
+    sums: Sums,
     along: impl Fn(&[[f32; CHUNK]; IN]) -> [[f32; CHUNK]; OUT],
 ) -> [[Chunk; OUT]; OUT] {
     let mut half = [[[0.0; CHUNK]; IN]; OUT];
     for x in 0..IN {
-        let column = along(&std::array::from_fn(|y| sums(y * IN + x)));
+        let column = along(&std::array::from_fn(|y| sums.at(y * IN + x)));
         for (half, values) in half.iter_mut().zip(column) {
             half[x] = values;
         }
     }
-    half.map(|row| along(&row))
+    let mut px = [[[0.0; CHUNK]; OUT]; OUT];
+    for (px, half) in px.iter_mut().zip(&half) {
+        *px = along(half);
+    }
+    px
 }
 
 /// `G g G'` for a kernel `g`, for the points given and infinity.

@@ -12,15 +12,15 @@
 mod convolution;
 mod forms;
 mod math;
+mod memory;
 
-mod output;
 mod products;
 mod reading;
 
 pub use convolution::{Convolution, Course, Strides};
 pub use forms::Form;
 
-pub use output::Target;
+pub use memory::Target;
 pub use reading::{Frame, Norm};
 
 /// Tiles (or px) side by side that go through everything together.

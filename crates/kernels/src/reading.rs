@@ -1,6 +1,7 @@
 //! Input px, normalised and activated as they are read.
 
 use crate::math::silu;
+use crate::memory::prefetch;
 
 /// Px of a line that is read at once, and room for the last vector.
 pub(crate) const LINE: usize = 80;
@@ -32,6 +33,18 @@ pub enum Norm<'a> {
 }
 
 impl Frame<'_> {
+    /// Has the processor fetch what [`read`](Self::read) will read.
+    #[inline(always)]
+    pub(crate) fn prefetch(&self, channel: usize, [height, width]: [usize; 2], doubled: bool, y: isize, x: isize, count: usize) {
+        let (y, x, count) = if doubled { (y >> 1, x >> 1, count / 2 + 1) } else { (y, x, count) };
+        let y = y.clamp(0, height as isize - 1) as usize;
+        let x = x.max(0) as usize;
+        let start = channel * self.stride + y * width + x;
+        for at in (0..count + 15).step_by(16) {
+            prefetch(self.values, start + at.min(count - 1));
+        }
+    }
+
     /// Reads `count` px of a row from the column `x` on, which may lie outside: there it is zero.
     #[inline(always)]
     pub(crate) fn read(&self, channel: usize, [height, width]: [usize; 2], doubled: bool, y: isize, x: isize, count: usize, line: &mut Line) {

@@ -1,7 +1,7 @@
-//! The one place for `unsafe` here: planes that several tasks write at once, each its own px.
+//! The one place for `unsafe` here.
 //!
 //! A task writes the px of its tiles in each of its output channels. These stretches of memory lie between those of other tasks, so they cannot be handed
-//! out as slices beforehand.
+//! out as slices beforehand: [`Shared`] is written by all tasks at once, each its own px. Memory that is written from end to end is not cleared before.
 
 #![expect(unsafe_code, reason = "see above")]
 
@@ -75,4 +75,16 @@ pub(crate) unsafe fn filled(mut values: Vec<f32>, length: usize) -> Vec<f32> {
     // SAFETY: the caller has written them.
     unsafe { values.set_len(length) };
     values
+}
+
+/// Has the processor fetch what lies at `at`, which it needs soon.
+#[inline(always)]
+pub(crate) fn prefetch(values: &[f32], at: usize) {
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    if let Some(value) = values.get(at) {
+        // SAFETY: every x86-64 processor has the instruction, and it changes nothing.
+        unsafe { std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(std::ptr::from_ref(value).cast()) };
+    }
+    #[cfg(not(all(target_arch = "x86_64", not(miri))))]
+    let _ = (values, at);
 }

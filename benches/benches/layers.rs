@@ -1,0 +1,101 @@
+//! Layers of the VAEs on the CPU, in floating point operations of the direct convolution, next to what the processor can do: multiply-adds in registers, and the
+//! products of matrices that the convolutions are made of. One thread unless `RAYON_NUM_THREADS` says otherwise.
+
+use std::hint::black_box;
+use std::time::Duration;
+
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use kernels::{Convolution, Course, Form, Frame, Norm, Strides};
+use pulp::{Arch, Simd, WithSimd};
+
+/// Multiply-adds in registers, as many at once as hide their latency.
+struct MultiplyAdds(usize);
+
+impl WithSimd for MultiplyAdds {
+    type Output = f32;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) -> f32 {
+        let mut sums = [simd.splat_f32s(1.0); 12];
+        let (a, b) = (simd.splat_f32s(black_box(0.999)), simd.splat_f32s(black_box(1e-3)));
+        for _ in 0..self.0 / (2 * sums.len() * S::F32_LANES) {
+            for sum in &mut sums {
+                *sum = simd.mul_add_f32s(*sum, a, b);
+            }
+        }
+        sums.into_iter().fold(0.0, |all, sum| all + simd.reduce_sum_f32s(sum))
+    }
+}
+
+fn peak(criterion: &mut Criterion) {
+    const OPERATIONS: usize = 1 << 28;
+    let mut group = criterion.benchmark_group("peak");
+    group.throughput(Throughput::Elements(OPERATIONS as u64)).sample_size(20).measurement_time(Duration::from_secs(2));
+    group.bench_function("multiply-adds of one thread", |bencher| bencher.iter(|| Arch::new().dispatch(MultiplyAdds(OPERATIONS))));
+    group.finish();
+}
+
+struct Layer {
+    name: &'static str,
+    form: Form,
+    channels: [usize; 2],
+    taps: usize,
+    /// Of the input.
+    size: [usize; 2],
+    frames: usize,
+    doubled: bool,
+    normed: bool,
+}
+
+impl Layer {
+    const fn new(name: &'static str, form: Form, channels: [usize; 2], side: usize) -> Self {
+        Self { name, form, channels, taps: 1, size: [side; 2], frames: 1, doubled: false, normed: false }
+    }
+}
+
+fn layers(criterion: &mut Criterion) {
+    let layers = [
+        Layer::new("512 to 512, 64 px", Form::Wide, [512, 512], 64),
+        Layer::new("512 to 512, 128 px", Form::Wide, [512, 512], 128),
+        Layer::new("256 to 256, 256 px", Form::Wide, [256, 256], 256),
+        Layer::new("128 to 128, 512 px", Form::Wide, [128, 128], 512),
+        Layer { normed: true, ..Layer::new("norm, SiLU, 128 to 128, 512 px", Form::Wide, [128, 128], 512) },
+        Layer { doubled: true, ..Layer::new("doubled, 256 to 256, 512 px", Form::Wide, [256, 256], 256) },
+        Layer { taps: 3, frames: 4, ..Layer::new("3x3x3, 96 to 96, 4 frames of 128 px", Form::Wide, [96, 96], 128) },
+        Layer { taps: 3, frames: 4, ..Layer::new("3x3x3, 192 to 192, 4 frames of 128 px", Form::Wide, [192, 192], 128) },
+        Layer::new("2x2 at a time, 512 to 512, 64 px", Form::Narrow, [512, 512], 64),
+        Layer::new("2x2 at a time, 128 to 128, 512 px", Form::Narrow, [128, 128], 512),
+        Layer::new("first, 4 to 512, 64 px", Form::Wide, [4, 512], 64),
+        Layer::new("last, 128 to 3, 512 px", Form::Wide, [128, 3], 512),
+        Layer::new("1x1, 512 to 256, 256 px", Form::Point, [512, 256], 256),
+        Layer::new("1x1, 512 to 512, 64 px", Form::Point, [512, 512], 64),
+        Layer::new("halving, 128 to 128, 512 px", Form::Halving, [128, 128], 512),
+        Layer::new("halving, 512 to 512, 128 px", Form::Halving, [512, 512], 128),
+    ];
+    let threads = std::env::var("RAYON_NUM_THREADS").ok().and_then(|threads| threads.parse().ok()).unwrap_or(1);
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads");
+    let mut group = criterion.benchmark_group("layers");
+    group.sample_size(10).warm_up_time(Duration::from_millis(500)).measurement_time(Duration::from_secs(2));
+    for layer in layers {
+        let Layer { name, form, channels: [channels_in, channels_out], taps, size, frames, doubled, normed } = layer;
+        let area = size[0] * size[1];
+        let noise = |count: usize| (0..count).map(|at| (at as f32 * 0.7).sin()).collect::<Vec<_>>();
+        let kernel = if form == Form::Point { 1 } else { 9 };
+        let (weight, bias) = (noise(channels_in * channels_out * taps * kernel), noise(channels_out));
+        let values = noise(channels_in * area * (frames + taps - 1));
+        let (scale, shift) = (noise(channels_in), noise(channels_in));
+        let norm = if normed { Norm::Channels { scale: &scale, shift: &shift, silu: true } } else { Norm::None };
+        let stride = area * (frames + taps - 1);
+        let input: Vec<Frame> = (0..frames + taps - 1).map(|frame| Frame { values: &values[frame * area..], stride, norm }).collect();
+        let convolution = Convolution { form, weight: &weight, bias: &bias, channels: [channels_in, channels_out], taps, size, doubled };
+        let [height, width] = convolution.output_size();
+        let course = Course { lead: taps - 1, step: 1, frames };
+        let strides = Strides { frame: height * width, channel: frames * height * width };
+        group.throughput(Throughput::Elements((2 * channels_in * channels_out * taps * kernel * height * width * frames) as u64));
+        group.bench_function(name, |bencher| bencher.iter(|| pool.install(|| convolution.run(&input, course, strides))));
+    }
+    group.finish();
+}
+
+criterion_group!(benches, peak, layers);
+criterion_main!(benches);
