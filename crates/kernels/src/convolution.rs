@@ -119,7 +119,8 @@ impl Convolution<'_> {
             for first in (0..octs).step_by(octs_at_once) {
                 let octs = first..(first + octs_at_once).min(octs);
                 self.transform_kernels::<OUT, T>(octs.clone(), transformed);
-                let whole = Whole { convolution: self, input, course, strides, output: &output, places: &places, first_oct: first, kernels: transformed };
+                let whole =
+                    Whole { convolution: self, input, course, strides, output: &output, places: &places, first_oct: first, kernels: transformed };
                 whole.run::<OUT, T>(octs);
             }
         });
@@ -330,7 +331,8 @@ impl<const OUT: usize, T: Tiles<OUT>> Task<'_, OUT, T> {
                         let sums = &mut sums[(unit * T::PLACES + place) * per_sums..][..CHANNELS];
                         for (oct, sums) in octs.clone().zip(sums.chunks_mut(OCT)) {
                             let kernels = &self.whole.kernels[oct * per_oct + place * taps * rows..][missing * rows..(taps * rows)];
-                            let slab = |at: usize| &transformed[((panel * seen.len() + begin + at - seen.start) * T::PLACES + place) * per_place..][..rows];
+                            let slab =
+                                |at: usize| &transformed[((panel * seen.len() + begin + at - seen.start) * T::PLACES + place) * per_place..][..rows];
                             let mut stretches: [Stretch; 3] = [(&[], &[]); 3];
                             for (at, stretch) in stretches.iter_mut().enumerate().take(end - begin) {
                                 *stretch = (&kernels[at * rows..][..rows], slab(at));
@@ -653,7 +655,9 @@ mod tests {
         let data = case(Form::Wide).data(5);
         let error = |form| {
             let (got, expected) = (case(form).run(&data), case(form).expected(&data));
-            (got.iter().zip(&expected).map(|(&got, &expected)| (f64::from(got) - expected).powi(2)).sum::<f64>() / expected.iter().map(|value| value * value).sum::<f64>()).sqrt()
+            (got.iter().zip(&expected).map(|(&got, &expected)| (f64::from(got) - expected).powi(2)).sum::<f64>()
+                / expected.iter().map(|value| value * value).sum::<f64>())
+            .sqrt()
         };
         let (wide, narrow) = (error(Form::Wide), error(Form::Narrow));
         assert!(wide < 1.6e-6 && narrow < 0.5 * wide, "{wide} {narrow}");

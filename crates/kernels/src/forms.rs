@@ -272,10 +272,7 @@ fn winograd_input<const OUT: usize, const IN: usize, const ACROSS: usize>(
 }
 
 #[inline(always)]
-fn winograd_output<const OUT: usize, const IN: usize>(
-    sums: Sums,
-    along: impl Fn(&[[f32; CHUNK]; IN]) -> [[f32; CHUNK]; OUT],
-) -> [[Chunk; OUT]; OUT] {
+fn winograd_output<const OUT: usize, const IN: usize>(sums: Sums, along: impl Fn(&[[f32; CHUNK]; IN]) -> [[f32; CHUNK]; OUT]) -> [[Chunk; OUT]; OUT] {
     let mut half = [[[0.0; CHUNK]; IN]; OUT];
     for x in 0..IN {
         let column = along(&std::array::from_fn(|y| sums.at(y * IN + x)));

@@ -13,6 +13,7 @@ mod convolution;
 mod forms;
 mod math;
 mod memory;
+mod norms;
 
 mod products;
 mod reading;
@@ -21,6 +22,7 @@ pub use convolution::{Convolution, Course, Strides};
 pub use forms::Form;
 
 pub use memory::Target;
+pub use norms::{GroupRule, normalise_groups, normalise_pixels};
 pub use reading::{Frame, Norm};
 
 /// Tiles (or px) side by side that go through everything together.

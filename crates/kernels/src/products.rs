@@ -90,7 +90,8 @@ mod tests {
     #[test]
     fn vectors_and_plain_code_give_the_same_bits() {
         let kernels: Vec<[f32; OCT]> = (0..11).map(|at| std::array::from_fn(|out| ((at * 8 + out) as f32).sin())).collect();
-        let values: Vec<Row> = (0..11).map(|at| Row(std::array::from_fn(|c| std::array::from_fn(|l| ((at * 48 + c * 16 + l) as f32).cos())))).collect();
+        let values: Vec<Row> =
+            (0..11).map(|at| Row(std::array::from_fn(|c| std::array::from_fn(|l| ((at * 48 + c * 16 + l) as f32).cos())))).collect();
         let stretches = [(&kernels[..7], &values[..7]), (&kernels[7..], &values[7..])];
         for chunks in 1..=3 {
             for outs in [4, 8] {

@@ -79,10 +79,10 @@ impl Resnet {
         let device = style.device;
         Self {
             norm1: style.norm(channels_in),
-            conv1: Conv2d::same([channels_in, channels_out], 3, device),
+            conv1: Conv2d::same([channels_in, channels_out], device),
             norm2: style.norm(channels_out),
-            conv2: Conv2d::same([channels_out, channels_out], 3, device),
-            conv_shortcut: (channels_in != channels_out).then(|| Conv2d::same([channels_in, channels_out], 1, device)),
+            conv2: Conv2d::same([channels_out, channels_out], device),
+            conv_shortcut: (channels_in != channels_out).then(|| Conv2d::point([channels_in, channels_out], device)),
             activation: style.activation,
         }
     }
@@ -209,7 +209,7 @@ pub(crate) struct UpBlock {
 impl UpBlock {
     pub(crate) fn new(kind: &str, channels: [usize; 2], layers: usize, double: bool, style: Style) -> Self {
         let (resnets, attentions) = layers_of(kind == UP_BLOCKS[1], channels, layers, style);
-        let sampler = || Sampler { conv: Conv2d::same([channels[1]; 2], 3, style.device) };
+        let sampler = || Sampler { conv: Conv2d::same([channels[1]; 2], style.device) };
         Self { resnets, attentions, upsamplers: double.then(sampler).into_iter().collect() }
     }
 

@@ -24,11 +24,11 @@ impl Encoder {
             DownBlock::new(&config.down_block_types[i], channels, config.layers_per_block, i != last, style)
         };
         Self {
-            conv_in: Conv2d::same([config.in_channels, widths[0]], 3, style.device),
+            conv_in: Conv2d::same([config.in_channels, widths[0]], style.device),
             down_blocks: (0..=last).map(block).collect(),
             mid_block: MidBlock::new(widths[last], config.mid_block_add_attention, style),
             conv_norm_out: style.norm(widths[last]),
-            conv_out: Conv2d::same([widths[last], 2 * config.latent_channels], 3, style.device),
+            conv_out: Conv2d::same([widths[last], 2 * config.latent_channels], style.device),
         }
     }
 
@@ -61,11 +61,11 @@ impl Decoder {
             UpBlock::new(&config.up_block_types[i], channels, config.layers_per_block + 1, i != last, style)
         };
         Self {
-            conv_in: Conv2d::same([config.latent_channels, widths[0]], 3, style.device),
+            conv_in: Conv2d::same([config.latent_channels, widths[0]], style.device),
             mid_block: MidBlock::new(widths[0], config.mid_block_add_attention, style),
             up_blocks: (0..=last).map(block).collect(),
             conv_norm_out: style.norm(widths[last]),
-            conv_out: Conv2d::same([widths[last], config.out_channels], 3, style.device),
+            conv_out: Conv2d::same([widths[last], config.out_channels], style.device),
         }
     }
 

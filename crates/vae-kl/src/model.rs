@@ -51,7 +51,7 @@ impl AutoencoderKl {
         config.spec()?;
         let activation = config.act_fn.parse().unwrap_or(Activation::Silu);
         let style = Style { groups: config.norm_num_groups, activation, device };
-        let pointwise = |channels: usize| Conv2d::same([channels; 2], 1, device);
+        let pointwise = |channels: usize| Conv2d::point([channels; 2], device);
         Ok(Self {
             encoder: Encoder::new(config, style),
             decoder: Decoder::new(config, style),

@@ -46,7 +46,7 @@ pub(crate) struct Attention {
 
 impl Attention {
     pub(crate) fn new(channels: usize, device: &Device) -> Self {
-        let [to_qkv, proj] = [3, 1].map(|times| Conv2d::same([channels, times * channels], 1, device));
+        let [to_qkv, proj] = [3, 1].map(|times| Conv2d::point([channels, times * channels], device));
         Self { norm: RmsNorm::new(channels, device), to_qkv, proj }
     }
 

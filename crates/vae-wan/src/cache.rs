@@ -2,7 +2,7 @@ use burn::module::{Module, Param};
 use burn::tensor::module::conv2d;
 use burn::tensor::ops::ConvOptions;
 use burn::tensor::{Device, Tensor};
-use vae_core::layers::{Conv3x3, parameter};
+use vae_core::layers::{Kind, convolve, parameter};
 
 /// Frames that a 3-frame kernel reaches back.
 const REACH: usize = 2;
@@ -75,15 +75,13 @@ pub(crate) struct CausalConv3d {
     pub(crate) weight: Param<Tensor<5>>,
     /// `[out]`.
     pub(crate) bias: Param<Tensor<1>>,
-    #[module(skip)]
-    conv: Conv3x3,
 }
 
 impl CausalConv3d {
     pub(crate) fn new([channels_in, channels_out]: [usize; 2], device: &Device) -> Self {
         let kernel = REACH + 1;
         let weight = parameter([channels_out, channels_in, kernel, kernel, kernel], device);
-        Self { weight, bias: parameter([channels_out], device), conv: Conv3x3::default() }
+        Self { weight, bias: parameter([channels_out], device) }
     }
 
     /// # Shapes
@@ -95,13 +93,13 @@ impl CausalConv3d {
         let (weight, bias) = (self.weight.val(), self.bias.val());
         if earlier.is_none() && t == 1 {
             *slot = Some(x.clone());
-            return self.conv.forward_causal(x, weight, bias);
+            return convolve(x, weight, bias, Kind::Same);
         }
         let missing = REACH - earlier.as_ref().map_or(0, |earlier| earlier.dims()[2]);
         let zeros = (missing > 0).then(|| Tensor::zeros([b, c, missing, h, w], (&x.device(), x.dtype())));
         let x = Tensor::cat(zeros.into_iter().chain(earlier).chain([x]).collect(), 2);
         *slot = Some(last_frames(&x, REACH));
-        self.conv.forward_causal(x, weight, bias)
+        convolve(x, weight, bias, Kind::Same)
     }
 }
 
@@ -122,11 +120,7 @@ impl Pointwise {
     /// # Shapes
     /// `[b, in, t, h, w]` to `[b, out, t, h, w]`.
     pub(crate) fn forward(&self, x: Tensor<5>) -> Tensor<5> {
-        let [b, c, t, h, w] = x.dims();
-        let kernel = self.weight.val().squeeze_dim::<4>(4);
-        let y = conv2d(x.reshape([b, c, t, h * w]), kernel, Some(self.bias.val()), ConvOptions::new([1, 1], [0, 0], [1, 1], 1));
-        let channels = y.dims()[1];
-        y.reshape([b, channels, t, h, w])
+        convolve(x, self.weight.val(), self.bias.val(), Kind::Point)
     }
 }
 

@@ -27,7 +27,7 @@ pub(crate) struct Upsample {
 impl Upsample {
     pub(crate) fn new([channels_in, channels_out]: [usize; 2], axes: Axes, device: &Device) -> Self {
         let time_conv = || TimeConv::new([channels_in, 2 * channels_in], 1, device);
-        Self { resample: Conv2d::same([channels_in, channels_out], 3, device), time_conv: (axes == Axes::SpaceAndTime).then(time_conv) }
+        Self { resample: Conv2d::same([channels_in, channels_out], device), time_conv: (axes == Axes::SpaceAndTime).then(time_conv) }
     }
 
     #[cfg(test)]

@@ -2,7 +2,7 @@
 
 mod attention;
 mod conv;
-mod conv3x3;
+mod convolution;
 #[cfg(feature = "flex")]
 mod cpu;
 mod norm;
@@ -12,7 +12,7 @@ mod remote;
 
 pub use attention::{Linear, attend};
 pub use conv::Conv2d;
-pub use conv3x3::Conv3x3;
+pub use convolution::{Kind, convolve};
 pub use norm::{GroupNorm, RmsNorm};
 pub use precision::Precision;
 #[cfg(feature = "remote")]

@@ -7,15 +7,11 @@ use burn::remote::CustomOpClient;
 use burn::server::RemoteServer;
 use burn::tensor::Tensor;
 
-#[cfg(not(feature = "flex"))]
-use super::Conv3x3;
-#[cfg(feature = "flex")]
-use super::conv3x3::OfClients;
-use super::{Precision, norm};
+use super::{Kind, Precision, convolve as convolve_here, norm};
 
 const GROUP_NORM: &str = "tilevae.group_norm";
 const RMS_NORM: &str = "tilevae.rms_norm";
-const CONV_3X3: &str = "tilevae.conv_3x3";
+const CONVOLUTION: &str = "tilevae.convolution";
 
 /// Whether another process has the tensor.
 pub(super) fn takes<const D: usize>(x: &Tensor<D>) -> bool {
@@ -34,10 +30,12 @@ pub(super) fn rms_norm(x: Tensor<5>, gamma: Tensor<1>, then_silu: bool) -> Tenso
     ship(RMS_NORM, x, vec![described(gamma)], vec![ScalarIr::Bool(then_silu)], shape)
 }
 
-/// See [`Conv3x3::forward_causal`], which is run as [`Precision::Fast`] allows.
-pub(super) fn conv3x3(x: Tensor<5>, weight: Tensor<5>, bias: Tensor<1>) -> Tensor<5> {
+/// See [`convolve`](super::convolve); the precision is that of the caller.
+pub(super) fn convolve(x: Tensor<5>, weight: Tensor<5>, bias: Tensor<1>, kind: Kind) -> Tensor<5> {
     let ([b, _, t, h, w], [out, _, taps, ..]) = (x.dims(), weight.dims());
-    ship(CONV_3X3, x, [described(weight), described(bias)].into(), Vec::new(), [b, out, t + 1 - taps.min(t), h, w])
+    let [h, w] = if kind == Kind::Halving { [h / 2, w / 2] } else { [h, w] };
+    let scalars = vec![ScalarIr::UInt(kind as u64), ScalarIr::Bool(Precision::current() == Precision::Strict)];
+    ship(CONVOLUTION, x, [described(weight), described(bias)].into(), scalars, [b, out, t + 1 - taps.min(t), h, w])
 }
 
 fn ship<const D: usize>(id: &'static str, x: Tensor<D>, parameters: Vec<TensorIr>, scalars: Vec<ScalarIr>, shape: [usize; D]) -> Tensor<D> {
@@ -84,16 +82,12 @@ where
         let answer = norm::rms_norm(input::<B, 5>(handles, call, 0), input::<B, 1>(handles, call, 1), flag(&call.scalars[0]));
         answered::<B, 5>(handles, call, answer);
     });
-    #[cfg(feature = "flex")]
-    let of_clients = OfClients::default();
-    server.with_custom_op::<B, _>(CONV_3X3, move |handles, call, _| {
-        let weight = input::<B, 5>(handles, call, 1);
-        #[cfg(feature = "flex")]
-        let conv = of_clients.of(&weight);
-        #[cfg(not(feature = "flex"))]
-        let conv = Conv3x3::default();
-        let (x, bias) = (input::<B, 5>(handles, call, 0), input::<B, 1>(handles, call, 2));
-        let answer = Precision::Fast.during(|| conv.forward_causal(x, weight, bias));
+    server.with_custom_op::<B, _>(CONVOLUTION, |handles, call, _| {
+        let [kind, strict] = &call.scalars[..] else { panic!("{CONVOLUTION} has two settings") };
+        let kind = [Kind::Same, Kind::Point, Kind::Halving][whole(kind)];
+        let precision = if flag(strict) { Precision::Strict } else { Precision::Fast };
+        let (x, weight, bias) = (input::<B, 5>(handles, call, 0), input::<B, 5>(handles, call, 1), input::<B, 1>(handles, call, 2));
+        let answer = precision.during(|| convolve_here(x, weight, bias, kind));
         answered::<B, 5>(handles, call, answer);
     })
 }
