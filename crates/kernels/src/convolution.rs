@@ -8,7 +8,7 @@ use rayon::slice::ParallelSliceMut;
 use crate::forms::{Halving, Into, Narrow, Point, Sums, Tiles, Wide};
 use crate::memory::{Shared, Target, filled};
 use crate::products::{Stretch, multiply};
-use crate::reading::{LINE, Line};
+use crate::reading::{LINE, Line, Picture, Span};
 use crate::{CHUNK, CHUNKS, Form, Frame, OCT, Row};
 
 /// Output channels whose sums lie in memory at once.
@@ -31,6 +31,7 @@ thread_local! {
 /// A convolution over height and width, or also over frames.
 #[derive(Debug, Clone, Copy)]
 pub struct Convolution<'a> {
+    /// Which kernels, and how.
     pub form: Form,
     /// Output channels, input channels, taps, height and width of the kernel.
     pub weight: &'a [f32],
@@ -49,15 +50,20 @@ pub struct Convolution<'a> {
 /// Which frames a frame of the output sees: up to the one with the index `lead + step * frame`. What would lie before the first is zero.
 #[derive(Debug, Clone, Copy)]
 pub struct Course {
+    /// The last frame that the first one of the output sees.
     pub lead: usize,
+    /// Frames of the input from one frame of the output to the next.
     pub step: usize,
+    /// Frames of the output.
     pub frames: usize,
 }
 
-/// Where output lies: values from one frame to the next, and from one channel to the next.
+/// Where output lies, in values.
 #[derive(Debug, Clone, Copy)]
 pub struct Strides {
+    /// From one frame to the next.
     pub frame: usize,
+    /// From one channel to the next.
     pub channel: usize,
 }
 
@@ -361,32 +367,34 @@ impl<const OUT: usize, T: Tiles<OUT>> Task<'_, OUT, T> {
         /// Channels that are fetched ahead: they lie far apart, so that the processor does not foresee them.
         const AHEAD: usize = 2;
         let Convolution { channels: [channels, _], size, doubled, .. } = *self.whole.convolution;
+        let picture = Picture { frame, size, doubled };
+        let lines_of = |place: &Place| T::STEP * (place.down() - 1) + T::IN;
+        let span = |place: &Place, y: usize| Span {
+            row: (T::STEP * place.row + y).cast_signed() - T::BEFORE.cast_signed(),
+            column: (T::STEP * place.column).cast_signed() - T::BEFORE.cast_signed(),
+            count: T::STEP * (place.across - 1) + T::IN,
+        };
         let mut lines = [Line([0.0; LINE]); LINES];
         for channel in 0..channels {
             if channel + AHEAD < channels {
                 for place in panel {
-                    for y in 0..T::STEP * (place.down() - 1) + T::IN {
-                        let row = (T::STEP * place.row + y) as isize - T::BEFORE as isize;
-                        let column = (T::STEP * place.column) as isize - T::BEFORE as isize;
-                        frame.prefetch(channel + AHEAD, size, doubled, row, column, T::STEP * (place.across - 1) + T::IN);
+                    for y in 0..lines_of(place) {
+                        picture.prefetch(channel + AHEAD, span(place, y));
                     }
                 }
             }
             // The line after the last one that was read, and the place where its px begin.
             let mut next = (usize::MAX, usize::MAX);
             for (chunk, place) in panel.iter().enumerate() {
-                let count = T::STEP * (place.down() - 1) + T::IN;
-                let width = T::STEP * (place.across - 1) + T::IN;
+                let count = lines_of(place);
                 let top = T::STEP * place.row;
                 let mut known = 0;
-                if next == (place.column, top + T::IN - T::STEP.min(T::IN)) && T::IN > T::STEP {
+                if T::IN > T::STEP && next == (place.column, top + T::IN - T::STEP) {
                     known = T::IN - T::STEP;
                     lines.copy_within(count - known..count, 0);
                 }
                 for (y, line) in lines.iter_mut().enumerate().take(count).skip(known) {
-                    let row = (top + y) as isize - T::BEFORE as isize;
-                    let column = (T::STEP * place.column) as isize - T::BEFORE as isize;
-                    frame.read(channel, size, doubled, row, column, width, line);
+                    picture.read(channel, span(place, y), line);
                 }
                 next = (place.column, top + count);
                 let into = Into { rows: slab, per_place, first: channel * T::VALUES, chunk };

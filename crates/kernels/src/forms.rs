@@ -239,11 +239,12 @@ fn winograd_input<const OUT: usize, const IN: usize, const ACROSS: usize>(
         }
     }
     for y in 0..IN {
+        let down: [_; 4] = std::array::from_fn(|band| down[band][y].as_flattened());
         // Then along the rows, where the values of every `OUT`th column belong together.
         let mut apart = [[0.0_f32; 2 * CHUNK]; OUT];
         let mut across = [[0.0_f32; CHUNK]; IN];
         if ACROSS == CHUNK {
-            let row = down[0][y].as_flattened();
+            let row = down[0];
             for at in 0..CHUNK {
                 for (x, apart) in apart.iter_mut().enumerate() {
                     apart[at] = row[OUT * at + x];
@@ -257,8 +258,7 @@ fn winograd_input<const OUT: usize, const IN: usize, const ACROSS: usize>(
             }
         } else {
             for (x, across) in across.iter_mut().enumerate() {
-                for band in 0..CHUNK / ACROSS {
-                    let row = down[band][y].as_flattened();
+                for (band, row) in down.iter().enumerate().take(CHUNK / ACROSS) {
                     for at in 0..ACROSS {
                         across[band * ACROSS + at] = row[OUT * at + x];
                     }

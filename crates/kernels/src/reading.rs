@@ -18,6 +18,7 @@ pub struct Frame<'a> {
     pub values: &'a [f32],
     /// Values from one channel to the next.
     pub stride: usize,
+    /// How its values are normalised.
     pub norm: Norm<'a>,
 }
 
@@ -27,46 +28,82 @@ pub enum Norm<'a> {
     /// Values are taken as they are.
     None,
     /// Each channel is scaled and shifted.
-    Channels { scale: &'a [f32], shift: &'a [f32], silu: bool },
+    Channels {
+        /// A factor for each channel.
+        scale: &'a [f32],
+        /// What is added to it.
+        shift: &'a [f32],
+        /// Whether SiLU follows.
+        silu: bool,
+    },
     /// Each px is multiplied by one number for it and one for its channel.
-    Pixels { inverse: &'a [f32], gain: &'a [f32], silu: bool },
+    Pixels {
+        /// A factor for each px.
+        inverse: &'a [f32],
+        /// A factor for each channel.
+        gain: &'a [f32],
+        /// Whether SiLU follows.
+        silu: bool,
+    },
 }
 
-impl Frame<'_> {
+/// A frame that a task reads.
+#[derive(Clone, Copy)]
+pub(crate) struct Picture<'a> {
+    pub(crate) frame: &'a Frame<'a>,
+    /// Height and width as it lies.
+    pub(crate) size: [usize; 2],
+    /// Whether each px is read as if it were four.
+    pub(crate) doubled: bool,
+}
+
+/// Px side by side, some of which may lie outside of the picture.
+#[derive(Clone, Copy)]
+pub(crate) struct Span {
+    pub(crate) row: isize,
+    pub(crate) column: isize,
+    pub(crate) count: usize,
+}
+
+impl Picture<'_> {
     /// Has the processor fetch what [`read`](Self::read) will read.
     #[inline(always)]
-    pub(crate) fn prefetch(&self, channel: usize, [height, width]: [usize; 2], doubled: bool, y: isize, x: isize, count: usize) {
-        let (y, x, count) = if doubled { (y >> 1, x >> 1, count / 2 + 1) } else { (y, x, count) };
-        let y = y.clamp(0, height as isize - 1) as usize;
-        let x = x.max(0) as usize;
-        let start = channel * self.stride + y * width + x;
+    pub(crate) fn prefetch(&self, channel: usize, span: Span) {
+        let [height, width] = self.size;
+        let Span { row, column, count } = span;
+        let (row, column, count) = if self.doubled { (row >> 1, column >> 1, count / 2 + 1) } else { (row, column, count) };
+        let row = row.max(0).cast_unsigned().min(height - 1);
+        let start = channel * self.frame.stride + row * width + column.max(0).cast_unsigned();
         for at in (0..count + 15).step_by(16) {
-            prefetch(self.values, start + at.min(count - 1));
+            prefetch(self.frame.values, start + at.min(count - 1));
         }
     }
 
-    /// Reads `count` px of a row from the column `x` on, which may lie outside: there it is zero.
+    /// Reads a span; outside of the picture it is zero.
     #[inline(always)]
-    pub(crate) fn read(&self, channel: usize, [height, width]: [usize; 2], doubled: bool, y: isize, x: isize, count: usize, line: &mut Line) {
+    pub(crate) fn read(&self, channel: usize, span: Span, line: &mut Line) {
+        let Self { frame, size: [height, width], doubled } = *self;
+        let Span { row, column, count } = span;
         let line = &mut line.0;
-        let size = if doubled { [2 * height, 2 * width] } else { [height, width] };
-        let (from, to) = (x.max(0), (x + count as isize).min(size[1] as isize));
-        if y < 0 || y >= size[0] as isize || from >= to {
+        let [rows, columns] = if doubled { [2 * height, 2 * width] } else { [height, width] };
+        let (from, to) = (column.max(0).cast_unsigned(), (column + count.cast_signed()).max(0).cast_unsigned().min(columns));
+        // A row above the picture is a large number.
+        let row = row.cast_unsigned();
+        if row >= rows || from >= to {
             line.fill(0.0);
             return;
         }
-        let (from, to, y) = (from as usize, to as usize, y as usize);
-        let offset = (from as isize - x) as usize;
+        let offset = (from.cast_signed() - column).cast_unsigned();
         if doubled {
-            let start = channel * self.stride + y / 2 * width;
-            let row = &self.values[start..start + width];
+            let start = channel * frame.stride + row / 2 * width;
+            let row = &frame.values[start..start + width];
             for (at, px) in line[offset..].iter_mut().enumerate().take(to - from) {
-                *px = row[(from + at) / 2];
+                *px = row[(from + at) >> 1];
             }
         } else {
-            let start = y * width + from;
-            copy(&self.values[channel * self.stride + start..][..to - from], &mut line[offset..]);
-            match self.norm {
+            let start = row * width + from;
+            copy(&frame.values[channel * frame.stride + start..][..to - from], &mut line[offset..]);
+            match frame.norm {
                 Norm::None => {}
                 Norm::Channels { scale, shift, silu: activate } => {
                     let (scale, shift) = (scale[channel], shift[channel]);
