@@ -91,6 +91,7 @@ impl MidBlock {
 
 /// An entry of the encoder's list: Wan 2.1 counts single layers, Wan 2.2 whole blocks.
 #[derive(Module, Debug)]
+#[expect(clippy::large_enum_variant, reason = "a model has a dozen")]
 pub(crate) enum DownLayer {
     Resnet(Resnet),
     Attention(Attention),
