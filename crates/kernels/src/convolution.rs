@@ -550,7 +550,7 @@ mod tests {
             let [height, width] = self.size;
             let px = |channel: usize, frame: usize, y: isize, x: isize| {
                 let (y, x) = if self.doubled { (y.div_euclid(2), x.div_euclid(2)) } else { (y, x) };
-                if y < 0 || x < 0 || y >= height as isize || x >= width as isize {
+                if y < 0 || x < 0 || y >= height.cast_signed() || x >= width.cast_signed() {
                     return 0.0;
                 }
                 let at = y as usize * width + x as usize;
@@ -584,7 +584,7 @@ mod tests {
                                     for at in 0..side * side {
                                         let kernel = data.weight[((out * channels_in + channel) * self.taps + tap) * side * side + at];
                                         let (row, column) = (y * stride + at / side, x * stride + at % side);
-                                        sum += f64::from(kernel) * px(channel, seen, row as isize - before, column as isize - before);
+                                        sum += f64::from(kernel) * px(channel, seen, row.cast_signed() - before, column.cast_signed() - before);
                                     }
                                 }
                             }
