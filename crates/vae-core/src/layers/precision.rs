@@ -2,14 +2,14 @@ use std::cell::Cell;
 
 use serde::{Deserialize, Serialize};
 
-/// How near the rounding of direct products an answer in f32 has to be.
+/// How much rounding an answer in f32 may take for speed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
-    /// Convolutions may do with fewer products, whose rounding is about twice as large.
+    /// Convolutions do with a quarter of the products, and with about twice the rounding of sums of all of them.
     #[default]
     Fast,
-    /// Convolutions are sums of products.
+    /// Convolutions do with four ninths of the products, and with less rounding than sums of all of them.
     Strict,
 }
 
