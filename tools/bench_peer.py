@@ -3,6 +3,7 @@
     cargo build --release -p tilevae-cli
     python tools/bench_peer.py [--threads 2] [--runs 3] [--only wan]
     python tools/bench_peer.py --distvae [--ranks 2]
+    python tools/bench_peer.py --layers [--threads 1]
 
 Weights are seeded, at the real sizes of Stable Diffusion 1.x, Wan 2.1 and Wan 2.2; both sides compute in f32 on the CPU with the same number of threads. Seconds
 are those of the decode or encode alone (weights loaded before), after a warm-up in diffusers' case; memory is the peak of the whole process, weights
@@ -10,6 +11,8 @@ and libraries included. The greatest difference of the two answers is printed to
 
 With --distvae the tiled decode runs on several workers of one thread each instead: in DistVAE (tiles divided among processes over gloo), and in tilevae with
 as many workers in one process. Memory is then that of all processes together.
+
+With --layers single convolutions run instead: torch's in the better of its two layouts, and tilevae's as `cargo bench` measures them.
 """
 
 import argparse
@@ -44,9 +47,18 @@ class Case(NamedTuple):
     tiling: str
 
 
+# Names of `benches/benches/layers.rs`; channels, kernel and input of the same convolution in torch.
+LAYERS = {
+    "512 to 512, 64 px": (512, (3, 3), (64, 64)),
+    "256 to 256, 256 px": (256, (3, 3), (256, 256)),
+    "128 to 128, 512 px": (128, (3, 3), (512, 512)),
+    "3x3x3, 96 to 96, 4 frames of 128 px": (96, (3, 3, 3), (6, 128, 128)),
+}
+
 CASES = [
     Case("sd1 decode 64x64", "sd1", "decode", (1, 4, 64, 64), "off"),
     Case("sd1 tiled decode 128x128", "sd1", "decode", (1, 4, 128, 128), "diffusers"),
+    Case("sd1 encode 512x512", "sd1", "encode", (1, 3, 512, 512), "off"),
     Case("wan2.1 decode 32x32x5", "wan21", "decode", (1, 16, 5, 32, 32), "off"),
     Case("wan2.1 encode 256x256x17", "wan21", "encode", (1, 3, 17, 256, 256), "off"),
     Case("wan2.2 decode 6x8x2", "wan22", "decode", (1, 48, 2, 6, 8), "off"),
@@ -133,10 +145,11 @@ print(json.dumps({"output": output, "status": status, "peak_kib": usage.ru_maxrs
 """
 
 
-def tilevae_side(binary, folder, index, threads, workers=None):
+def tilevae_side(args, folder, index, threads, workers=None):
     case = CASES[index]
-    command = [binary, case.direction, f"{folder}/input-{index}.safetensors", "-o", f"{folder}/tilevae-{index}.safetensors", "--format", "json", "-q",
-               "--model", f"{folder}/{case.model}", "--set", "io.latent_space=vae", "--set", f"tiling.kind={case.tiling}"]  # fmt: skip
+    command = [args.binary, case.direction, f"{folder}/input-{index}.safetensors", "-o", f"{folder}/tilevae-{index}.safetensors", "--format", "json", "-q",
+               "--model", f"{folder}/{case.model}", "--set", "io.latent_space=vae", "--set", f"tiling.kind={case.tiling}",
+               "--set", f"model.precision={args.precision}"]  # fmt: skip
     if workers:
         command += ["--set", "executor.kind=multi-device", "--set", f"devices.cpu.workers={workers}", "--set", "devices.cpu.threads_per_worker=1"]
     launcher = [sys.executable, "-S", "-c", LAUNCHER, *command]
@@ -150,7 +163,7 @@ def row(head, sides, folder, index, peer):
     """A line of the table: both sides' medians, their ratios, and the greatest difference of their answers."""
     from safetensors.torch import load_file
 
-    ratio = statistics.median(ours["seconds"] / theirs["seconds"] for theirs, ours in zip(*sides))
+    ratio = statistics.median(theirs["seconds"] / ours["seconds"] for theirs, ours in zip(*sides))
     seconds = [statistics.median(run["seconds"] for run in side) for side in sides]
     peaks = [statistics.median(run["peak_kib"] for run in side) / 1024 for side in sides]
     a, b = (next(iter(load_file(pathlib.Path(folder) / f"{side}-{index}.safetensors").values())) for side in (peer, "tilevae"))
@@ -175,19 +188,63 @@ def matmul_gain(threads, side=2048):
     return seconds[0] / seconds[1]
 
 
+def torch_layer(name, threads):
+    """GFLOP/s of a convolution in the better of two layouts."""
+    import torch
+
+    torch.set_num_threads(threads)
+    channels, kernel, size = LAYERS[name]
+    flat = len(kernel) == 2
+    kind = torch.nn.Conv2d if flat else torch.nn.Conv3d
+    best = 0.0
+    for layout in (torch.contiguous_format, torch.channels_last if flat else torch.channels_last_3d):
+        conv = kind(channels, channels, kernel, padding=1 if flat else (0, 1, 1)).eval().to(memory_format=layout)
+        x = torch.randn(1, channels, *size).to(memory_format=layout)
+        with torch.inference_mode():
+            operations = 2 * conv(x).numel() * channels * conv.weight[0, 0].numel()
+            times = []
+            for _ in range(5):
+                start = time.perf_counter()
+                conv(x)
+                times.append(time.perf_counter() - start)
+        best = max(best, operations / statistics.median(times) / 1e9)
+    return best
+
+
+def tilevae_layer(name, threads):
+    command = ["cargo", "bench", "--locked", "--manifest-path", "benches/Cargo.toml", "--target-dir", "target", "--bench", "layers", "--",
+               f"^layers/{name}$", "--measurement-time", "2", "--warm-up-time", "0.5"]  # fmt: skip
+    run = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=os.environ | {"RAYON_NUM_THREADS": str(threads)})
+    _, _, _, middle, unit, *_ = next(line for line in run.stdout.splitlines() if "thrpt:" in line).split()
+    return float(middle) * {"Gelem/s": 1, "Telem/s": 1000}[unit]
+
+
+def single_layers(args):
+    import torch
+
+    print(f"torch {torch.__version__}, {args.threads} threads, f32, medians of {args.runs} interleaved runs; GFLOP/s of the direct convolution\n")
+    print("| convolution | torch | tilevae | ratio |")
+    print("|---|---|---|---|")
+    for name in LAYERS:
+        runs = [(torch_layer(name, args.threads), tilevae_layer(name, args.threads)) for _ in range(args.runs)]
+        theirs, ours = (statistics.median(side) for side in zip(*runs))
+        ratio = statistics.median(ours / theirs for theirs, ours in runs)
+        print(f"| {name} | {theirs:.0f} | {ours:.0f} | {ratio:.2f} |", flush=True)
+
+
 def against_distvae(args, folder, chosen):
     import torch
     from importlib.metadata import version
 
     print(f"torch {torch.__version__}, distvae {version('distvae')}, f32, one thread a worker, medians of {args.runs} interleaved runs")
     print(f"a plain product of two matrices is {matmul_gain(args.ranks):.2f} times as fast on {args.ranks} threads as on one\n")
-    print("| case | workers | distvae s | tilevae s | time ratio | distvae MiB | tilevae MiB | memory ratio | max diff |")
+    print("| case | workers | distvae s | tilevae s | distvae / tilevae | distvae MiB | tilevae MiB | memory ratio | max diff |")
     print("|---|---|---|---|---|---|---|---|---|")
     for index in chosen:
         sides = ([], [])
         for _ in range(args.runs):
             sides[0].append(distvae_ranks(folder, index, args.ranks))
-            sides[1].append(tilevae_side(args.binary, folder, index, 1, args.ranks))
+            sides[1].append(tilevae_side(args, folder, index, 1, args.ranks))
         print(row([CASES[index].name, args.ranks], sides, folder, index, "distvae"), flush=True)
 
 
@@ -200,11 +257,15 @@ def main():
     parser.add_argument("--only", default="", metavar="TEXT", help="only the cases whose names hold this")
     parser.add_argument("--distvae", action="store_true", help="against DistVAE, on several workers")
     parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--layers", action="store_true", help="single convolutions")
+    parser.add_argument("--precision", choices=["fast", "strict"], default="fast", help="of tilevae")
     parser.add_argument("--side", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--rank-of", nargs=5, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.rank_of:
         return distvae_side(args.rank_of[0], *map(int, args.rank_of[1:]))
+    if args.layers:
+        return single_layers(args)
     if args.side:
         return diffusers_side(args.side[0], int(args.side[1]), args.threads)
 
@@ -224,15 +285,15 @@ def main():
             save_file({"latents" if case.direction == "decode" else "samples": value}, f"{folder}/input-{index}.safetensors")
         if args.distvae:
             return against_distvae(args, folder, chosen)
-        print(f"torch {torch.__version__}, {args.threads} threads, f32, medians of {args.runs} interleaved runs\n")
-        print("| case | diffusers s | tilevae s | time ratio | diffusers MiB | tilevae MiB | memory ratio | max diff |")
+        print(f"torch {torch.__version__}, {args.threads} threads, f32, precision {args.precision}, medians of {args.runs} interleaved runs\n")
+        print("| case | diffusers s | tilevae s | diffusers / tilevae | diffusers MiB | tilevae MiB | memory ratio | max diff |")
         print("|---|---|---|---|---|---|---|---|")
         for index in chosen:
             sides = ([], [])
             for _ in range(args.runs):
                 command = [sys.executable, __file__, "--threads", str(args.threads), "--side", folder, str(index)]
                 sides[0].append(json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout.splitlines()[-1]))
-                sides[1].append(tilevae_side(args.binary, folder, index, args.threads))
+                sides[1].append(tilevae_side(args, folder, index, args.threads))
             print(row([CASES[index].name], sides, folder, index, "diffusers"), flush=True)
 
 

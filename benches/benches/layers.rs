@@ -5,7 +5,7 @@ use std::hint::black_box;
 use std::time::Duration;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use kernels::{Convolution, Course, Form, Frame, Norm, Strides};
+use kernels::{Convolution, Course, Form, GroupRule, Image, Input, Norm};
 use pulp::{Arch, Simd, WithSimd};
 
 /// Multiply-adds in registers, as many at once as hide their latency.
@@ -82,17 +82,21 @@ fn layers(criterion: &mut Criterion) {
         let noise = |count: usize| (0..count).map(|at| (at as f32 * 0.7).sin()).collect::<Vec<_>>();
         let kernel = if form == Form::Point { 1 } else { 9 };
         let (weight, bias) = (noise(channels_in * channels_out * taps * kernel), noise(channels_out));
-        let values = noise(channels_in * area * (frames + taps - 1));
-        let (scale, shift) = (noise(channels_in), noise(channels_in));
-        let norm = if normed { Norm::Channels { scale: &scale, shift: &shift, silu: true } } else { Norm::None };
-        let stride = area * (frames + taps - 1);
-        let input: Vec<Frame> = (0..frames + taps - 1).map(|frame| Frame { values: &values[frame * area..], stride, norm }).collect();
-        let convolution = Convolution { form, weight: &weight, bias: &bias, channels: [channels_in, channels_out], taps, size, doubled };
-        let [height, width] = convolution.output_size();
+        let images: Vec<Image> = (0..frames + taps - 1)
+            .map(|frame| Image::from_planes(&noise(channels_in * area + frame)[frame..], area, channels_in, size))
+            .collect();
+        let norm = if normed {
+            let rule = GroupRule { groups: 32, epsilon: 1e-6, then_silu: true };
+            Norm::in_groups(&images[0], &noise(channels_in), &noise(channels_in), rule)
+        } else {
+            Norm::None
+        };
+        let input: Vec<Input> = images.iter().map(|image| Input { image, norm: &norm, doubled }).collect();
+        let convolution = Convolution { form, weight: &weight, bias: &bias, channels: [channels_in, channels_out], taps };
+        let [height, width] = form.output_size(input[0].size());
         let course = Course { lead: taps - 1, step: 1, frames };
-        let strides = Strides { frame: height * width, channel: frames * height * width };
         group.throughput(Throughput::Elements((2 * channels_in * channels_out * taps * kernel * height * width * frames) as u64));
-        group.bench_function(name, |bencher| bencher.iter(|| pool.install(|| convolution.run(&input, course, strides))));
+        group.bench_function(name, |bencher| bencher.iter(|| pool.install(|| convolution.run(&input, course, None))));
     }
     group.finish();
 }

@@ -7,8 +7,11 @@
 //! Source: A. Lavin and S. Gray, "Fast Algorithms for Convolutional Neural Networks"; the transforms are those of Toom and Cook for the points 0, 3/4, -3/4,
 //! 3/2, -3/2 and infinity, which round less than the usual 0, 1, -1, 2, -2, and for 0, 1, -1 and infinity.
 
-use crate::reading::Line;
-use crate::{CHUNK, Chunk, OCT, Row};
+use pulp::Simd;
+
+use crate::reading::Lines;
+use crate::vectors::{load, per_px, store};
+use crate::{LANES, Px};
 
 /// Which kernels are convolved, and how.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,37 +44,22 @@ impl Form {
     }
 }
 
-/// Where a chunk of one channel's transformed values goes.
+/// Where a tile's transformed values of a block go.
 pub(crate) struct Into<'a> {
-    pub(crate) rows: &'a mut [Row],
-    /// Rows from one place to the next, and the first of the channel.
+    pub(crate) slab: &'a mut [Px],
+    /// Px from one place to the next, and from one value to the next.
     pub(crate) per_place: usize,
+    pub(crate) per_value: usize,
     pub(crate) first: usize,
-    pub(crate) chunk: usize,
 }
 
-impl Into<'_> {
-    #[inline(always)]
-    fn put(&mut self, place: usize, value: usize, values: Chunk) {
-        self.rows[place * self.per_place + self.first + value].0[self.chunk] = values;
-    }
-}
-
-/// The sums of a chunk in one output channel.
+/// The sums of a tile in a block of output channels.
 #[derive(Clone, Copy)]
 pub(crate) struct Sums<'a> {
-    pub(crate) rows: &'a [Row],
-    /// Rows from one place to the next, and the channel's.
+    pub(crate) px: &'a [Px],
+    /// Px from one place to the next.
     pub(crate) per_place: usize,
-    pub(crate) at: usize,
-    pub(crate) chunk: usize,
-}
-
-impl Sums<'_> {
-    #[inline(always)]
-    fn at(&self, place: usize) -> Chunk {
-        self.rows[place * self.per_place + self.at].0[self.chunk]
-    }
+    pub(crate) first: usize,
 }
 
 /// A form as the tasks see it. `OUT` is the side of a tile in px of the output.
@@ -85,14 +73,14 @@ pub(crate) trait Tiles<const OUT: usize>: Copy + Sync {
     const PLACES: usize;
     const VALUES: usize;
 
-    /// Transforms the kernels of a channel, for eight output channels: `PLACES` times `VALUES`.
-    fn kernels(px: &[[f64; OCT]], transformed: &mut [[f64; OCT]]);
+    /// Transforms the kernels of a channel, for a block of output channels: `PLACES` times `VALUES`.
+    fn kernels(px: &[[f64; LANES]], transformed: &mut [[f64; LANES]]);
 
-    /// Transforms `CHUNK` tiles that lie side by side in bands of `ACROSS`, one band below the other: each at its place.
-    fn input<const ACROSS: usize>(lines: &[Line], into: Into);
+    /// Transforms the tile whose px begin at a line and column.
+    fn input<S: Simd>(simd: S, lines: &Lines, at: [usize; 2], into: Into);
 
-    /// The px of a chunk of tiles, row by row and column by column, from the sums at each place.
-    fn output(sums: Sums) -> [[Chunk; OUT]; OUT];
+    /// The px of a tile, row by row and column by column, from the sums at each place.
+    fn output<S: Simd>(simd: S, sums: Sums) -> [[Px; OUT]; OUT];
 }
 
 /// [`Form::Wide`].
@@ -108,6 +96,12 @@ pub(crate) struct Point;
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Halving;
 
+/// A transform along one axis of a tile: of the `IN` values read, and of `IN` sums to `OUT` px.
+trait Axis<const OUT: usize, const IN: usize> {
+    fn input<S: Simd>(simd: S, d: [S::f32s; IN]) -> [S::f32s; IN];
+    fn output<S: Simd>(simd: S, m: [S::f32s; IN]) -> [S::f32s; OUT];
+}
+
 /// The points of the wide transforms, besides 0 and infinity.
 const P: f64 = 0.75;
 const Q: f64 = 1.5;
@@ -120,18 +114,18 @@ impl Tiles<4> for Wide {
     const VALUES: usize = 1;
 
     #[inline(always)]
-    fn kernels(px: &[[f64; OCT]], transformed: &mut [[f64; OCT]]) {
+    fn kernels(px: &[[f64; LANES]], transformed: &mut [[f64; LANES]]) {
         kernels(px, &[0.0, P, -P, Q, -Q], transformed);
     }
 
     #[inline(always)]
-    fn input<const ACROSS: usize>(lines: &[Line], into: Into) {
-        winograd_input::<4, 6, ACROSS>(lines, along_wide_input, into);
+    fn input<S: Simd>(simd: S, lines: &Lines, at: [usize; 2], into: Into) {
+        winograd_input::<S, Self, 4, 6>(simd, lines, at, into);
     }
 
     #[inline(always)]
-    fn output(sums: Sums) -> [[Chunk; 4]; 4] {
-        winograd_output::<4, 6>(sums, along_wide_output)
+    fn output<S: Simd>(simd: S, sums: Sums) -> [[Px; 4]; 4] {
+        winograd_output::<S, Self, 4, 6>(simd, sums)
     }
 }
 
@@ -143,18 +137,18 @@ impl Tiles<2> for Narrow {
     const VALUES: usize = 1;
 
     #[inline(always)]
-    fn kernels(px: &[[f64; OCT]], transformed: &mut [[f64; OCT]]) {
+    fn kernels(px: &[[f64; LANES]], transformed: &mut [[f64; LANES]]) {
         kernels(px, &[0.0, 1.0, -1.0], transformed);
     }
 
     #[inline(always)]
-    fn input<const ACROSS: usize>(lines: &[Line], into: Into) {
-        winograd_input::<2, 4, ACROSS>(lines, along_narrow_input, into);
+    fn input<S: Simd>(simd: S, lines: &Lines, at: [usize; 2], into: Into) {
+        winograd_input::<S, Self, 2, 4>(simd, lines, at, into);
     }
 
     #[inline(always)]
-    fn output(sums: Sums) -> [[Chunk; 2]; 2] {
-        winograd_output::<2, 4>(sums, along_narrow_output)
+    fn output<S: Simd>(simd: S, sums: Sums) -> [[Px; 2]; 2] {
+        winograd_output::<S, Self, 2, 4>(simd, sums)
     }
 }
 
@@ -166,18 +160,18 @@ impl Tiles<1> for Point {
     const VALUES: usize = 1;
 
     #[inline(always)]
-    fn kernels(px: &[[f64; OCT]], transformed: &mut [[f64; OCT]]) {
+    fn kernels(px: &[[f64; LANES]], transformed: &mut [[f64; LANES]]) {
         transformed[0] = px[0];
     }
 
     #[inline(always)]
-    fn input<const ACROSS: usize>(lines: &[Line], mut into: Into) {
-        into.put(0, 0, spread::<ACROSS, 1>(|band, at| lines[band].0[at]));
+    fn input<S: Simd>(_: S, lines: &Lines, [y, x]: [usize; 2], into: Into) {
+        into.slab[into.first] = lines[y][x];
     }
 
     #[inline(always)]
-    fn output(sums: Sums) -> [[Chunk; 1]; 1] {
-        [[sums.at(0)]]
+    fn output<S: Simd>(_: S, sums: Sums) -> [[Px; 1]; 1] {
+        [[sums.px[sums.first]]]
     }
 }
 
@@ -189,118 +183,81 @@ impl Tiles<1> for Halving {
     const VALUES: usize = 9;
 
     #[inline(always)]
-    fn kernels(px: &[[f64; OCT]], transformed: &mut [[f64; OCT]]) {
+    fn kernels(px: &[[f64; LANES]], transformed: &mut [[f64; LANES]]) {
         transformed.copy_from_slice(px);
     }
 
     #[inline(always)]
-    fn input<const ACROSS: usize>(lines: &[Line], mut into: Into) {
+    fn input<S: Simd>(_: S, lines: &Lines, at: [usize; 2], into: Into) {
         for y in 0..3 {
             for x in 0..3 {
-                into.put(0, 3 * y + x, spread::<ACROSS, 2>(|band, at| lines[2 * band + y].0[at + x]));
+                into.slab[into.first + (3 * y + x) * into.per_value] = lines[at[0] + y][at[1] + x];
             }
         }
     }
 
     #[inline(always)]
-    fn output(sums: Sums) -> [[Chunk; 1]; 1] {
-        [[sums.at(0)]]
+    fn output<S: Simd>(_: S, sums: Sums) -> [[Px; 1]; 1] {
+        [[sums.px[sums.first]]]
     }
 }
 
-/// Every `STEP`th value of each band.
 #[inline(always)]
-fn spread<const ACROSS: usize, const STEP: usize>(value: impl Fn(usize, usize) -> f32) -> Chunk {
-    let mut chunk = [0.0; CHUNK];
-    for band in 0..CHUNK / ACROSS {
-        for at in 0..ACROSS {
-            chunk[band * ACROSS + at] = value(band, STEP * at);
-        }
-    }
-    chunk
-}
-
-#[inline(always)]
-fn winograd_input<const OUT: usize, const IN: usize, const ACROSS: usize>(
-    lines: &[Line],
-    along: impl Fn(&[[f32; CHUNK]; IN]) -> [[f32; CHUNK]; IN],
-    mut into: Into,
-) {
-    // First down the columns, as they lie.
-    const PARTS: usize = crate::reading::LINE / CHUNK;
-    let parts = (OUT * (ACROSS - 1) + IN).div_ceil(CHUNK);
-    let mut down = [[[[0.0_f32; CHUNK]; PARTS]; IN]; 4];
-    for (band, down) in down.iter_mut().enumerate().take(CHUNK / ACROSS) {
-        for part in 0..parts {
-            let column = along(&std::array::from_fn(|y| lines[band * OUT + y].0.as_chunks().0[part]));
-            for (down, values) in down.iter_mut().zip(column) {
-                down[part] = values;
+fn winograd_input<S: Simd, A: Axis<OUT, IN>, const OUT: usize, const IN: usize>(simd: S, lines: &Lines, at: [usize; 2], into: Into) {
+    let Into { slab, per_place, first, .. } = into;
+    let slab = &mut slab[first..=first + (IN * IN - 1) * per_place];
+    for vector in 0..per_px::<S>() {
+        let mut half = [[simd.splat_f32s(0.0); IN]; IN];
+        for x in 0..IN {
+            let column = A::input(simd, std::array::from_fn(|y| load::<S>(&lines[at[0] + y][at[1] + x], vector)));
+            for (half, value) in half.iter_mut().zip(column) {
+                half[x] = value;
             }
         }
-    }
-    for y in 0..IN {
-        let down: [_; 4] = std::array::from_fn(|band| down[band][y].as_flattened());
-        // Then along the rows, where the values of every `OUT`th column belong together.
-        let mut apart = [[0.0_f32; 2 * CHUNK]; OUT];
-        let mut across = [[0.0_f32; CHUNK]; IN];
-        if ACROSS == CHUNK {
-            let row = down[0];
-            for at in 0..CHUNK {
-                for (x, apart) in apart.iter_mut().enumerate() {
-                    apart[at] = row[OUT * at + x];
-                }
+        for (y, half) in half.into_iter().enumerate() {
+            for (x, value) in A::input(simd, half).into_iter().enumerate() {
+                store::<S>(&mut slab[(y * IN + x) * per_place], vector, value);
             }
-            for x in 0..IN - OUT {
-                apart[x][CHUNK] = row[OUT * CHUNK + x];
-            }
-            for (x, across) in across.iter_mut().enumerate() {
-                across.copy_from_slice(&apart[x % OUT][x / OUT..][..CHUNK]);
-            }
-        } else {
-            for (x, across) in across.iter_mut().enumerate() {
-                for (band, row) in down.iter().enumerate().take(CHUNK / ACROSS) {
-                    for at in 0..ACROSS {
-                        across[band * ACROSS + at] = row[OUT * at + x];
-                    }
-                }
-            }
-        }
-        for (x, values) in along(&across).into_iter().enumerate() {
-            into.put(y * IN + x, 0, values);
         }
     }
 }
 
 #[inline(always)]
-fn winograd_output<const OUT: usize, const IN: usize>(sums: Sums, along: impl Fn(&[[f32; CHUNK]; IN]) -> [[f32; CHUNK]; OUT]) -> [[Chunk; OUT]; OUT] {
-    let mut half = [[[0.0; CHUNK]; IN]; OUT];
-    for x in 0..IN {
-        let column = along(&std::array::from_fn(|y| sums.at(y * IN + x)));
-        for (half, values) in half.iter_mut().zip(column) {
-            half[x] = values;
+fn winograd_output<S: Simd, A: Axis<OUT, IN>, const OUT: usize, const IN: usize>(simd: S, sums: Sums) -> [[Px; OUT]; OUT] {
+    let Sums { px, per_place, first } = sums;
+    let sums = &px[first..=first + (IN * IN - 1) * per_place];
+    let mut px = [[Px::ZERO; OUT]; OUT];
+    for vector in 0..per_px::<S>() {
+        let mut half = [[simd.splat_f32s(0.0); IN]; OUT];
+        for x in 0..IN {
+            let column = A::output(simd, std::array::from_fn(|y| load::<S>(&sums[(y * IN + x) * per_place], vector)));
+            for (half, value) in half.iter_mut().zip(column) {
+                half[x] = value;
+            }
         }
-    }
-    let mut px = [[[0.0; CHUNK]; OUT]; OUT];
-    for (px, half) in px.iter_mut().zip(&half) {
-        *px = along(half);
+        for (px, half) in px.iter_mut().zip(half) {
+            for (px, value) in px.iter_mut().zip(A::output(simd, half)) {
+                store::<S>(px, vector, value);
+            }
+        }
     }
     px
 }
 
 /// `G g G'` for a kernel `g`, for the points given and infinity.
 #[inline(always)]
-fn kernels(px: &[[f64; OCT]], points: &[f64], transformed: &mut [[f64; OCT]]) {
+fn kernels(px: &[[f64; LANES]], points: &[f64], transformed: &mut [[f64; LANES]]) {
     let side = points.len() + 1;
     let row = |at: usize| {
         let Some(&point) = points.get(at) else { return [0.0, 0.0, 1.0] };
         let others: f64 = points.iter().enumerate().filter(|&(other, _)| other != at).map(|(_, &other)| point - other).product();
         [1.0 / others, point / others, point * point / others]
     };
-    let mut half = [[[0.0; OCT]; 3]; 6];
+    let mut half = [[[0.0; LANES]; 3]; 6];
     for (y, half) in half.iter_mut().enumerate().take(side) {
         let [a, b, c] = row(y);
         for (x, half) in half.iter_mut().enumerate() {
-            for lane in 0..OCT {
+            for lane in 0..LANES {
                 half[lane] = a * px[x][lane] + b * px[3 + x][lane] + c * px[6 + x][lane];
             }
         }
@@ -308,75 +265,63 @@ fn kernels(px: &[[f64; OCT]], points: &[f64], transformed: &mut [[f64; OCT]]) {
     for x in 0..side {
         let [a, b, c] = row(x);
         for y in 0..side {
-            for lane in 0..OCT {
+            for lane in 0..LANES {
                 transformed[y * side + x][lane] = a * half[y][0][lane] + b * half[y][1][lane] + c * half[y][2][lane];
             }
         }
     }
 }
 
-/// `B' d` along one axis, for six values of each tile.
 #[inline(always)]
-fn along_wide_input(d: &[Chunk; 6]) -> [Chunk; 6] {
-    const P2: f32 = (P * P) as f32;
-    const Q2: f32 = (Q * Q) as f32;
-    const SUM: f32 = (P * P + Q * Q) as f32;
-    const PRODUCT: f32 = (P * P * Q * Q) as f32;
-    let mut out = [[0.0; CHUNK]; 6];
-    for lane in 0..CHUNK {
-        let (d0, d1, d2, d3, d4, d5) = (d[0][lane], d[1][lane], d[2][lane], d[3][lane], d[4][lane], d[5][lane]);
-        let (even_p, odd_p) = (d4 - Q2 * d2, P as f32 * (d3 - Q2 * d1));
-        let (even_q, odd_q) = (d4 - P2 * d2, Q as f32 * (d3 - P2 * d1));
-        out[0][lane] = PRODUCT * d0 - SUM * d2 + d4;
-        out[1][lane] = even_p + odd_p;
-        out[2][lane] = even_p - odd_p;
-        out[3][lane] = even_q + odd_q;
-        out[4][lane] = even_q - odd_q;
-        out[5][lane] = PRODUCT * d1 - SUM * d3 + d5;
-    }
-    out
+fn scaled<S: Simd>(simd: S, factor: f64, value: S::f32s) -> S::f32s {
+    simd.mul_f32s(simd.splat_f32s(factor as f32), value)
 }
 
-/// `A' m` along one axis, for six values of each tile.
 #[inline(always)]
-fn along_wide_output(m: &[Chunk; 6]) -> [Chunk; 4] {
-    const P1: f32 = P as f32;
-    const Q1: f32 = Q as f32;
-    let mut out = [[0.0; CHUNK]; 4];
-    for lane in 0..CHUNK {
-        let (m0, m1, m2, m3, m4, m5) = (m[0][lane], m[1][lane], m[2][lane], m[3][lane], m[4][lane], m[5][lane]);
-        let (sum_p, difference_p) = (m1 + m2, m1 - m2);
-        let (sum_q, difference_q) = (m3 + m4, m3 - m4);
-        out[0][lane] = m0 + sum_p + sum_q;
-        out[1][lane] = P1 * difference_p + Q1 * difference_q;
-        out[2][lane] = (P1 * P1) * sum_p + (Q1 * Q1) * sum_q;
-        out[3][lane] = (P1 * P1 * P1) * difference_p + (Q1 * Q1 * Q1) * difference_q + m5;
-    }
-    out
+fn scaled_onto<S: Simd>(simd: S, factor: f64, value: S::f32s, sum: S::f32s) -> S::f32s {
+    simd.mul_add_f32s(simd.splat_f32s(factor as f32), value, sum)
 }
 
-/// `B' d` along one axis, for four values of each tile.
-#[inline(always)]
-fn along_narrow_input(d: &[Chunk; 4]) -> [Chunk; 4] {
-    let mut out = [[0.0; CHUNK]; 4];
-    for lane in 0..CHUNK {
-        let (d0, d1, d2, d3) = (d[0][lane], d[1][lane], d[2][lane], d[3][lane]);
-        out[0][lane] = d2 - d0;
-        out[1][lane] = d2 + d1;
-        out[2][lane] = d2 - d1;
-        out[3][lane] = d3 - d1;
+impl Axis<4, 6> for Wide {
+    /// `B' d`.
+    #[inline(always)]
+    fn input<S: Simd>(simd: S, [d0, d1, d2, d3, d4, d5]: [S::f32s; 6]) -> [S::f32s; 6] {
+        let (even_p, odd_p) = (scaled_onto(simd, -Q * Q, d2, d4), scaled_onto(simd, -Q * Q, d1, d3));
+        let (even_q, odd_q) = (scaled_onto(simd, -P * P, d2, d4), scaled_onto(simd, -P * P, d1, d3));
+        [
+            scaled_onto(simd, P * P * Q * Q, d0, scaled_onto(simd, -(P * P + Q * Q), d2, d4)),
+            scaled_onto(simd, P, odd_p, even_p),
+            scaled_onto(simd, -P, odd_p, even_p),
+            scaled_onto(simd, Q, odd_q, even_q),
+            scaled_onto(simd, -Q, odd_q, even_q),
+            scaled_onto(simd, P * P * Q * Q, d1, scaled_onto(simd, -(P * P + Q * Q), d3, d5)),
+        ]
     }
-    out
+
+    /// `A' m`.
+    #[inline(always)]
+    fn output<S: Simd>(simd: S, [m0, m1, m2, m3, m4, m5]: [S::f32s; 6]) -> [S::f32s; 4] {
+        let (sum_p, difference_p) = (simd.add_f32s(m1, m2), simd.sub_f32s(m1, m2));
+        let (sum_q, difference_q) = (simd.add_f32s(m3, m4), simd.sub_f32s(m3, m4));
+        [
+            simd.add_f32s(simd.add_f32s(m0, sum_p), sum_q),
+            scaled_onto(simd, P, difference_p, scaled(simd, Q, difference_q)),
+            scaled_onto(simd, P * P, sum_p, scaled(simd, Q * Q, sum_q)),
+            scaled_onto(simd, P * P * P, difference_p, scaled_onto(simd, Q * Q * Q, difference_q, m5)),
+        ]
+    }
 }
 
-/// `A' m` along one axis, for four values of each tile.
-#[inline(always)]
-fn along_narrow_output(m: &[Chunk; 4]) -> [Chunk; 2] {
-    let mut out = [[0.0; CHUNK]; 2];
-    for lane in 0..CHUNK {
-        let (m0, m1, m2, m3) = (m[0][lane], m[1][lane], m[2][lane], m[3][lane]);
-        out[0][lane] = m0 + m1 + m2;
-        out[1][lane] = m1 - m2 + m3;
+impl Axis<2, 4> for Narrow {
+    /// `B' d`.
+    #[inline(always)]
+    fn input<S: Simd>(simd: S, [d0, d1, d2, d3]: [S::f32s; 4]) -> [S::f32s; 4] {
+        [simd.sub_f32s(d2, d0), simd.add_f32s(d2, d1), simd.sub_f32s(d2, d1), simd.sub_f32s(d3, d1)]
     }
-    out
+
+    /// `A' m`.
+    #[inline(always)]
+    fn output<S: Simd>(simd: S, [m0, m1, m2, m3]: [S::f32s; 4]) -> [S::f32s; 2] {
+        [simd.add_f32s(simd.add_f32s(m0, m1), m2), simd.add_f32s(simd.sub_f32s(m1, m2), m3)]
+    }
 }

@@ -1,45 +1,49 @@
-//! Convolutions and norms of VAEs on the CPU: plain slices in, plain slices out.
+//! Convolutions, norms and attention of VAEs on the CPU, for pictures whose channels lie in blocks.
 //!
-//! Pictures lie as Burn's CPU backend has them: channel by channel, row by row. A [`Convolution`] normalises, activates and doubles what it reads while it
-//! reads it, and adds to what is there while it writes, so that none of these takes a pass over memory of its own.
+//! An [`Image`] holds 16 channels of a px side by side, so that everything here works on vectors of channels as they lie. A [`Convolution`] normalises,
+//! activates and doubles what it reads while it reads it, and adds to what is there while it writes, so that none of these takes a pass over memory of its
+//! own.
 //!
-//! Work is divided among the threads of the caller's rayon pool by pixels and output channels, never along a sum, so that every answer has the same bits on
-//! any number of threads. Vector code for the processor at hand is chosen at run time by `pulp`: what is to become such code is always inlined into the
+//! Work is divided among the threads of the caller's rayon pool by px and output channels, never along a sum, so that every answer has the same bits on any
+//! number of threads. Vector code for the processor at hand is chosen at run time by `pulp`: what is to become such code is always inlined into the
 //! `with_simd` of a task.
 
 #![expect(clippy::inline_always, reason = "vector code is made where a function is inlined")]
 
+mod attention;
 mod convolution;
 mod forms;
+mod image;
 mod math;
 mod memory;
 mod norms;
-
 mod products;
 mod reading;
+mod vectors;
 
-pub use convolution::{Convolution, Course, Strides};
+pub use attention::attend;
+pub use convolution::{Convolution, Course};
 pub use forms::Form;
+pub use image::Image;
+pub use norms::{GroupRule, Norm};
+pub use reading::Input;
 
-pub use memory::Target;
-pub use norms::{GroupRule, normalise_groups, normalise_pixels};
-pub use reading::{Frame, Norm};
+/// Channels that lie side by side.
+const LANES: usize = 16;
+/// Tiles (or px) that go through the products together.
+const TILES: usize = 8;
 
-/// Tiles (or px) side by side that go through everything together.
-const CHUNK: usize = 16;
-/// Chunks that go through the products together: with eight output channels, their sums fit 32 registers of 16 values, with four 16 of 8.
-const CHUNKS: usize = 3;
-/// Output channels whose kernels lie side by side.
-const OCT: usize = 8;
-
-/// One value of each tile of a chunk.
-type Chunk = [f32; CHUNK];
-
-/// One value of each tile of a panel.
-#[derive(Debug, Clone, Copy)]
+/// The channels of a block in one px.
+#[derive(Debug, Clone, Copy, PartialEq)]
 #[repr(C, align(64))]
-struct Row([Chunk; CHUNKS]);
+struct Px([f32; LANES]);
 
-impl Row {
-    const ZERO: Self = Self([[0.0; CHUNK]; CHUNKS]);
+impl Px {
+    const ZERO: Self = Self([0.0; LANES]);
+}
+
+/// Where a list of values for each channel is filled up with zeros.
+fn padded(values: &[f32]) -> Vec<Px> {
+    let px = |values: &[f32]| Px(std::array::from_fn(|lane| values.get(lane).copied().unwrap_or(0.0)));
+    values.chunks(LANES).map(px).collect()
 }

@@ -1,90 +1,99 @@
 //! The one place for `unsafe` here.
 //!
-//! A task writes the px of its tiles in each of its output channels. These stretches of memory lie between those of other tasks, so they cannot be handed
-//! out as slices beforehand: [`Shared`] is written by all tasks at once, each its own px. Memory that is written from end to end is not cleared before.
+//! A task writes the px of its tiles in each block of its output channels. These stretches of memory lie between those of other tasks, so they cannot be
+//! handed out as slices beforehand: [`Shared`] is written by all tasks at once, each its own px. Memory that is written from end to end is not cleared before.
 
 #![expect(unsafe_code, reason = "see above")]
 
-use std::marker::PhantomData;
-use std::mem::MaybeUninit;
+use crate::Px;
 
-/// Where answers go.
-#[derive(Debug)]
-pub enum Target<'a> {
-    /// Every value is written.
-    Fresh(&'a mut [MaybeUninit<f32>]),
-    /// Every value is added to what is there.
-    Onto(&'a mut [f32]),
-}
-
-/// A target that threads share.
-pub(crate) struct Shared<'a> {
-    start: *mut f32,
+/// Images that threads write together.
+pub(crate) struct Shared {
+    images: Vec<Vec<Px>>,
+    starts: Vec<*mut Px>,
     length: usize,
     add: bool,
-    target: PhantomData<&'a mut [f32]>,
 }
 
-// SAFETY: all access goes through `put`, whose callers keep to values of their own.
-unsafe impl Sync for Shared<'_> {}
+// SAFETY: all access goes through `put`, whose callers keep to px of their own.
+unsafe impl Sync for Shared {}
 
-impl<'a> Shared<'a> {
-    pub(crate) fn new(target: Target<'a>) -> Self {
-        let (start, length, add) = match target {
-            Target::Fresh(values) => (values.as_mut_ptr().cast(), values.len(), false),
-            Target::Onto(values) => (values.as_mut_ptr(), values.len(), true),
-        };
-        Self { start, length, add, target: PhantomData }
+impl Shared {
+    /// Images of `length` px that are not written yet.
+    pub(crate) fn fresh(count: usize, length: usize) -> Self {
+        Self::new((0..count).map(|_| large(length)).collect(), length, false)
     }
 
-    pub(crate) fn len(&self) -> usize {
-        self.length
+    /// Images that are added to.
+    pub(crate) fn onto(images: Vec<Vec<Px>>) -> Self {
+        let length = images.first().map_or(0, Vec::len);
+        assert!(images.iter().all(|image| image.len() == length));
+        Self::new(images, length, true)
     }
 
-    /// Writes or adds values from the index `at` on.
+    fn new(mut images: Vec<Vec<Px>>, length: usize, add: bool) -> Self {
+        let starts = images.iter_mut().map(Vec::as_mut_ptr).collect();
+        Self { images, starts, length, add }
+    }
+
+    /// Images and the px of each.
+    pub(crate) fn size(&self) -> [usize; 2] {
+        [self.starts.len(), self.length]
+    }
+
+    /// Writes or adds px of an image from the index `at` on.
     ///
     /// # Safety
-    /// No other thread reads or writes the same values at the same time.
+    /// No other thread reads or writes the same px at the same time.
     ///
     /// # Panics
     /// When they reach over the end.
     #[inline(always)]
-    pub(crate) unsafe fn put(&self, at: usize, values: &[f32]) {
-        assert!(at <= self.length && values.len() <= self.length - at);
-        // SAFETY: the range lies within the target, which is borrowed for as long as `self` lives, and is this thread's alone.
-        let place = unsafe { std::slice::from_raw_parts_mut(self.start.add(at).cast::<MaybeUninit<f32>>(), values.len()) };
-        if self.add {
-            for (place, &value) in place.iter_mut().zip(values) {
-                // SAFETY: a target that is added to is made of initialised values.
-                place.write(unsafe { place.assume_init_read() } + value);
-            }
-        } else {
-            for (place, &value) in place.iter_mut().zip(values) {
-                place.write(value);
+    pub(crate) unsafe fn put(&self, image: usize, at: usize, px: &[Px]) {
+        assert!(at <= self.length && px.len() <= self.length - at);
+        // SAFETY: the px lie within the image's memory, which `self` keeps, and are this thread's alone.
+        let first = unsafe { self.starts[image].add(at) };
+        for (index, &(mut px)) in px.iter().enumerate() {
+            // SAFETY: see above; an image that is added to is made of initialised px.
+            unsafe {
+                if self.add {
+                    let before = *first.add(index);
+                    for (value, before) in px.0.iter_mut().zip(before.0) {
+                        *value += before;
+                    }
+                }
+                first.add(index).write(px);
             }
         }
     }
-}
 
-/// The values of a target that a kernel has filled.
-///
-/// # Safety
-/// Every value up to the capacity that was asked for has been written.
-pub(crate) unsafe fn filled(mut values: Vec<f32>, length: usize) -> Vec<f32> {
-    debug_assert!(length <= values.capacity());
-    // SAFETY: the caller has written them.
-    unsafe { values.set_len(length) };
-    values
-}
-
-/// Has the processor fetch what lies at `at`, which it needs soon.
-#[inline(always)]
-pub(crate) fn prefetch(values: &[f32], at: usize) {
-    #[cfg(all(target_arch = "x86_64", not(miri)))]
-    if let Some(value) = values.get(at) {
-        // SAFETY: every x86-64 processor has the instruction, and it changes nothing.
-        unsafe { std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(std::ptr::from_ref(value).cast()) };
+    /// The images.
+    ///
+    /// # Safety
+    /// Every px has been written.
+    pub(crate) unsafe fn finish(self) -> Vec<Vec<Px>> {
+        let Self { mut images, length, .. } = self;
+        for image in &mut images {
+            debug_assert!(length <= image.capacity());
+            // SAFETY: the caller has written them.
+            unsafe { image.set_len(length) };
+        }
+        images
     }
-    #[cfg(not(all(target_arch = "x86_64", not(miri))))]
-    let _ = (values, at);
+}
+
+/// Room for so many px. Where the system can, large blocks lie in large pages, of which a processor remembers where they are.
+pub(crate) fn large(count: usize) -> Vec<Px> {
+    let px: Vec<Px> = Vec::with_capacity(count);
+    #[cfg(all(target_os = "linux", not(miri)))]
+    {
+        const PAGE: usize = 2 << 20;
+        let start = px.as_ptr().addr().next_multiple_of(PAGE);
+        let end = (px.as_ptr().addr() + count * size_of::<Px>()) / PAGE * PAGE;
+        if start < end {
+            // SAFETY: the pages lie within the block that was just allocated; the advice does not change what is in them, and may be refused.
+            unsafe { libc::madvise(px.as_ptr().with_addr(start).cast_mut().cast(), end - start, libc::MADV_HUGEPAGE) };
+        }
+    }
+    px
 }

@@ -2,104 +2,119 @@
 
 use pulp::Simd;
 
-use crate::{CHUNK, OCT, Row};
+use crate::vectors::load;
+use crate::{LANES, Px, TILES};
 
-/// A stretch of input channels: kernels of eight output channels, and the values that they meet.
-pub(crate) type Stretch<'a> = (&'a [[f32; OCT]], &'a [Row]);
+/// What is summed: kernels of one or two blocks of output channels, by input channel, and the values that they meet, by 16 input channels and tile.
+#[derive(Clone, Copy)]
+pub(crate) struct Stretch<'a> {
+    pub(crate) kernels: [&'a [Px]; 2],
+    pub(crate) values: &'a [Px],
+}
 
-/// Sums over all channels of all stretches, for the first `chunks` chunks of a row: one row of sums for each of `sums`, at most eight.
+impl Stretch<'_> {
+    pub(crate) const EMPTY: Self = Self { kernels: [&[]; 2], values: &[] };
+}
+
+/// Input channels: rows of 16, of which every `per_value`th has only `rest`.
+#[derive(Clone, Copy)]
+pub(crate) struct Depth {
+    pub(crate) per_value: usize,
+    pub(crate) rest: usize,
+}
+
+impl Depth {
+    pub(crate) fn new(channels: usize) -> Self {
+        Self { per_value: channels.div_ceil(LANES), rest: (channels + LANES - 1) % LANES + 1 }
+    }
+}
+
+/// Sums over all channels of all stretches: `TILES` px for each of the one or two blocks of `sums`.
 #[inline(always)]
-pub(crate) fn multiply<S: Simd>(simd: S, stretches: &[Stretch], chunks: usize, sums: &mut [Row]) {
-    match S::F32_LANES {
-        4 | 8 | 16 => {
-            // The sums, one vector of values for each and one kernel fit the registers.
-            let step = if S::REGISTER_COUNT >= 32 { OCT } else { OCT / 2 };
-            let vectors = chunks * CHUNK / S::F32_LANES;
-            for out in (0..sums.len()).step_by(step) {
-                let sums = &mut sums[out..];
-                let mut first = 0;
-                while first < vectors {
-                    let count = (vectors - first).min(3);
-                    match (count, step) {
-                        (3, OCT) => block::<S, 3, OCT>(simd, stretches, out, first, sums),
-                        (2, OCT) => block::<S, 2, OCT>(simd, stretches, out, first, sums),
-                        (_, OCT) => block::<S, 1, OCT>(simd, stretches, out, first, sums),
-                        (3, _) => block::<S, 3, { OCT / 2 }>(simd, stretches, out, first, sums),
-                        (2, _) => block::<S, 2, { OCT / 2 }>(simd, stretches, out, first, sums),
-                        (_, _) => block::<S, 1, { OCT / 2 }>(simd, stretches, out, first, sums),
+pub(crate) fn multiply<S: Simd>(simd: S, stretches: &[Stretch], depth: Depth, sums: &mut [Px]) {
+    // The sums, the kernels' vectors and one value fit the registers.
+    match (S::F32_LANES, sums.len() / TILES) {
+        (16, 2) => block::<S, 2, 1, 8>(simd, stretches, depth, [0, 0], sums),
+        (16, _) => block::<S, 1, 1, 8>(simd, stretches, depth, [0, 0], sums),
+        (8, blocks) => {
+            for at in 0..blocks {
+                for tile in [0, 4] {
+                    block_of::<S, 2, 4>(simd, stretches, depth, at, [0, tile], sums);
+                }
+            }
+        }
+        (4, blocks) => {
+            for at in 0..blocks {
+                for tile in [0, 4] {
+                    block_of::<S, 4, 4>(simd, stretches, depth, at, [0, tile], sums);
+                }
+            }
+        }
+        (lanes, blocks) => {
+            for at in 0..blocks {
+                for vector in (0..LANES / lanes).step_by(4) {
+                    for tile in (0..TILES).step_by(2) {
+                        block_of::<S, 4, 2>(simd, stretches, depth, at, [vector, tile], sums);
                     }
-                    first += count;
                 }
             }
         }
-        _ => multiply_plainly(stretches, chunks, sums),
     }
 }
 
+/// One of two blocks of output channels.
 #[inline(always)]
-fn block<S: Simd, const VECTORS: usize, const OUTS: usize>(simd: S, stretches: &[Stretch], out: usize, first: usize, answers: &mut [Row]) {
-    let mut sums = [[simd.splat_f32s(0.0); VECTORS]; OUTS];
-    for (kernels, values) in stretches {
-        for (kernels, values) in kernels.iter().zip(*values) {
-            let vectors = &S::as_simd_f32s(values.0.as_flattened()).0[first..first + VECTORS];
-            let vectors: [S::f32s; VECTORS] = std::array::from_fn(|at| vectors[at]);
-            for (sums, &kernel) in sums.iter_mut().zip(&kernels[out..out + OUTS]) {
-                let kernel = simd.splat_f32s(kernel);
-                for (sum, &vector) in sums.iter_mut().zip(&vectors) {
-                    *sum = simd.mul_add_f32s(vector, kernel, *sum);
+fn block_of<S: Simd, const VECTORS: usize, const COUNT: usize>(
+    simd: S,
+    stretches: &[Stretch],
+    depth: Depth,
+    block_at: usize,
+    first: [usize; 2],
+    sums: &mut [Px],
+) {
+    let mut own = [Stretch::EMPTY; 3];
+    for (own, stretch) in own.iter_mut().zip(stretches) {
+        *own = Stretch { kernels: [stretch.kernels[block_at], &[]], values: stretch.values };
+    }
+    block::<S, 1, VECTORS, COUNT>(simd, &own[..stretches.len()], depth, first, &mut sums[block_at * TILES..][..TILES]);
+}
+
+/// `COUNT` tiles and some vectors of one or two blocks of output channels.
+#[inline(always)]
+fn block<S: Simd, const BLOCKS: usize, const VECTORS: usize, const COUNT: usize>(
+    simd: S,
+    stretches: &[Stretch],
+    depth: Depth,
+    [vector, tile]: [usize; 2],
+    answers: &mut [Px],
+) {
+    let mut sums = [[[simd.splat_f32s(0.0); VECTORS]; BLOCKS]; COUNT];
+    for stretch in stretches {
+        let mut rest = depth.per_value;
+        for (row, values) in stretch.values.as_chunks::<TILES>().0.iter().enumerate() {
+            rest -= 1;
+            let count = if rest == 0 { depth.rest } else { LANES };
+            rest = if rest == 0 { depth.per_value } else { rest };
+            let kernels: [&[Px]; BLOCKS] = std::array::from_fn(|at| &stretch.kernels[at][row * LANES..][..count]);
+            for channel in 0..count.min(LANES) {
+                let kernels: [[S::f32s; VECTORS]; BLOCKS] =
+                    std::array::from_fn(|at| std::array::from_fn(|of| load::<S>(&kernels[at][channel], vector + of)));
+                for (sums, values) in sums.iter_mut().zip(&values[tile..tile + COUNT]) {
+                    let value = simd.splat_f32s(values.0[channel]);
+                    for (sums, kernels) in sums.iter_mut().zip(&kernels) {
+                        for (sum, &kernel) in sums.iter_mut().zip(kernels) {
+                            *sum = simd.mul_add_f32s(kernel, value, *sum);
+                        }
+                    }
                 }
             }
         }
     }
-    for (answer, sums) in answers.iter_mut().zip(sums) {
-        S::as_mut_simd_f32s(answer.0.as_flattened_mut()).0[first..first + VECTORS].copy_from_slice(&sums);
-    }
-}
-
-/// For processors without vectors that fit.
-fn multiply_plainly(stretches: &[Stretch], chunks: usize, answers: &mut [Row]) {
-    for (out, answer) in answers.iter_mut().enumerate() {
-        let answer = &mut answer.0[..chunks];
-        answer.fill([0.0; CHUNK]);
-        for (kernels, values) in stretches {
-            for (kernels, values) in kernels.iter().zip(*values) {
-                for (sum, &value) in answer.as_flattened_mut().iter_mut().zip(values.0.as_flattened()) {
-                    *sum = value.mul_add(kernels[out], *sum);
-                }
-            }
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use pulp::{Arch, WithSimd};
-
-    use super::*;
-
-    struct Multiply<'a>(&'a [Stretch<'a>], usize, &'a mut [Row]);
-
-    impl WithSimd for Multiply<'_> {
-        type Output = ();
-
-        fn with_simd<S: Simd>(self, simd: S) {
-            multiply(simd, self.0, self.1, self.2);
-        }
-    }
-
-    #[test]
-    fn vectors_and_plain_code_give_the_same_bits() {
-        let kernels: Vec<[f32; OCT]> = (0..11).map(|at| std::array::from_fn(|out| ((at * 8 + out) as f32).sin())).collect();
-        let values: Vec<Row> =
-            (0..11).map(|at| Row(std::array::from_fn(|c| std::array::from_fn(|l| ((at * 48 + c * 16 + l) as f32).cos())))).collect();
-        let stretches = [(&kernels[..7], &values[..7]), (&kernels[7..], &values[7..])];
-        for chunks in 1..=3 {
-            for outs in [4, 8] {
-                let (mut plain, mut chosen) = ([Row::ZERO; OCT], [Row::ZERO; OCT]);
-                multiply_plainly(&stretches, chunks, &mut plain[..outs]);
-                Arch::new().dispatch(Multiply(&stretches, chunks, &mut chosen[..outs]));
-                assert!(plain.iter().zip(&chosen).all(|(a, b)| a.0 == b.0), "{chunks} chunks, {outs} channels");
-                assert!(plain[0].0[0][0] != 0.0);
+    for (at, sums) in sums.into_iter().enumerate() {
+        for (block, sums) in sums.into_iter().enumerate() {
+            let answer = &mut answers[block * TILES + tile + at];
+            for (of, sum) in sums.into_iter().enumerate() {
+                crate::vectors::store::<S>(answer, vector + of, sum);
             }
         }
     }

@@ -1,9 +1,9 @@
 use std::str::FromStr;
 
 use burn::module::Module;
+use burn::tensor::Device;
 use burn::tensor::activation::{gelu, mish, relu};
-use burn::tensor::{Device, Tensor};
-use vae_core::layers::{Conv2d, GroupNorm, Linear, attend, upsample_nearest};
+use vae_core::layers::{Conv2d, Features, GroupNorm, Linear, attend};
 
 const EPSILON: f64 = 1e-6;
 
@@ -88,14 +88,11 @@ impl Resnet {
     }
 
     /// # Shapes
-    /// `[b, in, h, w]` to `[b, out, h, w]`.
-    pub(crate) fn forward(&self, x: Tensor<4>) -> Tensor<4> {
+    /// `[b, in, 1, h, w]` to `[b, out, 1, h, w]`.
+    pub(crate) fn forward(&self, x: Features) -> Features {
         let y = self.conv1.forward(self.activated(&self.norm1, x.clone()));
-        let y = self.conv2.forward(self.activated(&self.norm2, y));
-        match &self.conv_shortcut {
-            Some(shortcut) => shortcut.forward(x) + y,
-            None => x + y,
-        }
+        let x = self.conv_shortcut.iter().fold(x, |x, shortcut| shortcut.forward(x));
+        self.conv2.forward_onto(self.activated(&self.norm2, y), x)
     }
 
     #[cfg(test)]
@@ -103,12 +100,12 @@ impl Resnet {
         self.conv_shortcut.is_some()
     }
 
-    fn activated(&self, norm: &GroupNorm, x: Tensor<4>) -> Tensor<4> {
+    fn activated(&self, norm: &GroupNorm, x: Features) -> Features {
         match self.activation {
             Activation::Silu => norm.forward_silu(x),
-            Activation::Mish => mish(norm.forward(x)),
-            Activation::Gelu => gelu(norm.forward(x)),
-            Activation::Relu => relu(norm.forward(x)),
+            Activation::Mish => norm.forward(x).map(mish),
+            Activation::Gelu => norm.forward(x).map(gelu),
+            Activation::Relu => norm.forward(x).map(relu),
         }
     }
 }
@@ -130,13 +127,11 @@ impl Attention {
     }
 
     /// # Shapes
-    /// `[b, c, h, w]` to the same.
-    pub(crate) fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        let [b, c, h, w] = x.dims();
-        let tokens = self.group_norm.forward(x.clone()).reshape([b, c, h * w]).swap_dims(1, 2);
-        let [q, k, v] = [&self.to_q, &self.to_k, &self.to_v].map(|map| map.forward(tokens.clone()));
-        let y = self.to_out.iter().fold(attend(q, k, v), |y, map| map.forward(y));
-        y.swap_dims(1, 2).reshape([b, c, h, w]) + x
+    /// `[b, c, 1, h, w]` to the same.
+    pub(crate) fn forward(&self, x: Features) -> Features {
+        let y = self.group_norm.forward(x.clone());
+        let [q, k, v] = [&self.to_q, &self.to_k, &self.to_v].map(|map| map.forward(y.clone()));
+        self.to_out[0].forward_onto(attend(q, k, v), x)
     }
 }
 
@@ -156,8 +151,8 @@ impl MidBlock {
     }
 
     /// # Shapes
-    /// `[b, c, h, w]` to the same.
-    pub(crate) fn forward(&self, x: Tensor<4>) -> Tensor<4> {
+    /// `[b, c, 1, h, w]` to the same.
+    pub(crate) fn forward(&self, x: Features) -> Features {
         let x = self.resnets[0].forward(x);
         let x = self.attentions.iter().fold(x, |x, attention| attention.forward(x));
         self.resnets[1].forward(x)
@@ -191,8 +186,8 @@ impl DownBlock {
     }
 
     /// # Shapes
-    /// `[b, in, h, w]` to `[b, out, h / 2, w / 2]`, or `[b, out, h, w]` without a halving.
-    pub(crate) fn forward(&self, x: Tensor<4>) -> Tensor<4> {
+    /// `[b, in, 1, h, w]` to `[b, out, 1, h / 2, w / 2]`, or `[b, out, 1, h, w]` without a halving.
+    pub(crate) fn forward(&self, x: Features) -> Features {
         let x = run_layers(&self.resnets, &self.attentions, x);
         self.downsamplers.iter().fold(x, |x, sampler| sampler.conv.forward(x))
     }
@@ -214,10 +209,10 @@ impl UpBlock {
     }
 
     /// # Shapes
-    /// `[b, in, h, w]` to `[b, out, 2 * h, 2 * w]`, or `[b, out, h, w]` without a doubling.
-    pub(crate) fn forward(&self, x: Tensor<4>) -> Tensor<4> {
+    /// `[b, in, 1, h, w]` to `[b, out, 1, 2 * h, 2 * w]`, or `[b, out, 1, h, w]` without a doubling.
+    pub(crate) fn forward(&self, x: Features) -> Features {
         let x = run_layers(&self.resnets, &self.attentions, x);
-        self.upsamplers.iter().fold(x, |x, sampler| sampler.conv.forward(upsample_nearest(x)))
+        self.upsamplers.iter().fold(x, |x, sampler| sampler.conv.forward(x.doubled()))
     }
 
     #[cfg(test)]
@@ -233,7 +228,7 @@ fn layers_of(attend: bool, [channels_in, channels_out]: [usize; 2], layers: usiz
     (resnets, attentions)
 }
 
-fn run_layers(resnets: &[Resnet], attentions: &[Attention], x: Tensor<4>) -> Tensor<4> {
+fn run_layers(resnets: &[Resnet], attentions: &[Attention], x: Features) -> Features {
     resnets.iter().enumerate().fold(x, |x, (layer, resnet)| {
         let x = resnet.forward(x);
         match attentions.get(layer) {

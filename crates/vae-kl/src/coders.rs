@@ -1,6 +1,5 @@
 use burn::module::Module;
-use burn::tensor::Tensor;
-use vae_core::layers::{Conv2d, GroupNorm};
+use vae_core::layers::{Conv2d, Features, GroupNorm};
 
 use crate::KlConfig;
 use crate::blocks::{DownBlock, MidBlock, Style, UpBlock};
@@ -33,8 +32,8 @@ impl Encoder {
     }
 
     /// # Shapes
-    /// `[b, in_channels, h, w]` to `[b, 2 * latent_channels, h / ratio, w / ratio]`.
-    pub(crate) fn forward(&self, samples: Tensor<4>) -> Tensor<4> {
+    /// `[b, in_channels, 1, h, w]` to `[b, 2 * latent_channels, 1, h / ratio, w / ratio]`.
+    pub(crate) fn forward(&self, samples: Features) -> Features {
         let x = self.conv_in.forward(samples);
         let x = self.down_blocks.iter().fold(x, |x, block| block.forward(x));
         let x = self.mid_block.forward(x);
@@ -70,8 +69,8 @@ impl Decoder {
     }
 
     /// # Shapes
-    /// `[b, latent_channels, h, w]` to `[b, out_channels, h * ratio, w * ratio]`.
-    pub(crate) fn forward(&self, latents: Tensor<4>) -> Tensor<4> {
+    /// `[b, latent_channels, 1, h, w]` to `[b, out_channels, 1, h * ratio, w * ratio]`.
+    pub(crate) fn forward(&self, latents: Features) -> Features {
         let x = self.mid_block.forward(self.conv_in.forward(latents));
         let x = self.up_blocks.iter().fold(x, |x, block| block.forward(x));
         self.conv_out.forward(self.conv_norm_out.forward_silu(x))
@@ -79,7 +78,7 @@ impl Decoder {
 }
 
 #[cfg(test)]
-pub(crate) type Check<'a> = &'a dyn Fn(&str, &dyn Fn(Tensor<4>) -> Tensor<4>);
+pub(crate) type Check<'a> = &'a dyn Fn(&str, &dyn Fn(Features) -> Features);
 
 #[cfg(test)]
 impl Encoder {

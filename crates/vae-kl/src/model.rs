@@ -1,6 +1,6 @@
 use burn::module::Module;
 use burn::tensor::{DType, Device, Tensor};
-use vae_core::layers::Conv2d;
+use vae_core::layers::{Conv2d, Features};
 use vae_core::{Vae, VaeError, VaeFamily, VaeSpec, Weights};
 
 use crate::blocks::Style;
@@ -84,16 +84,15 @@ impl Vae for KlVae {
 
     fn decode(&self, latents: Tensor<5>) -> Result<Tensor<5>, VaeError> {
         self.spec.check_latents(latents.dims())?;
-        let x = latents.cast(self.dtype).squeeze_dim::<4>(2);
+        let x = Features::from(latents.cast(self.dtype));
         let x = self.modules.post_quant_conv.iter().fold(x, |x, conv| conv.forward(x));
-        Ok(self.modules.decoder.forward(x).unsqueeze_dim(2))
+        Ok(self.modules.decoder.forward(x).into())
     }
 
     fn encode(&self, samples: Tensor<5>) -> Result<Tensor<5>, VaeError> {
         self.spec.check_samples(samples.dims())?;
-        let x = self.modules.encoder.forward(samples.cast(self.dtype).squeeze_dim::<4>(2));
-        let x = self.modules.quant_conv.iter().fold(x, |x, conv| conv.forward(x));
-        Ok(x.unsqueeze_dim(2))
+        let x = self.modules.encoder.forward(samples.cast(self.dtype).into());
+        Ok(self.modules.quant_conv.iter().fold(x, |x, conv| conv.forward(x)).into())
     }
 
     fn to_device(&self, device: &Device) -> Box<dyn Vae> {

@@ -1,8 +1,8 @@
 use burn::module::Module;
-use burn::tensor::{Device, Tensor};
-use vae_core::layers::{Conv2d, RmsNorm, attend};
+use burn::tensor::Device;
+use vae_core::layers::{Conv2d, Features, RmsNorm, attend};
 
-use crate::cache::{CausalConv3d, FrameCache, Pointwise, batch_to_frames, frames_to_batch};
+use crate::cache::{CausalConv3d, FrameCache, Pointwise};
 use crate::resample::{Axes, Downsample, MeanShortcut, SpreadShortcut, Upsample};
 
 /// Norm, SiLU, convolution, twice, and the input added (diffusers, `WanResidualBlock`).
@@ -28,11 +28,10 @@ impl Resnet {
 
     /// # Shapes
     /// `[b, in, t, h, w]` to `[b, out, t, h, w]`.
-    pub(crate) fn forward(&self, x: Tensor<5>, cache: &mut FrameCache) -> Tensor<5> {
+    pub(crate) fn forward(&self, x: Features, cache: &mut FrameCache) -> Features {
         let y = self.conv1.forward(self.norm1.forward_silu(x.clone()), cache);
-        let y = self.conv2.forward(self.norm2.forward_silu(y), cache);
         let x = self.conv_shortcut.iter().fold(x, |x, conv| conv.forward(x));
-        y + x
+        self.conv2.forward_onto(self.norm2.forward_silu(y), cache, x)
     }
 }
 
@@ -52,13 +51,9 @@ impl Attention {
 
     /// # Shapes
     /// `[b, c, t, h, w]` to the same.
-    pub(crate) fn forward(&self, x: Tensor<5>) -> Tensor<5> {
-        let [_, c, frames, h, w] = x.dims();
-        let maps = self.to_qkv.forward(frames_to_batch(self.norm.forward(x.clone())));
-        let n = maps.dims()[0];
-        let [q, k, v] = [0, 1, 2].map(|part| maps.clone().narrow(1, part * c, c).reshape([n, c, h * w]).swap_dims(1, 2));
-        let y = attend(q, k, v).swap_dims(1, 2).reshape([n, c, h, w]);
-        batch_to_frames(self.proj.forward(y), frames) + x
+    pub(crate) fn forward(&self, x: Features) -> Features {
+        let [q, k, v] = self.to_qkv.forward_in_parts(&self.norm.forward(x.clone()));
+        self.proj.forward_onto(attend(q, k, v), x)
     }
 }
 
@@ -77,7 +72,7 @@ impl MidBlock {
 
     /// # Shapes
     /// `[b, c, t, h, w]` to the same.
-    pub(crate) fn forward(&self, x: Tensor<5>, cache: &mut FrameCache) -> Tensor<5> {
+    pub(crate) fn forward(&self, x: Features, cache: &mut FrameCache) -> Features {
         let x = self.resnets[0].forward(x, cache);
         let x = self.attentions.iter().fold(x, |x, attention| attention.forward(x));
         self.resnets[1].forward(x, cache)
@@ -102,7 +97,7 @@ pub(crate) enum DownLayer {
 impl DownLayer {
     /// # Shapes
     /// `[b, in, t, h, w]` to `[b, out, t', h', w']`.
-    pub(crate) fn forward(&self, x: Tensor<5>, cache: &mut FrameCache) -> Tensor<5> {
+    pub(crate) fn forward(&self, x: Features, cache: &mut FrameCache) -> Features {
         match self {
             Self::Resnet(resnet) => resnet.forward(x, cache),
             Self::Attention(attention) => attention.forward(x),
@@ -130,10 +125,10 @@ impl ResidualDownBlock {
         }
     }
 
-    fn forward(&self, x: Tensor<5>, cache: &mut FrameCache) -> Tensor<5> {
+    fn forward(&self, x: Features, cache: &mut FrameCache) -> Features {
         let y = self.resnets.iter().fold(x.clone(), |y, resnet| resnet.forward(y, cache));
         let y = self.downsampler.iter().fold(y, |y, sampler| sampler.forward(y, cache));
-        y + self.shortcut.forward(x)
+        y.plus(self.shortcut.forward(x))
     }
 
     #[cfg(test)]
@@ -184,11 +179,11 @@ impl UpBlock {
 
     /// # Shapes
     /// `[b, in, t, h, w]` to `[b, out, t', 2 * h, 2 * w]`, or `[b, out, t, h, w]` without a doubling.
-    pub(crate) fn forward(&self, x: Tensor<5>, cache: &mut FrameCache) -> Tensor<5> {
+    pub(crate) fn forward(&self, x: Features, cache: &mut FrameCache) -> Features {
         let y = self.resnets.iter().fold(x.clone(), |y, resnet| resnet.forward(y, cache));
         let y = self.upsamplers.iter().chain(&self.upsampler).fold(y, |y, sampler| sampler.forward(y, cache));
         match &self.shortcut {
-            Some(shortcut) => y + shortcut.forward(x, cache.is_first()),
+            Some(shortcut) => y.plus(shortcut.forward(x, cache.is_first())),
             None => y,
         }
     }

@@ -1,8 +1,8 @@
+use std::ops::Range;
+
 use burn::module::{Module, Param};
-use burn::tensor::module::conv2d;
-use burn::tensor::ops::ConvOptions;
 use burn::tensor::{Device, Tensor};
-use vae_core::layers::{Kind, convolve, parameter};
+use vae_core::layers::{Course, Features, Kind, convolve, parameter};
 
 /// Frames that a 3-frame kernel reaches back.
 const REACH: usize = 2;
@@ -10,7 +10,7 @@ const REACH: usize = 2;
 /// What one run over the frames of a clip remembers: frames that the temporal convolutions have seen, one slot for each, in the order in which they run.
 #[derive(Debug, Default)]
 pub(crate) struct FrameCache {
-    slots: Vec<Option<Tensor<5>>>,
+    slots: Vec<Option<Features>>,
     next: usize,
     is_first: bool,
 }
@@ -28,7 +28,7 @@ impl FrameCache {
     }
 
     /// The slot of the convolution that runs now: what it left there the last time.
-    pub(crate) fn slot(&mut self) -> &mut Option<Tensor<5>> {
+    pub(crate) fn slot(&mut self) -> &mut Option<Features> {
         if self.next == self.slots.len() {
             self.slots.push(None);
         }
@@ -41,31 +41,6 @@ impl FrameCache {
     pub(crate) fn values(&self) -> usize {
         self.slots.iter().flatten().map(|frames| frames.dims().iter().product::<usize>()).sum()
     }
-}
-
-/// The last `count` frames, in memory of their own.
-pub(crate) fn last_frames(x: &Tensor<5>, count: usize) -> Tensor<5> {
-    let [.., frames, _, _] = x.dims();
-    // Concatenation copies; a slice alone would keep the whole of `x` alive.
-    Tensor::cat((frames - count..frames).map(|frame| x.clone().narrow(2, frame, 1)).collect(), 2)
-}
-
-/// Frames as batch items.
-///
-/// # Shapes
-/// `[b, c, t, h, w]` to `[b * t, c, h, w]`.
-pub(crate) fn frames_to_batch(x: Tensor<5>) -> Tensor<4> {
-    let [b, c, t, h, w] = x.dims();
-    if t == 1 { x.reshape([b, c, h, w]) } else { x.swap_dims(1, 2).reshape([b * t, c, h, w]) }
-}
-
-/// The inverse of [`frames_to_batch`].
-///
-/// # Shapes
-/// `[b * t, c, h, w]` to `[b, c, t, h, w]`.
-pub(crate) fn batch_to_frames(x: Tensor<4>, frames: usize) -> Tensor<5> {
-    let [n, c, h, w] = x.dims();
-    if frames == 1 { x.reshape([n, c, 1, h, w]) } else { x.reshape([n / frames, frames, c, h, w]).swap_dims(1, 2) }
 }
 
 /// A 3x3x3 convolution that sees two earlier frames and no later one (diffusers, `WanCausalConv3d`).
@@ -86,20 +61,29 @@ impl CausalConv3d {
 
     /// # Shapes
     /// `[b, in, t, h, w]` to `[b, out, t, h, w]`.
-    pub(crate) fn forward(&self, x: Tensor<5>, cache: &mut FrameCache) -> Tensor<5> {
-        let [b, c, t, h, w] = x.dims();
+    pub(crate) fn forward(&self, x: Features, cache: &mut FrameCache) -> Features {
+        self.convolved(x, cache, None)
+    }
+
+    /// The same, added to `onto`.
+    ///
+    /// # Shapes
+    /// `[b, in, t, h, w]` and `[b, out, t, h, w]`, to the latter.
+    pub(crate) fn forward_onto(&self, x: Features, cache: &mut FrameCache, onto: Features) -> Features {
+        self.convolved(x, cache, Some(onto))
+    }
+
+    fn convolved(&self, x: Features, cache: &mut FrameCache, onto: Option<Features>) -> Features {
         let slot = cache.slot();
-        let earlier = slot.take();
-        let (weight, bias) = (self.weight.val(), self.bias.val());
-        if earlier.is_none() && t == 1 {
-            *slot = Some(x.clone());
-            return convolve(x, weight, bias, Kind::Same);
-        }
-        let missing = REACH - earlier.as_ref().map_or(0, |earlier| earlier.dims()[2]);
-        let zeros = (missing > 0).then(|| Tensor::zeros([b, c, missing, h, w], (&x.device(), x.dtype())));
-        let x = Tensor::cat(zeros.into_iter().chain(earlier).chain([x]).collect(), 2);
-        *slot = Some(last_frames(&x, REACH));
-        convolve(x, weight, bias, Kind::Same)
+        let (x, lead) = match slot.take() {
+            Some(earlier) => {
+                let lead = earlier.dims()[2];
+                (earlier.then(x), lead)
+            }
+            None => (x, 0),
+        };
+        *slot = Some(x.last_frames(x.dims()[2].min(REACH)));
+        convolve(x, self.weight.val(), self.bias.val(), Kind::Same, Course { lead, step: 1 }, onto)
     }
 }
 
@@ -119,8 +103,8 @@ impl Pointwise {
 
     /// # Shapes
     /// `[b, in, t, h, w]` to `[b, out, t, h, w]`.
-    pub(crate) fn forward(&self, x: Tensor<5>) -> Tensor<5> {
-        convolve(x, self.weight.val(), self.bias.val(), Kind::Point)
+    pub(crate) fn forward(&self, x: Features) -> Features {
+        convolve(x, self.weight.val(), self.bias.val(), Kind::Point, Course::EACH, None)
     }
 }
 
@@ -143,11 +127,22 @@ impl TimeConv {
 
     /// # Shapes
     /// `[b, in, t, h, w]` to `[b, out, (t - 3) / stride + 1, h, w]`.
-    pub(crate) fn forward(&self, x: Tensor<5>) -> Tensor<5> {
-        let [b, c, t, h, w] = x.dims();
-        let kernel = self.weight.val().squeeze_dim::<4>(4);
-        let y = conv2d(x.reshape([b, c, t, h * w]), kernel, Some(self.bias.val()), ConvOptions::new([self.stride, 1], [0, 0], [1, 1], 1));
-        let [_, channels, t, _] = y.dims();
-        y.reshape([b, channels, t, h, w])
+    pub(crate) fn forward(&self, x: Features) -> Features {
+        self.convolved(x, 0..self.bias.dims()[0])
+    }
+
+    /// The first and the second half of the output channels.
+    ///
+    /// # Shapes
+    /// `[b, in, t, h, w]` to twice `[b, out / 2, (t - 3) / stride + 1, h, w]`.
+    pub(crate) fn forward_in_halves(&self, x: Features) -> [Features; 2] {
+        let half = self.bias.dims()[0] / 2;
+        [self.convolved(x.clone(), 0..half), self.convolved(x, half..2 * half)]
+    }
+
+    fn convolved(&self, x: Features, channels: Range<usize>) -> Features {
+        let weight = self.weight.val().narrow(0, channels.start, channels.len());
+        let bias = self.bias.val().narrow(0, channels.start, channels.len());
+        convolve(x, weight, bias, Kind::Point, Course { lead: REACH, step: self.stride }, None)
     }
 }

@@ -1,6 +1,6 @@
 use burn::module::Module;
-use burn::tensor::{Device, Tensor};
-use vae_core::layers::RmsNorm;
+use burn::tensor::Device;
+use vae_core::layers::{Features, RmsNorm};
 
 use crate::WanConfig;
 use crate::blocks::{Attention, DownLayer, MidBlock, ResidualDownBlock, Resnet, UpBlock};
@@ -52,7 +52,7 @@ impl Encoder {
 
     /// # Shapes
     /// `[b, in_channels, t, h, w]`, one frame first and then multiples of the temporal ratio, to `[b, 2 * z_dim, t', h', w']`.
-    pub(crate) fn forward(&self, samples: Tensor<5>, cache: &mut FrameCache) -> Tensor<5> {
+    pub(crate) fn forward(&self, samples: Features, cache: &mut FrameCache) -> Features {
         let x = self.conv_in.forward(samples, cache);
         let x = self.down_blocks.iter().fold(x, |x, layer| layer.forward(x, cache));
         let x = self.mid_block.forward(x, cache);
@@ -96,7 +96,7 @@ impl Decoder {
 
     /// # Shapes
     /// `[b, z_dim, t, h, w]`, one frame first and then any number, to `[b, out_channels, t', h', w']`.
-    pub(crate) fn forward(&self, latents: Tensor<5>, cache: &mut FrameCache) -> Tensor<5> {
+    pub(crate) fn forward(&self, latents: Features, cache: &mut FrameCache) -> Features {
         let x = self.mid_block.forward(self.conv_in.forward(latents, cache), cache);
         let x = self.up_blocks.iter().fold(x, |x, block| block.forward(x, cache));
         self.conv_out.forward(self.norm_out.forward_silu(x), cache)
@@ -104,10 +104,10 @@ impl Decoder {
 }
 
 #[cfg(test)]
-pub(crate) type Check<'a> = &'a dyn Fn(&str, &dyn Fn(Tensor<5>) -> Tensor<5>);
+pub(crate) type Check<'a> = &'a dyn Fn(&str, &dyn Fn(Features) -> Features);
 
 #[cfg(test)]
-pub(crate) type CheckStream<'a> = &'a dyn Fn(&str, &dyn Fn(Tensor<5>, &mut FrameCache) -> Tensor<5>);
+pub(crate) type CheckStream<'a> = &'a dyn Fn(&str, &dyn Fn(Features, &mut FrameCache) -> Features);
 
 #[cfg(test)]
 impl Encoder {

@@ -113,8 +113,8 @@ impl Vae for WanVae {
         let mut cache = FrameCache::default();
         Box::new(move |latents| {
             cache.rewind();
-            let x = self.modules.post_quant_conv.forward(latents.cast(self.dtype));
-            Ok(unpatchify(self.modules.decoder.forward(x, &mut cache), self.spec.patch))
+            let x = self.modules.post_quant_conv.forward(latents.cast(self.dtype).into());
+            Ok(unpatchify(self.modules.decoder.forward(x, &mut cache).into(), self.spec.patch))
         })
     }
 
@@ -123,7 +123,7 @@ impl Vae for WanVae {
         Box::new(move |samples| {
             cache.rewind();
             let x = patchify(samples.cast(self.dtype), self.spec.patch);
-            Ok(self.modules.quant_conv.forward(self.modules.encoder.forward(x, &mut cache)))
+            Ok(self.modules.quant_conv.forward(self.modules.encoder.forward(x.into(), &mut cache)).into())
         })
     }
 

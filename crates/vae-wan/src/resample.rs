@@ -1,8 +1,8 @@
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
-use vae_core::layers::{Conv2d, upsample_nearest};
+use vae_core::layers::{Conv2d, Features};
 
-use crate::cache::{FrameCache, TimeConv, batch_to_frames, frames_to_batch, last_frames};
+use crate::cache::{FrameCache, TimeConv};
 
 /// Which axes are doubled or halved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,22 +37,21 @@ impl Upsample {
 
     /// # Shapes
     /// `[b, in, t, h, w]` to `[b, out, t', 2 * h, 2 * w]`, where `t'` is 1 for the first frame and `2 * t` later.
-    pub(crate) fn forward(&self, x: Tensor<5>, cache: &mut FrameCache) -> Tensor<5> {
+    pub(crate) fn forward(&self, x: Features, cache: &mut FrameCache) -> Features {
         let x = self.time_conv.iter().fold(x, |x, conv| Self::double_frames(conv, x, cache.slot()));
-        let frames = x.dims()[2];
-        batch_to_frames(self.resample.forward(upsample_nearest(frames_to_batch(x))), frames)
+        self.resample.forward(x.doubled())
     }
 
-    fn double_frames(conv: &TimeConv, x: Tensor<5>, slot: &mut Option<Tensor<5>>) -> Tensor<5> {
-        let [b, c, t, h, w] = x.dims();
+    fn double_frames(conv: &TimeConv, x: Features, slot: &mut Option<Features>) -> Features {
         let Some(earlier) = slot.take() else {
             // The first frame stays one frame, and those after it do not see it.
-            *slot = Some(Tensor::zeros([b, c, 2, h, w], (&x.device(), x.dtype())));
+            *slot = Some(x.zero_frames(2));
             return x;
         };
-        let x = Tensor::cat(vec![earlier, x], 2);
-        *slot = Some(last_frames(&x, 2));
-        conv.forward(x).reshape([b, 2, c, t, h * w]).permute([0, 2, 3, 1, 4]).reshape([b, c, 2 * t, h, w])
+        let x = earlier.then(x);
+        *slot = Some(x.last_frames(2));
+        let [even, odd] = conv.forward_in_halves(x);
+        even.in_turn_with(odd)
     }
 }
 
@@ -76,14 +75,13 @@ impl Downsample {
 
     /// # Shapes
     /// `[b, c, t, h, w]` to `[b, c, t', h / 2, w / 2]`, where `t'` is 1 for the first frame and `t / 2` later.
-    pub(crate) fn forward(&self, x: Tensor<5>, cache: &mut FrameCache) -> Tensor<5> {
-        let frames = x.dims()[2];
-        let x = batch_to_frames(self.resample.forward(frames_to_batch(x)), frames);
+    pub(crate) fn forward(&self, x: Features, cache: &mut FrameCache) -> Features {
+        let x = self.resample.forward(x);
         self.time_conv.iter().fold(x, |x, conv| {
             let slot = cache.slot();
-            let earlier = slot.replace(last_frames(&x, 1));
+            let earlier = slot.replace(x.last_frames(1));
             match earlier {
-                Some(earlier) => conv.forward(Tensor::cat(vec![earlier, x], 2)),
+                Some(earlier) => conv.forward(earlier.then(x)),
                 None => x,
             }
         })
@@ -103,7 +101,11 @@ pub(crate) struct MeanShortcut {
 impl MeanShortcut {
     /// # Shapes
     /// `[b, in, t, h, w]` to `[b, out, t / ft, h / fs, w / fs]`, the frames rounded up.
-    pub(crate) fn forward(&self, x: Tensor<5>) -> Tensor<5> {
+    pub(crate) fn forward(&self, x: Features) -> Features {
+        x.map(|x| self.means(x))
+    }
+
+    fn means(self, x: Tensor<5>) -> Tensor<5> {
         let [ft, fs] = self.factors;
         let [b, c, t, h, w] = x.dims();
         let missing = t.next_multiple_of(ft) - t;
@@ -126,7 +128,11 @@ pub(crate) struct SpreadShortcut {
 impl SpreadShortcut {
     /// # Shapes
     /// `[b, in, t, h, w]` to `[b, out, t * ft, h * fs, w * fs]`; of a clip's first frame only the last of its `ft` frames is given.
-    pub(crate) fn forward(&self, x: Tensor<5>, is_first: bool) -> Tensor<5> {
+    pub(crate) fn forward(&self, x: Features, is_first: bool) -> Features {
+        x.map(|x| self.spread(x, is_first))
+    }
+
+    fn spread(self, x: Tensor<5>, is_first: bool) -> Tensor<5> {
         let [ft, fs] = self.factors;
         let [b, c, t, h, w] = x.dims();
         let repeats = self.channels_out * ft * fs * fs / c;

@@ -1,39 +1,38 @@
-use burn::module::{Module, Param};
 use burn::tensor::activation::softmax;
-use burn::tensor::{Device, FloatDType, Tensor};
+use burn::tensor::{FloatDType, Tensor};
 
-use super::parameter;
+use super::Features;
+#[cfg(feature = "flex")]
+use super::features::Layout;
 
 /// Queries whose scores are held at once.
 const QUERY_BLOCK: usize = 1024;
 
-/// A linear map with bias, its weight stored as torch stores it.
-#[derive(Module, Debug)]
-pub struct Linear {
-    /// `[out, in]`.
-    pub weight: Param<Tensor<2>>,
-    /// `[out]`.
-    pub bias: Param<Tensor<1>>,
-}
-
-impl Linear {
-    /// A map from `channels` to as many.
-    pub fn square(channels: usize, device: &Device) -> Self {
-        Self { weight: parameter([channels, channels], device), bias: parameter([channels], device) }
-    }
-
-    /// # Shapes
-    /// `[b, n, in]` to `[b, n, out]`.
-    pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        x.matmul(self.weight.val().transpose().unsqueeze()) + self.bias.val().unsqueeze()
-    }
-}
-
-/// Attention with one head, scaled by `1 / sqrt(c)`, softmax in f32. The scores of at most 1024 queries are held at once.
+/// Attention over the px of each frame with one head, scaled by `1 / sqrt(c)`, softmax in f32. On the CPU the scores of 32 queries are held by each thread,
+/// elsewhere those of at most 1024.
 ///
 /// # Shapes
+/// Queries, keys and values `[b, c, t, h, w]`, to the same.
+pub fn attend(queries: Features, keys: Features, values: Features) -> Features {
+    match (queries.0, keys.0, values.0) {
+        #[cfg(feature = "flex")]
+        (Layout::Images(queries), Layout::Images(keys), Layout::Images(values)) => Features(Layout::Images(queries.attended(keys, values))),
+        (queries, keys, values) => {
+            let [queries, keys, values] = [queries, keys, values].map(|layout| Tensor::from(Features(layout)));
+            #[cfg(feature = "remote")]
+            if super::remote::takes(&queries) {
+                return super::remote::attend(queries, keys, values).into();
+            }
+            let [b, c, t, h, w] = queries.dims();
+            let tokens = |x: Tensor<5>| x.permute([0, 2, 3, 4, 1]).reshape([b * t, h * w, c]);
+            let y = by_operators(tokens(queries), tokens(keys), tokens(values));
+            y.reshape([b, t, h, w, c]).permute([0, 4, 1, 2, 3]).into()
+        }
+    }
+}
+
 /// Queries `[b, n, c]`, keys and values `[b, m, c]`, to `[b, n, c]`.
-pub fn attend(queries: Tensor<3>, keys: Tensor<3>, values: Tensor<3>) -> Tensor<3> {
+fn by_operators(queries: Tensor<3>, keys: Tensor<3>, values: Tensor<3>) -> Tensor<3> {
     let [b, n, c] = queries.dims();
     let dtype = queries.dtype();
     let keys = keys.swap_dims(1, 2);

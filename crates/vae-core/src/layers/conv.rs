@@ -1,10 +1,10 @@
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor};
 
-use super::convolution::{Kind, convolve};
-use super::parameter;
+use super::convolution::{Course, Kind, convolve};
+use super::{Features, parameter};
 
-/// A 2-D convolution with bias.
+/// A 2-D convolution with bias, of each frame.
 #[derive(Module, Debug)]
 pub struct Conv2d {
     /// `[out, in, kernel, kernel]`.
@@ -37,8 +37,64 @@ impl Conv2d {
     }
 
     /// # Shapes
-    /// `[b, in, h, w]` to `[b, out, h', w']`.
-    pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        convolve(x.unsqueeze_dim(2), self.weight.val().unsqueeze_dim(2), self.bias.val(), self.kind).squeeze_dim(2)
+    /// `[b, in, t, h, w]` to `[b, out, t, h', w']`.
+    pub fn forward(&self, x: Features) -> Features {
+        convolve(x, self.weight.val().unsqueeze_dim(2), self.bias.val(), self.kind, Course::EACH, None)
+    }
+
+    /// The same, added to `onto`.
+    ///
+    /// # Shapes
+    /// `[b, in, t, h, w]` and `[b, out, t, h', w']`, to the latter.
+    pub fn forward_onto(&self, x: Features, onto: Features) -> Features {
+        convolve(x, self.weight.val().unsqueeze_dim(2), self.bias.val(), self.kind, Course::EACH, Some(onto))
+    }
+
+    /// The convolutions of so many equal parts of the output channels.
+    ///
+    /// # Shapes
+    /// `[b, in, t, h, w]` to `PARTS` times `[b, out / PARTS, t, h', w']`.
+    pub fn forward_in_parts<const PARTS: usize>(&self, x: &Features) -> [Features; PARTS] {
+        let channels = self.bias.dims()[0] / PARTS;
+        std::array::from_fn(|part| {
+            let weight = self.weight.val().narrow(0, part * channels, channels).unsqueeze_dim(2);
+            convolve(x.clone(), weight, self.bias.val().narrow(0, part * channels, channels), self.kind, Course::EACH, None)
+        })
+    }
+}
+
+/// A linear map of each px's channels with bias, its weight stored as torch stores it.
+#[derive(Module, Debug)]
+pub struct Linear {
+    /// `[out, in]`.
+    pub weight: Param<Tensor<2>>,
+    /// `[out]`.
+    pub bias: Param<Tensor<1>>,
+}
+
+impl Linear {
+    /// A map from `channels` to as many.
+    pub fn square(channels: usize, device: &Device) -> Self {
+        Self { weight: parameter([channels, channels], device), bias: parameter([channels], device) }
+    }
+
+    /// # Shapes
+    /// `[b, in, t, h, w]` to `[b, out, t, h, w]`.
+    pub fn forward(&self, x: Features) -> Features {
+        self.convolved(x, None)
+    }
+
+    /// The same, added to `onto`.
+    ///
+    /// # Shapes
+    /// `[b, in, t, h, w]` and `[b, out, t, h, w]`, to the latter.
+    pub fn forward_onto(&self, x: Features, onto: Features) -> Features {
+        self.convolved(x, Some(onto))
+    }
+
+    fn convolved(&self, x: Features, onto: Option<Features>) -> Features {
+        let [channels_out, channels_in] = self.weight.dims();
+        let weight = self.weight.val().reshape([channels_out, channels_in, 1, 1, 1]);
+        convolve(x, weight, self.bias.val(), Kind::Point, Course::EACH, onto)
     }
 }

@@ -2,6 +2,10 @@ use burn::tensor::Tensor;
 use burn::tensor::module::{conv2d, conv3d};
 use burn::tensor::ops::ConvOptions;
 
+use super::Features;
+#[cfg(feature = "flex")]
+use super::features::Layout;
+
 /// What is convolved over height and width.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
@@ -13,42 +17,84 @@ pub enum Kind {
     Halving,
 }
 
-/// A convolution over height, width, and each frame with those before it, which are given: `taps - 1` more frames than come out. A lone frame has nothing
-/// before it.
+/// Which frames a kernel of several frames sees: for the first frame that comes out up to the one with the index `lead`, for each further one `step` more.
+/// What would lie before the first frame is zero.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Course {
+    /// Frames that are only there to be seen.
+    pub lead: usize,
+    /// Frames that go in for each that comes out.
+    pub step: usize,
+}
+
+impl Course {
+    /// A frame comes out for each.
+    pub const EACH: Self = Self { lead: 0, step: 1 };
+
+    /// Frames that come out.
+    pub(super) fn frames(self, given: usize) -> usize {
+        given.saturating_sub(self.lead).div_ceil(self.step)
+    }
+}
+
+/// A convolution over height, width, and each frame with those before it; with `onto`, added to that.
 ///
 /// In f32 on Burn's CPU backend it is one of [`kernels`], which does with fewer products what [`Precision`](super::Precision) allows; elsewhere Burn's.
 ///
 /// # Shapes
-/// `[b, in, t, h, w]`, `[out, in, taps, kernel, kernel]` and `[out]`, to `[b, out, t - taps + 1, h', w']`; of one frame to `[b, out, 1, h', w']`.
-pub fn convolve(x: Tensor<5>, weight: Tensor<5>, bias: Tensor<1>, kind: Kind) -> Tensor<5> {
-    #[cfg(feature = "remote")]
-    if super::remote::takes(&x) {
-        return super::remote::convolve(x, weight, bias, kind);
+/// `[b, in, t, h, w]`, `[out, in, taps, kernel, kernel]` and `[out]`, to `[b, out, t', h', w']`.
+pub fn convolve(x: Features, weight: Tensor<5>, bias: Tensor<1>, kind: Kind, course: Course, onto: Option<Features>) -> Features {
+    match (x.0, onto.map(|onto| onto.0)) {
+        #[cfg(feature = "flex")]
+        (Layout::Images(x), None) => Features(Layout::Images(x.convolved(weight, bias, kind, course, None))),
+        #[cfg(feature = "flex")]
+        (Layout::Images(x), Some(Layout::Images(onto))) => Features(Layout::Images(x.convolved(weight, bias, kind, course, Some(onto)))),
+        (x, onto) => {
+            let x = Tensor::from(Features(x));
+            #[cfg(feature = "remote")]
+            if super::remote::takes(&x) {
+                let onto = onto.map(|onto| Features(onto).into());
+                return super::remote::convolve(x, weight, bias, kind, course, onto).into();
+            }
+            let y = by_operators(x, weight, bias, kind, course);
+            match onto {
+                Some(onto) => y + Tensor::from(Features(onto)),
+                None => y,
+            }
+            .into()
+        }
     }
-    #[cfg(feature = "flex")]
-    if super::cpu::takes(&x) {
-        return super::cpu::convolve(x, weight, bias, kind);
-    }
-    by_operators(x, weight, bias, kind)
 }
 
-/// Of a lone frame's kernel only the last tap meets something.
-fn by_operators(x: Tensor<5>, weight: Tensor<5>, bias: Tensor<1>, kind: Kind) -> Tensor<5> {
+fn by_operators(x: Tensor<5>, weight: Tensor<5>, bias: Tensor<1>, kind: Kind, course: Course) -> Tensor<5> {
     let (stride, before, after) = match kind {
         Kind::Same => (1, 1, 1),
         Kind::Point => (1, 0, 0),
         Kind::Halving => (2, 0, 1),
     };
-    let [batch, _, frames, ..] = x.dims();
-    let taps = weight.dims()[2];
-    if frames > 1 && taps > 1 {
-        return conv3d(x, weight, Some(bias), ConvOptions::new([1, stride, stride], [0, before, before], [1; 3], 1));
+    let [b, c, frames, h, w] = x.dims();
+    let [out, _, taps, ..] = weight.dims();
+    let missing = (taps - 1).saturating_sub(course.lead);
+    // Of a lone frame's kernel only the last tap meets something.
+    let (weight, taps, missing) = if frames == 1 { (weight.narrow(2, taps - 1, 1), 1, 0) } else { (weight, taps, missing) };
+    if taps == 1 {
+        assert!(course == Course::EACH || frames == 1, "a kernel of one frame sees each frame");
+        let t = frames;
+        let options = ConvOptions::new_with_padding([stride; 2], [(before, after); 2], [1, 1], 1);
+        let pictures = if t > 1 { x.swap_dims(1, 2).reshape([b * t, c, h, w]) } else { x.reshape([b * t, c, h, w]) };
+        let y = conv2d(pictures, weight.squeeze_dim::<4>(2), Some(bias), options);
+        let [_, c, h, w] = y.dims();
+        return if t > 1 { y.reshape([b, t, c, h, w]).swap_dims(1, 2) } else { y.unsqueeze_dim(2) };
     }
-    let kernel = if taps > 1 { weight.narrow(2, taps - 1, 1) } else { weight }.squeeze_dim::<4>(2);
-    let options = ConvOptions::new_with_padding([stride; 2], [(before, after); 2], [1, 1], 1);
-    let [_, c, _, h, w] = x.dims();
-    let pictures = if frames > 1 { x.swap_dims(1, 2).reshape([batch * frames, c, h, w]) } else { x.squeeze_dim(2) };
-    let y = conv2d(pictures, kernel, Some(bias), options);
-    let [_, c, h, w] = y.dims();
-    if frames > 1 { y.reshape([batch, frames, c, h, w]).swap_dims(1, 2) } else { y.unsqueeze_dim(2) }
+    let x = x.narrow(2, course.lead.saturating_sub(taps - 1), frames - course.lead.saturating_sub(taps - 1));
+    let x = if missing == 0 { x } else { Tensor::cat(vec![Tensor::zeros([b, c, missing, h, w], (&x.device(), x.dtype())), x], 2) };
+    if kind == Kind::Point {
+        let [.., t, _, _] = x.dims();
+        let kernel = weight.squeeze_dim::<4>(4);
+        let y = conv2d(x.reshape([b, c, t, h * w]), kernel, Some(bias), ConvOptions::new([course.step, 1], [0, 0], [1, 1], 1));
+        let t = y.dims()[2];
+        return y.reshape([b, out, t, h, w]);
+    }
+    assert!(kind == Kind::Same, "kernels of several frames keep the size or have one px");
+    conv3d(x, weight, Some(bias), ConvOptions::new([course.step, 1, 1], [0, 1, 1], [1; 3], 1))
 }

@@ -1,12 +1,14 @@
 //! The kernels of [`kernels`] for tensors on Burn's CPU backend.
 
+use std::sync::Arc;
+
 use burn::backend::{DispatchDevice, Flex};
 use burn::tensor::{Bytes, DType, Tensor};
 use burn_flex::{FlexTensor, Layout};
-use kernels::{Convolution, Course, Form, Frame, GroupRule, Norm, Strides};
+use kernels::{Convolution, Form, GroupRule, Image, Input, Norm};
 
-use super::convolution::Kind;
-use super::{Precision, norm};
+use super::Precision;
+use super::convolution::{Course, Kind};
 
 /// Tiles of 4x4 px from which on they take less time than tiles of 2x2: below, transforming the kernels weighs more than the products that are saved.
 const WIDE_TILES: usize = 17;
@@ -16,57 +18,187 @@ pub(super) fn takes<const D: usize>(x: &Tensor<D>) -> bool {
     x.dtype() == DType::F32 && matches!(x.device().as_dispatch(), DispatchDevice::Flex(_))
 }
 
-/// See [`convolve`](super::convolve).
-pub(super) fn convolve(x: Tensor<5>, weight: Tensor<5>, bias: Tensor<1>, kind: Kind) -> Tensor<5> {
-    let ([batch, channels_in, frames, height, width], [channels_out, _, taps, ..]) = (x.dims(), weight.dims());
-    let (x, weight, bias) = (contiguous(x), contiguous(weight), contiguous(bias));
-    let [values, weight, bias] = [&x, &weight, &bias].map(|tensor| tensor.as_slice::<f32>().expect("contiguous f32"));
-    let form = match kind {
-        Kind::Point => Form::Point,
-        Kind::Halving => Form::Halving,
-        Kind::Same if Precision::current() == Precision::Fast && height.div_ceil(4) * width.div_ceil(4) >= WIDE_TILES => Form::Wide,
-        Kind::Same => Form::Narrow,
-    };
-    let convolution = Convolution { form, weight, bias, channels: [channels_in, channels_out], taps, size: [height, width], doubled: false };
-    let seen = taps.min(frames);
-    let frames_out = frames + 1 - seen;
-    let [height_out, width_out] = convolution.output_size();
-    let (area, area_out) = (height * width, height_out * width_out);
-    let frame = |start: usize, stride: usize| Frame { values: &values[start..], stride, norm: Norm::None };
-    let output = if frames == 1 {
-        // Batch items are frames that do not see one another.
-        let input: Vec<Frame> = (0..batch).map(|item| frame(item * channels_in * area, area)).collect();
-        // Of a lone frame's kernel only the last tap meets something.
-        let last;
-        let convolution = if taps > 1 {
-            let kernel = form_area(&convolution);
-            last = weight.chunks(kernel).skip(taps - 1).step_by(taps).flatten().copied().collect::<Vec<f32>>();
-            Convolution { weight: &last, taps: 1, ..convolution }
-        } else {
-            convolution
-        };
-        let strides = Strides { frame: channels_out * area_out, channel: area_out };
-        convolution.run(&input, Course { lead: 0, step: 1, frames: batch }, strides)
-    } else {
-        let course = Course { lead: seen - 1, step: 1, frames: frames_out };
-        let strides = Strides { frame: area_out, channel: frames_out * area_out };
-        let mut items = (0..batch).map(|item| {
-            let start = |at: usize| (item * channels_in * frames + at) * area;
-            let input: Vec<Frame> = (0..frames).map(|at| frame(start(at), frames * area)).collect();
-            convolution.run(&input, course, strides)
-        });
-        let mut output = items.next().unwrap_or_default();
-        items.for_each(|item| output.extend(item));
-        output
-    };
-    let shape = [batch, channels_out, frames_out, height_out, width_out];
-    Tensor::from_primitive::<Flex>(FlexTensor::new(Bytes::from_elems(output), Layout::contiguous(shape.into()), DType::F32))
+/// Frames of one size, those of each batch item side by side.
+#[derive(Debug, Clone)]
+pub(super) struct Images {
+    items: usize,
+    frames: Vec<Frame>,
+    /// Of frames, when there are none.
+    channels: usize,
+    size: [usize; 2],
 }
 
-/// Px of a kernel.
-fn form_area(convolution: &Convolution) -> usize {
-    let [channels_in, channels_out] = convolution.channels;
-    convolution.weight.len() / (channels_in * channels_out * convolution.taps).max(1)
+/// An image, and what is to be done to it when it is read.
+#[derive(Debug, Clone)]
+struct Frame {
+    image: Image,
+    norm: Arc<Norm>,
+    doubled: bool,
+}
+
+impl From<Image> for Frame {
+    fn from(image: Image) -> Self {
+        Self { image, norm: Arc::new(Norm::None), doubled: false }
+    }
+}
+
+impl Frame {
+    fn input(&self) -> Input<'_> {
+        Input { image: &self.image, norm: &self.norm, doubled: self.doubled }
+    }
+
+    /// The image with everything done.
+    fn done(self) -> Image {
+        let Self { image, norm, doubled } = self;
+        let image = norm.applied(image);
+        if doubled { image.doubled() } else { image }
+    }
+}
+
+impl Images {
+    pub(super) fn new(x: Tensor<5>) -> Self {
+        let [items, channels, frames, height, width] = x.dims();
+        let x = contiguous(x);
+        let values = x.as_slice::<f32>().expect("contiguous f32");
+        let area = height * width;
+        let image = |at: usize| {
+            let start = (at / frames * channels * frames + at % frames) * area;
+            Image::from_planes(&values[start..], frames * area, channels, [height, width])
+        };
+        Self { items, frames: (0..items * frames).map(|at| image(at).into()).collect(), channels, size: [height, width] }
+    }
+
+    fn of(items: usize, images: Vec<Image>, channels: usize, size: [usize; 2]) -> Self {
+        Self { items, frames: images.into_iter().map(Frame::from).collect(), channels, size }
+    }
+
+    pub(super) fn dims(&self) -> [usize; 5] {
+        let [height, width] = self.size;
+        [self.items, self.channels, self.per_item(), height, width]
+    }
+
+    fn per_item(&self) -> usize {
+        self.frames.len() / self.items.max(1)
+    }
+
+    pub(super) fn into_tensor(self) -> Tensor<5> {
+        let shape = self.dims();
+        let [_, channels, frames, height, width] = shape;
+        let area = height * width;
+        let mut values = vec![0.0_f32; shape.iter().product()];
+        for (at, frame) in self.frames.into_iter().enumerate() {
+            let start = (at / frames * channels * frames + at % frames) * area;
+            frame.done().to_planes(&mut values[start..], frames * area);
+        }
+        Tensor::from_primitive::<Flex>(FlexTensor::new(Bytes::from_elems(values), Layout::contiguous(shape.into()), DType::F32))
+    }
+
+    pub(super) fn doubled(mut self) -> Self {
+        for frame in &mut self.frames {
+            if frame.doubled {
+                *frame = frame.clone().done().into();
+            }
+            frame.doubled = true;
+        }
+        self.size = self.size.map(|side| 2 * side);
+        self
+    }
+
+    pub(super) fn plus(self, other: Self) -> Self {
+        assert_eq!(self.dims(), other.dims(), "shapes");
+        let frames = self.frames.into_iter().zip(other.frames).map(|(a, b)| a.done().plus(&b.done()).into()).collect();
+        Self { frames, ..self }
+    }
+
+    pub(super) fn then(self, later: &Self) -> Self {
+        assert!(self.items == later.items && self.channels == later.channels && self.size == later.size, "shapes");
+        let [a, b] = [self.per_item(), later.per_item()];
+        let of = |item: usize| self.frames[item * a..][..a].iter().chain(&later.frames[item * b..][..b]).cloned();
+        let frames = (0..self.items).flat_map(of).collect();
+        Self { frames, ..self }
+    }
+
+    pub(super) fn in_turn_with(self, other: &Self) -> Self {
+        assert_eq!(self.dims(), other.dims(), "shapes");
+        let frames = self.frames.into_iter().zip(&other.frames).flat_map(|(a, b)| [a, b.clone()]).collect();
+        Self { frames, ..self }
+    }
+
+    pub(super) fn last_frames(&self, count: usize) -> Self {
+        let each = self.per_item();
+        let frames = self.frames.chunks(each.max(1)).flat_map(|frames| &frames[each - count..]).cloned().collect();
+        Self { frames, ..*self }
+    }
+
+    pub(super) fn zero_frames(&self, count: usize) -> Self {
+        let image = Image::zeros(self.channels, self.size);
+        Self::of(self.items, vec![image; self.items * count], self.channels, self.size)
+    }
+
+    /// Has every frame normalised when it is read.
+    fn normalised(mut self, norm: impl Fn(&Image) -> Norm) -> Self {
+        for frame in &mut self.frames {
+            if !matches!(*frame.norm, Norm::None) {
+                let image = std::mem::replace(&mut frame.image, Image::zeros(0, [0, 0]));
+                frame.image = frame.norm.applied(image);
+            }
+            frame.norm = Arc::new(norm(&frame.image));
+        }
+        self
+    }
+
+    /// See [`GroupNorm`](super::GroupNorm).
+    pub(super) fn normalised_in_groups(self, weight: Tensor<1>, bias: Tensor<1>, rule: super::norm::GroupRule) -> Self {
+        let super::norm::GroupRule { groups, epsilon, then_silu } = rule;
+        let [weight, bias] = [weight, bias].map(contiguous);
+        let [weight, bias] = [&weight, &bias].map(values);
+        self.normalised(|image| Norm::in_groups(image, weight, bias, GroupRule { groups, epsilon, then_silu }))
+    }
+
+    /// See [`RmsNorm`](super::RmsNorm).
+    pub(super) fn normalised_px(self, gamma: Tensor<1>, then_silu: bool) -> Self {
+        let gamma = contiguous(gamma);
+        self.normalised(|image| Norm::of_pixels(image, values(&gamma), then_silu))
+    }
+
+    /// See [`convolve`](super::convolve).
+    pub(super) fn convolved(self, weight: Tensor<5>, bias: Tensor<1>, kind: Kind, course: Course, onto: Option<Self>) -> Self {
+        let [channels_out, channels_in, taps, ..] = weight.dims();
+        let [height, width] = self.size;
+        let (weight, bias) = (contiguous(weight), contiguous(bias));
+        let form = match kind {
+            Kind::Point => Form::Point,
+            Kind::Halving => Form::Halving,
+            Kind::Same if Precision::current() == Precision::Fast && height.div_ceil(4) * width.div_ceil(4) >= WIDE_TILES => Form::Wide,
+            Kind::Same => Form::Narrow,
+        };
+        let convolution = Convolution { form, weight: values(&weight), bias: values(&bias), channels: [channels_in, channels_out], taps };
+        let each = self.per_item();
+        let size = form.output_size(self.size);
+        let mut onto = onto.map(|onto| onto.frames.into_iter().map(Frame::done));
+        let mut run = |frames: &[Frame], course: kernels::Course| {
+            let input: Vec<Input> = frames.iter().map(Frame::input).collect();
+            let onto = onto.as_mut().map(|onto| onto.take(course.frames).collect());
+            convolution.run(&input, course, onto)
+        };
+        let images = if taps == 1 && course == Course::EACH {
+            // Batch items are frames that do not see one another.
+            run(&self.frames, kernels::Course { lead: 0, step: 1, frames: self.frames.len() })
+        } else {
+            let Course { lead, step } = course;
+            let course = kernels::Course { lead, step, frames: course.frames(each) };
+            self.frames.chunks(each.max(1)).flat_map(|frames| run(frames, course)).collect()
+        };
+        Self::of(self.items, images, channels_out, size)
+    }
+
+    /// See [`attend`](super::attend).
+    pub(super) fn attended(self, keys: Self, values: Self) -> Self {
+        let (items, channels, size) = (self.items, values.channels, self.size);
+        let of_one = |((queries, keys), values): ((Frame, Frame), Frame)| kernels::attend(&queries.done(), &keys.done(), &values.done());
+        let images = self.frames.into_iter().zip(keys.frames).zip(values.frames).map(of_one).collect();
+        Self::of(items, images, channels, size)
+    }
 }
 
 fn contiguous<const D: usize>(x: Tensor<D>) -> FlexTensor {
@@ -74,95 +206,96 @@ fn contiguous<const D: usize>(x: Tensor<D>) -> FlexTensor {
     if x.is_contiguous() && x.layout().start_offset() == 0 { x } else { x.to_contiguous() }
 }
 
-/// Group normalisation.
-///
-/// # Shapes
-/// `[b, c, h, w]` and twice `[c]`, to `[b, c, h, w]`.
-pub(super) fn group_norm(x: Tensor<4>, weight: Tensor<1>, bias: Tensor<1>, rule: norm::GroupRule) -> Tensor<4> {
-    let [_, _, height, width] = x.dims();
-    let parameters = [weight, bias].map(|parameter| parameter.into_data().convert::<f32>());
-    let [weight, bias] = parameters.each_ref().map(|data| data.as_slice::<f32>().expect("converted to f32"));
-    let norm::GroupRule { groups, epsilon, then_silu } = rule;
-    in_place(x, |values| kernels::normalise_groups(values, height * width, weight, bias, GroupRule { groups, epsilon, then_silu }))
-}
-
-/// The norm of each px's channels (see [`RmsNorm`](super::RmsNorm)), with SiLU after it when asked.
-///
-/// # Shapes
-/// `[b, c, t, h, w]` and `[c]`, to `[b, c, t, h, w]`.
-pub(super) fn rms_norm(x: Tensor<5>, gamma: Tensor<1>, then_silu: bool) -> Tensor<5> {
-    let [_, _, frames, height, width] = x.dims();
-    let gamma = gamma.into_data().convert::<f32>();
-    let gamma = gamma.as_slice::<f32>().expect("converted to f32");
-    in_place(x, |values| kernels::normalise_pixels(values, frames * height * width, gamma, then_silu))
-}
-
-/// Changes the values of a contiguous f32 tensor: where they lie when nobody else holds them, else in a copy.
-fn in_place<const D: usize>(x: Tensor<D>, change: impl FnOnce(&mut [f32])) -> Tensor<D> {
-    let shape = x.dims();
-    let mut x = contiguous(x);
-    if let Some(values) = x.try_storage_mut::<f32>() {
-        change(values);
-        return Tensor::from_primitive::<Flex>(x);
-    }
-    let mut values = x.as_slice::<f32>().expect("contiguous f32").to_vec();
-    drop(x);
-    change(&mut values);
-    Tensor::from_primitive::<Flex>(FlexTensor::new(Bytes::from_elems(values), Layout::contiguous(shape.into()), DType::F32))
+fn values(x: &FlexTensor) -> &[f32] {
+    x.as_slice::<f32>().expect("contiguous f32")
 }
 
 #[cfg(test)]
 mod tests {
+    use burn::module::Param;
     use burn::tensor::{Device, TensorData};
 
-    use super::super::norm::{group_norm_by_operators, rms_norm_by_operators};
+    use super::super::features::Layout;
+    use super::super::{Conv2d, Features, GroupNorm, Linear, RmsNorm, attend, convolve};
     use super::*;
 
+    fn ramp<const D: usize>(shape: [usize; D], step: f32) -> Tensor<D> {
+        let values: Vec<f32> = (0..shape.iter().product::<usize>()).map(|at| (at as f32 * step).sin()).collect();
+        Tensor::from_data(TensorData::new(values, shape), &Device::flex())
+    }
+
+    /// Runs layers on images and on the same values as a tensor, which goes through Burn's operators.
+    fn agree(x: Tensor<5>, what: &str, layers: impl Fn(Features) -> Features) {
+        let images = Features::from(x.clone());
+        assert!(matches!(images.0, Layout::Images(_)));
+        let [got, expected] = [images, Features(super::super::features::Layout::Tensor(x))].map(|x| {
+            let y = layers(x);
+            let dims = y.dims();
+            let y = Tensor::from(y);
+            assert_eq!(y.dims(), dims, "{what}");
+            y
+        });
+        assert_eq!(got.dims(), expected.dims(), "{what}");
+        let [got, expected] = [got, expected].map(|y| y.into_data().try_into_vec::<f32>().unwrap());
+        let worst = got.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(worst < 1e-4 && expected.iter().any(|value| value.abs() > 0.1), "{what}: {worst}");
+    }
+
     #[test]
-    fn the_kernel_equals_the_operators() {
+    fn images_and_tensors_go_through_all_layers_alike() {
         let device = Device::flex();
-        for (shape, groups) in [([2, 6, 5, 7], 3), ([1, 4, 1, 1], 2), ([1, 8, 40, 33], 8)] {
-            let mut norm = super::super::GroupNorm::new(groups, shape[1], 1e-6, &device);
-            norm.weight = burn::module::Param::from_tensor(ramp([shape[1]], 0.3, &device));
-            norm.bias = burn::module::Param::from_tensor(ramp([shape[1]], 0.7, &device));
-            let whole = ramp([shape[0], shape[1], shape[2], shape[3] + 2], 1.0, &device);
-            // A view into a larger tensor, and a tensor that nobody else holds.
-            let view = whole.narrow(3, 1, shape[3]);
-            for then_silu in [false, true] {
-                let rule = norm::GroupRule { groups, epsilon: 1e-6, then_silu };
-                let expected = group_norm_by_operators(view.clone(), norm.weight.val(), norm.bias.val(), rule).into_data();
-                let run = |x: Tensor<4>| if then_silu { norm.forward_silu(x) } else { norm.forward(x) };
-                for x in [view.clone(), Tensor::from_data(view.clone().into_data(), &device)] {
-                    let got = run(x).into_data();
-                    let pairs = got.as_slice::<f32>().unwrap().iter().zip(expected.as_slice::<f32>().unwrap());
-                    let worst = pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-                    assert!(worst < 2e-5, "{shape:?} silu {then_silu}: {worst}");
-                }
-            }
+        let conv = |mut conv: Conv2d| {
+            conv.weight = Param::from_tensor(ramp(conv.weight.dims(), 0.37) * 0.1);
+            conv.bias = Param::from_tensor(ramp(conv.bias.dims(), 0.9));
+            conv
+        };
+        let (same, point, halving) =
+            (conv(Conv2d::same([12, 20], &device)), conv(Conv2d::point([12, 40], &device)), conv(Conv2d::halving(12, &device)));
+        let mut groups = GroupNorm::new(4, 12, 1e-6, &device);
+        (groups.weight, groups.bias) = (Param::from_tensor(ramp([12], 0.3)), Param::from_tensor(ramp([12], 0.7)));
+        let rms = RmsNorm { gamma: Param::from_tensor(ramp([12], 0.3)) };
+        let mut linear = Linear::square(12, &device);
+        (linear.weight, linear.bias) = (Param::from_tensor(ramp([12, 12], 0.41)), Param::from_tensor(ramp([12], 0.2)));
+        for shape in [[1, 12, 1, 9, 22], [2, 12, 3, 8, 5]] {
+            let x = ramp(shape, 0.7);
+            let with = |like: &Features, y: Tensor<5>| match like.0 {
+                Layout::Images(_) => Features::from(y),
+                Layout::Tensor(_) => Features(Layout::Tensor(y)),
+            };
+            agree(x.clone(), "3x3", |x| same.forward(x));
+            agree(x.clone(), "halved", |x| halving.forward(x));
+            agree(x.clone(), "parts", |x| {
+                let [a, b] = point.forward_in_parts(&x);
+                a.plus(b)
+            });
+            agree(x.clone(), "onto", |x| {
+                let onto = with(&x, ramp([shape[0], 20, shape[2], shape[3], shape[4]], 0.13));
+                same.forward_onto(x, onto)
+            });
+            agree(x.clone(), "linear onto itself", |x| linear.forward_onto(x.clone(), x));
+            agree(x.clone(), "doubled", |x| same.forward(x.doubled()));
+            agree(x.clone(), "doubled twice", |x| groups.forward(x.doubled().doubled()));
+            agree(x.clone(), "normalised twice", |x| rms.forward(groups.forward_silu(x)));
+            agree(x.clone(), "group norm", |x| same.forward(groups.forward_silu(x)));
+            agree(x.clone(), "norm of px", |x| same.forward(rms.forward_silu(x)));
+            agree(x.clone(), "attention", |x| attend(linear.forward(x.clone()), groups.forward(x.clone()), x));
+            agree(x.clone(), "frames", |x| {
+                let earlier = x.zero_frames(1).then(x.clone()).in_turn_with(x.clone().then(x.last_frames(1)));
+                earlier.then(x.map(|x| x * 2.0))
+            });
         }
     }
 
     #[test]
-    fn the_kernel_of_the_channel_norm_equals_the_operators() {
-        let device = Device::flex();
-        for shape in [[2, 6, 1, 5, 7], [1, 3, 2, 1, 1], [1, 16, 3, 40, 33]] {
-            let mut norm = super::super::RmsNorm::new(shape[1], &device);
-            norm.gamma = burn::module::Param::from_tensor(ramp([shape[1]], 0.3, &device));
-            let mut x = ramp(shape, 1.0, &device);
-            // A px without length.
-            x = x.slice_assign([0..1, 0..shape[1], 0..1, 0..1, 0..1], Tensor::zeros([1, shape[1], 1, 1, 1], &device));
-            for then_silu in [false, true] {
-                let expected = rms_norm_by_operators(x.clone(), norm.gamma.val(), then_silu).into_data();
-                let got = if then_silu { norm.forward_silu(x.clone()) } else { norm.forward(x.clone()) }.into_data();
-                let pairs = got.as_slice::<f32>().unwrap().iter().zip(expected.as_slice::<f32>().unwrap());
-                let worst = pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-                assert!(worst < 2e-6, "{shape:?} silu {then_silu}: {worst}");
+    fn images_and_tensors_go_through_frames_alike() {
+        let bias = ramp([20], 0.9);
+        for (kind, side) in [(Kind::Same, 3), (Kind::Point, 1)] {
+            let weight = ramp([20, 5, 3, side, side], 0.37) * 0.1;
+            for (frames, lead, step) in [(1, 0, 1), (4, 0, 1), (4, 1, 1), (6, 2, 1), (5, 2, 2), (4, 2, 2), (7, 0, 2)] {
+                agree(ramp([2, 5, frames, 9, 22], 0.7), &format!("{kind:?} of {frames} frames from {lead} by {step}"), |x| {
+                    convolve(x, weight.clone(), bias.clone(), kind, Course { lead, step }, None)
+                });
             }
         }
-    }
-
-    fn ramp<const D: usize>(shape: [usize; D], step: f32, device: &Device) -> Tensor<D> {
-        let values: Vec<f32> = (0..shape.iter().product::<usize>()).map(|i| (i as f32 * step).sin() * 2.0 + 0.5).collect();
-        Tensor::from_data(TensorData::new(values, shape), device)
     }
 }

@@ -2,9 +2,10 @@ use burn::module::{Module, Param};
 use burn::tensor::activation::silu;
 use burn::tensor::{DType, Device, FloatDType, Tensor};
 
-use super::parameter;
+use super::features::Layout;
+use super::{Features, parameter};
 
-/// Group normalisation with statistics in f32 whatever the dtype of its input (torch, `GroupNorm`).
+/// Group normalisation of each frame with statistics in f32 whatever the dtype of its input (torch, `GroupNorm`).
 #[derive(Module, Debug)]
 pub struct GroupNorm {
     /// `[channels]`.
@@ -24,26 +25,21 @@ impl GroupNorm {
     }
 
     /// # Shapes
-    /// `[b, c, h, w]` to the same.
-    pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
+    /// `[b, c, t, h, w]` to the same.
+    pub fn forward(&self, x: Features) -> Features {
         self.normalised(x, false)
     }
 
     /// The norm followed by SiLU.
     ///
     /// # Shapes
-    /// `[b, c, h, w]` to the same.
-    pub fn forward_silu(&self, x: Tensor<4>) -> Tensor<4> {
+    /// `[b, c, t, h, w]` to the same.
+    pub fn forward_silu(&self, x: Features) -> Features {
         self.normalised(x, true)
     }
 
-    fn normalised(&self, x: Tensor<4>, then_silu: bool) -> Tensor<4> {
-        let rule = GroupRule { groups: self.groups, epsilon: self.epsilon, then_silu };
-        #[cfg(feature = "remote")]
-        if super::remote::takes(&x) {
-            return super::remote::group_norm(x, self.weight.val(), self.bias.val(), rule);
-        }
-        group_norm(x, self.weight.val(), self.bias.val(), rule)
+    fn normalised(&self, x: Features, then_silu: bool) -> Features {
+        group_norm(x, self.weight.val(), self.bias.val(), GroupRule { groups: self.groups, epsilon: self.epsilon, then_silu })
     }
 }
 
@@ -57,17 +53,28 @@ pub(super) struct GroupRule {
 }
 
 /// # Shapes
-/// `[b, c, h, w]` and twice `[c]`, to `[b, c, h, w]`.
-pub(super) fn group_norm(x: Tensor<4>, weight: Tensor<1>, bias: Tensor<1>, rule: GroupRule) -> Tensor<4> {
-    #[cfg(feature = "flex")]
-    if super::cpu::takes(&x) {
-        return super::cpu::group_norm(x, weight, bias, rule);
+/// `[b, c, t, h, w]` and twice `[c]`, to `[b, c, t, h, w]`.
+pub(super) fn group_norm(x: Features, weight: Tensor<1>, bias: Tensor<1>, rule: GroupRule) -> Features {
+    match x.0 {
+        #[cfg(feature = "flex")]
+        Layout::Images(images) => Features(Layout::Images(images.normalised_in_groups(weight, bias, rule))),
+        Layout::Tensor(x) => {
+            #[cfg(feature = "remote")]
+            if super::remote::takes(&x) {
+                return super::remote::group_norm(x, weight, bias, rule).into();
+            }
+            let [b, c, t, h, w] = x.dims();
+            if t == 1 {
+                return group_norm_by_operators(x.reshape([b, c, h, w]), weight, bias, rule).reshape([b, c, t, h, w]).into();
+            }
+            let y = group_norm_by_operators(x.swap_dims(1, 2).reshape([b * t, c, h, w]), weight, bias, rule);
+            y.reshape([b, t, c, h, w]).swap_dims(1, 2).into()
+        }
     }
-    group_norm_by_operators(x, weight, bias, rule)
 }
 
 /// The answer has the dtype of the input; SiLU sees the values in f32.
-pub(super) fn group_norm_by_operators(x: Tensor<4>, weight: Tensor<1>, bias: Tensor<1>, rule: GroupRule) -> Tensor<4> {
+fn group_norm_by_operators(x: Tensor<4>, weight: Tensor<1>, bias: Tensor<1>, rule: GroupRule) -> Tensor<4> {
     let dtype = x.dtype();
     let [b, c, h, w] = x.dims();
     let grouped = x.cast(FloatDType::F32).reshape([b, rule.groups, c / rule.groups * h * w]);
@@ -87,7 +94,7 @@ pub struct RmsNorm {
 }
 
 /// The least length that is divided by (torch, `functional.normalize`).
-pub(super) const LEAST_LENGTH: f64 = 1e-12;
+const LEAST_LENGTH: f64 = 1e-12;
 
 impl RmsNorm {
     /// Normalises over `channels` channels.
@@ -97,39 +104,37 @@ impl RmsNorm {
 
     /// # Shapes
     /// `[b, c, t, h, w]` to the same.
-    pub fn forward(&self, x: Tensor<5>) -> Tensor<5> {
-        self.normalised(x, false)
+    pub fn forward(&self, x: Features) -> Features {
+        rms_norm(x, self.gamma.val(), false)
     }
 
     /// The norm followed by SiLU.
     ///
     /// # Shapes
     /// `[b, c, t, h, w]` to the same.
-    pub fn forward_silu(&self, x: Tensor<5>) -> Tensor<5> {
-        self.normalised(x, true)
-    }
-
-    fn normalised(&self, x: Tensor<5>, then_silu: bool) -> Tensor<5> {
-        #[cfg(feature = "remote")]
-        if super::remote::takes(&x) {
-            return super::remote::rms_norm(x, self.gamma.val(), then_silu);
-        }
-        rms_norm(x, self.gamma.val(), then_silu)
+    pub fn forward_silu(&self, x: Features) -> Features {
+        rms_norm(x, self.gamma.val(), true)
     }
 }
 
 /// # Shapes
 /// `[b, c, t, h, w]` and `[c]`, to `[b, c, t, h, w]`.
-pub(super) fn rms_norm(x: Tensor<5>, gamma: Tensor<1>, then_silu: bool) -> Tensor<5> {
-    #[cfg(feature = "flex")]
-    if super::cpu::takes(&x) {
-        return super::cpu::rms_norm(x, gamma, then_silu);
+pub(super) fn rms_norm(x: Features, gamma: Tensor<1>, then_silu: bool) -> Features {
+    match x.0 {
+        #[cfg(feature = "flex")]
+        Layout::Images(images) => Features(Layout::Images(images.normalised_px(gamma, then_silu))),
+        Layout::Tensor(x) => {
+            #[cfg(feature = "remote")]
+            if super::remote::takes(&x) {
+                return super::remote::rms_norm(x, gamma, then_silu).into();
+            }
+            rms_norm_by_operators(x, gamma, then_silu).into()
+        }
     }
-    rms_norm_by_operators(x, gamma, then_silu)
 }
 
 /// Lengths are taken in f32 for half types, and what is divided is rounded to the type before it is scaled.
-pub(super) fn rms_norm_by_operators(x: Tensor<5>, gamma: Tensor<1>, then_silu: bool) -> Tensor<5> {
+fn rms_norm_by_operators(x: Tensor<5>, gamma: Tensor<1>, then_silu: bool) -> Tensor<5> {
     let dtype = x.dtype();
     let channels = x.dims()[1];
     let wide = if matches!(dtype, DType::F16 | DType::BF16) { x.cast(FloatDType::F32) } else { x };

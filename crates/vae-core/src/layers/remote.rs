@@ -1,4 +1,4 @@
-//! Norms and convolutions on devices that another process serves: each is shipped as one operation, which runs there as it would run here, so that the
+//! Norms, convolutions and attention on devices that another process serves: each is shipped as one operation, which runs there as it would run here, so that the
 //! answer has the same bits and one message takes the place of many.
 
 use burn::backend::ir::{BackendIr, CustomOpIr, HandleContainer, ScalarIr, TensorIr};
@@ -7,18 +7,19 @@ use burn::remote::CustomOpClient;
 use burn::server::RemoteServer;
 use burn::tensor::Tensor;
 
-use super::{Kind, Precision, convolve as convolve_here, norm};
+use super::{Course, Features, Kind, Precision, attend as attend_here, convolve as convolve_here, norm};
 
 const GROUP_NORM: &str = "tilevae.group_norm";
 const RMS_NORM: &str = "tilevae.rms_norm";
 const CONVOLUTION: &str = "tilevae.convolution";
+const ATTENTION: &str = "tilevae.attention";
 
 /// Whether another process has the tensor.
 pub(super) fn takes<const D: usize>(x: &Tensor<D>) -> bool {
     matches!(x.device().as_dispatch(), DispatchDevice::Remote(_))
 }
 
-pub(super) fn group_norm(x: Tensor<4>, weight: Tensor<1>, bias: Tensor<1>, rule: norm::GroupRule) -> Tensor<4> {
+pub(super) fn group_norm(x: Tensor<5>, weight: Tensor<1>, bias: Tensor<1>, rule: norm::GroupRule) -> Tensor<5> {
     let norm::GroupRule { groups, epsilon, then_silu } = rule;
     let shape = x.dims();
     let scalars = vec![ScalarIr::UInt(groups as u64), ScalarIr::Float(epsilon), ScalarIr::Bool(then_silu)];
@@ -31,11 +32,18 @@ pub(super) fn rms_norm(x: Tensor<5>, gamma: Tensor<1>, then_silu: bool) -> Tenso
 }
 
 /// See [`convolve`](super::convolve); the precision is that of the caller.
-pub(super) fn convolve(x: Tensor<5>, weight: Tensor<5>, bias: Tensor<1>, kind: Kind) -> Tensor<5> {
-    let ([b, _, t, h, w], [out, _, taps, ..]) = (x.dims(), weight.dims());
+pub(super) fn convolve(x: Tensor<5>, weight: Tensor<5>, bias: Tensor<1>, kind: Kind, course: Course, onto: Option<Tensor<5>>) -> Tensor<5> {
+    let ([b, _, t, h, w], [out, ..]) = (x.dims(), weight.dims());
     let [h, w] = if kind == Kind::Halving { [h / 2, w / 2] } else { [h, w] };
-    let scalars = vec![ScalarIr::UInt(kind as u64), ScalarIr::Bool(Precision::current() == Precision::Strict)];
-    ship(CONVOLUTION, x, [described(weight), described(bias)].into(), scalars, [b, out, t + 1 - taps.min(t), h, w])
+    let numbers = [kind as usize, course.lead, course.step].map(|number| ScalarIr::UInt(number as u64));
+    let scalars = numbers.into_iter().chain([ScalarIr::Bool(Precision::current() == Precision::Strict)]).collect();
+    let others = [described(weight), described(bias)].into_iter().chain(onto.map(described)).collect();
+    ship(CONVOLUTION, x, others, scalars, [b, out, course.frames(t), h, w])
+}
+
+pub(super) fn attend(queries: Tensor<5>, keys: Tensor<5>, values: Tensor<5>) -> Tensor<5> {
+    let shape = queries.dims();
+    ship(ATTENTION, queries, [keys, values].map(described).into(), Vec::new(), shape)
 }
 
 fn ship<const D: usize>(id: &'static str, x: Tensor<D>, parameters: Vec<TensorIr>, scalars: Vec<ScalarIr>, shape: [usize; D]) -> Tensor<D> {
@@ -56,7 +64,7 @@ fn described<const D: usize>(tensor: Tensor<D>) -> TensorIr {
     }
 }
 
-/// A server that runs the norms and convolutions of clients on the backends of this build.
+/// A server that runs the layers of clients on the backends of this build.
 #[must_use]
 pub fn host_remotely(server: RemoteServer) -> RemoteServer {
     #[cfg(feature = "flex")]
@@ -75,21 +83,33 @@ where
     let server = server.with_custom_op::<B, _>(GROUP_NORM, |handles, call, _| {
         let [groups, epsilon, then_silu] = &call.scalars[..] else { panic!("{GROUP_NORM} has three numbers") };
         let rule = norm::GroupRule { groups: whole(groups), epsilon: real(epsilon), then_silu: flag(then_silu) };
-        let answer = norm::group_norm(input::<B, 4>(handles, call, 0), input::<B, 1>(handles, call, 1), input::<B, 1>(handles, call, 2), rule);
-        answered::<B, 4>(handles, call, answer);
+        let answer = norm::group_norm(features::<B>(handles, call, 0), input::<B, 1>(handles, call, 1), input::<B, 1>(handles, call, 2), rule);
+        answered::<B>(handles, call, answer);
     });
     let server = server.with_custom_op::<B, _>(RMS_NORM, |handles, call, _| {
-        let answer = norm::rms_norm(input::<B, 5>(handles, call, 0), input::<B, 1>(handles, call, 1), flag(&call.scalars[0]));
-        answered::<B, 5>(handles, call, answer);
+        let answer = norm::rms_norm(features::<B>(handles, call, 0), input::<B, 1>(handles, call, 1), flag(&call.scalars[0]));
+        answered::<B>(handles, call, answer);
+    });
+    let server = server.with_custom_op::<B, _>(ATTENTION, |handles, call, _| {
+        let [queries, keys, values] = [0, 1, 2].map(|at| features::<B>(handles, call, at));
+        answered::<B>(handles, call, attend_here(queries, keys, values));
     });
     server.with_custom_op::<B, _>(CONVOLUTION, |handles, call, _| {
-        let [kind, strict] = &call.scalars[..] else { panic!("{CONVOLUTION} has two settings") };
+        let [kind, lead, step, strict] = &call.scalars[..] else { panic!("{CONVOLUTION} has four settings") };
         let kind = [Kind::Same, Kind::Point, Kind::Halving][whole(kind)];
+        let course = Course { lead: whole(lead), step: whole(step) };
         let precision = if flag(strict) { Precision::Strict } else { Precision::Fast };
-        let (x, weight, bias) = (input::<B, 5>(handles, call, 0), input::<B, 5>(handles, call, 1), input::<B, 1>(handles, call, 2));
-        let answer = precision.during(|| convolve_here(x, weight, bias, kind));
-        answered::<B, 5>(handles, call, answer);
+        let (x, weight, bias) = (features::<B>(handles, call, 0), input::<B, 5>(handles, call, 1), input::<B, 1>(handles, call, 2));
+        let onto = (call.inputs.len() > 3).then(|| features::<B>(handles, call, 3));
+        answered::<B>(handles, call, precision.during(|| convolve_here(x, weight, bias, kind, course, onto)));
     })
+}
+
+fn features<B: BackendIr>(handles: &mut HandleContainer<B::Handle>, call: &CustomOpIr, at: usize) -> Features
+where
+    DispatchTensor: DispatchKindConversion<B>,
+{
+    input::<B, 5>(handles, call, at).into()
 }
 
 fn input<B: BackendIr, const D: usize>(handles: &mut HandleContainer<B::Handle>, call: &CustomOpIr, at: usize) -> Tensor<D>
@@ -99,11 +119,11 @@ where
     Tensor::from_primitive::<B>(handles.get_float_tensor::<B>(&call.inputs[at]))
 }
 
-fn answered<B: BackendIr, const D: usize>(handles: &mut HandleContainer<B::Handle>, call: &CustomOpIr, answer: Tensor<D>)
+fn answered<B: BackendIr>(handles: &mut HandleContainer<B::Handle>, call: &CustomOpIr, answer: Features)
 where
     DispatchTensor: DispatchKindConversion<B>,
 {
-    match answer.try_into_primitive::<B>() {
+    match Tensor::from(answer).try_into_primitive::<B>() {
         Ok(answer) => handles.register_float_tensor::<B>(&call.outputs[0].id, answer),
         Err(error) => panic!("a layer stays on its backend: {error:?}"),
     }

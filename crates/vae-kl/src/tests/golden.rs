@@ -1,6 +1,6 @@
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use tiling::{Block, GridConfig, TileOp};
-use vae_core::layers::Precision;
+use vae_core::layers::{Features, Precision};
 use vae_core::testing::{assert_close, run_tiled};
 use vae_core::{Decode, Encode, Posterior, Weights};
 
@@ -95,13 +95,11 @@ fn single_blocks_equal_diffusers() {
     for config in ["sd", "flux", "odd"] {
         let golden = golden(config);
         let modules = modules(config);
-        let check = |name: &str, f: &dyn Fn(Tensor<4>) -> Tensor<4>| {
+        let check = |name: &str, f: &dyn Fn(Features) -> Features| {
             let input = golden.block(&format!("block.{name}.in"));
-            let [b, c, _, h, w] = input.shape();
-            let x = Tensor::from_data(TensorData::new(input.into_data(), [b, c, h, w]), &Device::flex());
-            let y = f(x);
-            let [b, c, h, w] = y.dims();
-            let got = Block::new([b, c, 1, h, w], y.into_data().try_into_vec().unwrap()).unwrap();
+            let shape = input.shape();
+            let y = Tensor::from(f(Tensor::from_data(TensorData::new(input.into_data(), shape), &Device::flex()).into()));
+            let got = Block::new(y.dims(), y.into_data().try_into_vec().unwrap()).unwrap();
             assert_close(&got, &golden.block(&format!("block.{name}.out")), F32, &format!("{config} {name}"));
         };
         modules.check_blocks(&check);

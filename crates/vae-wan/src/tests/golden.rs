@@ -1,6 +1,6 @@
-use burn::tensor::{DType, Device, Tensor};
+use burn::tensor::{DType, Device};
 use tiling::{Block, GridConfig, PerAxis, TileOp};
-use vae_core::layers::Precision;
+use vae_core::layers::{Features, Precision};
 use vae_core::testing::{Golden, assert_close, run_tiled};
 use vae_core::{Clamp, Decode, Encode, Posterior};
 
@@ -124,18 +124,18 @@ fn modules(config: &str) -> AutoencoderKlWan {
 }
 
 /// Checks a layer on one golden input.
-fn check(golden: &Golden, name: &str, layer: &dyn Fn(Tensor<5>) -> Tensor<5>) {
-    let got = layer(to_tensor(golden.block(&format!("block.{name}.in"))));
-    assert_close(&to_block(got), &golden.block(&format!("block.{name}.out")), F32, name);
+fn check(golden: &Golden, name: &str, layer: &dyn Fn(Features) -> Features) {
+    let got = layer(to_tensor(golden.block(&format!("block.{name}.in"))).into());
+    assert_close(&to_block(got.into()), &golden.block(&format!("block.{name}.out")), F32, name);
 }
 
 /// Checks a layer with memory on three chunks, one after the other: its first call, its second and one with memory of another.
-fn check_stream(golden: &Golden, name: &str, layer: &dyn Fn(Tensor<5>, &mut FrameCache) -> Tensor<5>) {
+fn check_stream(golden: &Golden, name: &str, layer: &dyn Fn(Features, &mut FrameCache) -> Features) {
     let mut cache = FrameCache::default();
     for step in 0..3 {
         cache.rewind();
-        let got = layer(to_tensor(golden.block(&format!("block.{name}.{step}.in"))), &mut cache);
-        assert_close(&to_block(got), &golden.block(&format!("block.{name}.{step}.out")), F32, &format!("{name} {step}"));
+        let got = layer(to_tensor(golden.block(&format!("block.{name}.{step}.in"))).into(), &mut cache);
+        assert_close(&to_block(got.into()), &golden.block(&format!("block.{name}.{step}.out")), F32, &format!("{name} {step}"));
     }
 }
 

@@ -78,10 +78,10 @@ fn the_spec_knows_what_the_cache_holds() {
         let side = parsed.spatial_ratio() / parsed.patch();
         for frames in [1, 2] {
             decode.rewind();
-            modules.decoder.forward(zeros([1, parsed.z_dim, frames, h, w]), &mut decode);
+            modules.decoder.forward(zeros([1, parsed.z_dim, frames, h, w]).into(), &mut decode);
             encode.rewind();
             let frames = if frames == 1 { 1 } else { frames * parsed.temporal_ratio() };
-            modules.encoder.forward(zeros([1, parsed.in_channels, frames, h * side, w * side]), &mut encode);
+            modules.encoder.forward(zeros([1, parsed.in_channels, frames, h * side, w * side]).into(), &mut encode);
         }
         assert_eq!([decode.values(), encode.values()].map(|values| values / (h * w)), model.spec.cache_values_per_cell, "{config}");
     }
