@@ -57,7 +57,7 @@ pub struct ModelConfig {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum DtypeConfig {
-    /// As the checkpoint stores it.
+    /// As the checkpoint stores it; on processors f32.
     Auto,
     /// 32 bits.
     F32,

@@ -4,7 +4,7 @@ use burn::tensor::{DType, Device};
 use parallel::{Executor, Job, Progress, RunStats, Stop, Worker};
 use tiling::{BlendPolicy, Block, BoxError, Canvas, Compositor, FrameScale, Geometry, Grid, Region, Sink, TileOp, TileSource};
 use vae_core::layers::Precision;
-use vae_core::{Clamp, Decode, Encode, Model, Posterior, Registry, Vae, VaeError, VaeSpec};
+use vae_core::{Clamp, Decode, DeviceName, Encode, Model, Posterior, Registry, Vae, VaeError, VaeSpec};
 
 use crate::workers::{Late, Seat, check_devices, seats};
 use crate::{Config, Direction, DtypeConfig, Error, FittedFrames, LatentSpace, OnNan, OpenDevice, RunPlan, io, open_devices};
@@ -101,7 +101,7 @@ impl Pipeline {
         let mut vaes: Vec<Arc<Replica>> = Vec::new();
         for OpenDevice { name, device } in devices {
             let asked = config.devices.dtype.get(name).copied().unwrap_or(config.model.dtype);
-            let dtype = dtype(asked, model)?;
+            let dtype = dtype(asked, name, model)?;
             let like = vaes.iter().find(|replica| replica.vae.dtype() == dtype);
             let vae: Arc<dyn Vae> = match like {
                 Some(replica) => replica.vae.to_device(device).into(),
@@ -254,9 +254,10 @@ impl Pipeline {
     }
 }
 
-/// The dtype to compute in. As diffusers' pipelines do, f16 becomes f32 where the model says that it overflows.
-fn dtype(asked: DtypeConfig, model: &Model) -> Result<DType, Error> {
+/// The dtype to compute in. As diffusers' pipelines do, f16 becomes f32 where the model says that it overflows. Processors compute fastest in f32.
+fn dtype(asked: DtypeConfig, device: &DeviceName, model: &Model) -> Result<DType, Error> {
     let dtype = match asked {
+        DtypeConfig::Auto if matches!(device, DeviceName::Cpu | DeviceName::Ndarray) => DType::F32,
         DtypeConfig::Auto => model.stored_dtype()?,
         DtypeConfig::F32 => DType::F32,
         DtypeConfig::F16 => DType::F16,

@@ -53,6 +53,12 @@ pub enum VaeError {
         /// What would be right.
         expected: String,
     },
+    /// A decode or an encode with a model of which only the other half was loaded.
+    #[error("the {half} of this model was not loaded")]
+    NotLoaded {
+        /// `encoder` or `decoder`.
+        half: &'static str,
+    },
     /// Weights that do not fit the configuration.
     #[error(transparent)]
     Weights(#[from] WeightError),

@@ -5,7 +5,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use crate::{Checkpoint, Registry, RegistryError, Vae, VaeError, VaeSpec, WeightError, Weights};
+use crate::{Checkpoint, Halves, Registry, RegistryError, Vae, VaeError, VaeSpec, WeightError, Weights};
 
 /// A kind of VAE, as its author writes it. [`register_vae!`](crate::register_vae) puts it into the registry.
 pub trait VaeFamily: 'static {
@@ -118,6 +118,7 @@ pub struct Model {
     /// What planning needs.
     pub spec: VaeSpec,
     checkpoint: Checkpoint,
+    halves: Halves,
 }
 
 impl Model {
@@ -140,7 +141,7 @@ impl Model {
             };
             if let Some(entry) = entry {
                 let (config, spec) = (config.clone(), entry.spec(config)?);
-                return Ok(Self { entry, config, spec, checkpoint });
+                return Ok(Self { entry, config, spec, checkpoint, halves: Halves::Both });
             }
         }
         let weights = checkpoint.weights()?;
@@ -163,7 +164,7 @@ impl Model {
                 norm.shift
             );
         }
-        Ok(Self { entry, config, spec, checkpoint })
+        Ok(Self { entry, config, spec, checkpoint, halves: Halves::Both })
     }
 
     /// The dtype of most of the checkpoint's values.
@@ -174,11 +175,17 @@ impl Model {
         Ok(self.checkpoint.weights()?.dtype())
     }
 
+    /// The same model, of which only some halves will be loaded.
+    #[must_use]
+    pub fn only(self, halves: Halves) -> Self {
+        Self { halves, ..self }
+    }
+
     /// Loads the weights to `device`, to compute in `dtype`.
     ///
     /// # Errors
     /// When the weights cannot be read or do not fit the configuration.
     pub fn load(&self, device: &Device, dtype: DType) -> Result<Box<dyn Vae>, VaeError> {
-        self.entry.load(&self.config, self.checkpoint.weights()?, device, dtype)
+        self.entry.load(&self.config, self.checkpoint.weights()?.only(self.halves), device, dtype)
     }
 }

@@ -15,7 +15,7 @@ use burn::tensor::{DType, Device, Tensor, TensorData};
 use safetensors::{Dtype, SafeTensors};
 use tiling::{Block, Canvas, Cascade, Compositor, Grid, TileOp, TilePlan};
 
-use crate::{FrameRule, Model, Registry, Vae, VaeEntry, VaeError, VaeSpec, stream_frames};
+use crate::{FrameRule, Halves, Model, Registry, Vae, VaeEntry, VaeError, VaeSpec, stream_frames};
 
 /// What the tests run on.
 pub struct Subject {
@@ -240,6 +240,22 @@ pub fn weights_must_fit(subject: &Subject, path: &str) {
     assert!(text.contains(&format!("missing (1): {victim}")) && text.contains("unexpected (1)"), "{text}");
 }
 
+/// A half that is loaded alone answers as it does in the whole, and the other half is an error or there all the same.
+pub fn a_half_is_enough(subject: &Subject) {
+    let load = |halves| subject.model.clone().only(halves).load(&subject.device, DType::F32).expect("weights that fit");
+    let (encoder, decoder) = (load(Halves::Encoder), load(Halves::Decoder));
+    let ([samples, latents], whole) = ([subject.samples([8, 8]), subject.latents(1, [8, 8], 3)], &subject.vae);
+    let [decoded, encoded] = [whole.decode(latents.clone()), whole.encode(samples.clone())].map(|answer| answer.expect("an answer").into_data());
+    assert_eq!(decoder.decode(latents.clone()).expect("a decoder").into_data(), decoded);
+    assert_eq!(encoder.encode(samples.clone()).expect("an encoder").into_data(), encoded);
+    for (answer, expected) in [(encoder.decode(latents), decoded), (decoder.encode(samples), encoded)] {
+        match answer {
+            Ok(answer) => assert_eq!(answer.into_data(), expected),
+            Err(error) => assert!(matches!(error, VaeError::NotLoaded { .. }), "{error}"),
+        }
+    }
+}
+
 /// The conformance tests, as `#[test]` functions: the family, a checkpoint folder, a device.
 #[macro_export]
 macro_rules! vae_conformance {
@@ -252,7 +268,7 @@ macro_rules! vae_conformance {
 
         $crate::vae_conformance!(
             @tests shapes_follow_the_spec, answers_are_finite_and_repeatable, tiles_do_not_leak, frames_may_come_in_any_chunks, batch_items_are_independent, replicas_agree,
-            wrong_shapes_are_refused, unknown_fields_are_refused
+            wrong_shapes_are_refused, unknown_fields_are_refused, a_half_is_enough
         );
 
         #[test]

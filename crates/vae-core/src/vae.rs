@@ -29,7 +29,7 @@ pub trait Vae: Debug + Send + Sync {
     /// `[b, latent_channels, t, h, w]` of the VAE's own latents (not scaled or shifted) to `[b, output_channels, t', h * ratio, w * ratio]`, about -1 to 1.
     ///
     /// # Errors
-    /// When the shape is not one that the model takes.
+    /// When the shape is not one that the model takes, or the decoder was not loaded.
     fn decode(&self, latents: Tensor<5>) -> Result<Tensor<5>, VaeError>;
 
     /// Samples to the moments of the posterior: its mean, then its log-variance (not clamped), along the channels.
@@ -38,7 +38,7 @@ pub trait Vae: Debug + Send + Sync {
     /// `[b, input_channels, t', h, w]`, -1 to 1, to `[b, 2 * latent_channels, t, h / ratio, w / ratio]`.
     ///
     /// # Errors
-    /// When the shape is not one that the model takes.
+    /// When the shape is not one that the model takes, or the encoder was not loaded.
     fn encode(&self, samples: Tensor<5>) -> Result<Tensor<5>, VaeError>;
 
     /// A decode that takes latent frames as they come: of a causal model one frame first, then any number. Others take all frames at once.

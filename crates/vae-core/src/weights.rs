@@ -149,7 +149,7 @@ impl Checkpoint {
         for file in files {
             tensors.extend(read_tensors(&file)?.into_iter().map(|tensor| (tensor.name.clone(), tensor)));
         }
-        Ok(Weights { path: self.path.clone(), tensors })
+        Ok(Weights { path: self.path.clone(), tensors, halves: Halves::Both })
     }
 }
 
@@ -221,14 +221,60 @@ fn tensors_of(mut store: impl ModuleStore) -> Result<Vec<Tensor>, String> {
     store.get_all_tensors().map(|tensors| tensors.values().cloned().collect()).map_err(|error| error.to_string())
 }
 
+/// Which halves of a VAE run, and so are loaded.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Halves {
+    /// Encoder and decoder.
+    #[default]
+    Both,
+    /// Only the encoder.
+    Encoder,
+    /// Only the decoder.
+    Decoder,
+}
+
+impl Halves {
+    /// What `make` gives, when the encoder runs.
+    pub fn encoder<T>(self, make: impl FnOnce() -> T) -> Option<T> {
+        (self != Self::Decoder).then(make)
+    }
+
+    /// What `make` gives, when the decoder runs.
+    pub fn decoder<T>(self, make: impl FnOnce() -> T) -> Option<T> {
+        (self != Self::Encoder).then(make)
+    }
+}
+
 /// The tensors of a checkpoint, by name.
 #[derive(Debug, Clone)]
 pub struct Weights {
     path: PathBuf,
     tensors: BTreeMap<String, Tensor>,
+    halves: Halves,
 }
 
 impl Weights {
+    /// Which halves of the model are to be loaded. A family may load both all the same.
+    pub fn halves(&self) -> Halves {
+        self.halves
+    }
+
+    pub(crate) fn only(self, halves: Halves) -> Self {
+        Self { halves, ..self }
+    }
+
+    /// Leaves out the tensors of the half that is not to be loaded: those whose names begin with one of `encoder`, or one of `decoder`.
+    #[must_use]
+    pub fn of_halves(mut self, encoder: &[&str], decoder: &[&str]) -> Self {
+        let left_out = match self.halves {
+            Halves::Both => &[],
+            Halves::Encoder => decoder,
+            Halves::Decoder => encoder,
+        };
+        self.tensors.retain(|name, _| !left_out.iter().any(|prefix| name.starts_with(prefix)));
+        self
+    }
+
     /// All names, sorted.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.tensors.keys().map(String::as_str)
@@ -258,7 +304,7 @@ impl Weights {
             tensor.name = rename(&name)?;
             Some((tensor.name.clone(), tensor))
         });
-        Self { path: self.path, tensors: tensors.collect() }
+        Self { tensors: tensors.collect(), path: self.path, halves: self.halves }
     }
 
     /// Gives every tensor the shape that `shape` makes of its name and shape; where the number of values would change, it stays as it is.

@@ -1,7 +1,7 @@
 use burn::module::Module;
 use burn::tensor::{DType, Device, Tensor};
 use vae_core::layers::{Conv2d, Features};
-use vae_core::{Vae, VaeError, VaeFamily, VaeSpec, Weights};
+use vae_core::{Halves, Vae, VaeError, VaeFamily, VaeSpec, Weights};
 
 use crate::blocks::Style;
 use crate::coders::{Decoder, Encoder};
@@ -27,8 +27,9 @@ impl VaeFamily for Kl {
 
     fn load(config: &KlConfig, weights: Weights, device: &Device, dtype: DType) -> Result<Box<dyn Vae>, VaeError> {
         let spec = config.spec()?;
-        let weights = layouts::to_diffusers(weights, config);
-        let modules = weights.apply(AutoencoderKl::new(config, device)?, dtype)?;
+        let halves = weights.halves();
+        let weights = layouts::to_diffusers(weights, config).of_halves(&["encoder.", "quant_conv."], &["decoder.", "post_quant_conv."]);
+        let modules = weights.apply(AutoencoderKl::new(config, halves, device)?, dtype)?;
         Ok(Box::new(KlVae { modules, spec, dtype, device: device.clone() }))
     }
 }
@@ -36,8 +37,8 @@ impl VaeFamily for Kl {
 /// The modules of an `AutoencoderKL`, named as in diffusers.
 #[derive(Module, Debug)]
 pub struct AutoencoderKl {
-    encoder: Encoder,
-    decoder: Decoder,
+    encoder: Option<Encoder>,
+    decoder: Option<Decoder>,
     quant_conv: Option<Conv2d>,
     post_quant_conv: Option<Conv2d>,
 }
@@ -47,16 +48,16 @@ impl AutoencoderKl {
     ///
     /// # Errors
     /// When the configuration is refused.
-    pub fn new(config: &KlConfig, device: &Device) -> Result<Self, VaeError> {
+    pub fn new(config: &KlConfig, halves: Halves, device: &Device) -> Result<Self, VaeError> {
         config.spec()?;
         let activation = config.act_fn.parse().unwrap_or(Activation::Silu);
         let style = Style { groups: config.norm_num_groups, activation, device };
         let pointwise = |channels: usize| Conv2d::point([channels; 2], device);
         Ok(Self {
-            encoder: Encoder::new(config, style),
-            decoder: Decoder::new(config, style),
-            quant_conv: config.use_quant_conv.then(|| pointwise(2 * config.latent_channels)),
-            post_quant_conv: config.use_post_quant_conv.then(|| pointwise(config.latent_channels)),
+            encoder: halves.encoder(|| Encoder::new(config, style)),
+            decoder: halves.decoder(|| Decoder::new(config, style)),
+            quant_conv: halves.encoder(|| config.use_quant_conv.then(|| pointwise(2 * config.latent_channels))).flatten(),
+            post_quant_conv: halves.decoder(|| config.use_post_quant_conv.then(|| pointwise(config.latent_channels))).flatten(),
         })
     }
 }
@@ -84,14 +85,16 @@ impl Vae for KlVae {
 
     fn decode(&self, latents: Tensor<5>) -> Result<Tensor<5>, VaeError> {
         self.spec.check_latents(latents.dims())?;
+        let decoder = self.modules.decoder.as_ref().ok_or(VaeError::NotLoaded { half: "decoder" })?;
         let x = Features::from(latents.cast(self.dtype));
         let x = self.modules.post_quant_conv.iter().fold(x, |x, conv| conv.forward(x));
-        Ok(self.modules.decoder.forward(x).into())
+        Ok(decoder.forward(x).into())
     }
 
     fn encode(&self, samples: Tensor<5>) -> Result<Tensor<5>, VaeError> {
         self.spec.check_samples(samples.dims())?;
-        let x = self.modules.encoder.forward(samples.cast(self.dtype).into());
+        let encoder = self.modules.encoder.as_ref().ok_or(VaeError::NotLoaded { half: "encoder" })?;
+        let x = encoder.forward(samples.cast(self.dtype).into());
         Ok(self.modules.quant_conv.iter().fold(x, |x, conv| conv.forward(x)).into())
     }
 
@@ -105,7 +108,7 @@ impl Vae for KlVae {
 impl AutoencoderKl {
     /// Calls `check` with the blocks that the golden files hold.
     pub(crate) fn check_blocks(&self, check: crate::coders::Check) {
-        self.encoder.check_blocks(check);
-        self.decoder.check_blocks(check);
+        self.encoder.iter().for_each(|encoder| encoder.check_blocks(check));
+        self.decoder.iter().for_each(|decoder| decoder.check_blocks(check));
     }
 }

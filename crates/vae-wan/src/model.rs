@@ -1,6 +1,6 @@
 use burn::module::Module;
 use burn::tensor::{DType, Device, Tensor};
-use vae_core::{FrameStream, Vae, VaeError, VaeFamily, VaeSpec, Weights, stream_frames};
+use vae_core::{FrameStream, Halves, Vae, VaeError, VaeFamily, VaeSpec, Weights, stream_frames};
 
 use crate::cache::{FrameCache, Pointwise};
 use crate::coders::{Decoder, Encoder};
@@ -49,17 +49,19 @@ impl VaeFamily for QwenImage {
 }
 
 fn load(config: &WanConfig, spec: VaeSpec, weights: Weights, device: &Device, dtype: DType) -> Result<Box<dyn Vae>, VaeError> {
-    let modules = layouts::to_modules(weights).apply(AutoencoderKlWan::new(config, device)?, dtype)?;
+    let halves = weights.halves();
+    let weights = layouts::to_modules(weights).of_halves(&["encoder.", "quant_conv."], &["decoder.", "post_quant_conv."]);
+    let modules = weights.apply(AutoencoderKlWan::new(config, halves, device)?, dtype)?;
     Ok(Box::new(WanVae { modules, spec, dtype, device: device.clone() }))
 }
 
 /// The modules of an `AutoencoderKLWan`, named as in diffusers.
 #[derive(Module, Debug)]
 pub struct AutoencoderKlWan {
-    pub(crate) encoder: Encoder,
-    quant_conv: Pointwise,
-    post_quant_conv: Pointwise,
-    pub(crate) decoder: Decoder,
+    pub(crate) encoder: Option<Encoder>,
+    quant_conv: Option<Pointwise>,
+    post_quant_conv: Option<Pointwise>,
+    pub(crate) decoder: Option<Decoder>,
 }
 
 impl AutoencoderKlWan {
@@ -67,13 +69,13 @@ impl AutoencoderKlWan {
     ///
     /// # Errors
     /// When the configuration is refused.
-    pub fn new(config: &WanConfig, device: &Device) -> Result<Self, VaeError> {
+    pub fn new(config: &WanConfig, halves: Halves, device: &Device) -> Result<Self, VaeError> {
         config.spec()?;
         Ok(Self {
-            encoder: Encoder::new(config, device),
-            quant_conv: Pointwise::new([2 * config.z_dim; 2], device),
-            post_quant_conv: Pointwise::new([config.z_dim; 2], device),
-            decoder: Decoder::new(config, device),
+            encoder: halves.encoder(|| Encoder::new(config, device)),
+            quant_conv: halves.encoder(|| Pointwise::new([2 * config.z_dim; 2], device)),
+            post_quant_conv: halves.decoder(|| Pointwise::new([config.z_dim; 2], device)),
+            decoder: halves.decoder(|| Decoder::new(config, device)),
         })
     }
 }
@@ -112,18 +114,24 @@ impl Vae for WanVae {
     fn decode_stream(&self) -> FrameStream<'_> {
         let mut cache = FrameCache::default();
         Box::new(move |latents| {
+            let (Some(decoder), Some(conv)) = (&self.modules.decoder, &self.modules.post_quant_conv) else {
+                return Err(VaeError::NotLoaded { half: "decoder" });
+            };
             cache.rewind();
-            let x = self.modules.post_quant_conv.forward(latents.cast(self.dtype).into());
-            Ok(unpatchify(self.modules.decoder.forward(x, &mut cache).into(), self.spec.patch))
+            let x = conv.forward(latents.cast(self.dtype).into());
+            Ok(unpatchify(decoder.forward(x, &mut cache).into(), self.spec.patch))
         })
     }
 
     fn encode_stream(&self) -> FrameStream<'_> {
         let mut cache = FrameCache::default();
         Box::new(move |samples| {
+            let (Some(encoder), Some(conv)) = (&self.modules.encoder, &self.modules.quant_conv) else {
+                return Err(VaeError::NotLoaded { half: "encoder" });
+            };
             cache.rewind();
             let x = patchify(samples.cast(self.dtype), self.spec.patch);
-            Ok(self.modules.quant_conv.forward(self.modules.encoder.forward(x.into(), &mut cache)).into())
+            Ok(conv.forward(encoder.forward(x.into(), &mut cache)).into())
         })
     }
 

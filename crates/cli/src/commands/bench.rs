@@ -3,7 +3,7 @@ use std::path::PathBuf;
 use anyhow::Context;
 use serde_json::{Value, json};
 use tilevae::io::{self, SampleFile, Tensors};
-use tilevae::vae_core::normal_noise;
+use tilevae::vae_core::{Halves, normal_noise};
 use tilevae::{Block, Config, Count, Direction, ExecutorConfig, FittedFrames, Model, Pipeline, RunPlan, RunStats, TileSource};
 
 use crate::args::{Bench, Common};
@@ -18,6 +18,7 @@ pub(crate) fn bench(common: &Common, args: &Bench) -> anyhow::Result<()> {
     let model = super::open_model(&config)?;
     let (direction, shape) = plan::input_shape(&args.input, args.direction, &model.spec, &config)?;
     RunPlan::new(&config, model.entry.name, &model.spec, direction, shape)?;
+    let model = model.only(if direction == Direction::Decode { Halves::Decoder } else { Halves::Encoder });
     let input = Input::read(&args.input, direction, shape, &model)?;
     let mut rows: Vec<Row> = Vec::new();
     for config in configurations(&config, args)? {

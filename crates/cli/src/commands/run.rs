@@ -5,6 +5,7 @@ use serde_json::json;
 use tilevae::io::{self, ClipSink, FileKind, Fps, HashingSink, Origin, PictureSink, SampleFile, TensorSink, Tensors};
 use tilevae::metrics::Comparison;
 use tilevae::tiling::{Region, Sink};
+use tilevae::vae_core::Halves;
 use tilevae::{Config, Direction, FittedFrames, OpenDevice, RunPlan, RunStats, TileSource};
 
 use crate::args::{self, Common, Traces};
@@ -20,7 +21,7 @@ pub(crate) fn decode(common: &Common, args: &args::Decode) -> anyhow::Result<()>
     let output = Output::new(&args.output)?;
     check_writable(&args.traces)?;
     let tensor = Tensors::read(&args.latents)?.latents()?;
-    let model = super::open_model(&config)?;
+    let model = super::open_model(&config)?.only(Halves::Decoder);
     let plan = RunPlan::new(&config, model.entry.name, &model.spec, Direction::Decode, tensor.block.shape())?;
     let devices = open_devices(&config)?;
     let mut shape = plan.output_shape;
@@ -61,7 +62,7 @@ pub(crate) fn encode(common: &Common, args: &args::Encode) -> anyhow::Result<()>
     if config.io.posterior == tilevae::Posterior::Moments && kind == FileKind::Npy {
         return Err(io::IoError::OneTensor { path: args.output.clone() }.into());
     }
-    let model = super::open_model(&config)?;
+    let model = super::open_model(&config)?.only(Halves::Encoder);
     let samples = Samples::read(&args.samples, &model.spec)?;
     let fitted = FittedFrames::new(samples.source(), model.spec.frames, config.io.frames)?;
     RunPlan::new(&config, model.entry.name, &model.spec, Direction::Encode, fitted.shape())?;

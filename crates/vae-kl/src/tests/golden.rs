@@ -2,7 +2,7 @@ use burn::tensor::{DType, Device, Tensor, TensorData};
 use tiling::{Block, GridConfig, TileOp};
 use vae_core::layers::{Features, Precision};
 use vae_core::testing::{assert_close, run_tiled};
-use vae_core::{Decode, Encode, Posterior, Weights};
+use vae_core::{Decode, Encode, Halves, Posterior, Weights};
 
 use super::{data, golden, load};
 use crate::{AutoencoderKl, KlConfig};
@@ -83,7 +83,7 @@ fn modules(config: &str) -> AutoencoderKl {
     let model = super::open(&data(config));
     let parsed: KlConfig = serde_json::from_value(without_private(&model.config)).unwrap();
     let weights: Weights = vae_core::Checkpoint::open(&data(config), None).unwrap().weights().unwrap();
-    weights.apply(AutoencoderKl::new(&parsed, &Device::flex()).unwrap(), DType::F32).unwrap()
+    weights.apply(AutoencoderKl::new(&parsed, Halves::Both, &Device::flex()).unwrap(), DType::F32).unwrap()
 }
 
 fn without_private(config: &serde_json::Value) -> serde_json::Value {
