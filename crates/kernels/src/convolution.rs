@@ -145,7 +145,9 @@ impl<const OUT: usize, T: Tiles<OUT>> WithSimd for Kernels<'_, OUT, T> {
     type Output = ();
 
     #[inline(always)]
-    fn with_simd<S: Simd>(self, _: S) {
+    fn with_simd<S: Simd>(self, simd: S) {
+        /// Channels whose values at a place are written together.
+        const TOGETHER: usize = 4;
         let Convolution { weight, channels: [channels_in, channels_out], taps: all_taps, form, .. } = *self.convolution;
         let area = form.kernel();
         let per_place = self.part.len() / T::PLACES;
@@ -155,22 +157,27 @@ impl<const OUT: usize, T: Tiles<OUT>> WithSimd for Kernels<'_, OUT, T> {
         let outs = (channels_out - first).min(LANES);
         let per_out = channels_in * all_taps * area;
         let weight = &weight[first * per_out..(first + outs) * per_out];
-        let mut px = [[0.0_f64; LANES]; 9];
-        let mut values = [[0.0_f64; LANES]; 36];
+        let mut px = [[Px::ZERO; 9]; TOGETHER];
+        let mut values = [[Px::ZERO; 36]; TOGETHER];
         for tap in 0..self.taps {
-            for channel in 0..channels_in {
-                let start = (channel * all_taps + all_taps - self.taps + tap) * area;
+            for channel in (0..channels_in).step_by(TOGETHER) {
+                let count = (channels_in - channel).min(TOGETHER);
                 for (lane, weight) in weight.chunks_exact(per_out).enumerate() {
-                    for (px, &value) in px.iter_mut().zip(&weight[start..start + area]) {
-                        px[lane] = f64::from(value);
+                    for (at, px) in px.iter_mut().enumerate().take(count) {
+                        let start = ((channel + at + 1) * all_taps - self.taps + tap) * area;
+                        for (px, &value) in px.iter_mut().zip(&weight[start..start + area]) {
+                            px.0[lane] = value;
+                        }
                     }
                 }
-                T::kernels(&px[..area], &mut values[..T::PLACES * T::VALUES]);
+                for (px, values) in px.iter().zip(&mut values).take(count) {
+                    T::kernels(simd, &px[..area], &mut values[..T::PLACES * T::VALUES]);
+                }
                 for place in 0..T::PLACES {
                     for value in 0..T::VALUES {
-                        let px = &mut self.part[place * per_place + tap * per_tap + value * per_value + channel];
-                        for (px, &value) in px.0.iter_mut().zip(&values[place * T::VALUES + value]) {
-                            *px = value as f32;
+                        let first = place * per_place + tap * per_tap + value * per_value + channel;
+                        for (part, values) in self.part[first..first + count].iter_mut().zip(&values) {
+                            *part = values[place * T::VALUES + value];
                         }
                     }
                 }

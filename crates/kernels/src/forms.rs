@@ -74,7 +74,7 @@ pub(crate) trait Tiles<const OUT: usize>: Copy + Sync {
     const VALUES: usize;
 
     /// Transforms the kernels of a channel, for a block of output channels: `PLACES` times `VALUES`.
-    fn kernels(px: &[[f64; LANES]], transformed: &mut [[f64; LANES]]);
+    fn kernels<S: Simd>(simd: S, px: &[Px], transformed: &mut [Px]);
 
     /// Transforms the tile whose px begin at a line and column.
     fn input<S: Simd>(simd: S, lines: &Lines, at: [usize; 2], into: Into);
@@ -114,8 +114,8 @@ impl Tiles<4> for Wide {
     const VALUES: usize = 1;
 
     #[inline(always)]
-    fn kernels(px: &[[f64; LANES]], transformed: &mut [[f64; LANES]]) {
-        kernels(px, &[0.0, P, -P, Q, -Q], transformed);
+    fn kernels<S: Simd>(simd: S, px: &[Px], transformed: &mut [Px]) {
+        kernels::<S, 6>(simd, px, const { &points([0.0, P, -P, Q, -Q]) }, transformed);
     }
 
     #[inline(always)]
@@ -137,8 +137,8 @@ impl Tiles<2> for Narrow {
     const VALUES: usize = 1;
 
     #[inline(always)]
-    fn kernels(px: &[[f64; LANES]], transformed: &mut [[f64; LANES]]) {
-        kernels(px, &[0.0, 1.0, -1.0], transformed);
+    fn kernels<S: Simd>(simd: S, px: &[Px], transformed: &mut [Px]) {
+        kernels::<S, 4>(simd, px, const { &points([0.0, 1.0, -1.0]) }, transformed);
     }
 
     #[inline(always)]
@@ -160,7 +160,7 @@ impl Tiles<1> for Point {
     const VALUES: usize = 1;
 
     #[inline(always)]
-    fn kernels(px: &[[f64; LANES]], transformed: &mut [[f64; LANES]]) {
+    fn kernels<S: Simd>(_: S, px: &[Px], transformed: &mut [Px]) {
         transformed[0] = px[0];
     }
 
@@ -183,7 +183,7 @@ impl Tiles<1> for Halving {
     const VALUES: usize = 9;
 
     #[inline(always)]
-    fn kernels(px: &[[f64; LANES]], transformed: &mut [[f64; LANES]]) {
+    fn kernels<S: Simd>(_: S, px: &[Px], transformed: &mut [Px]) {
         transformed.copy_from_slice(px);
     }
 
@@ -244,29 +244,39 @@ fn winograd_output<S: Simd, A: Axis<OUT, IN>, const OUT: usize, const IN: usize>
     px
 }
 
-/// `G g G'` for a kernel `g`, for the points given and infinity.
+/// `G` for the points given and infinity.
+const fn points<const POINTS: usize, const IN: usize>(points: [f64; POINTS]) -> [[f64; 3]; IN] {
+    let mut rows = [[0.0, 0.0, 1.0]; IN];
+    let mut at = 0;
+    while at < POINTS {
+        let (point, mut others, mut other) = (points[at], 1.0, 0);
+        while other < POINTS {
+            if other != at {
+                others *= point - points[other];
+            }
+            other += 1;
+        }
+        rows[at] = [1.0 / others, point / others, point * point / others];
+        at += 1;
+    }
+    rows
+}
+
+/// `G g G'` for a kernel `g`.
 #[inline(always)]
-fn kernels(px: &[[f64; LANES]], points: &[f64], transformed: &mut [[f64; LANES]]) {
-    let side = points.len() + 1;
-    let row = |at: usize| {
-        let Some(&point) = points.get(at) else { return [0.0, 0.0, 1.0] };
-        let others: f64 = points.iter().enumerate().filter(|&(other, _)| other != at).map(|(_, &other)| point - other).product();
-        [1.0 / others, point / others, point * point / others]
-    };
-    let mut half = [[[0.0; LANES]; 3]; 6];
-    for (y, half) in half.iter_mut().enumerate().take(side) {
-        let [a, b, c] = row(y);
-        for (x, half) in half.iter_mut().enumerate() {
-            for lane in 0..LANES {
-                half[lane] = a * px[x][lane] + b * px[3 + x][lane] + c * px[6 + x][lane];
+fn kernels<S: Simd, const IN: usize>(simd: S, px: &[Px], points: &[[f64; 3]; IN], transformed: &mut [Px]) {
+    for vector in 0..per_px::<S>() {
+        let mut half = [[simd.splat_f32s(0.0); 3]; IN];
+        for x in 0..3 {
+            let [g0, g1, g2] = [&px[x], &px[3 + x], &px[6 + x]].map(|px| load::<S>(px, vector));
+            for (half, &[a, b, c]) in half.iter_mut().zip(points) {
+                half[x] = scaled_onto(simd, a, g0, scaled_onto(simd, b, g1, scaled(simd, c, g2)));
             }
         }
-    }
-    for x in 0..side {
-        let [a, b, c] = row(x);
-        for y in 0..side {
-            for lane in 0..LANES {
-                transformed[y * side + x][lane] = a * half[y][0][lane] + b * half[y][1][lane] + c * half[y][2][lane];
+        for (half, transformed) in half.into_iter().zip(transformed.chunks_exact_mut(IN)) {
+            for (transformed, &[a, b, c]) in transformed.iter_mut().zip(points) {
+                let value = scaled_onto(simd, a, half[0], scaled_onto(simd, b, half[1], scaled(simd, c, half[2])));
+                store::<S>(transformed, vector, value);
             }
         }
     }

@@ -11,7 +11,7 @@ use super::Precision;
 use super::convolution::{Course, Kind};
 
 /// Tiles of 4x4 px from which on they take less time than tiles of 2x2: below, transforming the kernels weighs more than the products that are saved.
-const WIDE_TILES: usize = 17;
+const WIDE_TILES: usize = 26;
 
 /// Whether the kernels here can take the tensor.
 pub(super) fn takes<const D: usize>(x: &Tensor<D>) -> bool {
