@@ -35,6 +35,11 @@ fn peak(criterion: &mut Criterion) {
     group.finish();
 }
 
+fn pool() -> rayon::ThreadPool {
+    let threads = std::env::var("RAYON_NUM_THREADS").ok().and_then(|threads| threads.parse().ok()).unwrap_or(1);
+    rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads")
+}
+
 struct Layer {
     name: &'static str,
     form: Form,
@@ -72,8 +77,7 @@ fn layers(criterion: &mut Criterion) {
         Layer::new("halving, 128 to 128, 512 px", Form::Halving, [128, 128], 512),
         Layer::new("halving, 512 to 512, 128 px", Form::Halving, [512, 512], 128),
     ];
-    let threads = std::env::var("RAYON_NUM_THREADS").ok().and_then(|threads| threads.parse().ok()).unwrap_or(1);
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads");
+    let pool = pool();
     let mut group = criterion.benchmark_group("layers");
     group.sample_size(10).warm_up_time(Duration::from_millis(500)).measurement_time(Duration::from_secs(2));
     for layer in layers {
@@ -82,9 +86,8 @@ fn layers(criterion: &mut Criterion) {
         let noise = |count: usize| (0..count).map(|at| (at as f32 * 0.7).sin()).collect::<Vec<_>>();
         let kernel = if form == Form::Point { 1 } else { 9 };
         let (weight, bias) = (noise(channels_in * channels_out * taps * kernel), noise(channels_out));
-        let images: Vec<Image> = (0..frames + taps - 1)
-            .map(|frame| Image::from_planes(&noise(channels_in * area + frame)[frame..], area, channels_in, size))
-            .collect();
+        let images: Vec<Image> =
+            (0..frames + taps - 1).map(|frame| Image::from_planes(&noise(channels_in * area + frame)[frame..], area, channels_in, size)).collect();
         let norm = if normed {
             let rule = GroupRule { groups: 32, epsilon: 1e-6, then_silu: true };
             Norm::in_groups(&images[0], &noise(channels_in), &noise(channels_in), rule)
@@ -101,5 +104,32 @@ fn layers(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, peak, layers);
+/// What else takes time: statistics of norms, and attention, in operations of its two products.
+fn others(criterion: &mut Criterion) {
+    let pool = pool();
+    let image = |channels: usize, side: usize| {
+        let area = side * side;
+        let values: Vec<f32> = (0..channels * area).map(|at| (at as f32 * 0.7).sin()).collect();
+        Image::from_planes(&values, area, channels, [side; 2])
+    };
+    let mut group = criterion.benchmark_group("others");
+    group.sample_size(10).warm_up_time(Duration::from_millis(500)).measurement_time(Duration::from_secs(2));
+    let (wide, parameters) = (image(128, 512), vec![1.0; 128]);
+    let rule = GroupRule { groups: 32, epsilon: 1e-6, then_silu: true };
+    group.throughput(Throughput::Bytes((128 * 512 * 512 * size_of::<f32>()) as u64));
+    group.bench_function("statistics of groups, 128 channels, 512 px", |bencher| {
+        bencher.iter(|| pool.install(|| Norm::in_groups(&wide, &parameters, &parameters, rule)));
+    });
+    group.bench_function("lengths of px, 128 channels, 512 px", |bencher| {
+        bencher.iter(|| pool.install(|| Norm::of_pixels(&wide, &parameters, true)));
+    });
+    let small = image(512, 64);
+    group.throughput(Throughput::Elements(4 * 512 * 4096 * 4096));
+    group.bench_function("attention, 512 channels, 64 px", |bencher| {
+        bencher.iter(|| pool.install(|| kernels::attend(&small, &small, &small)));
+    });
+    group.finish();
+}
+
+criterion_group!(benches, peak, layers, others);
 criterion_main!(benches);
