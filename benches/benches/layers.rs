@@ -5,7 +5,7 @@ use std::hint::black_box;
 use std::time::Duration;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use kernels::{Convolution, Course, Form, GroupRule, Image, Input, Norm};
+use kernels::{Convolution, Course, Form, Gather, GroupRule, Image, Input, Norm};
 use pulp::{Arch, Simd, WithSimd};
 
 /// Multiply-adds in registers, as many at once as hide their latency.
@@ -94,8 +94,9 @@ fn layers(criterion: &mut Criterion) {
         } else {
             Norm::None
         };
+        let gather = if normed { Gather::Moments } else { Gather::Nothing };
         let input: Vec<Input> = images.iter().map(|image| Input { image, norm: &norm, doubled }).collect();
-        let convolution = Convolution { form, weight: &weight, bias: &bias, channels: [channels_in, channels_out], taps };
+        let convolution = Convolution { form, weight: &weight, bias: &bias, channels: [channels_in, channels_out], taps, gather };
         let [height, width] = form.output_size(input[0].size());
         let course = Course { lead: taps - 1, step: 1, frames };
         group.throughput(Throughput::Elements((2 * channels_in * channels_out * taps * kernel * height * width * frames) as u64));

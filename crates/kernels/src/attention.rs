@@ -65,7 +65,7 @@ struct Attention<'a> {
     queries: &'a Image,
     values: &'a Image,
     keys: &'a [Px],
-    output: &'a Shared,
+    output: &'a Shared<Px>,
 }
 
 /// Some queries from the first on.
@@ -134,7 +134,7 @@ impl WithSimd for Task<'_, '_> {
                     // SAFETY: no other task has these queries.
                     #[expect(unsafe_code, reason = "see `Shared`")]
                     unsafe {
-                        output.put(0, (pair + at) * area + first, sums);
+                        output.put(0, (pair + at) * area + first, sums, false);
                     }
                 }
             }

@@ -7,6 +7,7 @@ use rayon::slice::ParallelSliceMut;
 
 use crate::forms::{Halving, Into, Narrow, Point, Sums, Tiles, Wide};
 use crate::memory::Shared;
+use crate::norms::{Gather, Moments, Statistics, square_of};
 use crate::products::{Depth, Stretch, multiply};
 use crate::reading::{LINE, LINES, Lines, Span};
 use crate::vectors::dispatch;
@@ -41,6 +42,8 @@ pub struct Convolution<'a> {
     pub channels: [usize; 2],
     /// Frames that a frame of the output sees.
     pub taps: usize,
+    /// What the next norm will need.
+    pub gather: Gather,
 }
 
 /// Which frames a frame of the output sees: up to the one with the index `lead + step * frame`. What would lie before the first is zero.
@@ -79,10 +82,18 @@ impl Convolution<'_> {
         assert!(input.iter().all(|input| input.size() == first.size() && input.image.channels() == channels_in), "input");
         let size = self.form.output_size(first.size());
         let length = channels_out.div_ceil(LANES) * size[0] * size[1];
+        let add = onto.is_some();
         let output = match onto {
-            Some(images) => Shared::onto(images.into_iter().map(Image::into_px).collect()),
+            Some(images) => Shared::written(images.into_iter().map(Image::into_px).collect()),
             None => Shared::fresh(course.frames, length),
         };
+        // Only tiles of 4x4 px are those whose moments are taken.
+        let gather = if OUT == 4 || self.gather != Gather::Moments { self.gather } else { Gather::Nothing };
+        let for_each = |what: Gather, count: usize| if gather == what { count } else { 0 };
+        let area = size[0] * size[1];
+        let parts = groups::<4>(size, true).len();
+        let moments = Shared::written(vec![vec![Px::ZERO; 2 * channels_out.div_ceil(LANES) * parts]; for_each(Gather::Moments, course.frames)]);
+        let lengths = Shared::written(vec![vec![0.0; area]; for_each(Gather::Lengths, course.frames)]);
         assert_eq!(output.size(), [course.frames, length], "output");
         // Of kernels that reach further back than there are frames only the last taps meet something.
         let taps = self.taps.min(last + 1);
@@ -103,6 +114,10 @@ impl Convolution<'_> {
                         course,
                         size,
                         output: &output,
+                        add,
+                        gather,
+                        moments: &moments,
+                        lengths: &lengths,
                         groups: &groups,
                         bias: &padded(self.bias),
                         first_block: start,
@@ -115,8 +130,13 @@ impl Convolution<'_> {
         }
         // SAFETY: the groups cover every px of every frame, and the tasks write them in every block.
         #[expect(unsafe_code, reason = "to not clear what is overwritten")]
-        let images = unsafe { output.finish() };
-        images.into_iter().map(|px| Image::filled(px, channels_out, size)).collect()
+        let (images, moments, lengths) = unsafe { (output.finish(), moments.finish(), lengths.finish()) };
+        let images = images.into_iter().map(|px| Image::filled(px, channels_out, size));
+        match gather {
+            Gather::Nothing => images.collect(),
+            Gather::Moments => images.zip(moments).map(|(image, moments)| image.with(Statistics::Moments(moments))).collect(),
+            Gather::Lengths => images.zip(lengths).map(|(image, lengths)| image.with(Statistics::Lengths(lengths))).collect(),
+        }
     }
 
     /// By block of output channels, place, tap, value and input channel.
@@ -188,10 +208,12 @@ impl<const OUT: usize, T: Tiles<OUT>> WithSimd for Kernels<'_, OUT, T> {
 
 /// Tiles that go through everything together: bands of tiles side by side, one below the other.
 #[derive(Debug, Clone, Copy)]
-struct Group {
+pub(crate) struct Group {
     row: usize,
     column: usize,
     across: usize,
+    /// Its number down each band.
+    index: usize,
 }
 
 impl Group {
@@ -199,10 +221,21 @@ impl Group {
     fn down(self) -> usize {
         TILES / self.across
     }
+
+    /// Row and column of a tile.
+    #[inline(always)]
+    pub(crate) fn tile(self, tile: usize) -> [usize; 2] {
+        [self.row + tile / self.across, self.column + tile % self.across]
+    }
+
+    /// Px of tiles of 4x4 px that lie in the picture.
+    pub(crate) fn px(self, [height, width]: [usize; 2]) -> usize {
+        (4 * self.down()).min(height - 4 * self.row) * (4 * self.across).min(width - 4 * self.column)
+    }
 }
 
 /// All tiles of an output: down each band, where those below one another share px of the input, and else along the rows.
-fn groups<const OUT: usize>([height, width]: [usize; 2], down: bool) -> Vec<Group> {
+pub(crate) fn groups<const OUT: usize>([height, width]: [usize; 2], down: bool) -> Vec<Group> {
     let [rows, columns] = [height.div_ceil(OUT), width.div_ceil(OUT)];
     let mut groups = Vec::new();
     let mut column = 0;
@@ -212,7 +245,9 @@ fn groups<const OUT: usize>([height, width]: [usize; 2], down: bool) -> Vec<Grou
             3..=6 => 4,
             _ => 8,
         };
-        groups.extend((0..rows).step_by(TILES / across).map(|row| Group { row, column, across }));
+        for row in (0..rows).step_by(TILES / across) {
+            groups.push(Group { row, column, across, index: groups.len() });
+        }
         column += across;
     }
     if !down {
@@ -229,7 +264,12 @@ struct Whole<'a> {
     course: Course,
     /// Of the output.
     size: [usize; 2],
-    output: &'a Shared,
+    output: &'a Shared<Px>,
+    /// Whether the output is added to.
+    add: bool,
+    gather: Gather,
+    moments: &'a Shared<Px>,
+    lengths: &'a Shared<f32>,
     groups: &'a [Group],
     bias: &'a [Px],
     /// The first block of output channels whose kernels are there.
@@ -255,7 +295,7 @@ impl Whole<'_> {
             ranges = ranges.next_multiple_of(threads).min(self.groups.len());
         }
         // Something for every thread, where the picture is small.
-        let parts = threads.div_ceil(ranges * frame_batches).min(blocks.len().div_ceil(2));
+        let parts = if self.gather == Gather::Lengths { 1 } else { threads.div_ceil(ranges * frame_batches).min(blocks.len().div_ceil(2)) };
         let share = |whole: usize, of: usize, at: usize| whole * at / of..whole * (at + 1) / of;
         (0..ranges * frame_batches * parts).into_par_iter().for_each(|task| {
             let (range, batch, part) = (task / parts / frame_batches, task / parts % frame_batches, task % parts);
@@ -397,9 +437,11 @@ impl<const OUT: usize, T: Tiles<OUT>> Task<'_, OUT, T> {
     #[inline(always)]
     fn write<S: Simd>(&self, simd: S, group: Group, frame: usize, block: usize, sums: Sums) {
         let [height, width] = self.whole.size;
+        let Whole { output, add, gather, moments, lengths, .. } = *self.whole;
         let bias = self.whole.bias[block];
+        let mut gathered = Moments::NONE;
         for tile in 0..TILES {
-            let [top, left] = [OUT * (group.row + tile / group.across), OUT * (group.column + tile % group.across)];
+            let [top, left] = group.tile(tile).map(|at| OUT * at);
             if top >= height || left >= width {
                 continue;
             }
@@ -411,11 +453,35 @@ impl<const OUT: usize, T: Tiles<OUT>> Task<'_, OUT, T> {
                         *value += bias;
                     }
                 }
-                // SAFETY: no other task has these tiles of this frame in this block.
+                let at = (top + y) * width + left;
+                // SAFETY: no other task has these tiles of this frame in this block; what is added to was written.
                 #[expect(unsafe_code, reason = "see `Shared`")]
                 unsafe {
-                    self.whole.output.put(frame, (block * height + top + y) * width + left, px);
+                    output.put(frame, block * height * width + at, px, add);
                 }
+                match gather {
+                    Gather::Nothing => {}
+                    Gather::Moments => gathered.add(px),
+                    Gather::Lengths => {
+                        let mut squares = [0.0; OUT];
+                        for (square, px) in squares.iter_mut().zip(px.iter()) {
+                            *square = square_of(px);
+                        }
+                        // SAFETY: where lengths are gathered, a task has these tiles in all blocks; the list was written with zeros.
+                        #[expect(unsafe_code, reason = "see `Shared`")]
+                        unsafe {
+                            lengths.put(frame, at, &mut squares[..px.len()], true);
+                        }
+                    }
+                }
+            }
+        }
+        if gather == Gather::Moments {
+            let parts = moments.size()[1] / 2 / self.whole.bias.len();
+            // SAFETY: no other task has this group of this frame in this block.
+            #[expect(unsafe_code, reason = "see `Shared`")]
+            unsafe {
+                moments.put(frame, 2 * (block * parts + group.index), &mut gathered.finish(), false);
             }
         }
     }
@@ -459,6 +525,7 @@ mod tests {
         norm: usize,
         silu: bool,
         onto: bool,
+        gather: Gather,
     }
 
     struct Data {
@@ -508,7 +575,14 @@ mod tests {
                 })
                 .collect();
             let inputs: Vec<Input> = images.iter().zip(&norms).map(|(image, norm)| Input { image, norm, doubled: self.doubled }).collect();
-            let convolution = Convolution { form: self.form, weight: &data.weight, bias: &data.bias, channels: self.channels, taps: self.taps };
+            let convolution = Convolution {
+                form: self.form,
+                weight: &data.weight,
+                bias: &data.bias,
+                channels: self.channels,
+                taps: self.taps,
+                gather: self.gather,
+            };
             let size = self.output_size();
             let area = size[0] * size[1];
             let stride = self.course.frames * area;
@@ -519,6 +593,9 @@ mod tests {
             let kept = onto.clone().filter(|_| self.silu);
             let output = convolution.run(&inputs, self.course, onto);
             drop(kept);
+            for image in &output {
+                image.check_statistics();
+            }
             let mut values = vec![0.0; channels_out * stride];
             for (frame, image) in output.iter().enumerate() {
                 let beyond = image.px().iter().enumerate().flat_map(|(at, px)| (at / area * LANES..).zip(px.0));
@@ -600,6 +677,7 @@ mod tests {
             norm: noise.below(3),
             silu: noise.below(2) == 0,
             onto: noise.below(3) == 0,
+            gather: [Gather::Nothing, Gather::Moments, Gather::Lengths][noise.below(3)],
         }
     }
 
@@ -654,6 +732,7 @@ mod tests {
             norm: 0,
             silu: false,
             onto: false,
+            gather: Gather::Nothing,
         };
         let data = case(Form::Wide).data(5);
         let error = |form| {

@@ -9,9 +9,9 @@
 
 use pulp::Simd;
 
+use crate::Px;
 use crate::reading::Lines;
 use crate::vectors::{load, per_px, store};
-use crate::{LANES, Px};
 
 /// Which kernels are convolved, and how.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

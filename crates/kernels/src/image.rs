@@ -4,6 +4,7 @@ use rayon::iter::{IndexedParallelIterator, ParallelIterator};
 use rayon::slice::{ParallelSlice, ParallelSliceMut};
 
 use crate::memory::large;
+use crate::norms::Statistics;
 use crate::{LANES, Px};
 
 /// A picture whose channels lie in blocks: block by block, row by row, and in each px the 16 channels of the block side by side. The last block is filled up
@@ -13,6 +14,7 @@ pub struct Image {
     px: Arc<Vec<Px>>,
     channels: usize,
     size: [usize; 2],
+    statistics: Option<Arc<Statistics>>,
 }
 
 impl Image {
@@ -101,7 +103,16 @@ impl Image {
     }
 
     pub(crate) fn filled(px: Vec<Px>, channels: usize, size: [usize; 2]) -> Self {
-        Self { px: Arc::new(px), channels, size }
+        Self { px: Arc::new(px), channels, size, statistics: None }
+    }
+
+    /// With what is known of its values.
+    pub(crate) fn with(self, statistics: Statistics) -> Self {
+        Self { statistics: Some(Arc::new(statistics)), ..self }
+    }
+
+    pub(crate) fn statistics(&self) -> Option<&Statistics> {
+        self.statistics.as_deref()
     }
 
     /// How many channels.

@@ -7,78 +7,99 @@
 
 use crate::Px;
 
-/// Images that threads write together.
-pub(crate) struct Shared {
-    images: Vec<Vec<Px>>,
-    starts: Vec<*mut Px>,
-    length: usize,
-    add: bool,
+/// What is summed in place.
+pub(crate) trait Value: Copy {
+    fn plus(self, other: Self) -> Self;
 }
 
-// SAFETY: all access goes through `put`, whose callers keep to px of their own.
-unsafe impl Sync for Shared {}
+impl Value for f32 {
+    #[inline(always)]
+    fn plus(self, other: Self) -> Self {
+        self + other
+    }
+}
 
-impl Shared {
-    /// Images of `length` px that are not written yet.
+impl Value for Px {
+    #[inline(always)]
+    fn plus(mut self, other: Self) -> Self {
+        for (value, other) in self.0.iter_mut().zip(other.0) {
+            *value += other;
+        }
+        self
+    }
+}
+
+/// Lists of one length that threads write together.
+pub(crate) struct Shared<T> {
+    lists: Vec<Vec<T>>,
+    starts: Vec<*mut T>,
+    length: usize,
+}
+
+// SAFETY: all access goes through `put`, whose callers keep to values of their own.
+unsafe impl<T: Send> Sync for Shared<T> {}
+
+impl Shared<Px> {
+    /// Lists of `length` px that are not written yet.
     pub(crate) fn fresh(count: usize, length: usize) -> Self {
-        Self::new((0..count).map(|_| large(length)).collect(), length, false)
+        Self::new((0..count).map(|_| large(length)).collect(), length)
+    }
+}
+
+impl<T: Value> Shared<T> {
+    /// Lists that have been written from end to end.
+    pub(crate) fn written(lists: Vec<Vec<T>>) -> Self {
+        let length = lists.first().map_or(0, Vec::len);
+        assert!(lists.iter().all(|list| list.len() == length));
+        Self::new(lists, length)
     }
 
-    /// Images that are added to.
-    pub(crate) fn onto(images: Vec<Vec<Px>>) -> Self {
-        let length = images.first().map_or(0, Vec::len);
-        assert!(images.iter().all(|image| image.len() == length));
-        Self::new(images, length, true)
+    fn new(mut lists: Vec<Vec<T>>, length: usize) -> Self {
+        let starts = lists.iter_mut().map(Vec::as_mut_ptr).collect();
+        Self { lists, starts, length }
     }
 
-    fn new(mut images: Vec<Vec<Px>>, length: usize, add: bool) -> Self {
-        let starts = images.iter_mut().map(Vec::as_mut_ptr).collect();
-        Self { images, starts, length, add }
-    }
-
-    /// Images and the px of each.
+    /// Lists and the values of each.
     pub(crate) fn size(&self) -> [usize; 2] {
         [self.starts.len(), self.length]
     }
 
-    /// Writes or adds px of an image from the index `at` on.
+    /// Writes values of a list from the index `at` on; when `add` says so, added to what is there, and changes `values` to the sums.
     ///
     /// # Safety
-    /// No other thread reads or writes the same px at the same time.
+    /// No other thread reads or writes the same values at the same time. What is added to has been written.
     ///
     /// # Panics
     /// When they reach over the end.
     #[inline(always)]
-    pub(crate) unsafe fn put(&self, image: usize, at: usize, px: &[Px]) {
-        assert!(at <= self.length && px.len() <= self.length - at);
-        // SAFETY: the px lie within the image's memory, which `self` keeps, and are this thread's alone.
-        let first = unsafe { self.starts[image].add(at) };
-        for (index, &(mut px)) in px.iter().enumerate() {
-            // SAFETY: see above; an image that is added to is made of initialised px.
+    pub(crate) unsafe fn put(&self, list: usize, at: usize, values: &mut [T], add: bool) {
+        assert!(at <= self.length && values.len() <= self.length - at);
+        // SAFETY: the values lie within the list's memory, which `self` keeps, and are this thread's alone.
+        let first = unsafe { self.starts[list].add(at) };
+        for (index, value) in values.iter_mut().enumerate() {
+            // SAFETY: see above; what is added to has been written.
             unsafe {
-                if self.add {
-                    let before = *first.add(index);
-                    for (value, before) in px.0.iter_mut().zip(before.0) {
-                        *value += before;
-                    }
+                let place = first.add(index);
+                if add {
+                    *value = value.plus(place.read());
                 }
-                first.add(index).write(px);
+                place.write(*value);
             }
         }
     }
 
-    /// The images.
+    /// The lists.
     ///
     /// # Safety
-    /// Every px has been written.
-    pub(crate) unsafe fn finish(self) -> Vec<Vec<Px>> {
-        let Self { mut images, length, .. } = self;
-        for image in &mut images {
-            debug_assert!(length <= image.capacity());
+    /// Every value has been written.
+    pub(crate) unsafe fn finish(self) -> Vec<Vec<T>> {
+        let Self { mut lists, length, .. } = self;
+        for list in &mut lists {
+            debug_assert!(length <= list.capacity());
             // SAFETY: the caller has written them.
-            unsafe { image.set_len(length) };
+            unsafe { list.set_len(length) };
         }
-        images
+        lists
     }
 }
 

@@ -1,10 +1,11 @@
 use pulp::{Simd, WithSimd};
-use rayon::iter::{IndexedParallelIterator, IntoParallelIterator, ParallelIterator};
-use rayon::slice::ParallelSliceMut;
+use rayon::iter::{IndexedParallelIterator, ParallelIterator};
+use rayon::slice::{ParallelSlice, ParallelSliceMut};
 
+use crate::convolution::{Group, groups};
 use crate::math::silu;
 use crate::vectors::dispatch;
-use crate::{Image, LANES, Px, padded};
+use crate::{Image, LANES, Px, TILES, padded};
 
 /// The least length of a px's channels that is divided by.
 const LEAST_LENGTH: f32 = 1e-12;
@@ -36,6 +37,26 @@ pub struct Pixels {
     pub(crate) silu: bool,
 }
 
+/// What norms need to know of an image. A convolution gathers it from what it writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Gather {
+    /// Nothing.
+    Nothing,
+    /// For [`Norm::in_groups`].
+    Moments,
+    /// For [`Norm::of_pixels`].
+    Lengths,
+}
+
+/// What has been gathered.
+#[derive(Debug)]
+pub(crate) enum Statistics {
+    /// By block and group of tiles of 4x4 px: the mean of each channel, and the sum of the squares of what differs from it.
+    Moments(Vec<Px>),
+    /// The square of the length of each px's channels.
+    Lengths(Vec<f32>),
+}
+
 /// How channels are normalised in groups.
 #[derive(Debug, Clone, Copy)]
 pub struct GroupRule {
@@ -51,32 +72,26 @@ impl Norm {
     /// Normalises an image in groups of channels, each with its own weight and bias.
     #[must_use]
     pub fn in_groups(image: &Image, weight: &[f32], bias: &[f32], rule: GroupRule) -> Self {
-        let area = image.area();
-        let moments: Vec<[f64; 2]> = (0..image.blocks() * STRETCHES)
-            .into_par_iter()
-            .flat_map_iter(|part| {
-                let block = image.block(part / STRETCHES);
-                let stretch = part % STRETCHES;
-                let px = &block[area * stretch / STRETCHES..area * (stretch + 1) / STRETCHES];
-                dispatch(Moments(px)).into_iter()
-            })
-            .collect();
+        let parts = groups::<4>(image.size(), true);
+        let counted;
+        let moments = if let Some(Statistics::Moments(moments)) = image.statistics() {
+            moments
+        } else {
+            counted = moments(image, &parts);
+            &counted
+        };
+        let sizes: Vec<f64> = parts.iter().map(|group| group.px(image.size()) as f64).collect();
+        // Sums of each channel: of its values, and of the squares of what differs from the mean of a part.
+        let sums: Vec<[[f64; LANES]; 2]> = moments.par_chunks(2 * parts.len().max(1)).map(|moments| totals(moments, &sizes)).collect();
+        let area = image.area() as f64;
         let per_group = image.channels() / rule.groups;
         let (mut scale, mut shift) = (Vec::new(), Vec::new());
         for group in 0..rule.groups {
             let channels = group * per_group..(group + 1) * per_group;
-            let count = (per_group * area) as f64;
-            let stretches = || {
-                channels.clone().flat_map(|channel| {
-                    let moments = &moments;
-                    (0..STRETCHES).map(move |stretch| {
-                        let px = area * (stretch + 1) / STRETCHES - area * stretch / STRETCHES;
-                        (px as f64, moments[(channel / LANES * STRETCHES + stretch) * LANES + channel % LANES])
-                    })
-                })
-            };
-            let mean = stretches().map(|(px, [mean, _])| px * mean).sum::<f64>() / count;
-            let variance = stretches().map(|(px, [at, squares])| squares + px * (at - mean) * (at - mean)).sum::<f64>() / count;
+            let of = |channel: usize| [0, 1].map(|what| sums[channel / LANES][what][channel % LANES]);
+            let mean = channels.clone().map(|channel| of(channel)[0]).sum::<f64>() / (per_group as f64 * area);
+            let spread = |[sum, squares]: [f64; 2]| squares + area * (sum / area - mean).powi(2);
+            let variance = channels.clone().map(|channel| spread(of(channel))).sum::<f64>() / (per_group as f64 * area);
             let inverse = 1.0 / (variance + rule.epsilon).sqrt();
             for channel in channels {
                 scale.push((f64::from(weight[channel]) * inverse) as f32);
@@ -92,8 +107,15 @@ impl Norm {
         /// Px that one task takes.
         const STRETCH: usize = 512;
         let mut inverse = vec![0.0_f32; image.area()];
-        inverse.par_chunks_mut(STRETCH).enumerate().for_each(|(stretch, inverse)| {
-            dispatch(Lengths { image, start: stretch * STRETCH, inverse });
+        if let Some(Statistics::Lengths(squares)) = image.statistics() {
+            inverse.copy_from_slice(squares);
+        } else {
+            inverse.par_chunks_mut(STRETCH).enumerate().for_each(|(stretch, squares)| dispatch(Lengths { image, start: stretch * STRETCH, squares }));
+        }
+        inverse.par_chunks_mut(STRETCH).for_each(|inverse| {
+            for value in inverse {
+                *value = 1.0 / value.sqrt().max(LEAST_LENGTH);
+            }
         });
         let root = (gamma.len() as f32).sqrt();
         let gain: Vec<f32> = gamma.iter().map(|gamma| root * gamma).collect();
@@ -152,50 +174,109 @@ impl Norm {
     }
 }
 
-/// Parts of a channel whose moments are taken apart.
-const STRETCHES: usize = 16;
+/// The mean of each channel of some px, and the sum of the squares of what differs from it.
+#[derive(Clone, Copy)]
+pub(crate) struct Moments {
+    /// Values are taken as differences from the first, so that little is lost where the mean is large.
+    center: Px,
+    sum: Px,
+    squares: Px,
+    count: usize,
+}
 
-/// The mean of each channel, and the sum of the squares of what differs from it.
-struct Moments<'a>(&'a [Px]);
-
-impl WithSimd for Moments<'_> {
-    type Output = [[f64; 2]; LANES];
+impl Moments {
+    pub(crate) const NONE: Self = Self { center: Px::ZERO, sum: Px::ZERO, squares: Px::ZERO, count: 0 };
 
     #[inline(always)]
-    fn with_simd<S: Simd>(self, _: S) -> Self::Output {
-        /// Px whose sums are taken in f32.
-        const SHORT: usize = 64;
-        let mut sums = [0.0_f64; LANES];
-        // Values are taken as differences from the first, so that little is lost where the mean is large.
-        let center = self.0.first().copied().unwrap_or(Px::ZERO);
-        let mut squares = [0.0_f64; LANES];
-        for px in self.0.chunks(SHORT) {
-            let (mut sum, mut square) = ([[0.0_f32; LANES]; 2], [[0.0_f32; LANES]; 2]);
-            for (at, px) in px.iter().enumerate() {
-                for lane in 0..LANES {
-                    let value = px.0[lane] - center.0[lane];
-                    sum[at % 2][lane] += value;
-                    square[at % 2][lane] += value * value;
-                }
-            }
+    pub(crate) fn add(&mut self, px: &[Px]) {
+        if self.count == 0 {
+            self.center = px.first().copied().unwrap_or(Px::ZERO);
+        }
+        self.count += px.len();
+        for px in px {
             for lane in 0..LANES {
-                sums[lane] += f64::from(sum[0][lane] + sum[1][lane]);
-                squares[lane] += f64::from(square[0][lane] + square[1][lane]);
+                let value = px.0[lane] - self.center.0[lane];
+                self.sum.0[lane] += value;
+                self.squares.0[lane] = value.mul_add(value, self.squares.0[lane]);
             }
         }
-        let count = (self.0.len() as f64).max(1.0);
-        std::array::from_fn(|lane| {
-            let mean = sums[lane] / count;
-            [mean + f64::from(center.0[lane]), (squares[lane] - sums[lane] * mean).max(0.0)]
-        })
+    }
+
+    #[inline(always)]
+    pub(crate) fn finish(&self) -> [Px; 2] {
+        let share = 1.0 / self.count.max(1) as f32;
+        let mean = Px(std::array::from_fn(|lane| self.sum.0[lane] * share + self.center.0[lane]));
+        let squares = Px(std::array::from_fn(|lane| (self.squares.0[lane] - self.sum.0[lane] * (self.sum.0[lane] * share)).max(0.0)));
+        [mean, squares]
     }
 }
 
-/// The inverse lengths of some px's channels.
+/// Moments of each block in each part of an image, as a convolution gathers them.
+fn moments(image: &Image, parts: &[Group]) -> Vec<Px> {
+    /// Parts that one task takes.
+    const TOGETHER: usize = 64;
+    let mut moments = vec![Px::ZERO; 2 * image.blocks() * parts.len()];
+    moments.par_chunks_mut(2 * parts.len().max(1)).enumerate().for_each(|(block, moments)| {
+        moments.par_chunks_mut(2 * TOGETHER).zip(parts.par_chunks(TOGETHER)).for_each(|(moments, parts)| {
+            dispatch(PartMoments { px: image.block(block), size: image.size(), parts, moments });
+        });
+    });
+    moments
+}
+
+struct PartMoments<'a> {
+    px: &'a [Px],
+    size: [usize; 2],
+    parts: &'a [Group],
+    moments: &'a mut [Px],
+}
+
+impl WithSimd for PartMoments<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        let [height, width] = self.size;
+        for (group, answer) in self.parts.iter().zip(self.moments.chunks_mut(2)) {
+            let mut moments = Moments::NONE;
+            for tile in 0..TILES {
+                let [top, left] = group.tile(tile).map(|at| 4 * at);
+                for row in top..(top + 4).min(height) {
+                    if left < width {
+                        moments.add(&self.px[row * width + left..row * width + (left + 4).min(width)]);
+                    }
+                }
+            }
+            answer.copy_from_slice(&moments.finish());
+        }
+    }
+}
+
+/// Sums of a block's channels from the moments of its parts, in two rounds so that little is lost.
+fn totals(moments: &[Px], sizes: &[f64]) -> [[f64; LANES]; 2] {
+    let (parts, _) = moments.as_chunks::<2>();
+    let mut sums = [0.0; LANES];
+    for ([mean, _], size) in parts.iter().zip(sizes) {
+        for (sum, &mean) in sums.iter_mut().zip(&mean.0) {
+            *sum += size * f64::from(mean);
+        }
+    }
+    let area: f64 = sizes.iter().sum();
+    let means = sums.map(|sum| sum / area);
+    let mut squares = [0.0; LANES];
+    for ([mean, spread], size) in parts.iter().zip(sizes) {
+        for lane in 0..LANES {
+            squares[lane] += f64::from(spread.0[lane]) + size * (f64::from(mean.0[lane]) - means[lane]).powi(2);
+        }
+    }
+    [sums, squares]
+}
+
+/// The squares of the lengths of some px's channels.
 struct Lengths<'a> {
     image: &'a Image,
     start: usize,
-    inverse: &'a mut [f32],
+    squares: &'a mut [f32],
 }
 
 impl WithSimd for Lengths<'_> {
@@ -203,23 +284,18 @@ impl WithSimd for Lengths<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, _: S) {
-        /// Px whose sums stay near.
-        const TOGETHER: usize = 32;
-        for (part, inverse) in self.inverse.chunks_mut(TOGETHER).enumerate() {
-            let start = self.start + part * TOGETHER;
-            let mut sums = [Px::ZERO; TOGETHER];
-            for block in 0..self.image.blocks() {
-                for (sum, px) in sums.iter_mut().zip(&self.image.block(block)[start..][..inverse.len()]) {
-                    for lane in 0..LANES {
-                        sum.0[lane] += px.0[lane] * px.0[lane];
-                    }
-                }
-            }
-            for (inverse, sum) in inverse.iter_mut().zip(&sums) {
-                *inverse = 1.0 / sum_of(&sum.0).sqrt().max(LEAST_LENGTH);
+        for block in 0..self.image.blocks() {
+            for (square, px) in self.squares.iter_mut().zip(&self.image.block(block)[self.start..]) {
+                *square += square_of(px);
             }
         }
     }
+}
+
+/// The sum of the squares of a px's channels.
+#[inline(always)]
+pub(crate) fn square_of(px: &Px) -> f32 {
+    sum_of(&px.0.map(|value| value * value))
 }
 
 /// Added in pairs, always the same ones.
@@ -245,6 +321,22 @@ impl WithSimd for Applied<'_> {
     fn with_simd<S: Simd>(self, simd: S) {
         let start = self.start;
         self.norm.apply(simd, self.block, self.px, |at| start + at);
+    }
+}
+
+#[cfg(test)]
+impl Image {
+    /// What was gathered is to the bit what is found by looking at the px.
+    pub(crate) fn check_statistics(&self) {
+        match self.statistics() {
+            None => {}
+            Some(Statistics::Moments(gathered)) => assert!(*gathered == moments(self, &groups::<4>(self.size(), true))),
+            Some(Statistics::Lengths(gathered)) => {
+                let mut squares = vec![0.0; self.area()];
+                dispatch(Lengths { image: self, start: 0, squares: &mut squares });
+                assert!(*gathered == squares);
+            }
+        }
     }
 }
 

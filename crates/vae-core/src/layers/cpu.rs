@@ -5,7 +5,7 @@ use std::sync::Arc;
 use burn::backend::{DispatchDevice, Flex};
 use burn::tensor::{Bytes, DType, Tensor};
 use burn_flex::{FlexTensor, Layout};
-use kernels::{Convolution, Form, GroupRule, Image, Input, Norm};
+use kernels::{Convolution, Form, Gather, GroupRule, Image, Input, Norm};
 
 use super::Precision;
 use super::convolution::{Course, Kind};
@@ -26,6 +26,8 @@ pub(super) struct Images {
     /// Of frames, when there are none.
     channels: usize,
     size: [usize; 2],
+    /// What norms have asked for so far, and so will ask for again.
+    gather: Gather,
 }
 
 /// An image, and what is to be done to it when it is read.
@@ -65,11 +67,12 @@ impl Images {
             let start = (at / frames * channels * frames + at % frames) * area;
             Image::from_planes(&values[start..], frames * area, channels, [height, width])
         };
-        Self { items, frames: (0..items * frames).map(|at| image(at).into()).collect(), channels, size: [height, width] }
+        Self { items, frames: (0..items * frames).map(|at| image(at).into()).collect(), channels, size: [height, width], gather: Gather::Nothing }
     }
 
-    fn of(items: usize, images: Vec<Image>, channels: usize, size: [usize; 2]) -> Self {
-        Self { items, frames: images.into_iter().map(Frame::from).collect(), channels, size }
+    /// Other images for the same batch items.
+    fn of(&self, images: Vec<Image>, channels: usize, size: [usize; 2]) -> Self {
+        Self { frames: images.into_iter().map(Frame::from).collect(), channels, size, ..*self }
     }
 
     pub(super) fn dims(&self) -> [usize; 5] {
@@ -132,11 +135,12 @@ impl Images {
 
     pub(super) fn zero_frames(&self, count: usize) -> Self {
         let image = Image::zeros(self.channels, self.size);
-        Self::of(self.items, vec![image; self.items * count], self.channels, self.size)
+        self.of(vec![image; self.items * count], self.channels, self.size)
     }
 
     /// Has every frame normalised when it is read.
-    fn normalised(mut self, norm: impl Fn(&Image) -> Norm) -> Self {
+    fn normalised(mut self, gather: Gather, norm: impl Fn(&Image) -> Norm) -> Self {
+        self.gather = gather;
         for frame in &mut self.frames {
             if !matches!(*frame.norm, Norm::None) {
                 let image = std::mem::replace(&mut frame.image, Image::zeros(0, [0, 0]));
@@ -152,13 +156,13 @@ impl Images {
         let super::norm::GroupRule { groups, epsilon, then_silu } = rule;
         let [weight, bias] = [weight, bias].map(contiguous);
         let [weight, bias] = [&weight, &bias].map(values);
-        self.normalised(|image| Norm::in_groups(image, weight, bias, GroupRule { groups, epsilon, then_silu }))
+        self.normalised(Gather::Moments, |image| Norm::in_groups(image, weight, bias, GroupRule { groups, epsilon, then_silu }))
     }
 
     /// See [`RmsNorm`](super::RmsNorm).
     pub(super) fn normalised_px(self, gamma: Tensor<1>, then_silu: bool) -> Self {
         let gamma = contiguous(gamma);
-        self.normalised(|image| Norm::of_pixels(image, values(&gamma), then_silu))
+        self.normalised(Gather::Lengths, |image| Norm::of_pixels(image, values(&gamma), then_silu))
     }
 
     /// See [`convolve`](super::convolve).
@@ -172,7 +176,8 @@ impl Images {
             Kind::Same if Precision::current() == Precision::Fast && height.div_ceil(4) * width.div_ceil(4) >= WIDE_TILES => Form::Wide,
             Kind::Same => Form::Narrow,
         };
-        let convolution = Convolution { form, weight: values(&weight), bias: values(&bias), channels: [channels_in, channels_out], taps };
+        let convolution =
+            Convolution { form, weight: values(&weight), bias: values(&bias), channels: [channels_in, channels_out], taps, gather: self.gather };
         let each = self.per_item();
         let size = form.output_size(self.size);
         let mut onto = onto.map(|onto| onto.frames.into_iter().map(Frame::done));
@@ -189,15 +194,14 @@ impl Images {
             let course = kernels::Course { lead, step, frames: course.frames(each) };
             self.frames.chunks(each.max(1)).flat_map(|frames| run(frames, course)).collect()
         };
-        Self::of(self.items, images, channels_out, size)
+        self.of(images, channels_out, size)
     }
 
     /// See [`attend`](super::attend).
     pub(super) fn attended(self, keys: Self, values: Self) -> Self {
-        let (items, channels, size) = (self.items, values.channels, self.size);
         let of_one = |((queries, keys), values): ((Frame, Frame), Frame)| kernels::attend(&queries.done(), &keys.done(), &values.done());
-        let images = self.frames.into_iter().zip(keys.frames).zip(values.frames).map(of_one).collect();
-        Self::of(items, images, channels, size)
+        let images = self.frames.iter().cloned().zip(keys.frames).zip(values.frames).map(of_one).collect();
+        self.of(images, values.channels, self.size)
     }
 }
 
