@@ -4,6 +4,7 @@
     python tools/bench_peer.py [--threads 2] [--runs 3] [--only wan]
     python tools/bench_peer.py --distvae [--ranks 2]
     python tools/bench_peer.py --layers [--threads 1]
+    python tools/bench_peer.py --runtimes [--threads 2]
 
 Weights are seeded, at the real sizes of Stable Diffusion 1.x, Wan 2.1 and Wan 2.2; both sides compute in f32 on the CPU with the same number of threads. Seconds
 are those of the decode or encode alone (weights loaded before), after a warm-up in diffusers' case; memory is the peak of the whole process, weights
@@ -13,6 +14,8 @@ With --distvae the tiled decode runs on several workers of one thread each inste
 as many workers in one process. Memory is then that of all processes together.
 
 With --layers single convolutions run instead: torch's in the better of its two layouts, and tilevae's as `cargo bench` measures them.
+
+With --runtimes the untiled decode of Stable Diffusion 1.x runs, exported to ONNX, in ONNX Runtime and OpenVINO instead (PyPI: onnx, onnxscript, onnxruntime, openvino).
 """
 
 import argparse
@@ -188,6 +191,67 @@ def matmul_gain(threads, side=2048):
     return seconds[0] / seconds[1]
 
 
+def export_decoder(folder, index):
+    """The decoder with its convolution before it, as ONNX for the one shape of the case."""
+    import torch
+    from diffusers import AutoencoderKL
+    from safetensors.torch import load_file
+
+    class Decode(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = AutoencoderKL.from_pretrained(f"{folder}/{CASES[index].model}").eval()
+
+        def forward(self, latents):
+            return self.model.decode(latents, return_dict=False)[0]
+
+    value = next(iter(load_file(f"{folder}/input-{index}.safetensors").values()))
+    torch.onnx.export(Decode(), (value,), f"{folder}/decoder.onnx", input_names=["latents"], output_names=["samples"], dynamo=True)
+
+
+def runtime_side(folder, index, runtime, threads):
+    """Runs the exported decoder in a process of its own: prints the seconds and the peak in KiB."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    value = next(iter(load_file(f"{folder}/input-{index}.safetensors").values())).numpy()
+    if runtime == "onnxruntime":
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        session = onnxruntime.InferenceSession(f"{folder}/decoder.onnx", options, providers=["CPUExecutionProvider"])
+        run = lambda: session.run(None, {"latents": value})[0]
+    else:
+        import openvino
+
+        settings = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
+        compiled = openvino.Core().compile_model(f"{folder}/decoder.onnx", "CPU", settings)
+        run = lambda: compiled([value])[0]
+    run()
+    start = time.perf_counter()
+    answer = run()
+    seconds = time.perf_counter() - start
+    save_file({"answer": torch.from_numpy(answer.copy())}, f"{folder}/{runtime}-{index}.safetensors")
+    print(json.dumps({"seconds": seconds, "peak_kib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}))
+
+
+def against_runtimes(args, folder):
+    from importlib.metadata import version
+
+    subprocess.run([sys.executable, __file__, "--export", folder, "0"], check=True, stdout=subprocess.DEVNULL)
+    print(f"{args.threads} threads, f32, precision {args.precision}, medians of {args.runs} interleaved runs after a warm-up of theirs\n")
+    print("| runtime | its s | tilevae s | runtime / tilevae | its MiB | tilevae MiB | memory ratio | max diff |")
+    print("|---|---|---|---|---|---|---|---|")
+    for runtime in ("onnxruntime", "openvino"):
+        sides = ([], [])
+        for _ in range(args.runs):
+            command = [sys.executable, __file__, "--threads", str(args.threads), "--runtime", folder, "0", runtime]
+            sides[0].append(json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout.splitlines()[-1]))
+            sides[1].append(tilevae_side(args, folder, 0, args.threads))
+        print(row([f"{runtime} {version(runtime)}"], sides, folder, 0, runtime), flush=True)
+
+
 def torch_layer(name, threads):
     """GFLOP/s of a convolution in the better of two layouts."""
     import torch
@@ -258,12 +322,19 @@ def main():
     parser.add_argument("--distvae", action="store_true", help="against DistVAE, on several workers")
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--layers", action="store_true", help="single convolutions")
+    parser.add_argument("--runtimes", action="store_true", help="against ONNX Runtime and OpenVINO")
     parser.add_argument("--precision", choices=["fast", "strict"], default="fast", help="of tilevae")
     parser.add_argument("--side", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--rank-of", nargs=5, help=argparse.SUPPRESS)
+    parser.add_argument("--export", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--runtime", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.rank_of:
         return distvae_side(args.rank_of[0], *map(int, args.rank_of[1:]))
+    if args.export:
+        return export_decoder(args.export[0], int(args.export[1]))
+    if args.runtime:
+        return runtime_side(args.runtime[0], int(args.runtime[1]), args.runtime[2], args.threads)
     if args.layers:
         return single_layers(args)
     if args.side:
@@ -277,12 +348,16 @@ def main():
         chosen = [index for index, case in enumerate(CASES) if args.only in case.name]
         if args.distvae:
             chosen = [index for index in chosen if CASES[index].model == "sd1" and CASES[index].tiling == "diffusers"]
+        if args.runtimes:
+            chosen = [0]
         for model in {CASES[index].model for index in chosen}:
             build(model).save_pretrained(f"{folder}/{model}")
         for index in chosen:
             case = CASES[index]
             value = torch.randn(case.shape) if case.direction == "decode" else torch.rand(case.shape) * 2 - 1
             save_file({"latents" if case.direction == "decode" else "samples": value}, f"{folder}/input-{index}.safetensors")
+        if args.runtimes:
+            return against_runtimes(args, folder)
         if args.distvae:
             return against_distvae(args, folder, chosen)
         print(f"torch {torch.__version__}, {args.threads} threads, f32, precision {args.precision}, medians of {args.runs} interleaved runs\n")
