@@ -665,7 +665,7 @@ mod tests {
         let step = 1 + noise.below(2);
         let lead = noise.below(frames.min(3));
         let doubled = noise.below(4) == 0 && form != Form::Halving;
-        let some = if cfg!(miri) { 9 } else { 40 };
+        let some = if cfg!(miri) { 5 } else { 40 };
         Case {
             form,
             channels: [1 + noise.below(21), 1 + noise.below(if cfg!(miri) { 9 } else { 70 })],
@@ -720,6 +720,45 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "too much")]
+    fn where_in_a_tile_a_px_lies_changes_only_its_rounding() {
+        let (channels, [height, width]) = (40, [21, 26]);
+        let mut noise = Noise(4);
+        let values = noise.values(channels * height * width);
+        let (weight, bias) = (noise.values(channels * channels * 9), noise.values(channels));
+        // The picture without its first rows and columns, so that every px comes to lie elsewhere in its tile.
+        let run = |form, [down, right]: [usize; 2]| {
+            let size = [height - down, width - right];
+            let planes = values.chunks(height * width).flat_map(|plane| plane.chunks(width).skip(down).flat_map(|row| &row[right..]));
+            let image = Image::from_planes(&planes.copied().collect::<Vec<_>>(), size[0] * size[1], channels, size);
+            let convolution = Convolution { form, weight: &weight, bias: &bias, channels: [channels; 2], taps: 1, gather: Gather::Nothing };
+            let input = Input { image: &image, norm: &Norm::None, doubled: false };
+            let output = convolution.run(&[input], Course { lead: 0, step: 1, frames: 1 }, None).remove(0);
+            let mut planes = vec![0.0; channels * size[0] * size[1]];
+            output.to_planes(&mut planes, size[0] * size[1]);
+            planes
+        };
+        for form in [Form::Wide, Form::Narrow] {
+            let whole = run(form, [0, 0]);
+            for [down, right] in [[1, 1], [2, 3], [3, 2], [0, 5]] {
+                let part = run(form, [down, right]);
+                let size = [height - down, width - right];
+                let mut differs = false;
+                // What touches the border sees zeros in place of what was cut off.
+                for (channel, (y, x)) in
+                    (0..channels).flat_map(|channel| (1..size[0]).flat_map(move |y| (1..size[1]).map(move |x| (channel, (y, x)))))
+                {
+                    let [a, b] = [part[(channel * size[0] + y) * size[1] + x], whole[(channel * height + y + down) * width + x + right]];
+                    assert!((a - b).abs() < 1e-4, "{form:?} {down} {right}: {a} {b}");
+                    differs |= a != b;
+                }
+                assert!(differs || [down, right] == [0, 0]);
+            }
+        }
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "too much")]
     fn narrow_tiles_round_less_than_wide_ones() {
         let case = |form| Case {
             form,

@@ -356,7 +356,8 @@ mod tests {
 
     #[test]
     fn groups_are_normalised_by_their_definition() {
-        for (channels, groups, size, offset) in [(6, 3, [5, 7], 0.5), (4, 2, [1, 1], 0.0), (40, 8, [20, 33], 100.0)] {
+        for (channels, groups, size, offset) in [(6, 3, [5, 7], 0.5), (4, 2, [1, 1], 0.0), (40, 8, if cfg!(miri) { [3, 5] } else { [20, 33] }, 100.0)]
+        {
             let area = size[0] * size[1];
             let (input, weight, bias) = (values(channels * area, offset), values(channels, 0.1), values(channels, 0.7));
             for then_silu in [false, true] {
@@ -381,7 +382,7 @@ mod tests {
 
     #[test]
     fn px_are_normalised_by_their_definition() {
-        for (channels, size) in [(6, [5, 7]), (3, [1, 1]), (40, [20, 33])] {
+        for (channels, size) in [(6, [5, 7]), (3, [1, 1]), (40, if cfg!(miri) { [3, 5] } else { [20, 33] })] {
             let area = size[0] * size[1];
             let (mut input, gamma) = (values(channels * area, 0.5), values(channels, 0.1));
             // A px without length.

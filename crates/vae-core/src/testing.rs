@@ -116,6 +116,14 @@ pub fn assert_close(got: &Block, expected: &Block, tolerance: f32, what: &str) {
     assert!(worst <= tolerance, "{what}: max |diff| {worst:e} > {tolerance:e}");
 }
 
+/// How near an answer is on the whole, in dB of values between -1 and 1: single values may stray.
+#[track_caller]
+pub fn psnr(got: &Block, expected: &Block) -> f64 {
+    assert_eq!(got.shape(), expected.shape());
+    let squares = got.data().iter().zip(expected.data()).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>();
+    10.0 * (4.0 * expected.data().len() as f64 / squares).log10()
+}
+
 /// Normal noise, the same for the same shape and seed.
 pub fn noise(shape: [usize; 5], seed: u64, device: &Device) -> Tensor<5> {
     let values: Vec<f32> = crate::normal_noise(seed, 0).take(shape.iter().product()).collect();

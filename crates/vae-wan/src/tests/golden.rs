@@ -1,7 +1,7 @@
 use burn::tensor::{DType, Device};
 use tiling::{Block, GridConfig, PerAxis, TileOp};
 use vae_core::layers::{Features, Precision};
-use vae_core::testing::{Golden, assert_close, run_tiled};
+use vae_core::testing::{Golden, assert_close, psnr, run_tiled};
 use vae_core::{Clamp, Decode, Encode, Halves, Posterior};
 
 use super::{data, golden, load, open, to_block, to_tensor};
@@ -63,6 +63,7 @@ fn equals_diffusers(config: &str) {
     {
         let check = |got: &Block, expected: &Block, what: &str| {
             assert_close(got, expected, F32, &format!("{config} {what}, {precision:?}, chunks of {frames_per_chunk}"));
+            assert!(psnr(got, expected) >= 90.0, "{config} {what}");
         };
         precision.during(|| for_every_case(config, DType::F32, frames_per_chunk, &check));
     }
@@ -108,8 +109,7 @@ fn half_types_stay_near_on_the_whole() {
     // Single values may stray where a norm of four channels is short; on the whole the rounding is that of the type.
     for (dtype, least) in [(DType::F16, 50.0), (DType::BF16, 30.0)] {
         for_every_case("wan21", dtype, 1, &|got, expected, what| {
-            let squares = got.data().iter().zip(expected.data()).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>();
-            let psnr = 10.0 * (4.0 * expected.data().len() as f64 / squares).log10();
+            let psnr = psnr(got, expected);
             assert!(psnr >= least, "{what} {dtype:?}: {psnr} dB");
         });
     }
