@@ -118,3 +118,60 @@ pub(crate) fn large(count: usize) -> Vec<Px> {
     }
     px
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn threads_write_and_add_side_by_side() {
+        const PER_THREAD: usize = 3;
+        let of = |at: usize| Px([at as f32; 16]);
+        let shared = Shared::fresh(2, 4 * PER_THREAD);
+        assert_eq!(shared.size(), [2, 12]);
+        let write = |thread: usize, add: bool| {
+            for list in 0..2 {
+                let first = thread * PER_THREAD;
+                let mut px: Vec<Px> = (first..first + PER_THREAD).map(|at| of(at + list)).collect();
+                // SAFETY: each thread has px of its own; those that are added to have been written.
+                unsafe { shared.put(list, first, &mut px, add) };
+                let times = if add { 2.0 } else { 1.0 };
+                assert!(px.iter().enumerate().all(|(at, px)| px.0 == [times * (first + at + list) as f32; 16]));
+            }
+        };
+        for add in [false, true] {
+            std::thread::scope(|scope| {
+                for thread in 0..4 {
+                    scope.spawn(move || write(thread, add));
+                }
+            });
+        }
+        // SAFETY: all px have been written.
+        let lists = unsafe { shared.finish() };
+        assert!(lists.iter().enumerate().all(|(list, px)| px.iter().enumerate().all(|(at, px)| px.0 == [2.0 * (at + list) as f32; 16])));
+    }
+
+    #[test]
+    fn nothing_is_written_beyond_the_end() {
+        let shared = Shared::written(vec![vec![1.0_f32; 5]]);
+        for (at, count) in [(5, 1), (4, 2), (0, 6), (usize::MAX, 1)] {
+            let beyond = std::panic::AssertUnwindSafe(|| {
+                // SAFETY: nobody else writes; the list has been written.
+                unsafe { shared.put(0, at, &mut vec![2.0; count], true) };
+            });
+            assert!(std::panic::catch_unwind(beyond).is_err(), "{at} {count}");
+        }
+        // SAFETY: the list was written before.
+        assert_eq!(unsafe { shared.finish() }, [vec![1.0; 5]]);
+    }
+
+    #[test]
+    fn large_blocks_are_as_large_as_asked() {
+        for count in [0, 1, (5 << 20) / size_of::<Px>()] {
+            let mut px = large(count);
+            let before = px.as_ptr();
+            px.resize(count, Px::ZERO);
+            assert_eq!(px.as_ptr(), before);
+        }
+    }
+}
