@@ -1,11 +1,11 @@
 //! How the C library hands out memory.
 
-/// Keeps blocks of up to 32 MiB for the next tensor, which else would pay a page fault for every 4 KiB. Larger ones go back to the system at once, so that
+/// Keeps blocks of up to 4 MiB for the next tensor, which else would pay a page fault for every 4 KiB. Larger ones go back to the system at once, so that
 /// they leave no holes.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 #[expect(unsafe_code, reason = "mallopt is a C function")]
 pub(crate) fn tune() {
-    const BLOCK: libc::c_int = 1 << 25;
+    const BLOCK: libc::c_int = 1 << 22;
     // SAFETY: mallopt takes plain integers and is called before other threads exist; a refused value leaves the default.
     unsafe {
         libc::mallopt(libc::M_MMAP_THRESHOLD, BLOCK);
