@@ -1,7 +1,7 @@
 //! How the C library hands out memory.
 
 /// Keeps blocks of up to 4 MiB for the next tensor, which else would pay a page fault for every 4 KiB. Larger ones go back to the system at once, so that
-/// they leave no holes.
+/// they leave no holes; `kernels` keeps those that it will need again.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 #[expect(unsafe_code, reason = "mallopt is a C function")]
 pub(crate) fn tune() {

@@ -3,7 +3,7 @@ use std::sync::Arc;
 use rayon::iter::{IndexedParallelIterator, ParallelIterator};
 use rayon::slice::{ParallelSlice, ParallelSliceMut};
 
-use crate::memory::large;
+use crate::memory::{keep, large};
 use crate::norms::Statistics;
 use crate::{LANES, Px};
 
@@ -11,10 +11,20 @@ use crate::{LANES, Px};
 /// with channels of zeros. Clones share their memory.
 #[derive(Debug, Clone)]
 pub struct Image {
-    px: Arc<Vec<Px>>,
+    px: Arc<Block>,
     channels: usize,
     size: [usize; 2],
     statistics: Option<Arc<Statistics>>,
+}
+
+/// Px whose memory is kept for the next image of their size.
+#[derive(Debug)]
+struct Block(Vec<Px>);
+
+impl Drop for Block {
+    fn drop(&mut self) {
+        keep(std::mem::take(&mut self.0));
+    }
 }
 
 impl Image {
@@ -51,7 +61,7 @@ impl Image {
             return;
         }
         let planes = &mut values[..(self.channels - 1) * stride + area];
-        planes.par_chunks_mut(LANES * stride).zip(self.px.par_chunks(area)).for_each(|(planes, block)| {
+        planes.par_chunks_mut(LANES * stride).zip(self.px.0.par_chunks(area)).for_each(|(planes, block)| {
             for (lane, plane) in planes.chunks_mut(stride).enumerate() {
                 for (value, px) in plane.iter_mut().zip(block) {
                     *value = px.0[lane];
@@ -70,8 +80,8 @@ impl Image {
     #[must_use]
     pub fn doubled(&self) -> Self {
         let [height, width] = self.size;
-        let mut px = large(4 * self.px.len());
-        px.resize(4 * self.px.len(), Px::ZERO);
+        let mut px = large(4 * self.px.0.len());
+        px.resize(4 * self.px.0.len(), Px::ZERO);
         px.par_chunks_mut((2 * width).max(1)).enumerate().for_each(|(row, line)| {
             let (block, row) = (row / (2 * height), row % (2 * height) / 2);
             for (at, px) in line.iter_mut().enumerate() {
@@ -92,7 +102,7 @@ impl Image {
         let (channels, size) = (self.channels, self.size);
         assert!(other.channels == channels && other.size == size, "sizes");
         let mut px = self.into_px();
-        px.par_chunks_mut(STRETCH).zip(other.px.par_chunks(STRETCH)).for_each(|(px, other)| {
+        px.par_chunks_mut(STRETCH).zip(other.px.0.par_chunks(STRETCH)).for_each(|(px, other)| {
             for (px, other) in px.iter_mut().zip(other) {
                 for (value, other) in px.0.iter_mut().zip(other.0) {
                     *value += other;
@@ -103,7 +113,7 @@ impl Image {
     }
 
     pub(crate) fn filled(px: Vec<Px>, channels: usize, size: [usize; 2]) -> Self {
-        Self { px: Arc::new(px), channels, size, statistics: None }
+        Self { px: Arc::new(Block(px)), channels, size, statistics: None }
     }
 
     /// With what is known of its values.
@@ -138,20 +148,23 @@ impl Image {
     /// All blocks.
     #[cfg(test)]
     pub(crate) fn px(&self) -> &[Px] {
-        &self.px
+        &self.px.0
     }
 
     pub(crate) fn block(&self, block: usize) -> &[Px] {
-        &self.px[block * self.area()..][..self.area()]
+        &self.px.0[block * self.area()..][..self.area()]
     }
 
     /// Memory that nobody else holds: its own, or a copy.
     pub(crate) fn into_px(self) -> Vec<Px> {
-        Arc::try_unwrap(self.px).unwrap_or_else(|shared| {
-            let mut px = large(shared.len());
-            px.extend_from_slice(&shared);
-            px
-        })
+        match Arc::try_unwrap(self.px) {
+            Ok(mut own) => std::mem::take(&mut own.0),
+            Err(shared) => {
+                let mut px = large(shared.0.len());
+                px.extend_from_slice(&shared.0);
+                px
+            }
+        }
     }
 }
 

@@ -25,6 +25,7 @@ pub use attention::attend;
 pub use convolution::{Convolution, Course};
 pub use forms::Form;
 pub use image::Image;
+pub use memory::release;
 pub use norms::{Gather, GroupRule, Norm};
 pub use reading::Input;
 

@@ -5,6 +5,8 @@
 
 #![expect(unsafe_code, reason = "see above")]
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
 use crate::Px;
 
 /// What is summed in place.
@@ -103,8 +105,46 @@ impl<T: Value> Shared<T> {
     }
 }
 
-/// Room for so many px. Where the system can, large blocks lie in large pages, of which a processor remembers where they are.
+/// Px that a block has at least to be kept for the next one of its size.
+const KEPT_PX: usize = (4 << 20) / size_of::<Px>();
+
+/// Blocks that nobody uses: those that the system gives it fills with zeros first, which takes longer than some layers.
+static KEPT: Mutex<Vec<Vec<Px>>> = Mutex::new(Vec::new());
+
+fn kept() -> MutexGuard<'static, Vec<Vec<Px>>> {
+    KEPT.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Keeps a block for the next one of its size.
+pub(crate) fn keep(mut px: Vec<Px>) {
+    if px.capacity() >= KEPT_PX {
+        px.clear();
+        kept().push(px);
+    }
+}
+
+/// Gives the blocks that are kept for the next ones back to the system.
+pub fn release() {
+    let blocks = std::mem::take(&mut *kept());
+    drop(blocks);
+}
+
+/// Room for so many px.
 pub(crate) fn large(count: usize) -> Vec<Px> {
+    if count >= KEPT_PX {
+        let mut kept = kept();
+        if let Some(at) = kept.iter().rposition(|px| px.capacity() == count) {
+            return kept.swap_remove(at);
+        }
+        drop(kept);
+        // Pictures have another size from here on.
+        release();
+    }
+    from_system(count)
+}
+
+/// Where the system can, large blocks lie in large pages, of which a processor remembers where they are.
+fn from_system(count: usize) -> Vec<Px> {
     let px: Vec<Px> = Vec::with_capacity(count);
     #[cfg(all(target_os = "linux", not(miri)))]
     {
@@ -163,6 +203,26 @@ mod tests {
         }
         // SAFETY: the list was written before.
         assert_eq!(unsafe { shared.finish() }, [vec![1.0; 5]]);
+    }
+
+    #[test]
+    fn blocks_go_to_the_next_of_their_size() {
+        let size = KEPT_PX + 12345;
+        // Other tests that ask for other sizes at the same time have what is kept given back.
+        let is_reused = (0..1000).any(|_| {
+            let block = large(size);
+            let place = block.as_ptr();
+            keep(block);
+            let next = large(size);
+            assert!(next.is_empty() && next.capacity() == size);
+            next.as_ptr() == place
+        });
+        assert!(is_reused);
+        keep(large(size));
+        release();
+        assert!(kept().iter().all(|px| px.capacity() != size));
+        keep(Vec::with_capacity(1));
+        assert!(kept().iter().all(|px| px.capacity() >= KEPT_PX));
     }
 
     #[test]

@@ -93,6 +93,8 @@ impl Images {
             let start = (at / frames * channels * frames + at % frames) * area;
             frame.done().to_planes(&mut values[start..], frames * area);
         }
+        // As a rule this is where a model ends.
+        kernels::release();
         Tensor::from_primitive::<Flex>(FlexTensor::new(Bytes::from_elems(values), Layout::contiguous(shape.into()), DType::F32))
     }
 
