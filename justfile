@@ -24,6 +24,10 @@ bench:
 check-gpu:
     DOCS_RS=1 cargo check --release -p tilevae-cli --features cuda,vulkan
 
+# The golden files and the GPU kernels on Vulkan, where there is no GPU on Mesa's device in software; compiling Burn for it takes about an hour of processor time.
+gpu-smoke:
+    bash tools/gpu_smoke.sh
+
 # Golden files from diffusers (see tools/requirements.txt).
 fixtures:
     python tools/make_fixtures.py

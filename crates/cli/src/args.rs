@@ -35,6 +35,9 @@ pub(crate) struct Common {
     /// One key of the configuration; may be given many times. The value is TOML; a word needs no quotes.
     #[arg(long, global = true, value_name = "SECTION.KEY=VALUE")]
     pub(crate) set: Vec<String>,
+    /// Compile and tune kernels for GPUs anew, and do not keep them for the next run.
+    #[arg(long, global = true)]
+    pub(crate) no_cache: bool,
     /// How results are printed. With json, what happens in a run is told on standard error, too, as one JSON object a line.
     #[arg(long, global = true, value_enum, default_value_t = Format::Text)]
     pub(crate) format: Format,

@@ -52,6 +52,7 @@ pub fn main() -> ExitCode {
 
 fn run(args: &Args) -> anyhow::Result<()> {
     let common = &args.common;
+    tilevae::vae_core::keep_kernels(!common.no_cache);
     match &args.command {
         Command::Decode(args) => commands::decode(common, args),
         Command::Encode(args) => commands::encode(common, args),

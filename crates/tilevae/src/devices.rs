@@ -14,6 +14,8 @@ pub struct DeviceInfo {
     pub name: DeviceName,
     /// What it is.
     pub description: String,
+    /// Its memory in bytes, where that can be known.
+    pub memory: Option<u64>,
 }
 
 /// A backend: its Cargo feature, whether it was built in, and its devices. Devices are looked for, never assumed.
@@ -92,8 +94,14 @@ fn enumerate(kind: DeviceType) -> Vec<Device> {
 /// The devices that are there.
 pub fn list_devices() -> Vec<DeviceInfo> {
     let info = |backend: Backend| {
-        let count = backend.devices.map_or(0, |devices| devices().len());
-        (0..count).map(move |index| DeviceInfo { name: (backend.name)(index), description: backend.description.to_owned() })
+        let devices = backend.devices.map_or_else(Vec::new, |devices| devices());
+        devices.into_iter().enumerate().map(move |(index, device)| {
+            let (description, memory) = match vae_core::adapter(&device) {
+                Some(adapter) => (format!("{}: {}", backend.description, adapter.name), adapter.memory),
+                None => (backend.description.to_owned(), None),
+            };
+            DeviceInfo { name: (backend.name)(index), description, memory }
+        })
     };
     backends().into_iter().flat_map(info).collect()
 }

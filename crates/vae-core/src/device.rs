@@ -1,6 +1,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use burn::tensor::Device;
 use serde::{Deserialize, Serialize};
 
 /// The name of a device, as configurations write it: `cpu`, `ndarray`, `cuda:0`, `vulkan:1`, `wgpu:0`, `metal:0`, `remote://host:7700/0`.
@@ -89,6 +90,45 @@ impl TryFrom<String> for DeviceName {
 impl From<DeviceName> for String {
     fn from(name: DeviceName) -> Self {
         name.to_string()
+    }
+}
+
+/// What a GPU says of itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Adapter {
+    /// As its driver names it.
+    pub name: String,
+    /// Bytes, where they can be known.
+    pub memory: Option<u64>,
+}
+
+/// The GPU behind a device; nothing of other devices, and of one that cannot be opened.
+pub fn adapter(device: &Device) -> Option<Adapter> {
+    match device.as_dispatch() {
+        #[cfg(feature = "cube")]
+        burn::backend::DispatchDevice::Cube(cube) => {
+            // A driver that is there but does not work panics.
+            let opened = std::panic::catch_unwind(|| cube.client());
+            opened.ok().map(|client| Adapter { name: client.properties().identity.name.clone(), memory: client.properties().memory.max_memory() })
+        }
+        _ => None,
+    }
+}
+
+/// Whether GPUs keep what they compile and tune from run to run, in the folder that the system has for such things. To be said before the first use of a GPU.
+#[cfg_attr(not(feature = "cube"), expect(unused_variables, reason = "there are no GPUs in this build"))]
+pub fn keep_kernels(keep: bool) {
+    #[cfg(feature = "cube")]
+    {
+        use cubecl::config::cache::CacheConfig;
+        use cubecl::config::{CubeClRuntimeConfig, RuntimeConfig};
+        let mut config = CubeClRuntimeConfig::from_current_dir().override_from_env();
+        config.compilation.cache = keep;
+        config.autotune.disable_cache = !keep;
+        if matches!(config.environment.path, CacheConfig::Target) {
+            config.environment.path = CacheConfig::Global;
+        }
+        CubeClRuntimeConfig::try_set(config);
     }
 }
 

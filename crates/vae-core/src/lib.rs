@@ -17,7 +17,7 @@ pub mod testing;
 mod vae;
 mod weights;
 
-pub use device::{DeviceName, DeviceNameError};
+pub use device::{Adapter, DeviceName, DeviceNameError, adapter, keep_kernels};
 pub use error::VaeError;
 pub use family::{Model, VaeEntry, VaeFamily};
 pub use ops::{Decode, Encode};

@@ -15,7 +15,45 @@ use burn::tensor::{DType, Device, Tensor, TensorData};
 use safetensors::{Dtype, SafeTensors};
 use tiling::{Block, Canvas, Cascade, Compositor, Grid, TileOp, TilePlan};
 
+use crate::layers::Precision;
 use crate::{FrameRule, Halves, Model, Registry, Vae, VaeEntry, VaeError, VaeSpec, stream_frames};
+
+/// The device that tests run on: the CPU, or what `TILEVAE_TEST_DEVICE` names.
+///
+/// # Panics
+/// When this build has no such device.
+pub fn device() -> Device {
+    match std::env::var("TILEVAE_TEST_DEVICE").as_deref().unwrap_or("cpu") {
+        #[cfg(feature = "flex")]
+        "cpu" => Device::flex(),
+        #[cfg(feature = "vulkan")]
+        "vulkan" => Device::vulkan(burn::tensor::DeviceKind::DefaultDevice),
+        #[cfg(feature = "wgpu")]
+        "wgpu" => Device::wgpu(burn::tensor::DeviceKind::DefaultDevice),
+        #[cfg(feature = "cuda")]
+        "cuda" => Device::cuda(0),
+        other => panic!("no device `{other}` in this build"),
+    }
+}
+
+/// Whether the device of the tests is the CPU.
+pub fn is_on_cpu() -> bool {
+    crate::adapter(&device()).is_none()
+}
+
+/// The precisions that differ on the device of the tests.
+pub fn precisions() -> &'static [Precision] {
+    if is_on_cpu() { &[Precision::Fast, Precision::Strict] } else { &[Precision::Fast] }
+}
+
+/// Those of the types that the device of the tests can compute in; says which it cannot.
+pub fn computable(dtypes: &[DType]) -> Vec<DType> {
+    let (able, unable): (Vec<_>, Vec<_>) = dtypes.iter().partition(|&&dtype| device().supports_dtype(dtype));
+    if !unable.is_empty() {
+        println!("skipped: the device does not compute in {unable:?}");
+    }
+    able
+}
 
 /// What the tests run on.
 pub struct Subject {

@@ -41,7 +41,9 @@ pub(crate) fn models(common: &Common) -> anyhow::Result<()> {
 
 pub(crate) fn devices(common: &Common) -> anyhow::Result<()> {
     let devices = list_devices();
-    let text: String = devices.iter().map(|device| format!("{:<10} {}\n", device.name.to_string(), device.description)).collect();
+    let memory = |bytes: Option<u64>| bytes.map_or_else(String::new, |bytes| format!(", {}", indicatif::BinaryBytes(bytes)));
+    let line = |device: &tilevae::DeviceInfo| format!("{:<10} {}{}\n", device.name.to_string(), device.description, memory(device.memory));
+    let text: String = devices.iter().map(line).collect();
     print(common, &text, &json!(devices))
 }
 

@@ -39,8 +39,14 @@ fn by_operators(queries: Tensor<3>, keys: Tensor<3>, values: Tensor<3>) -> Tenso
     let blocks = (0..n).step_by(QUERY_BLOCK).map(|start| {
         let end = (start + QUERY_BLOCK).min(n);
         let block = queries.clone().slice([0..b, start..end, 0..c]);
-        let scores = block.matmul(keys.clone()).cast(FloatDType::F32) * (1.0 / (c as f64).sqrt());
-        softmax(scores, 2).cast(dtype).matmul(values.clone())
+        let scale = 1.0 / (c as f64).sqrt();
+        #[cfg(feature = "cube")]
+        if super::gpu::takes(&block) {
+            let weights = super::gpu::softmax(super::gpu::matmul(block, keys.clone()), scale);
+            return super::gpu::matmul(weights, values.clone());
+        }
+        let scores = block.matmul(keys.clone());
+        softmax(scores.cast(FloatDType::F32) * scale, 2).cast(dtype).matmul(values.clone())
     });
     Tensor::cat(blocks.collect(), 1)
 }

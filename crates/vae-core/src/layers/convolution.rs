@@ -1,6 +1,5 @@
-use burn::tensor::Tensor;
-use burn::tensor::module::{conv2d, conv3d};
 use burn::tensor::ops::ConvOptions;
+use burn::tensor::{Tensor, module};
 
 use super::Features;
 #[cfg(feature = "flex")]
@@ -82,7 +81,7 @@ fn by_operators(x: Tensor<5>, weight: Tensor<5>, bias: Tensor<1>, kind: Kind, co
         let t = frames;
         let options = ConvOptions::new_with_padding([stride; 2], [(before, after); 2], [1, 1], 1);
         let pictures = if t > 1 { x.swap_dims(1, 2).reshape([b * t, c, h, w]) } else { x.reshape([b * t, c, h, w]) };
-        let y = conv2d(pictures, weight.squeeze_dim::<4>(2), Some(bias), options);
+        let y = conv2d(pictures, weight.squeeze_dim(2), bias, options);
         let [_, c, h, w] = y.dims();
         return if t > 1 { y.reshape([b, t, c, h, w]).swap_dims(1, 2) } else { y.unsqueeze_dim(2) };
     }
@@ -91,10 +90,26 @@ fn by_operators(x: Tensor<5>, weight: Tensor<5>, bias: Tensor<1>, kind: Kind, co
     if kind == Kind::Point {
         let [.., t, _, _] = x.dims();
         let kernel = weight.squeeze_dim::<4>(4);
-        let y = conv2d(x.reshape([b, c, t, h * w]), kernel, Some(bias), ConvOptions::new([course.step, 1], [0, 0], [1, 1], 1));
+        let y = conv2d(x.reshape([b, c, t, h * w]), kernel, bias, ConvOptions::new([course.step, 1], [0, 0], [1, 1], 1));
         let t = y.dims()[2];
         return y.reshape([b, out, t, h, w]);
     }
     assert!(kind == Kind::Same, "kernels of several frames keep the size or have one px");
-    conv3d(x, weight, Some(bias), ConvOptions::new([course.step, 1, 1], [0, 1, 1], [1; 3], 1))
+    conv3d(x, weight, bias, ConvOptions::new([course.step, 1, 1], [0, 1, 1], [1; 3], 1))
+}
+
+fn conv2d(x: Tensor<4>, weight: Tensor<4>, bias: Tensor<1>, options: ConvOptions<2>) -> Tensor<4> {
+    #[cfg(feature = "cube")]
+    if super::gpu::takes(&x) {
+        return super::gpu::conv2d(x, weight, bias, options);
+    }
+    module::conv2d(x, weight, Some(bias), options)
+}
+
+fn conv3d(x: Tensor<5>, weight: Tensor<5>, bias: Tensor<1>, options: ConvOptions<3>) -> Tensor<5> {
+    #[cfg(feature = "cube")]
+    if super::gpu::takes(&x) {
+        return super::gpu::conv3d(x, weight, bias, options);
+    }
+    module::conv3d(x, weight, Some(bias), options)
 }

@@ -6,6 +6,8 @@ mod convolution;
 #[cfg(feature = "flex")]
 mod cpu;
 mod features;
+#[cfg(feature = "cube")]
+mod gpu;
 mod norm;
 mod precision;
 #[cfg(feature = "remote")]

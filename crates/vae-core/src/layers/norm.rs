@@ -63,6 +63,10 @@ pub(super) fn group_norm(x: Features, weight: Tensor<1>, bias: Tensor<1>, rule: 
             if super::remote::takes(&x) {
                 return super::remote::group_norm(x, weight, bias, rule).into();
             }
+            #[cfg(feature = "cube")]
+            if super::gpu::takes(&x) {
+                return super::gpu::group_norm(x, weight, bias, rule).into();
+            }
             let [b, c, t, h, w] = x.dims();
             if t == 1 {
                 return group_norm_by_operators(x.reshape([b, c, h, w]), weight, bias, rule).reshape([b, c, t, h, w]).into();
@@ -94,7 +98,7 @@ pub struct RmsNorm {
 }
 
 /// The least length that is divided by (torch, `functional.normalize`).
-const LEAST_LENGTH: f64 = 1e-12;
+pub(super) const LEAST_LENGTH: f64 = 1e-12;
 
 impl RmsNorm {
     /// Normalises over `channels` channels.
@@ -127,6 +131,10 @@ pub(super) fn rms_norm(x: Features, gamma: Tensor<1>, then_silu: bool) -> Featur
             #[cfg(feature = "remote")]
             if super::remote::takes(&x) {
                 return super::remote::rms_norm(x, gamma, then_silu).into();
+            }
+            #[cfg(feature = "cube")]
+            if super::gpu::takes(&x) {
+                return super::gpu::rms_norm(x, gamma, then_silu).into();
             }
             rms_norm_by_operators(x, gamma, then_silu).into()
         }

@@ -1,7 +1,7 @@
-use burn::tensor::{DType, Device, Tensor, TensorData};
+use burn::tensor::{DType, Tensor, TensorData};
 use tiling::{Block, GridConfig, TileOp};
-use vae_core::layers::{Features, Precision};
-use vae_core::testing::{assert_close, psnr, run_tiled};
+use vae_core::layers::Features;
+use vae_core::testing::{assert_close, computable, device, precisions, psnr, run_tiled};
 use vae_core::{Decode, Encode, Halves, Posterior, Weights};
 
 use super::{data, golden, load};
@@ -45,7 +45,7 @@ fn check_whole(config: &str, dtype: DType, tolerance: f32) {
 
 /// With fewer products and with all.
 fn equals_diffusers(config: &str) {
-    for precision in [Precision::Fast, Precision::Strict] {
+    for precision in precisions() {
         precision.during(|| check_whole(config, DType::F32, F32));
     }
 }
@@ -67,10 +67,10 @@ fn odd_equals_diffusers() {
 
 #[test]
 fn half_types_are_near() {
-    check_whole("flux", DType::F16, F16);
-    check_whole("flux", DType::BF16, BF16);
     let golden = golden("flux");
-    for (dtype, least) in [(DType::F16, 55.0), (DType::BF16, 36.0)] {
+    for dtype in computable(&[DType::F16, DType::BF16]) {
+        let (tolerance, least) = if dtype == DType::F16 { (F16, 55.0) } else { (BF16, 36.0) };
+        check_whole("flux", dtype, tolerance);
         let decoded = Decode { vae: load(&data("flux"), dtype), frames_per_chunk: 1 }.apply(&golden.block("1x10x9.latents")).unwrap();
         let psnr = psnr(&decoded, &golden.block("1x10x9.untiled.decoded"));
         assert!(psnr >= least, "{dtype:?}: {psnr} dB");
@@ -81,7 +81,7 @@ fn modules(config: &str) -> AutoencoderKl {
     let model = super::open(&data(config));
     let parsed: KlConfig = serde_json::from_value(without_private(&model.config)).unwrap();
     let weights: Weights = vae_core::Checkpoint::open(&data(config), None).unwrap().weights().unwrap();
-    weights.apply(AutoencoderKl::new(&parsed, Halves::Both, &Device::flex()).unwrap(), DType::F32).unwrap()
+    weights.apply(AutoencoderKl::new(&parsed, Halves::Both, &device()).unwrap(), DType::F32).unwrap()
 }
 
 fn without_private(config: &serde_json::Value) -> serde_json::Value {
@@ -96,7 +96,7 @@ fn single_blocks_equal_diffusers() {
         let check = |name: &str, f: &dyn Fn(Features) -> Features| {
             let input = golden.block(&format!("block.{name}.in"));
             let shape = input.shape();
-            let y = Tensor::from(f(Tensor::from_data(TensorData::new(input.into_data(), shape), &Device::flex()).into()));
+            let y = Tensor::from(f(Tensor::from_data(TensorData::new(input.into_data(), shape), &device()).into()));
             let got = Block::new(y.dims(), y.into_data().try_into_vec().unwrap()).unwrap();
             assert_close(&got, &golden.block(&format!("block.{name}.out")), F32, &format!("{config} {name}"));
         };

@@ -8,8 +8,8 @@ mod plans;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use burn::tensor::{DType, Device};
-use vae_core::testing::Golden;
+use burn::tensor::DType;
+use vae_core::testing::{Golden, device};
 use vae_core::{Model, Registry, Vae, VaeEntry};
 
 static ENTRY: VaeEntry = VaeEntry::of::<crate::Kl>("vae-kl");
@@ -23,7 +23,7 @@ fn open(path: &Path) -> Model {
 }
 
 fn load(path: &Path, dtype: DType) -> Arc<dyn Vae> {
-    open(path).load(&Device::flex(), dtype).unwrap().into()
+    open(path).load(&device(), dtype).unwrap().into()
 }
 
 fn golden(config: &str) -> Golden {

@@ -2,7 +2,7 @@ macro_rules! conformance {
     ($($name:ident, $family:ty, $folder:literal;)*) => {
         $(
             mod $name {
-                vae_core::vae_conformance!($family, concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/", $folder), burn::tensor::Device::flex());
+                vae_core::vae_conformance!($family, concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/", $folder), vae_core::testing::device());
             }
         )*
     };

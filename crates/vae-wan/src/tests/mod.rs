@@ -8,9 +8,9 @@ mod plans;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use burn::tensor::{DType, Device, Tensor, TensorData};
+use burn::tensor::{DType, Tensor, TensorData};
 use tiling::Block;
-use vae_core::testing::Golden;
+use vae_core::testing::{Golden, device};
 use vae_core::{Model, Registry, Vae, VaeEntry};
 
 static ENTRIES: [VaeEntry; 2] = [VaeEntry::of::<crate::Wan>("vae-wan"), VaeEntry::of::<crate::QwenImage>("vae-wan")];
@@ -24,7 +24,7 @@ fn open(path: &Path) -> Model {
 }
 
 fn load(path: &Path, dtype: DType) -> Arc<dyn Vae> {
-    open(path).load(&Device::flex(), dtype).unwrap().into()
+    open(path).load(&device(), dtype).unwrap().into()
 }
 
 fn golden(config: &str) -> Golden {
@@ -33,7 +33,7 @@ fn golden(config: &str) -> Golden {
 
 fn to_tensor(block: Block) -> Tensor<5> {
     let shape = block.shape();
-    Tensor::from_data(TensorData::new(block.into_data(), shape), &Device::flex())
+    Tensor::from_data(TensorData::new(block.into_data(), shape), &device())
 }
 
 fn to_block(tensor: Tensor<5>) -> Block {
