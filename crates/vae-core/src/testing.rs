@@ -47,6 +47,7 @@ pub fn precisions() -> &'static [Precision] {
 }
 
 /// Those of the types that the device of the tests can compute in; says which it cannot.
+#[expect(clippy::print_stdout, reason = "tests say what they skip")]
 pub fn computable(dtypes: &[DType]) -> Vec<DType> {
     let (able, unable): (Vec<_>, Vec<_>) = dtypes.iter().partition(|&&dtype| device().supports_dtype(dtype));
     if !unable.is_empty() {
