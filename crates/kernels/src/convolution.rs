@@ -752,7 +752,7 @@ mod tests {
                     assert!((a - b).abs() < 1e-4, "{form:?} {down} {right}: {a} {b}");
                     differs |= a != b;
                 }
-                assert!(differs || [down, right] == [0, 0]);
+                assert!(differs);
             }
         }
     }

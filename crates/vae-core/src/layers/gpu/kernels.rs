@@ -1,0 +1,267 @@
+//! What runs on the GPU: a unit to each value, px, part of a list or row.
+
+use cubecl::prelude::*;
+
+use super::super::norm::LEAST_LENGTH;
+
+/// Where the first channel of a frame's px lies.
+#[cube]
+fn place<F: Float>(x: &Tensor<F>, frame: usize, px: usize) -> usize {
+    let (t, w) = (x.shape(2), x.shape(4));
+    frame / t * x.stride(0) + frame % t * x.stride(2) + px / w * x.stride(3) + px % w * x.stride(4)
+}
+
+/// What values of a group are compared with, so that sums of squares keep their precision.
+#[cube]
+fn reference<F: Float>(x: &Tensor<F>, frame: usize, group: usize, #[comptime] groups: usize) -> f32 {
+    f32::cast_from(x[place::<F>(x, frame, 0) + group * (x.shape(1) / groups) * x.stride(1)])
+}
+
+#[cube]
+fn silu(value: f32) -> f32 {
+    value / (1.0f32 + f32::exp(-value))
+}
+
+/// Each unit writes the sums of some differences from the reference, and of their squares.
+#[cube(launch)]
+pub(super) fn group_sums<F: Float>(
+    x: &Tensor<F>,
+    sums: &mut Tensor<f32>,
+    #[comptime] groups: usize,
+    parts: usize,
+    #[comptime] side_by_side: bool,
+    #[define(F)] _dtype: cubecl::ir::ElemType,
+) {
+    if 2 * ABSOLUTE_POS >= sums.len() {
+        terminate!();
+    }
+    let (list, part) = (ABSOLUTE_POS / parts, ABSOLUTE_POS % parts);
+    let (frame, group) = (list / groups, list % groups);
+    let per_group = x.shape(1) / groups;
+    let area = x.shape(3) * x.shape(4);
+    let reference = reference::<F>(x, frame, group, groups);
+    let mut sum = 0.0f32;
+    let mut squares = 0.0f32;
+    // Neighbours read neighbours.
+    let mut at = part;
+    while at < area * per_group {
+        let mut channel = at / area;
+        let mut px = at % area;
+        if comptime!(side_by_side) {
+            channel = at % per_group;
+            px = at / per_group;
+        }
+        let value = f32::cast_from(x[place::<F>(x, frame, px) + (group * per_group + channel) * x.stride(1)]) - reference;
+        sum += value;
+        squares += value * value;
+        at += parts;
+    }
+    sums[2 * ABSOLUTE_POS] = sum;
+    sums[2 * ABSOLUTE_POS + 1] = squares;
+}
+
+/// Each unit adds up some sums of a list.
+#[cube(launch)]
+pub(super) fn sums_of_sums(sums: &Tensor<f32>, fewer_sums: &mut Tensor<f32>, parts: usize, fewer: usize) {
+    if 2 * ABSOLUTE_POS >= fewer_sums.len() {
+        terminate!();
+    }
+    let (list, part) = (ABSOLUTE_POS / fewer, ABSOLUTE_POS % fewer);
+    let mut sum = 0.0f32;
+    let mut squares = 0.0f32;
+    let mut at = part;
+    while at < parts {
+        sum += sums[2 * (list * parts + at)];
+        squares += sums[2 * (list * parts + at) + 1];
+        at += fewer;
+    }
+    fewer_sums[2 * ABSOLUTE_POS] = sum;
+    fewer_sums[2 * ABSOLUTE_POS + 1] = squares;
+}
+
+/// Each unit adds up the parts of a group of a frame, in their order: its mean and what its values are multiplied with.
+#[cube(launch)]
+pub(super) fn group_moments<F: Float>(
+    x: &Tensor<F>,
+    sums: &Tensor<f32>,
+    moments: &mut Tensor<f32>,
+    parts: usize,
+    epsilon: f32,
+    #[comptime] groups: usize,
+    #[define(F)] _dtype: cubecl::ir::ElemType,
+) {
+    if 2 * ABSOLUTE_POS >= moments.len() {
+        terminate!();
+    }
+    let (frame, group) = (ABSOLUTE_POS / groups, ABSOLUTE_POS % groups);
+    let mut sum = 0.0f32;
+    let mut squares = 0.0f32;
+    for part in 0..parts {
+        sum += sums[2 * (ABSOLUTE_POS * parts + part)];
+        squares += sums[2 * (ABSOLUTE_POS * parts + part) + 1];
+    }
+    let count = f32::cast_from(x.shape(1) / groups * x.shape(3) * x.shape(4));
+    let mean = sum / count;
+    let variance = f32::max(squares / count - mean * mean, 0.0f32);
+    moments[2 * ABSOLUTE_POS] = mean + reference::<F>(x, frame, group, groups);
+    moments[2 * ABSOLUTE_POS + 1] = 1.0f32 / f32::sqrt(variance + epsilon);
+}
+
+/// Each unit normalises one value.
+#[cube(launch)]
+pub(super) fn group_apply<F: Float, P: Float>(
+    x: &Tensor<F>,
+    weight: &Tensor<P>,
+    bias: &Tensor<P>,
+    moments: &Tensor<f32>,
+    y: &mut Tensor<F>,
+    #[comptime] groups: usize,
+    #[comptime] side_by_side: bool,
+    #[comptime] then_silu: bool,
+    #[define(F, P)] _dtypes: [cubecl::ir::ElemType; 2],
+) {
+    if ABSOLUTE_POS >= y.len() {
+        terminate!();
+    }
+    let (channels, frames) = (x.shape(1), x.shape(2));
+    let area = x.shape(3) * x.shape(4);
+    let mut px = ABSOLUTE_POS % area;
+    let mut channel = ABSOLUTE_POS / (area * frames) % channels;
+    let mut frame = ABSOLUTE_POS / (area * frames * channels) * frames + ABSOLUTE_POS / area % frames;
+    if comptime!(side_by_side) {
+        px = ABSOLUTE_POS / channels % area;
+        channel = ABSOLUTE_POS % channels;
+        frame = ABSOLUTE_POS / (channels * area);
+    }
+    let value = f32::cast_from(x[place::<F>(x, frame, px) + channel * x.stride(1)]);
+    let of = 2 * (frame * groups + channel / (channels / groups));
+    let normal = (value - moments[of]) * moments[of + 1];
+    let mut value = normal * f32::cast_from(weight[channel]) + f32::cast_from(bias[channel]);
+    if comptime!(then_silu) {
+        value = silu(value);
+    }
+    y[ABSOLUTE_POS] = F::cast_from(value);
+}
+
+/// A value of a px of that length: rounded to its type before it is scaled, and after each step, as diffusers does.
+#[cube]
+fn scaled<F: Float>(value: F, length: f32, channels: usize, gamma: F, #[comptime] then_silu: bool) -> F {
+    let divided = F::cast_from(f32::cast_from(value) / length);
+    let root = f32::sqrt(f32::cast_from(channels));
+    let scaled = F::cast_from(f32::cast_from(divided) * root);
+    let mut value = F::cast_from(f32::cast_from(scaled) * f32::cast_from(gamma));
+    if comptime!(then_silu) {
+        value = F::cast_from(silu(f32::cast_from(value)));
+    }
+    value
+}
+
+/// Each unit normalises one px.
+#[cube(launch)]
+pub(super) fn px_apply<F: Float>(
+    x: &Tensor<F>,
+    gamma: &Tensor<F>,
+    y: &mut Tensor<F>,
+    #[comptime] side_by_side: bool,
+    #[comptime] then_silu: bool,
+    #[define(F)] _dtype: cubecl::ir::ElemType,
+) {
+    let (channels, frames) = (x.shape(1), x.shape(2));
+    let area = x.shape(3) * x.shape(4);
+    if ABSOLUTE_POS * channels >= y.len() {
+        terminate!();
+    }
+    let (frame, px) = (ABSOLUTE_POS / area, ABSOLUTE_POS % area);
+    let from = place::<F>(x, frame, px);
+    let mut to = frame / frames * channels * frames * area + frame % frames * area + px;
+    let mut step = frames * area;
+    if comptime!(side_by_side) {
+        to = ABSOLUTE_POS * channels;
+        step = 1usize.runtime();
+    }
+    let mut sum = 0.0f32;
+    for channel in 0..channels {
+        let value = f32::cast_from(x[from + channel * x.stride(1)]);
+        sum += value * value;
+    }
+    let length = f32::max(f32::sqrt(sum), comptime!(LEAST_LENGTH as f32).runtime());
+    for channel in 0..channels {
+        y[to + channel * step] = scaled::<F>(x[from + channel * x.stride(1)], length, channels, gamma[channel], then_silu);
+    }
+}
+
+/// Each unit computes one value.
+#[cube(launch)]
+pub(super) fn products<F: Float>(left: &Tensor<F>, right: &Tensor<F>, y: &mut Tensor<F>, #[define(F)] _dtype: cubecl::ir::ElemType) {
+    if ABSOLUTE_POS >= y.len() {
+        terminate!();
+    }
+    let (rows, columns) = (left.shape(1), right.shape(2));
+    let (item, row, column) = (ABSOLUTE_POS / columns / rows, ABSOLUTE_POS / columns % rows, ABSOLUTE_POS % columns);
+    let from = item * left.stride(0) + row * left.stride(1);
+    let with = item * right.stride(0) + column * right.stride(2);
+    let mut sum = 0.0f32;
+    for at in 0..left.shape(2) {
+        sum += f32::cast_from(left[from + at * left.stride(2)]) * f32::cast_from(right[with + at * right.stride(1)]);
+    }
+    y[ABSOLUTE_POS] = F::cast_from(sum);
+}
+
+/// Each unit takes some scores of a row: the greatest, and the sum of the exponentials of what the others are below it.
+#[cube(launch)]
+pub(super) fn row_parts<F: Float>(
+    scores: &Tensor<F>,
+    partial: &mut Tensor<f32>,
+    scale: f32,
+    parts: usize,
+    #[define(F)] _dtype: cubecl::ir::ElemType,
+) {
+    if 2 * ABSOLUTE_POS >= partial.len() {
+        terminate!();
+    }
+    let columns = scores.shape(2);
+    let (row, part) = (ABSOLUTE_POS / parts, ABSOLUTE_POS % parts);
+    let mut most = f32::cast_from(scores[row * columns + part]) * scale;
+    let mut at = part + parts;
+    while at < columns {
+        most = f32::max(most, f32::cast_from(scores[row * columns + at]) * scale);
+        at += parts;
+    }
+    let mut sum = 0.0f32;
+    let mut at = part;
+    while at < columns {
+        sum += f32::exp(f32::cast_from(scores[row * columns + at]) * scale - most);
+        at += parts;
+    }
+    partial[2 * ABSOLUTE_POS] = most;
+    partial[2 * ABSOLUTE_POS + 1] = sum;
+}
+
+/// Each unit does the same for the parts of a row.
+#[cube(launch)]
+pub(super) fn row_sums(partial: &Tensor<f32>, whole: &mut Tensor<f32>, parts: usize) {
+    if 2 * ABSOLUTE_POS >= whole.len() {
+        terminate!();
+    }
+    let first = ABSOLUTE_POS * parts;
+    let mut most = partial[2 * first];
+    for part in 1..parts {
+        most = f32::max(most, partial[2 * (first + part)]);
+    }
+    let mut sum = 0.0f32;
+    for part in 0..parts {
+        sum += partial[2 * (first + part) + 1] * f32::exp(partial[2 * (first + part)] - most);
+    }
+    whole[2 * ABSOLUTE_POS] = most;
+    whole[2 * ABSOLUTE_POS + 1] = sum;
+}
+
+/// Each unit takes one score.
+#[cube(launch)]
+pub(super) fn row_apply<F: Float>(scores: &Tensor<F>, whole: &Tensor<f32>, y: &mut Tensor<F>, scale: f32, #[define(F)] _dtype: cubecl::ir::ElemType) {
+    if ABSOLUTE_POS >= y.len() {
+        terminate!();
+    }
+    let row = ABSOLUTE_POS / scores.shape(2);
+    y[ABSOLUTE_POS] = F::cast_from(f32::exp(f32::cast_from(scores[ABSOLUTE_POS]) * scale - whole[2 * row]) / whole[2 * row + 1]);
+}
