@@ -74,9 +74,9 @@ fn log_to_stderr(args: &Args) {
         (false, 1) => LevelFilter::INFO,
         (false, _) => LevelFilter::DEBUG,
     };
-    // Runs say themselves what became of a device that another machine serves; whoever serves wants to hear of his clients.
-    let of_connections = if level == LevelFilter::WARN && !args.command.is_worker() { LevelFilter::ERROR } else { level };
-    let levels = Targets::new().with_default(level).with_targets(["burn_remote", "burn_communication"].map(|name| (name, of_connections)));
+    // Runs say themselves what became of a device; whoever serves devices wants to hear of his clients.
+    let of_backends = if level == LevelFilter::WARN && !args.command.is_worker() { LevelFilter::ERROR } else { level };
+    let levels = Targets::new().with_default(level).with_targets(["burn", "cubecl", "cubek", "wgpu"].map(|prefix| (prefix, of_backends)));
     let is_terminal = std::io::stderr().is_terminal();
     let layer = tracing_subscriber::fmt::layer().with_writer(|| watch::Log).without_time().with_target(false).with_ansi(is_terminal);
     tracing_subscriber::registry().with(layer.with_filter(levels)).init();

@@ -1,4 +1,3 @@
-use std::collections::HashMap;
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -45,7 +44,7 @@ impl Settings {
 pub(crate) fn run(settings: Settings, job: Job<'_>, progress: &mut dyn Progress) -> Result<RunStats, ExecError> {
     let Job { plan, source, workers, compositor, stop } = job;
     let recorder = Recorder::new();
-    let workers: Arc<[_]> = workers[..workers.len().min(plan.tiles.len())].into();
+    let workers: Arc<[_]> = workers.into();
     let rules =
         Rules { window: settings.held_tiles(plan, workers.len()), at_once: settings.at_once(), batch: settings.batch, retries: settings.retries };
     let work = plan.tiles.iter().map(|tile| tile.input.volume() as f64).collect();
@@ -97,12 +96,8 @@ pub(crate) fn run(settings: Settings, job: Job<'_>, progress: &mut dyn Progress)
 
 /// For each tile a number that it has in common with the tiles of its shape.
 fn classes(plan: &TilePlan) -> Vec<usize> {
-    let mut known = HashMap::new();
-    let mut class = |size: [usize; 3]| {
-        let next = known.len();
-        *known.entry(size).or_insert(next)
-    };
-    plan.tiles.iter().map(|tile| class(tile.input.size)).collect()
+    let shapes = plan.shapes();
+    plan.tiles.iter().filter_map(|tile| shapes.iter().position(|&shape| shape == tile.input.size)).collect()
 }
 
 /// Fetches tiles for a worker and reads them.
@@ -328,8 +323,12 @@ impl Foreman<'_, '_> {
     fn finish(self) -> Result<RunStats, ExecError> {
         self.compositor.finish().map_err(ExecError::Unfinished)?;
         let elapsed = self.shared.recorder.now();
-        let trace = self.shared.recorder.trace(self.workers.iter().map(|worker| worker.name.clone()).collect());
         let mut stats = self.stats;
+        // Workers that stood by to the end had no part in the run.
+        while stats.len() > self.plan.tiles.len() && stats.last().is_some_and(|last| last.tiles + last.faults == 0) {
+            stats.pop();
+        }
+        let trace = self.shared.recorder.trace(stats.iter().map(|worker| worker.name.clone()).collect());
         for (worker, stats) in stats.iter_mut().enumerate() {
             stats.busy = trace.busy(worker);
             [stats.uploaded_bytes, stats.downloaded_bytes] = [0, 1].map(|way| self.shared.moved[worker][way].load(Ordering::Relaxed));

@@ -4,6 +4,19 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use tiling::{BoxError, CompositeError};
 
+/// What CUDA, wgpu, Vulkan and CubeCL's memory management say when there is no more memory, in lower case.
+const OUT_OF_MEMORY: [&str; 9] = [
+    "out of memory",
+    "out-of-memory",
+    "out_of_memory",
+    "outofmemory",
+    "out of device memory",
+    "out of host memory",
+    "not enough memory",
+    "can't allocate",
+    "memory exhausted",
+];
+
 /// A run that could not be finished.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -97,19 +110,54 @@ impl ExecError {
     /// Whether a device's memory was too small. Backends say so in words only.
     pub(crate) fn is_out_of_memory(&self) -> bool {
         let line = self.line().to_lowercase();
-        ["out of memory", "out_of_memory", "outofmemory", "memory exhausted"].iter().any(|words| line.contains(words))
+        OUT_OF_MEMORY.iter().any(|words| line.contains(words))
     }
 }
 
 /// Calls an operation; a panic, which is how Burn reports most errors, becomes an error.
 pub(crate) fn guarded<T>(tile: usize, call: impl FnOnce() -> Result<T, BoxError>) -> Result<T, ExecError> {
     match catch_unwind(AssertUnwindSafe(call)) {
-        Ok(answer) => answer.map_err(|source| ExecError::Tile { tile, source }),
-        Err(panic) => Err(ExecError::Panicked { tile, message: panic_message(panic.as_ref()) }),
+        Ok(answer) => answer.map_err(|source| ExecError::Tile { tile, source: in_one_line(source) }),
+        Err(panic) => Err(ExecError::Panicked { tile, message: essence(&panic_message(panic.as_ref())) }),
     }
+}
+
+/// The error itself where it has one line, else its essence.
+fn in_one_line(error: BoxError) -> BoxError {
+    let text = error.to_string();
+    if text.lines().count() > 1 { essence(&text).into() } else { error }
+}
+
+/// What a backend says in many lines, without headings, backtraces and consequences.
+fn essence(text: &str) -> String {
+    let says_nothing = |line: &&str| line.is_empty() || line.ends_with(':') || line.starts_with("skipped `") || line.starts_with("No backtrace");
+    let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !says_nothing(line)).collect();
+    if lines.is_empty() { text.trim().to_owned() } else { lines.join(": ") }
 }
 
 fn panic_message(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
     text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "the operation panicked".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_backends_say_is_told_in_a_line() {
+        let said = "An error happened during execution\nCaused by:\n  Several failures at once\nCaused by:\n  The bytes were never written (failure #983)\n  \
+                    skipped `KernelBinop`: it needed memory\nCaused by:\n  An IO error happened\nCaused by:\n  can't allocate buffer of size: 276480000\n\
+                    No backtrace available\nAsked at:\nNo backtrace available";
+        let error = guarded::<()>(3, || Err(said.into())).unwrap_err();
+        let line = "An error happened during execution: Several failures at once: The bytes were never written (failure #983): An IO error happened: \
+                    can't allocate buffer of size: 276480000";
+        assert_eq!(error.line(), format!("tile 3 failed: {line}"));
+        assert!(error.is_out_of_memory());
+        let panicked = guarded::<()>(3, || panic!("{said}")).unwrap_err();
+        assert_eq!(panicked.line(), format!("tile 3 failed: {line}"));
+        assert!(panicked.is_out_of_memory());
+        assert!(!guarded::<()>(3, || Err("the shape is wrong".into())).unwrap_err().is_out_of_memory());
+        assert_eq!(essence("Caused by:\n"), "Caused by:");
+    }
 }

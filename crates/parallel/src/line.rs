@@ -176,7 +176,7 @@ impl Line {
     }
 
     fn upload(&self, item: Item<Block>) -> Option<Item<Resident>> {
-        self.count(0, &item);
+        self.count(0, item.unit.worker, size_of_val(item.load.data()));
         self.stage(Stage::Upload, item, |unit, piece| {
             let op = self.workers[unit.worker].op(unit.is_upcast);
             guarded(unit.tiles[0], || op.upload(piece))
@@ -211,6 +211,7 @@ impl Line {
         if item.frame == 0 {
             *emitted = 0;
         }
+        let bytes = item.load.bytes();
         let answer = self.stage(Stage::Download, item, |unit, answer| {
             let tile = unit.tiles[0];
             let op = self.workers[unit.worker].op(unit.is_upcast);
@@ -221,7 +222,7 @@ impl Line {
             Ok(answer)
         });
         let Some(item) = answer else { return };
-        self.count(1, &item);
+        self.count(1, item.unit.worker, bytes.unwrap_or_else(|| size_of_val(item.load.data())));
         let (unit, is_last) = (item.unit.clone(), item.is_last);
         let pieces = item.load.split_batch(unit.tiles.len());
         let first = *emitted;
@@ -247,8 +248,8 @@ impl Line {
         }
     }
 
-    fn count(&self, way: usize, item: &Item<Block>) {
-        self.shared.moved[item.unit.worker][way].fetch_add(size_of_val(item.load.data()) as u64, Ordering::Relaxed);
+    fn count(&self, way: usize, worker: usize, bytes: usize) {
+        self.shared.moved[worker][way].fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
     /// Gives the tiles of a unit back, and finds out whether that ends the run.

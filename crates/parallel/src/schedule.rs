@@ -171,7 +171,7 @@ impl Scheduler {
         if self.workers[worker].is_retired || self.is_over() {
             return Turn::Leave;
         }
-        if self.workers[worker].running.len() >= self.rules.at_once {
+        if self.workers[worker].running.len() >= self.rules.at_once || self.stands_by(worker) {
             return Turn::Wait;
         }
         let waiting = self.waiting();
@@ -304,6 +304,12 @@ impl Scheduler {
 
     pub(crate) fn live_workers(&self) -> usize {
         self.workers.iter().filter(|worker| !worker.is_retired).count()
+    }
+
+    /// Where workers outnumber tiles, the first ones run them, and the others step in when something has failed.
+    fn stands_by(&self, worker: usize) -> bool {
+        let all_is_well = || self.tiles.iter().all(|tile| tile.tried.is_empty()) && !self.workers.iter().any(|worker| worker.is_retired);
+        worker >= self.tiles.len() && all_is_well()
     }
 
     fn take_running(&mut self, worker: usize, tiles: &[usize]) -> Option<Running> {

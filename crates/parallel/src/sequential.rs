@@ -84,8 +84,9 @@ impl Run<'_, '_> {
             self.stats.uploaded_bytes += size_of_val(piece.data()) as u64;
             let piece = self.recorder.time(Stage::Upload, subject, || guarded(tile, || op.upload(piece)))?;
             let answer = self.recorder.time(Stage::Compute, subject, || guarded(tile, || run(piece)))?;
+            let bytes = answer.bytes();
             let answer = self.recorder.time(Stage::Download, subject, || guarded(tile, || op.download(answer)))?;
-            self.stats.downloaded_bytes += size_of_val(answer.data()) as u64;
+            self.stats.downloaded_bytes += bytes.unwrap_or_else(|| size_of_val(answer.data())) as u64;
             if is_finite && !all_finite(&answer) {
                 return Err(ExecError::NotFinite { tile });
             }

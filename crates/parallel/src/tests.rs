@@ -237,6 +237,24 @@ fn a_lost_device_gets_no_more_tiles_at_once() {
 }
 
 #[test]
+fn who_has_no_tile_steps_in_for_who_fails() {
+    let source = clip();
+    let plan = TilePlan::new(&tiling::Off, Geometry::image(Scale::Up(1)), source.extent()).unwrap();
+    for deed in [Deed::Answer, Deed::Fail, Deed::RunOutOfMemory, Deed::LoseDevice] {
+        let sound = matches!(deed, Deed::Answer);
+        for executor in [&MultiDevice::default() as &dyn Executor, &Pipelined::default()] {
+            let workers = [scripted("first", move |_| deed), good("second"), good("third")];
+            let mut canvas = Canvas::default();
+            let compositor = Compositor::new(&plan, &Cascade, &mut canvas);
+            let stats = executor.run(Job { plan: &plan, source: &source, workers: &workers, compositor, stop: &Stop::default() }, &mut ()).unwrap();
+            assert_eq!((stats.workers[0].tiles, stats.workers[0].faults), if sound { (1, 0) } else { (0, 1) });
+            assert!(if sound { stats.workers.len() == 1 } else { stats.workers.iter().any(|worker| worker.tiles == 1) });
+            assert!(canvas.into_block().data().iter().zip(source.data()).all(|(answer, value)| *answer == -value));
+        }
+    }
+}
+
+#[test]
 fn a_device_without_memory_for_a_tile_still_runs_smaller_ones() {
     in_time(|| {
         /// Has memory for a few px only.

@@ -86,6 +86,8 @@ pub struct DevicesConfig {
     pub names: Vec<DeviceName>,
     /// What becomes of a run when one of them is not there.
     pub on_missing: OnMissing,
+    /// Whether tensor cores may round f32 to TF32.
+    pub tf32: bool,
     /// The dtype of single devices, in place of the model's.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub dtype: BTreeMap<DeviceName, DtypeConfig>,

@@ -145,7 +145,7 @@ pub fn open_devices(config: &DevicesConfig) -> Result<Vec<OpenDevice>, Error> {
 /// Opens a device.
 ///
 /// # Errors
-/// When the program was built without its backend, or the machine has no such device.
+/// When the program was built without its backend, or the machine has no such device, or its driver does not work.
 pub fn open_device(name: &DeviceName) -> Result<Device, Error> {
     let index = match *name {
         DeviceName::Cpu | DeviceName::Ndarray => 0,
@@ -160,5 +160,9 @@ pub fn open_device(name: &DeviceName) -> Result<Device, Error> {
     let Some(devices) = devices else {
         return Err(Error::DeviceNotBuilt { device: name.clone(), feature, available: available() });
     };
-    devices().into_iter().nth(index).ok_or_else(|| Error::DeviceAbsent { device: name.clone(), available: available() })
+    let device = devices().into_iter().nth(index).ok_or_else(|| Error::DeviceAbsent { device: name.clone(), available: available() })?;
+    match vae_core::open_adapter(&device) {
+        Ok(_) => Ok(device),
+        Err(message) => Err(Error::DeviceUnusable { device: name.clone(), message }),
+    }
 }

@@ -70,9 +70,9 @@ pub enum Error {
         /// Devices that are there.
         available: String,
     },
-    /// A device of another machine that does not answer, or refuses.
+    /// A device that is there but cannot be opened; or one of another machine that does not answer, or refuses.
     #[error("{device} cannot be used: {message}")]
-    DeviceUnreachable {
+    DeviceUnusable {
         /// The device.
         device: DeviceName,
         /// Why.
@@ -127,7 +127,7 @@ impl Error {
             | Self::Frames { .. }
             | Self::DeviceNotBuilt { .. }
             | Self::DeviceAbsent { .. }
-            | Self::DeviceUnreachable { .. }
+            | Self::DeviceUnusable { .. }
             | Self::Server { .. }
             | Self::Grid(_)
             | Self::Registry(RegistryError::Unknown { .. })

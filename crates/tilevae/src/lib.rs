@@ -34,7 +34,7 @@ pub use parallel::{Count, Done, Event, ExecutorConfig, Progress, RunStats, Span,
 pub use pipeline::{Encoded, Pipeline, open_model};
 pub use plan::{Direction, PlanBytes, RunPlan};
 pub use tiling::{self, BlendConfig, Block, GridConfig, TileSource};
-pub use vae_core::layers::Precision;
+pub use vae_core::layers::{Precision, Rounding};
 pub use vae_core::{self, DeviceName, Model, Posterior, Registry, VaeSpec};
 
 #[cfg(feature = "kl")]

@@ -1,12 +1,13 @@
 use std::sync::{Arc, OnceLock};
+use std::thread;
 
 use burn::tensor::{DType, Device};
 use parallel::{Executor, Job, Progress, RunStats, Stop, Worker};
 use tiling::{BlendPolicy, Block, BoxError, Canvas, Compositor, FrameScale, Geometry, Grid, Region, Sink, TileOp, TileSource};
-use vae_core::layers::Precision;
+use vae_core::layers::Rounding;
 use vae_core::{Clamp, Decode, DeviceName, Encode, Model, Posterior, Registry, Vae, VaeError, VaeSpec};
 
-use crate::workers::{Late, Seat, check_devices, seats};
+use crate::workers::{self, Late, Seat, check_devices, seats};
 use crate::{Config, Direction, DtypeConfig, Error, FittedFrames, LatentSpace, OnNan, OpenDevice, RunPlan, io, open_devices};
 
 /// Finds the model that a configuration names. No weights are loaded.
@@ -27,7 +28,7 @@ pub struct Pipeline {
     vaes: Vec<Arc<Replica>>,
     seats: Vec<Seat>,
     executor: Box<dyn Executor>,
-    precision: Precision,
+    rounding: Rounding,
     /// For decode and for encode.
     grids: [Arc<dyn Grid>; 2],
     blend: Box<dyn BlendPolicy>,
@@ -102,6 +103,9 @@ impl Pipeline {
         for OpenDevice { name, device } in devices {
             let asked = config.devices.dtype.get(name).copied().unwrap_or(config.model.dtype);
             let dtype = dtype(asked, name, model)?;
+            if dtype == DType::F32 && config.devices.tf32 && vae_core::adapter(device).is_some_and(|gpu| gpu.has_tf32) {
+                tracing::info!("{name} rounds what it multiplies from f32 to TF32; devices.tf32 = false keeps it from that");
+            }
             let like = vaes.iter().find(|replica| replica.vae.dtype() == dtype);
             let vae: Arc<dyn Vae> = match like {
                 Some(replica) => replica.vae.to_device(device).into(),
@@ -119,7 +123,7 @@ impl Pipeline {
             vaes,
             seats,
             executor,
-            precision: config.model.precision,
+            rounding: Rounding { precision: config.model.precision, tf32: config.devices.tf32 },
             grids,
             blend: config.blend.build(),
             stop: Stop::default(),
@@ -166,6 +170,38 @@ impl Pipeline {
         RunPlan::with_grid(grid.as_ref(), &self.config, self.family, self.spec(), direction, input_shape)
     }
 
+    /// Runs zeros through every GPU, all at once, in a tile of each shape: what they compile and tune is there then when a run begins.
+    ///
+    /// A GPU that fails here does so again in a run, where others take over its tiles; so it is only told in the log.
+    ///
+    /// # Errors
+    /// When the model does not take such an input, or the grid cannot be laid.
+    pub fn warm_up(&self, direction: Direction, input_shape: [usize; 5]) -> Result<(), Error> {
+        let plan = self.plan(direction, input_shape)?;
+        let workers = match direction {
+            Direction::Decode => self.decoders(false),
+            Direction::Encode => self.encoders(),
+        };
+        let gpus = self.seats.iter().zip(&workers).filter(|(seat, _)| vae_core::adapter(&self.vaes[seat.device].vae.device()).is_some());
+        thread::scope(|scope| {
+            let gpus: Vec<_> = gpus
+                .map(|(_, Worker { name, op, .. })| {
+                    let shapes = plan.tiles.shapes();
+                    let run = move || shapes.into_iter().try_for_each(|shape| workers::run_zeros(op.as_ref(), input_shape, shape));
+                    (name, scope.spawn(run))
+                })
+                .collect();
+            for (name, gpu) in gpus {
+                match gpu.join() {
+                    Ok(Ok(())) => tracing::debug!("{name} is warm"),
+                    Ok(Err(error)) => tracing::warn!("{name} cannot be warmed up: {error}"),
+                    Err(_) => tracing::warn!("{name} cannot be warmed up: it panicked"),
+                }
+            }
+        });
+        Ok(())
+    }
+
     /// Decodes latents of the configured latent space.
     ///
     /// # Shapes
@@ -184,10 +220,10 @@ impl Pipeline {
     /// # Errors
     /// When the model does not take the latents, a tile fails or the sink does.
     pub fn decode_to(&self, latents: &dyn TileSource, sink: &mut dyn Sink, progress: &mut dyn Progress) -> Result<RunStats, Error> {
-        let frames_per_chunk = self.frames_per_chunk();
-        let workers = self.workers(self.spec().decode_geometry(), move |vae| Arc::new(Decode { vae, frames_per_chunk }));
+        let plan = self.plan(Direction::Decode, latents.shape())?;
+        let workers = self.decoders(sink.rounds_to_eight_bits() && !plan.tiles.is_tiled());
         let own = OwnLatents { latents, spec: self.spec(), space: self.config.io.latent_space };
-        self.run(Direction::Decode, &own, &workers, sink, progress)
+        self.run(&plan, &own, &workers, sink, progress)
     }
 
     /// Encodes samples.
@@ -200,11 +236,10 @@ impl Pipeline {
     /// # Errors
     /// When the model does not take the samples or a tile fails.
     pub fn encode(&self, samples: &dyn TileSource, progress: &mut dyn Progress) -> Result<Encoded, Error> {
-        let frames_per_chunk = self.frames_per_chunk();
-        let workers = self.workers(self.spec().encode_geometry(), move |vae| Arc::new(Encode { vae, frames_per_chunk }));
         let samples = FittedFrames::new(samples, self.spec().frames, self.config.io.frames)?;
+        let plan = self.plan(Direction::Encode, samples.shape())?;
         let mut canvas = Canvas::default();
-        let stats = self.run(Direction::Encode, &samples, &workers, &mut canvas, progress)?;
+        let stats = self.run(&plan, &samples, &self.encoders(), &mut canvas, progress)?;
         let moments = canvas.into_block();
         let [mean, log_variance] = Posterior::split(&moments);
         let io = &self.config.io;
@@ -220,6 +255,16 @@ impl Pipeline {
         self.config.model.frames_per_chunk.get()
     }
 
+    fn decoders(&self, eight_bits: bool) -> Vec<Worker> {
+        let frames_per_chunk = self.frames_per_chunk();
+        self.workers(self.spec().decode_geometry(), move |vae| Arc::new(Decode { vae, frames_per_chunk, eight_bits }))
+    }
+
+    fn encoders(&self) -> Vec<Worker> {
+        let frames_per_chunk = self.frames_per_chunk();
+        self.workers(self.spec().encode_geometry(), move |vae| Arc::new(Encode { vae, frames_per_chunk }))
+    }
+
     /// Every worker with what it is to do.
     fn workers(&self, geometry: Geometry, op: impl Fn(Arc<dyn Vae>) -> Arc<dyn TileOp> + Copy + Send + Sync + 'static) -> Vec<Worker> {
         let worker = |seat: &Seat| {
@@ -230,21 +275,20 @@ impl Pipeline {
                 let late = Late { geometry, frames_per_chunk: self.frames_per_chunk(), make, op: OnceLock::new() };
                 Arc::new(late) as Arc<dyn TileOp>
             });
-            seat.worker(op(replica.vae.clone()), wide, self.precision)
+            seat.worker(op(replica.vae.clone()), wide, self.rounding)
         };
         self.seats.iter().map(worker).collect()
     }
 
     fn run(
         &self,
-        direction: Direction,
+        plan: &RunPlan,
         source: &dyn TileSource,
         workers: &[Worker],
         sink: &mut dyn Sink,
         progress: &mut dyn Progress,
     ) -> Result<RunStats, Error> {
-        let plan = self.plan(direction, source.shape())?;
-        let clamp = if direction == Direction::Decode { self.spec().clamp } else { Clamp::Never };
+        let clamp = if plan.direction == Direction::Decode { self.spec().clamp } else { Clamp::Never };
         let mut sink = Clamped { sink, clamp, is_tiled: plan.tiles.is_tiled() };
         let mut compositor = Compositor::new(&plan.tiles, self.blend.as_ref(), &mut sink);
         if plan.tiles.is_tiled() && plan.tiles.geometry.frames != FrameScale::Same {

@@ -54,6 +54,8 @@ pub struct RunPlan {
     pub work_ratio: f64,
     /// Tiles that lie wholly inside a neighbour.
     pub redundant_tiles: usize,
+    /// Tile shapes that differ: for each of them a GPU compiles and tunes what it runs.
+    pub tile_shapes: usize,
     /// The pieces of frames in which each tile runs.
     pub chunks: usize,
     /// Latent frames in a chunk after the first.
@@ -152,6 +154,7 @@ impl RunPlan {
             output_shape,
             work_ratio: tiles.work_ratio(),
             redundant_tiles: tiles.redundant_tiles(),
+            tile_shapes: tiles.shapes().len(),
             chunks: chunks.len(),
             frames_per_chunk,
             workers,

@@ -26,7 +26,7 @@ mod enabled {
         if let Some(token) = token() {
             server = server.with_credential(token);
         }
-        let unreachable = |message| Error::DeviceUnreachable { device: name.clone(), message };
+        let unreachable = |message| Error::DeviceUnusable { device: name.clone(), message };
         Device::remote_options(&server).device_index(index).init().map_err(|error| unreachable(error.to_string()))
     }
 

@@ -1,33 +1,47 @@
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
+use burn::backend::StreamId;
 #[cfg(feature = "flex")]
 use parallel::Count;
 use parallel::{Executor, Worker};
 use tiling::{Block, BoxError, Geometry, Resident, TileOp, TileRun};
-use vae_core::layers::Precision;
+use vae_core::layers::Rounding;
 use vae_core::{DeviceName, VaeError};
 
 use crate::config::{CpuConfig, DevicesConfig};
 use crate::{Error, OpenDevice};
 
-/// A worker without what it is to do: its name, the device that it runs on, and the threads that are its own.
+/// A worker without what it is to do: its name, the device that it runs on, and what is its own there.
 #[derive(Debug)]
 pub(crate) struct Seat {
     name: String,
     /// The device's place among those that are there.
     pub(crate) device: usize,
+    /// A GPU keeps memory for each queue of work; by default each thread has one, and each run would leave its own behind.
+    queue: StreamId,
     #[cfg(feature = "flex")]
     pool: Option<Arc<rayon::ThreadPool>>,
 }
 
 impl Seat {
+    fn new(name: String, device: usize) -> Self {
+        Self {
+            name,
+            device,
+            queue: StreamId::allocate(),
+            #[cfg(feature = "flex")]
+            pool: None,
+        }
+    }
+
     /// The worker that does `op` here, and `upcast` where that is not enough.
-    pub(crate) fn worker(&self, op: Arc<dyn TileOp>, upcast: Option<Arc<dyn TileOp>>, precision: Precision) -> Worker {
+    pub(crate) fn worker(&self, op: Arc<dyn TileOp>, upcast: Option<Arc<dyn TileOp>>, rounding: Rounding) -> Worker {
         let seated = |op| -> Arc<dyn TileOp> {
             Arc::new(Seated {
                 op,
-                precision,
+                rounding,
+                queue: self.queue,
                 #[cfg(feature = "flex")]
                 pool: self.pool.clone(),
             })
@@ -63,12 +77,7 @@ pub(crate) fn seats(config: &DevicesConfig, devices: &[OpenDevice], executor: &d
     for (device, open) in devices.iter().enumerate() {
         match &open.name {
             DeviceName::Cpu => seats.extend(cpu_seats(device, config.cpu, executor)?),
-            name => seats.push(Seat {
-                name: name.to_string(),
-                device,
-                #[cfg(feature = "flex")]
-                pool: None,
-            }),
+            name => seats.push(Seat::new(name.to_string(), device)),
         }
     }
     executor.check_workers(seats.len())?;
@@ -103,32 +112,34 @@ fn share_cpu(_: CpuConfig, _: &dyn Executor) -> [usize; 2] {
 fn cpu_seats(device: usize, config: CpuConfig, executor: &dyn Executor) -> Result<Vec<Seat>, Error> {
     let [workers, threads] = share_cpu(config, executor);
     if (workers, threads) == (1, rayon::current_num_threads()) {
-        return Ok(vec![Seat { name: "cpu".to_owned(), device, pool: None }]);
+        return Ok(vec![Seat::new("cpu".to_owned(), device)]);
     }
     let seat = |worker: usize| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).thread_name(move |thread| format!("cpu/{worker}.{thread}")).build();
         let pool = pool.map_err(|error| Error::Threads { threads: workers * threads, message: error.to_string() })?;
-        Ok(Seat { name: if workers == 1 { "cpu".to_owned() } else { format!("cpu/{worker}") }, device, pool: Some(Arc::new(pool)) })
+        let name = if workers == 1 { "cpu".to_owned() } else { format!("cpu/{worker}") };
+        Ok(Seat { pool: Some(Arc::new(pool)), ..Seat::new(name, device) })
     };
     (0..workers).map(seat).collect()
 }
 
 #[cfg(not(feature = "flex"))]
 fn cpu_seats(device: usize, _: CpuConfig, _: &dyn Executor) -> Result<Vec<Seat>, Error> {
-    Ok(vec![Seat { name: "cpu".to_owned(), device }])
+    Ok(vec![Seat::new("cpu".to_owned(), device)])
 }
 
-/// An operation that keeps to a precision, and computes on the threads of a pool if it has one. Copies do not wait for them.
+/// An operation that rounds as it is told, and has its work queued and computed in its own places. Copies do not wait for the threads of a pool.
 struct Seated {
     op: Arc<dyn TileOp>,
-    precision: Precision,
+    rounding: Rounding,
+    queue: StreamId,
     #[cfg(feature = "flex")]
     pool: Option<Arc<rayon::ThreadPool>>,
 }
 
 impl Seated {
     fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
-        let work = || self.precision.during(work);
+        let work = || self.queue.executes(|| self.rounding.during(work));
         #[cfg(feature = "flex")]
         if let Some(pool) = &self.pool {
             return pool.install(work);
@@ -147,7 +158,7 @@ impl TileOp for Seated {
     }
 
     fn upload(&self, piece: Block) -> Result<Resident, BoxError> {
-        self.op.upload(piece)
+        self.queue.executes(|| self.op.upload(piece))
     }
 
     fn begin(&self) -> TileRun<'_> {
@@ -156,12 +167,27 @@ impl TileOp for Seated {
     }
 
     fn download(&self, answer: Resident) -> Result<Block, BoxError> {
-        self.op.download(answer)
+        self.queue.executes(|| self.op.download(answer))
     }
 
     fn check(&self) -> Result<(), BoxError> {
-        self.op.check()
+        self.queue.executes(|| self.op.check())
     }
+}
+
+/// Runs a tile of zeros, of an input of `whole` shape: the first frames of it, which are worked on in different ways, and the last, which may be fewer.
+///
+/// # Errors
+/// Whatever the operation could not do.
+pub(crate) fn run_zeros(op: &dyn TileOp, [batch, channels, ..]: [usize; 5], [frames, height, width]: [usize; 3]) -> Result<(), BoxError> {
+    let mut run = op.begin();
+    let chunks = op.chunks(frames);
+    let (last, head) = chunks.split_last().map_or((None, &[][..]), |(last, others)| (Some(last), &others[..others.len().min(3)]));
+    for frames in head.iter().chain(last) {
+        let zeros = Block::zeros([batch, channels, frames.len(), height, width]);
+        op.download(run(op.upload(zeros)?)?)?;
+    }
+    Ok(())
 }
 
 /// An operation that is made when it is first needed.

@@ -63,12 +63,25 @@ pub trait TileOp: Send + Sync {
 pub type TileRun<'a> = Box<dyn FnMut(Resident) -> Result<Resident, BoxError> + Send + 'a>;
 
 /// A piece of a tile, or of an answer, in whatever form an operation works on it.
-pub struct Resident(Box<dyn Any + Send>);
+pub struct Resident {
+    value: Box<dyn Any + Send>,
+    bytes: Option<usize>,
+}
 
 impl Resident {
     /// Wraps a value.
     pub fn new<T: Any + Send>(value: T) -> Self {
-        Self(Box::new(value))
+        Self { value: Box::new(value), bytes: None }
+    }
+
+    /// Wraps a value of which so many bytes are to be brought back.
+    pub fn of_bytes<T: Any + Send>(value: T, bytes: usize) -> Self {
+        Self { bytes: Some(bytes), ..Self::new(value) }
+    }
+
+    /// The bytes to be brought back, where they are not those of the [`Block`] that comes of it.
+    pub fn bytes(&self) -> Option<usize> {
+        self.bytes
     }
 
     /// The value again.
@@ -76,7 +89,7 @@ impl Resident {
     /// # Errors
     /// When it is of another type: it was made by another operation.
     pub fn take<T: Any>(self) -> Result<T, BoxError> {
-        self.0.downcast().map(|value| *value).map_err(|_| "the piece is another operation's".into())
+        self.value.downcast().map(|value| *value).map_err(|_| "the piece is another operation's".into())
     }
 }
 
@@ -116,4 +129,9 @@ pub trait Sink: Send {
     /// # Errors
     /// Whatever kept the piece from being kept; the run then stops.
     fn take(&mut self, start: [usize; 3], extent: [usize; 3], piece: Block) -> Result<(), BoxError>;
+
+    /// Whether all that it keeps of a value from -1 to 1 is the nearest of 256. What needs no blending may then be rounded before it is handed on.
+    fn rounds_to_eight_bits(&self) -> bool {
+        false
+    }
 }

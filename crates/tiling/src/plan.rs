@@ -85,6 +85,17 @@ impl TilePlan {
         self.tiles.iter().filter(|tile| tile.redundant).count()
     }
 
+    /// Frames, height and width of the input tiles: each shape once, in the order in which they occur.
+    pub fn shapes(&self) -> Vec<[usize; 3]> {
+        let mut shapes: Vec<[usize; 3]> = Vec::new();
+        for tile in &self.tiles {
+            if !shapes.contains(&tile.input.size) {
+                shapes.push(tile.input.size);
+            }
+        }
+        shapes
+    }
+
     /// Height and width of the largest input tile.
     pub fn largest_tile(&self) -> [usize; 2] {
         [1, 2].map(|axis| self.tiles.iter().map(|tile| tile.input.size[axis]).max().unwrap_or(0))

@@ -100,19 +100,54 @@ pub struct Adapter {
     pub name: String,
     /// Bytes, where they can be known.
     pub memory: Option<u64>,
+    /// Whether it has tensor cores that round f32 to TF32.
+    pub has_tf32: bool,
 }
 
-/// The GPU behind a device; nothing of other devices, and of one that cannot be opened.
-pub fn adapter(device: &Device) -> Option<Adapter> {
+/// Whether a device computes in this process's own memory, so that nothing is brought back from it.
+pub fn is_in_host_memory(device: &Device) -> bool {
+    match device.as_dispatch() {
+        #[cfg(feature = "flex")]
+        burn::backend::DispatchDevice::Flex(_) => true,
+        #[cfg(feature = "ndarray")]
+        burn::backend::DispatchDevice::NdArray(_) => true,
+        #[allow(unreachable_patterns, reason = "there may be no other backends in a build")]
+        _ => false,
+    }
+}
+
+/// The GPU behind a device; nothing of other devices.
+///
+/// # Errors
+/// What its driver said, when the GPU cannot be opened.
+pub fn open_adapter(device: &Device) -> Result<Option<Adapter>, String> {
     match device.as_dispatch() {
         #[cfg(feature = "cube")]
         burn::backend::DispatchDevice::Cube(cube) => {
+            use cubecl::ir::{ElemType, FloatKind};
             // A driver that is there but does not work panics.
-            let opened = std::panic::catch_unwind(|| cube.client());
-            opened.ok().map(|client| Adapter { name: client.properties().identity.name.clone(), memory: client.properties().memory.max_memory() })
+            let opened = std::panic::catch_unwind(|| {
+                let client = cube.client();
+                let properties = client.properties();
+                Adapter {
+                    name: properties.identity.name.clone(),
+                    memory: properties.memory.max_memory(),
+                    has_tf32: properties.supports_type(ElemType::Float(FloatKind::TF32)),
+                }
+            });
+            let said = |panic: Box<dyn std::any::Any + Send>| match panic.downcast::<String>() {
+                Ok(text) => *text,
+                Err(panic) => panic.downcast_ref::<&str>().map_or_else(|| "its driver panicked".to_owned(), |&text| text.to_owned()),
+            };
+            opened.map(Some).map_err(said)
         }
-        _ => None,
+        _ => Ok(None),
     }
+}
+
+/// The same, and nothing of a GPU that cannot be opened.
+pub fn adapter(device: &Device) -> Option<Adapter> {
+    open_adapter(device).ok().flatten()
 }
 
 /// Whether GPUs keep what they compile and tune from run to run, in the folder that the system has for such things. To be said before the first use of a GPU.

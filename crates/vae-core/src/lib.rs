@@ -5,6 +5,7 @@
 //! [`Registry::linked`] to find it.
 
 mod device;
+mod eight_bits;
 mod error;
 mod family;
 pub mod layers;
@@ -17,7 +18,8 @@ pub mod testing;
 mod vae;
 mod weights;
 
-pub use device::{Adapter, DeviceName, DeviceNameError, adapter, keep_kernels};
+pub use device::{Adapter, DeviceName, DeviceNameError, adapter, is_in_host_memory, keep_kernels, open_adapter};
+pub use eight_bits::{from_eight_bits, to_eight_bits};
 pub use error::VaeError;
 pub use family::{Model, VaeEntry, VaeFamily};
 pub use ops::{Decode, Encode};

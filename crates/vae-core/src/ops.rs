@@ -1,10 +1,12 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use burn::tensor::{DType, FloatDType, Tensor, TensorData};
+use burn::tensor::{DType, Tensor, TensorData, bf16, f16};
+use half::slice::HalfFloatSliceExt;
 use tiling::{Block, BoxError, Geometry, Resident, TileOp, TileRun};
 
-use crate::{FrameStream, Vae};
+use crate::eight_bits::{pack, unpack};
+use crate::{FrameStream, Vae, is_in_host_memory};
 
 /// Decoding a tile of latents, as a [`TileOp`].
 #[derive(Debug, Clone)]
@@ -13,6 +15,8 @@ pub struct Decode {
     pub vae: Arc<dyn Vae>,
     /// Latent frames that run at once, after the first.
     pub frames_per_chunk: usize,
+    /// Whether a device with a memory of its own may round what it gives to the nearest of 256 values from -1 to 1: there is less to bring back.
+    pub eight_bits: bool,
 }
 
 /// Encoding a tile of samples to moments, as a [`TileOp`].
@@ -38,7 +42,8 @@ impl TileOp for Decode {
     }
 
     fn begin(&self) -> TileRun<'_> {
-        begin(self.vae.decode_stream())
+        let eight_bits = self.eight_bits && !is_in_host_memory(&self.vae.device());
+        begin(self.vae.as_ref(), self.vae.decode_stream(), eight_bits)
     }
 
     fn download(&self, answer: Resident) -> Result<Block, BoxError> {
@@ -64,7 +69,7 @@ impl TileOp for Encode {
     }
 
     fn begin(&self) -> TileRun<'_> {
-        begin(self.vae.encode_stream())
+        begin(self.vae.as_ref(), self.vae.encode_stream(), false)
     }
 
     fn download(&self, answer: Resident) -> Result<Block, BoxError> {
@@ -77,19 +82,53 @@ impl TileOp for Encode {
 }
 
 fn upload(vae: &dyn Vae, piece: Block) -> Resident {
-    let shape = piece.shape();
-    Resident::new(Tensor::<5>::from_data(TensorData::new(piece.into_data(), shape), (&vae.device(), DType::F32)))
+    let (shape, device) = (piece.shape(), vae.device());
+    let mut data = TensorData::new(piece.into_data(), shape);
+    device.staging(std::iter::once(&mut data));
+    Resident::new(Tensor::<5>::from_data(data, (&device, DType::F32)))
 }
 
-fn begin(mut stream: FrameStream<'_>) -> TileRun<'_> {
-    Box::new(move |piece| Ok(Resident::new(stream(piece.take()?)?.cast(FloatDType::F32))))
+/// What a device gives for a piece, before it is brought back.
+struct Answer {
+    /// As it was computed, or packed.
+    values: Tensor<5>,
+    /// The channels that were packed, if they were.
+    packed: Option<usize>,
+}
+
+fn begin<'a>(vae: &'a dyn Vae, mut stream: FrameStream<'a>, eight_bits: bool) -> TileRun<'a> {
+    Box::new(move |piece| {
+        let values = stream(piece.take()?)?;
+        let channels = values.dims()[1];
+        let (values, packed) = if eight_bits { (pack(values), Some(channels)) } else { (values, None) };
+        let bytes = values.shape().num_elements() * values.dtype().size();
+        // The device begins while the host goes on.
+        vae.device().flush()?;
+        Ok(Resident::of_bytes(Answer { values, packed }, bytes))
+    })
 }
 
 fn download(answer: Resident) -> Result<Block, BoxError> {
-    let answer: Tensor<5> = answer.take()?;
-    let shape = answer.dims();
-    let data = answer.try_into_data()?.try_into_vec::<f32>()?;
-    Ok(Block::new(shape, data).expect("a tensor has as many values as its shape says"))
+    let Answer { values, packed } = answer.take()?;
+    let shape = values.dims();
+    let data = values.try_into_data()?;
+    let values = match data.dtype() {
+        DType::F16 => widened(data.as_slice::<f16>()?),
+        DType::BF16 => widened(data.as_slice::<bf16>()?),
+        _ => data.try_into_vec::<f32>()?,
+    };
+    let block = Block::new(shape, values).expect("a tensor has as many values as its shape says");
+    Ok(match packed {
+        Some(channels) => unpack(&block, channels),
+        None => block,
+    })
+}
+
+fn widened<T>(values: &[T]) -> Vec<f32>
+where
+    [T]: HalfFloatSliceExt,
+{
+    values.to_f32_vec()
 }
 
 fn check(vae: &dyn Vae) -> Result<(), BoxError> {

@@ -15,7 +15,7 @@ use burn::tensor::{DType, Device, Tensor, TensorData};
 use safetensors::{Dtype, SafeTensors};
 use tiling::{Block, Canvas, Cascade, Compositor, Grid, TileOp, TilePlan};
 
-use crate::layers::Precision;
+use crate::layers::{Precision, Rounding};
 use crate::{FrameRule, Halves, Model, Registry, Vae, VaeEntry, VaeError, VaeSpec, stream_frames};
 
 /// The device that tests run on: the CPU, or what `TILEVAE_TEST_DEVICE` names.
@@ -41,9 +41,9 @@ pub fn is_on_cpu() -> bool {
     crate::adapter(&device()).is_none()
 }
 
-/// The precisions that differ on the device of the tests.
-pub fn precisions() -> &'static [Precision] {
-    if is_on_cpu() { &[Precision::Fast, Precision::Strict] } else { &[Precision::Fast] }
+/// The ways to round f32, on the device of the tests, that agree with upstream.
+pub fn roundings() -> Vec<Rounding> {
+    if is_on_cpu() { [Precision::Fast, Precision::Strict].map(Rounding::from).into() } else { vec![Rounding { tf32: false, ..Rounding::default() }] }
 }
 
 /// Those of the types that the device of the tests can compute in; says which it cannot.

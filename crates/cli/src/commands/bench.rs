@@ -24,6 +24,7 @@ pub(crate) fn bench(common: &Common, args: &Bench) -> anyhow::Result<()> {
     for config in configurations(&config, args)? {
         let executor = name(&config.executor)?;
         let pipeline = super::load_pipeline(&config, &model, &tilevae::open_devices(&config.devices)?)?;
+        pipeline.warm_up(direction, shape)?;
         let mut runs = Vec::new();
         for _ in 0..args.runs.get() {
             memory::forget_peak();

@@ -11,7 +11,7 @@ pub(crate) use plan::plan;
 pub(crate) use run::{decode, encode, roundtrip};
 pub(crate) use worker::worker;
 
-use tilevae::{Config, Model, OpenDevice, Pipeline, parse_override};
+use tilevae::{Config, Model, OpenDevice, Pipeline, RunPlan, parse_override};
 
 use crate::args::Common;
 
@@ -44,6 +44,11 @@ fn configuration(common: &Common) -> Result<Config, tilevae::Error> {
 /// The pipeline of a model, which Ctrl-C stops.
 fn load_pipeline(config: &Config, model: &Model, devices: &[OpenDevice]) -> Result<Pipeline, tilevae::Error> {
     Ok(Pipeline::load_on(config, model, devices)?.with_stop(crate::interrupt::stop()))
+}
+
+/// Warms GPUs up for a run that several workers share: by their speed it is decided who gets which tile, and it should not be the speed of compiling.
+fn warm_up(pipeline: &Pipeline, plan: &RunPlan) -> Result<(), tilevae::Error> {
+    if plan.workers > 1 { pipeline.warm_up(plan.direction, plan.input_shape) } else { Ok(()) }
 }
 
 /// The configured model, without weights.

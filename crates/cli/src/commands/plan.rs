@@ -107,6 +107,7 @@ fn text(plan: &RunPlan) -> String {
         (Some(px), _) => px.to_string(),
         _ => "none".to_owned(),
     });
+    let shapes = if plan.tile_shapes > 1 { format!("{} shapes, ", plan.tile_shapes) } else { String::new() };
     let scratch = if plan.chunks > 1 && tiles.is_tiled() { " in a scratch file" } else { "" };
     let shape = |shape: [usize; 5]| shape.map(|side| side.to_string()).join("x");
     let size = &plan.bytes;
@@ -123,7 +124,7 @@ fn text(plan: &RunPlan) -> String {
     };
     format!(
         "{way} with {}: {} to {} (batch, channels, frames, height, width)\n\
-         tiles    {} = {rows} rows x {columns} columns, the largest {tall}x{wide} {unit}\n\
+         tiles    {} = {rows} rows x {columns} columns, {shapes}the largest {tall}x{wide} {unit}\n\
          overlap  {} px of height, {} px of width, in the output\n\
          work     {:.2} times untiled, {} redundant tiles\n{chunks}\
          host     input {}, output {}, strips to blend with {}{}\n\

@@ -36,6 +36,7 @@ pub(crate) fn decode(common: &Common, args: &args::Decode) -> anyhow::Result<()>
     let fps = args.fps.or(origin.fps).unwrap_or(Fps::DEFAULT);
     let mut sink = output.sink(shape, tensor.rank, fps, &config)?;
     let pipeline = super::load_pipeline(&config, &model, &devices)?;
+    super::warm_up(&pipeline, &plan)?;
     let mut watch = Watch::new(common, "decode");
     let (stats, hash) = if args.hash {
         let mut hashing = HashingSink::new(sink.as_sink(), plan.output_shape)?;
@@ -65,10 +66,11 @@ pub(crate) fn encode(common: &Common, args: &args::Encode) -> anyhow::Result<()>
     let model = super::open_model(&config)?.only(Halves::Encoder);
     let samples = Samples::read(&args.samples, &model.spec)?;
     let fitted = FittedFrames::new(samples.source(), model.spec.frames, config.io.frames)?;
-    RunPlan::new(&config, model.entry.name, &model.spec, Direction::Encode, fitted.shape())?;
+    let plan = RunPlan::new(&config, model.entry.name, &model.spec, Direction::Encode, fitted.shape())?;
     let devices = open_devices(&config)?;
     let origin = Origin { size: samples.picture_size(), frames: fitted.is_padded().then(|| fitted.own_frames()), fps: args.fps.or(samples.fps()) };
     let pipeline = super::load_pipeline(&config, &model, &devices)?;
+    super::warm_up(&pipeline, &plan)?;
     let encoded = pipeline.encode(&fitted, &mut Watch::new(common, "encode"))?;
     let mut tensors = vec![("latents", &encoded.latents)];
     if let Some([mean, log_variance]) = &encoded.moments {
@@ -106,6 +108,9 @@ pub(crate) fn roundtrip(common: &Common, args: &args::Roundtrip) -> anyhow::Resu
     let mut decoded = SampleFile::scratch(shape)?;
 
     let pipeline = super::load_pipeline(&config, &model, &devices)?;
+    for plan in [&there, &back] {
+        super::warm_up(&pipeline, plan)?;
+    }
     let encoded = pipeline.encode(&fitted, &mut Watch::new(common, "encode"))?;
     let stats = pipeline.decode_to(&encoded.latents, &mut decoded, &mut Watch::new(common, "decode"))?;
     let mut comparison = Comparison::default();

@@ -7,8 +7,8 @@ use burn::tensor::{Bytes, DType, Tensor};
 use burn_flex::{FlexTensor, Layout};
 use kernels::{Convolution, Form, Gather, GroupRule, Image, Input, Norm};
 
-use super::Precision;
 use super::convolution::{Course, Kind};
+use super::{Precision, Rounding};
 
 /// Tiles of 4x4 px from which on they take less time than tiles of 2x2: below, transforming the kernels weighs more than the products that are saved.
 const WIDE_TILES: usize = 26;
@@ -175,7 +175,7 @@ impl Images {
         let form = match kind {
             Kind::Point => Form::Point,
             Kind::Halving => Form::Halving,
-            Kind::Same if Precision::current() == Precision::Fast && height.div_ceil(4) * width.div_ceil(4) >= WIDE_TILES => Form::Wide,
+            Kind::Same if Rounding::current().precision == Precision::Fast && height.div_ceil(4) * width.div_ceil(4) >= WIDE_TILES => Form::Wide,
             Kind::Same => Form::Narrow,
         };
         let convolution =

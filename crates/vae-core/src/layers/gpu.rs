@@ -15,8 +15,10 @@ use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
 use burn_cubecl::ops::permute_nhwc_to_nchw;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::client::Client;
+use cubecl::ir::{ElemType, FloatKind};
 use cubecl::{CubeCount, CubeDim, calculate_cube_count_elemwise};
 
+use super::Rounding;
 use super::norm::GroupRule;
 
 /// Whether the tensor is on a GPU.
@@ -43,18 +45,24 @@ pub(super) fn softmax(scores: Tensor<3>, scale: f64) -> Tensor<3> {
     Tensor::from_dispatch(Dispatch::softmax_of_rows(scores.into_dispatch(), scale as f32))
 }
 
-/// Whether products go value by value: on Mesa's software device, whose driver (22.3) crashes on most of Burn's kernels for them.
-fn is_llvmpipe<const D: usize>(x: &Tensor<D>) -> bool {
+/// Whether products are summed one by one, in f32: where TF32 is not to take its place, which Burn's fast kernels do unasked, and on Mesa's software device,
+/// whose driver (22.3) crashes on most of them.
+fn sums_plainly<const D: usize>(x: &Tensor<D>) -> bool {
     match x.device().as_dispatch() {
-        DispatchDevice::Cube(cube) => cube.client().properties().identity.name.contains("llvmpipe"),
+        DispatchDevice::Cube(cube) => {
+            let client = cube.client();
+            let device = client.properties();
+            let would_be_tf32 = x.dtype() == DType::F32 && device.supports_type(ElemType::Float(FloatKind::TF32));
+            (would_be_tf32 && !Rounding::current().tf32) || device.identity.name.contains("llvmpipe")
+        }
         #[allow(unreachable_patterns, reason = "there may be no other backends in a build")]
         _ => false,
     }
 }
 
-/// Of Burn's convolutions the fastest, by trying.
+/// Of Burn's convolutions the one that is the fastest when tried, where it may be.
 pub(super) fn conv2d(x: Tensor<4>, weight: Tensor<4>, bias: Tensor<1>, options: ConvOptions<2>) -> Tensor<4> {
-    if is_llvmpipe(&x) {
+    if sums_plainly(&x) {
         let dtype = x.dtype();
         let y = Dispatch::direct_conv2d(widened(x), widened(weight), widened(bias), options);
         return Tensor::<4>::from_dispatch(y).cast(dtype);
@@ -64,7 +72,7 @@ pub(super) fn conv2d(x: Tensor<4>, weight: Tensor<4>, bias: Tensor<1>, options: 
 
 /// The same in three dimensions.
 pub(super) fn conv3d(x: Tensor<5>, weight: Tensor<5>, bias: Tensor<1>, options: ConvOptions<3>) -> Tensor<5> {
-    if is_llvmpipe(&x) {
+    if sums_plainly(&x) {
         let dtype = x.dtype();
         let y = Dispatch::direct_conv3d(widened(x), widened(weight), widened(bias), options);
         return Tensor::<5>::from_dispatch(y).cast(dtype);
@@ -97,7 +105,7 @@ fn direct<const N: usize>(x: CubeTensor, weight: CubeTensor, bias: CubeTensor, o
 /// # Shapes
 /// `[b, n, k]` and `[b, k, m]` to `[b, n, m]`.
 pub(super) fn matmul(left: Tensor<3>, right: Tensor<3>) -> Tensor<3> {
-    if is_llvmpipe(&left) {
+    if sums_plainly(&left) {
         return Tensor::from_dispatch(Dispatch::product(left.into_dispatch(), right.into_dispatch()));
     }
     left.matmul(right)
@@ -148,7 +156,7 @@ fn like(x: &CubeTensor) -> (bool, CubeTensor) {
     (side_by_side, empty_device_contiguous_dtype(x.client.clone(), x.device.clone(), order.into(), x.dtype))
 }
 
-fn element(x: &CubeTensor) -> cubecl::ir::ElemType {
+fn element(x: &CubeTensor) -> ElemType {
     burn::backend::cubecl::dtype_to_storage_type(x.dtype)
 }
 

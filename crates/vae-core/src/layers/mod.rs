@@ -9,18 +9,18 @@ mod features;
 #[cfg(feature = "cube")]
 mod gpu;
 mod norm;
-mod precision;
 #[cfg(feature = "remote")]
 mod remote;
+mod rounding;
 
 pub use attention::attend;
 pub use conv::{Conv2d, Linear};
 pub use convolution::{Course, Kind, convolve};
 pub use features::Features;
 pub use norm::{GroupNorm, RmsNorm};
-pub use precision::Precision;
 #[cfg(feature = "remote")]
 pub use remote::host_remotely;
+pub use rounding::{Precision, Rounding};
 
 use burn::module::{Param, ParamId};
 use burn::tensor::{Device, Tensor};

@@ -1,7 +1,7 @@
 use burn::tensor::{DType, Tensor, TensorData};
 use tiling::{Block, GridConfig, TileOp};
 use vae_core::layers::Features;
-use vae_core::testing::{assert_close, computable, device, precisions, psnr, run_tiled};
+use vae_core::testing::{assert_close, computable, device, psnr, roundings, run_tiled};
 use vae_core::{Decode, Encode, Halves, Posterior, Weights};
 
 use super::{data, golden, load};
@@ -29,7 +29,7 @@ fn check_whole(config: &str, dtype: DType, tolerance: f32) {
     for name in golden.names().iter().filter(|name| name.ends_with("decoded")) {
         let (case, kind) = name.strip_suffix(".decoded").unwrap().rsplit_once('.').unwrap();
         let latents = golden.block(&format!("{case}.latents"));
-        let (decoded, tiles) = tiled(&Decode { vae: vae.clone(), frames_per_chunk: 1 }, vae.spec(), &latents, kind);
+        let (decoded, tiles) = tiled(&Decode { vae: vae.clone(), frames_per_chunk: 1, eight_bits: false }, vae.spec(), &latents, kind);
         assert_close(&decoded, &golden.block(name), tolerance, &format!("{config} {name}"));
         assert!(dtype != DType::F32 || psnr(&decoded, &golden.block(name)) >= 90.0, "{config} {name}");
         most_tiles = most_tiles.max(tiles);
@@ -45,8 +45,8 @@ fn check_whole(config: &str, dtype: DType, tolerance: f32) {
 
 /// With fewer products and with all.
 fn equals_diffusers(config: &str) {
-    for precision in precisions() {
-        precision.during(|| check_whole(config, DType::F32, F32));
+    for rounding in roundings() {
+        rounding.during(|| check_whole(config, DType::F32, F32));
     }
 }
 
@@ -71,7 +71,8 @@ fn half_types_are_near() {
     for dtype in computable(&[DType::F16, DType::BF16]) {
         let (tolerance, least) = if dtype == DType::F16 { (F16, 55.0) } else { (BF16, 36.0) };
         check_whole("flux", dtype, tolerance);
-        let decoded = Decode { vae: load(&data("flux"), dtype), frames_per_chunk: 1 }.apply(&golden.block("1x10x9.latents")).unwrap();
+        let decoded =
+            Decode { vae: load(&data("flux"), dtype), frames_per_chunk: 1, eight_bits: false }.apply(&golden.block("1x10x9.latents")).unwrap();
         let psnr = psnr(&decoded, &golden.block("1x10x9.untiled.decoded"));
         assert!(psnr >= least, "{dtype:?}: {psnr} dB");
     }

@@ -1,7 +1,7 @@
 use burn::tensor::DType;
 use tiling::{Block, GridConfig, PerAxis, TileOp};
 use vae_core::layers::Features;
-use vae_core::testing::{Golden, assert_close, computable, device, is_on_cpu, precisions, psnr, run_tiled};
+use vae_core::testing::{Golden, assert_close, computable, device, is_on_cpu, psnr, roundings, run_tiled};
 use vae_core::{Clamp, Decode, Encode, Halves, Posterior};
 
 use super::{data, golden, load, open, to_block, to_tensor};
@@ -40,7 +40,7 @@ fn for_every_case(config: &str, dtype: DType, frames_per_chunk: usize, check: &d
     for name in golden.names().iter().filter(|name| name.ends_with("decoded")) {
         let (case, kind) = name.strip_suffix(".decoded").unwrap().rsplit_once('.').unwrap();
         let latents = golden.block(&format!("{case}.latents"));
-        let (mut decoded, tiles) = run(&Decode { vae: vae.clone(), frames_per_chunk }, config, 1, &latents, kind);
+        let (mut decoded, tiles) = run(&Decode { vae: vae.clone(), frames_per_chunk, eight_bits: false }, config, 1, &latents, kind);
         spec.clamp.apply(&mut decoded, tiles > 1);
         check(&decoded, &golden.block(name), name);
         most_tiles = most_tiles.max(tiles);
@@ -58,12 +58,12 @@ fn for_every_case(config: &str, dtype: DType, frames_per_chunk: usize, check: &d
 }
 
 fn equals_diffusers(config: &str) {
-    for (precision, frames_per_chunk) in precisions().iter().flat_map(|precision| (1..=3).map(move |frames| (precision, frames))) {
+    for (rounding, frames_per_chunk) in roundings().iter().flat_map(|rounding| (1..=3).map(move |frames| (rounding, frames))) {
         let check = |got: &Block, expected: &Block, what: &str| {
-            assert_close(got, expected, F32, &format!("{config} {what}, {precision:?}, chunks of {frames_per_chunk}"));
+            assert_close(got, expected, F32, &format!("{config} {what}, {rounding:?}, chunks of {frames_per_chunk}"));
             assert!(psnr(got, expected) >= 90.0, "{config} {what}");
         };
-        precision.during(|| for_every_case(config, DType::F32, frames_per_chunk, &check));
+        rounding.during(|| for_every_case(config, DType::F32, frames_per_chunk, &check));
     }
 }
 

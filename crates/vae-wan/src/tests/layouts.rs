@@ -24,7 +24,7 @@ fn the_original_layouts_give_the_same_answer() {
         let golden = golden(config);
         let (latents, samples) = (golden.block(&format!("{case}.latents")), golden.block(&format!("{case}.samples")));
         let answers = |vae: &std::sync::Arc<dyn vae_core::Vae>| {
-            let decode = Decode { vae: vae.clone(), frames_per_chunk: 1 };
+            let decode = Decode { vae: vae.clone(), frames_per_chunk: 1, eight_bits: false };
             let encode = Encode { vae: vae.clone(), frames_per_chunk: 1 };
             (decode.apply(&latents).unwrap(), encode.apply(&samples).unwrap())
         };

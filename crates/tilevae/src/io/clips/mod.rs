@@ -11,8 +11,9 @@ use std::str::FromStr;
 
 use image::DynamicImage;
 use tiling::{Block, BoxError, Region, Sink, TileSource};
+use vae_core::{from_eight_bits, to_eight_bits};
 
-use super::pictures::{Pixels, interleaved, numbered, to_eight_bits};
+use super::pictures::{Pixels, interleaved, numbered};
 use super::scratch::{Depth, FrameStore};
 use super::{FileKind, IoError};
 
@@ -162,7 +163,7 @@ impl TileSource for Clip {
                     let place = |x: usize| (line * (last[1] + 1) + (left + x).min(last[1])) * self.channels + channel;
                     let row = block.row_mut(channel * frames + frame, y);
                     match &pixels {
-                        Pixels::Eight(values) => row.iter_mut().enumerate().for_each(|(x, value)| *value = f32::from(values[place(x)]) / 127.5 - 1.0),
+                        Pixels::Eight(values) => row.iter_mut().enumerate().for_each(|(x, value)| *value = from_eight_bits(values[place(x)])),
                         Pixels::Sixteen(values) => {
                             row.iter_mut().enumerate().for_each(|(x, value)| *value = f32::from(values[place(x)]) / 32767.5 - 1.0);
                         }
@@ -280,6 +281,10 @@ impl Sink for ClipSink {
             }
         }
         Ok(())
+    }
+
+    fn rounds_to_eight_bits(&self) -> bool {
+        true
     }
 }
 
