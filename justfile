@@ -28,6 +28,10 @@ check-gpu:
 gpu-smoke:
     bash tools/gpu_smoke.sh
 
+# The program with CUDA where Burn's LLVM cannot be downloaded (see docs/cuda.md).
+cuda-nvrtc:
+    bash tools/build_cuda_nvrtc.sh
+
 # Golden files from diffusers (see tools/requirements.txt).
 fixtures:
     python tools/make_fixtures.py

@@ -407,6 +407,33 @@ mod tests {
         }
     }
 
+    #[test]
+    #[expect(clippy::print_stdout, reason = "tests say what they skip")]
+    fn gpu_memory_does_not_grow_from_run_to_run() {
+        let device = vae_core::testing::device();
+        if vae_core::adapter(&device).is_none() {
+            println!("skipped: no GPU is to be tested");
+            return;
+        }
+        for executor in ["sequential", "multi-device", "pipelined"] {
+            let config = format!("model.path = {DEMO:?}\ntiling.tile_px = 32\nexecutor.kind = {executor:?}");
+            let config = Config::from_toml(&config).unwrap();
+            let model = open_model(&config).unwrap();
+            let devices = [OpenDevice { name: DeviceName::Vulkan(0), device: device.clone() }];
+            let pipeline = Pipeline::load_on(&config, &model, &devices).unwrap();
+            let latents = latents(16);
+            pipeline.warm_up(Direction::Decode, latents.shape()).unwrap();
+            let reserved = || {
+                let samples = pipeline.decode(&latents, &mut ()).unwrap();
+                (samples, device.memory_pool_usage().unwrap().bytes_reserved)
+            };
+            let (samples, before) = reserved();
+            for _ in 0..3 {
+                assert_eq!(reserved(), (samples.clone(), before), "{executor}");
+            }
+        }
+    }
+
     /// Two columns that meet in the middle.
     #[derive(Debug)]
     struct Halves;

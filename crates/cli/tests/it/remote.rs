@@ -91,6 +91,27 @@ fn two_servers_and_this_process_give_the_same_bytes() {
 }
 
 #[test]
+fn an_untiled_picture_comes_back_in_eight_bits() {
+    let server = Server::start(&[], "");
+    let folder = Folder::new();
+    let decode = |out: &str, more: &[&str]| {
+        let out = folder.path(out);
+        let printed = run(&[&["decode", LATENTS, "-o", &out, "--format", "json"], more].concat());
+        let printed: serde_json::Value = serde_json::from_str(&printed).unwrap();
+        (std::fs::read(out).unwrap(), printed["workers"][0]["downloaded_bytes"].as_u64().unwrap())
+    };
+    let remote = ["--device", &server.devices[0]];
+    let untiled = ["--set", "tiling.kind=off"];
+    let (expected, in_f32) = decode("here.png", &untiled);
+    assert_eq!(decode("there.png", &[remote, untiled].concat()), (expected, in_f32 / 3));
+    // What is blended, or kept as it is, is not rounded before.
+    let (expected, in_f32) = decode("tiles.png", &["--set", "tiling.tile_px=128"]);
+    assert_eq!(decode("tiles-there.png", &[&remote[..], &["--set", "tiling.tile_px=128"]].concat()), (expected, in_f32));
+    let (expected, in_f32) = decode("here.npy", &untiled);
+    assert_eq!(decode("there.npy", &[remote, untiled].concat()), (expected, in_f32));
+}
+
+#[test]
 fn a_run_survives_a_server_that_is_killed() {
     let folder = Folder::new();
     let out = folder.path("out.npy");
