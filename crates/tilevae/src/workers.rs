@@ -35,6 +35,10 @@ impl Seat {
         }
     }
 
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
     /// The worker that does `op` here, and `upcast` where that is not enough.
     pub(crate) fn worker(&self, op: Arc<dyn TileOp>, upcast: Option<Arc<dyn TileOp>>, rounding: Rounding) -> Worker {
         let seated = |op| -> Arc<dyn TileOp> {

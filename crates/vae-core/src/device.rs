@@ -150,6 +150,17 @@ pub fn adapter(device: &Device) -> Option<Adapter> {
     open_adapter(device).ok().flatten()
 }
 
+/// Bytes of a GPU's memory that this process holds, what it keeps for reuse included; nothing of other devices, and of one that is lost.
+#[cfg_attr(not(feature = "cube"), expect(unused_variables, reason = "there are no GPUs in this build"))]
+pub fn held_memory(device: &Device) -> Option<u64> {
+    #[cfg(feature = "cube")]
+    if matches!(device.as_dispatch(), burn::backend::DispatchDevice::Cube(_)) {
+        let device = std::panic::AssertUnwindSafe(device);
+        return std::panic::catch_unwind(|| device.memory_pool_usage()).ok().flatten().map(|pools| pools.bytes_reserved);
+    }
+    None
+}
+
 /// Whether GPUs keep what they compile and tune from run to run, in the folder that the system has for such things. To be said before the first use of a GPU.
 #[cfg_attr(not(feature = "cube"), expect(unused_variables, reason = "there are no GPUs in this build"))]
 pub fn keep_kernels(keep: bool) {

@@ -18,7 +18,7 @@ pub mod testing;
 mod vae;
 mod weights;
 
-pub use device::{Adapter, DeviceName, DeviceNameError, adapter, is_in_host_memory, keep_kernels, open_adapter};
+pub use device::{Adapter, DeviceName, DeviceNameError, adapter, held_memory, is_in_host_memory, keep_kernels, open_adapter};
 pub use eight_bits::{from_eight_bits, to_eight_bits};
 pub use error::VaeError;
 pub use family::{Model, VaeEntry, VaeFamily};

@@ -1,3 +1,4 @@
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use anyhow::Context;
@@ -29,7 +30,8 @@ pub(crate) fn bench(common: &Common, args: &Bench) -> anyhow::Result<()> {
         for _ in 0..args.runs.get() {
             memory::forget_peak();
             let (stats, hash) = run(common, &pipeline, &input, direction, &model)?;
-            runs.push(Row { executor: executor.clone(), stats, hash, peak: memory::peak() });
+            let on_devices = super::run::device_memory(&pipeline).into_iter().map(|(name, count)| (name.to_owned(), count)).collect();
+            runs.push(Row { executor: executor.clone(), stats, hash, peak: memory::peak(), on_devices });
         }
         runs.sort_by_key(|row| row.stats.elapsed);
         if let Some(different) = runs.iter().find(|row| row.hash != runs[0].hash) {
@@ -44,7 +46,7 @@ pub(crate) fn bench(common: &Common, args: &Bench) -> anyhow::Result<()> {
     );
     let mut json = Vec::new();
     for row in &rows {
-        let Row { executor, stats, hash, peak } = row;
+        let Row { executor, stats, hash, peak, on_devices } = row;
         let (seconds, workers) = (row.seconds(), stats.workers.len());
         // Against the first row of the same executor, for each worker.
         let base = rows.iter().find(|base| base.executor == *executor).unwrap_or(row);
@@ -60,8 +62,11 @@ pub(crate) fn bench(common: &Common, args: &Bench) -> anyhow::Result<()> {
         );
         json.push(json!({
             "executor": executor, "seconds": seconds, "speed_up": first / seconds, "efficiency": efficiency, "busy": busy, "schedule_loss": loss,
-            "peak_memory_bytes": peak, "sha256": hash, "tiles": stats.tiles, "workers": stats.workers
+            "peak_memory_bytes": peak, "device_memory_bytes": on_devices, "sha256": hash, "tiles": stats.tiles, "workers": stats.workers
         }));
+    }
+    for (name, count) in &rows[rows.len() - 1].on_devices {
+        text += &format!("{name} holds {} of its memory\n", bytes(usize::try_from(*count).unwrap_or(usize::MAX)));
     }
     let equal = rows.iter().all(|row| row.hash == rows[0].hash);
     text += if equal { "all gave the same bytes\n" } else { "they did not give the same bytes\n" };
@@ -74,6 +79,8 @@ struct Row {
     stats: RunStats,
     hash: String,
     peak: Option<usize>,
+    /// What GPUs hold.
+    on_devices: BTreeMap<String, u64>,
 }
 
 impl Row {

@@ -1,3 +1,4 @@
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -6,7 +7,7 @@ use tilevae::io::{self, ClipSink, FileKind, Fps, HashingSink, Origin, PictureSin
 use tilevae::metrics::Comparison;
 use tilevae::tiling::{Region, Sink};
 use tilevae::vae_core::Halves;
-use tilevae::{Config, Direction, FittedFrames, OpenDevice, RunPlan, RunStats, TileSource};
+use tilevae::{Config, Direction, FittedFrames, OpenDevice, Pipeline, RunPlan, RunStats, TileSource};
 
 use crate::args::{self, Common, Traces};
 use crate::commands::UsageError;
@@ -48,7 +49,7 @@ pub(crate) fn decode(common: &Common, args: &args::Decode) -> anyhow::Result<()>
     drop(watch);
     let mut files = sink.write()?;
     files.extend(write_traces(&args.traces, &[("decode", &stats)])?);
-    report(common, &files, shape, &stats, hash)
+    report(common, &files, shape, &stats, &pipeline, hash)
 }
 
 pub(crate) fn encode(common: &Common, args: &args::Encode) -> anyhow::Result<()> {
@@ -80,7 +81,7 @@ pub(crate) fn encode(common: &Common, args: &args::Encode) -> anyhow::Result<()>
     let hash = args.hash.then(|| io::sha256(&encoded.latents));
     let mut files = vec![args.output.clone()];
     files.extend(write_traces(&args.traces, &[("encode", &encoded.stats)])?);
-    report(common, &files, encoded.latents.shape(), &encoded.stats, hash)
+    report(common, &files, encoded.latents.shape(), &encoded.stats, &pipeline, hash)
 }
 
 pub(crate) fn roundtrip(common: &Common, args: &args::Roundtrip) -> anyhow::Result<()> {
@@ -138,13 +139,14 @@ pub(crate) fn roundtrip(common: &Common, args: &args::Roundtrip) -> anyhow::Resu
     let mut text = format!("PSNR {psnr:.2} dB, SSIM {ssim:.4}, {clip}{tiles} tiles in {seconds:.2} s{memory}\n");
     text += &format!("encode {:.2} s\n{}", encoded.stats.elapsed.as_secs_f64(), of_workers(&encoded.stats));
     text += &format!("decode {:.2} s\n{}", stats.elapsed.as_secs_f64(), of_workers(&stats));
+    text += &of_devices(&pipeline);
     for file in &files {
         text += &format!("wrote {}\n", file.display());
     }
     let finite = psnr.is_finite().then_some(psnr);
     let json = json!({
         "psnr_db": finite, "ssim": ssim, "files": files, "frames": shape[2], "tiles": tiles, "seconds": seconds, "peak_memory_bytes": peak,
-        "encode": encoded.stats, "decode": stats
+        "encode": encoded.stats, "decode": stats, "device_memory_bytes": device_memory(&pipeline)
     });
     print(common, &text, &json)
 }
@@ -166,7 +168,14 @@ fn write_traces(files: &Traces, runs: &[(&'static str, &RunStats)]) -> Result<Ve
     timeline.write(files)
 }
 
-fn report(common: &Common, files: &[PathBuf], shape: [usize; 5], stats: &RunStats, sha256: Option<String>) -> anyhow::Result<()> {
+fn report(
+    common: &Common,
+    files: &[PathBuf],
+    shape: [usize; 5],
+    stats: &RunStats,
+    pipeline: &Pipeline,
+    sha256: Option<String>,
+) -> anyhow::Result<()> {
     let seconds = stats.elapsed.as_secs_f64();
     let names = files.iter().map(|file| file.display().to_string()).collect::<Vec<_>>().join(", ");
     let shape_text = shape.map(|side| side.to_string()).join("x");
@@ -178,9 +187,11 @@ fn report(common: &Common, files: &[PathBuf], shape: [usize; 5], stats: &RunStat
     }
     text += "\n";
     text += &of_workers(stats);
+    text += &of_devices(pipeline);
     let mut json = json!({
         "files": files, "shape": shape, "tiles": stats.tiles, "frames": stats.frames, "seconds": seconds, "workers": stats.workers,
-        "schedule_loss": stats.schedule_loss(), "upcast_tiles": stats.upcast_tiles, "peak_memory_bytes": peak
+        "schedule_loss": stats.schedule_loss(), "upcast_tiles": stats.upcast_tiles, "peak_memory_bytes": peak,
+        "device_memory_bytes": device_memory(pipeline)
     });
     if let Some(sha256) = sha256 {
         text += &format!("sha256 {sha256}\n");
@@ -191,6 +202,16 @@ fn report(common: &Common, files: &[PathBuf], shape: [usize; 5], stats: &RunStat
 
 fn tiles(count: usize) -> String {
     if count == 1 { "1 tile".to_owned() } else { format!("{count} tiles") }
+}
+
+/// The memory that GPUs hold.
+fn of_devices(pipeline: &Pipeline) -> String {
+    let held = pipeline.device_memory();
+    held.iter().map(|(name, count)| format!("  {name} holds {} of its memory\n", bytes(usize::try_from(*count).unwrap_or(usize::MAX)))).collect()
+}
+
+pub(super) fn device_memory(pipeline: &Pipeline) -> BTreeMap<&str, u64> {
+    pipeline.device_memory().into_iter().collect()
 }
 
 /// What each worker did, and what went wrong and was made good.
