@@ -128,10 +128,11 @@ fn in_one_line(error: BoxError) -> BoxError {
     if text.lines().count() > 1 { essence(&text).into() } else { error }
 }
 
-/// What a backend says in many lines, without headings, backtraces and consequences.
+/// What a backend says in many lines, without headings, backtraces, consequences and the source of a kernel.
 fn essence(text: &str) -> String {
     let says_nothing = |line: &&str| line.is_empty() || line.ends_with(':') || line.starts_with("skipped `") || line.starts_with("No backtrace");
-    let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !says_nothing(line)).collect();
+    let lines = text.lines().map(str::trim).take_while(|line| !line.starts_with("[Source]"));
+    let lines: Vec<&str> = lines.filter(|line| !says_nothing(line)).collect();
     if lines.is_empty() { text.trim().to_owned() } else { lines.join(": ") }
 }
 

@@ -240,3 +240,47 @@ impl<F: Fn() -> Result<Arc<dyn TileOp>, VaeError> + Send + Sync> TileOp for Late
         self.op()?.check()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use tiling::{FrameScale, Scale};
+
+    use super::*;
+
+    /// Notes the shapes of the pieces that it is given.
+    #[derive(Default)]
+    struct Noting(Mutex<Vec<[usize; 5]>>);
+
+    impl TileOp for Noting {
+        fn geometry(&self) -> Geometry {
+            Geometry { frames: FrameScale::CausalUp(4), ..Geometry::image(Scale::Up(8)) }
+        }
+
+        fn chunks(&self, frames: usize) -> Vec<Range<usize>> {
+            self.geometry().frames.chunks(frames, 2)
+        }
+
+        fn begin(&self) -> TileRun<'_> {
+            Box::new(|piece| {
+                let piece: Block = piece.take()?;
+                self.0.lock().unwrap().push(piece.shape());
+                Ok(Resident::new(piece))
+            })
+        }
+    }
+
+    #[test]
+    fn zeros_run_in_every_shape_of_a_piece() {
+        let shapes = |frames| {
+            let op = Noting::default();
+            run_zeros(&op, [3, 16, frames, 50, 70], [frames, 5, 7]).unwrap();
+            op.0.into_inner().unwrap().into_iter().map(|[b, c, t, h, w]| (t, [b, c, h, w] == [3, 16, 5, 7])).collect::<Vec<_>>()
+        };
+        let of = |frames: &[usize]| frames.iter().map(|&frames| (frames, true)).collect::<Vec<_>>();
+        assert_eq!(shapes(1), of(&[1]));
+        assert_eq!(shapes(4), of(&[1, 2, 1]));
+        assert_eq!(shapes(12), of(&[1, 2, 2, 1]));
+    }
+}
