@@ -591,7 +591,7 @@ fn events_tell_what_happens() {
         let log = |executor: &dyn Executor, workers: &[Worker]| run_to(executor, &clip(), workers, &mut Canvas::default()).unwrap().1;
         let tiles = plan().tiles.len();
         for executor in many(|_| ()) {
-            let events = log(&executor, &[scripted("bad", |_| Deed::LoseDevice), good("good")]);
+            let events = log(&executor, &[scripted("bad", |_| Deed::LoseDevice), scripted("good", |_| Deed::AnswerAfter(ms(3)))]);
             assert!(matches!(&events[0], Event::Started { workers, .. } if workers == &["bad", "good"]));
             let count = |is: fn(&Event) -> bool| events.iter().filter(|event| is(event)).count();
             assert_eq!(count(|event| matches!(event, Event::TileFinished { worker: 1, .. })), tiles);

@@ -179,7 +179,8 @@ impl TileOp for Seated {
     }
 }
 
-/// Runs a tile of zeros, of an input of `whole` shape: the first frames of it, which are worked on in different ways, and the last, which may be fewer.
+/// Runs zeros in the place of a tile, as large a batch as the whole input has: its first pieces, which are worked on in different ways, and the last, which
+/// may have fewer frames.
 ///
 /// # Errors
 /// Whatever the operation could not do.
