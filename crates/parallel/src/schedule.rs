@@ -171,7 +171,10 @@ impl Scheduler {
         if self.workers[worker].is_retired || self.is_over() {
             return Turn::Leave;
         }
-        if self.workers[worker].running.len() >= self.rules.at_once || self.stands_by(worker) {
+        let state = &self.workers[worker];
+        // Beside others a worker shows its speed before it is given more than it works on: what lies in the queue of a slow one holds up the end.
+        let at_once = if state.speed.is_none() && self.live_workers() > 1 { 1 } else { self.rules.at_once };
+        if state.running.len() >= at_once || self.stands_by(worker) {
             return Turn::Wait;
         }
         let waiting = self.waiting();
@@ -499,6 +502,14 @@ mod tests {
             let best = possible.map(|counts| (0..3).map(|i| counts[i] as f64 / speeds[i]).fold(0.0, f64::max)).fold(f64::INFINITY, f64::min);
             // The first tile of each worker goes out before its speed is known.
             assert!(length <= best * 1.05 + 1e-9 || length <= best + 0.5, "{tiles} tiles: {length} against {best}");
+        }
+    }
+
+    #[test]
+    fn a_slow_worker_shows_its_speed_before_it_gets_a_second_tile() {
+        for at_once in 1..=4 {
+            let (length, _) = play(&[1.0; 9], &[0.01, 0.01, 1.0], Rules { at_once, ..RULES });
+            assert!(length <= 100.0 + 1e-9, "{at_once} at once: {length}");
         }
     }
 
