@@ -115,7 +115,7 @@ fn download(answer: Resident) -> Result<Block, BoxError> {
     let values = match data.dtype() {
         DType::F16 => widened(data.as_slice::<f16>()?),
         DType::BF16 => widened(data.as_slice::<bf16>()?),
-        _ => data.convert::<f32>().try_into_vec::<f32>()?,
+        _ => data.try_cast_as::<f32>()?.try_into_vec::<f32>()?,
     };
     let block = Block::new(shape, values).expect("a tensor has as many values as its shape says");
     Ok(match packed {
