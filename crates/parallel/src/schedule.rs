@@ -393,7 +393,7 @@ impl Scheduler {
         let mut has_more = false;
         for &tile in waiting {
             let finish = |other: usize| free_at[other] + self.work[tile] / speed(other);
-            let able = (0..self.workers.len()).filter(|&other| self.may_run(other, tile));
+            let able = (0..self.workers.len()).filter(|&other| self.may_run(other, tile) && !self.stands_by(other));
             // Among equals, whoever asks.
             let best = able.min_by(|&a, &b| finish(a).total_cmp(&finish(b)).then((a != worker).cmp(&(b != worker))))?;
             if best == worker && !has_more {

@@ -58,7 +58,7 @@ mod tests {
         for code in 0..=u8::MAX {
             assert_eq!(to_eight_bits(from_eight_bits(code)), code);
         }
-        assert_eq!([-7.0, -1.0, 0.0, 1.0, f32::INFINITY].map(to_eight_bits), [0, 0, 128, 255, 255]);
+        assert_eq!([-7.0, -1.0, 0.0, 1.0, 2.0, f32::INFINITY, f32::NAN].map(to_eight_bits), [0, 0, 128, 255, 255, 255, 0]);
     }
 
     #[cfg(all(feature = "testing", feature = "flex"))]

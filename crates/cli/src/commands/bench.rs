@@ -30,8 +30,7 @@ pub(crate) fn bench(common: &Common, args: &Bench) -> anyhow::Result<()> {
         for _ in 0..args.runs.get() {
             memory::forget_peak();
             let (stats, hash) = run(common, &pipeline, &input, direction, &model)?;
-            let on_devices = super::run::device_memory(&pipeline).into_iter().map(|(name, count)| (name.to_owned(), count)).collect();
-            runs.push(Row { executor: executor.clone(), stats, hash, peak: memory::peak(), on_devices });
+            runs.push(Row { executor: executor.clone(), stats, hash, peak: memory::peak(), on_devices: pipeline.device_memory() });
         }
         runs.sort_by_key(|row| row.stats.elapsed);
         if let Some(different) = runs.iter().find(|row| row.hash != runs[0].hash) {
@@ -65,9 +64,7 @@ pub(crate) fn bench(common: &Common, args: &Bench) -> anyhow::Result<()> {
             "peak_memory_bytes": peak, "device_memory_bytes": on_devices, "sha256": hash, "tiles": stats.tiles, "workers": stats.workers
         }));
     }
-    for (name, count) in &rows[rows.len() - 1].on_devices {
-        text += &format!("{name} holds {} of its memory\n", bytes(usize::try_from(*count).unwrap_or(usize::MAX)));
-    }
+    text += &super::run::of_devices(&rows[rows.len() - 1].on_devices);
     let equal = rows.iter().all(|row| row.hash == rows[0].hash);
     text += if equal { "all gave the same bytes\n" } else { "they did not give the same bytes\n" };
     print(common, &text, &json!({"direction": direction, "shape": shape, "same_bytes": equal, "runs": json}))

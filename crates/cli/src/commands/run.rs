@@ -139,14 +139,14 @@ pub(crate) fn roundtrip(common: &Common, args: &args::Roundtrip) -> anyhow::Resu
     let mut text = format!("PSNR {psnr:.2} dB, SSIM {ssim:.4}, {clip}{tiles} tiles in {seconds:.2} s{memory}\n");
     text += &format!("encode {:.2} s\n{}", encoded.stats.elapsed.as_secs_f64(), of_workers(&encoded.stats));
     text += &format!("decode {:.2} s\n{}", stats.elapsed.as_secs_f64(), of_workers(&stats));
-    text += &of_devices(&pipeline);
+    text += &of_devices(&pipeline.device_memory());
     for file in &files {
         text += &format!("wrote {}\n", file.display());
     }
     let finite = psnr.is_finite().then_some(psnr);
     let json = json!({
         "psnr_db": finite, "ssim": ssim, "files": files, "frames": shape[2], "tiles": tiles, "seconds": seconds, "peak_memory_bytes": peak,
-        "encode": encoded.stats, "decode": stats, "device_memory_bytes": device_memory(&pipeline)
+        "encode": encoded.stats, "decode": stats, "device_memory_bytes": pipeline.device_memory()
     });
     print(common, &text, &json)
 }
@@ -187,11 +187,11 @@ fn report(
     }
     text += "\n";
     text += &of_workers(stats);
-    text += &of_devices(pipeline);
+    text += &of_devices(&pipeline.device_memory());
     let mut json = json!({
         "files": files, "shape": shape, "tiles": stats.tiles, "frames": stats.frames, "seconds": seconds, "workers": stats.workers,
         "schedule_loss": stats.schedule_loss(), "upcast_tiles": stats.upcast_tiles, "peak_memory_bytes": peak,
-        "device_memory_bytes": device_memory(pipeline)
+        "device_memory_bytes": pipeline.device_memory()
     });
     if let Some(sha256) = sha256 {
         text += &format!("sha256 {sha256}\n");
@@ -205,13 +205,8 @@ fn tiles(count: usize) -> String {
 }
 
 /// The memory that GPUs hold.
-fn of_devices(pipeline: &Pipeline) -> String {
-    let held = pipeline.device_memory();
-    held.iter().map(|(name, count)| format!("  {name} holds {} of its memory\n", bytes(usize::try_from(*count).unwrap_or(usize::MAX)))).collect()
-}
-
-pub(super) fn device_memory(pipeline: &Pipeline) -> BTreeMap<&str, u64> {
-    pipeline.device_memory().into_iter().collect()
+pub(super) fn of_devices(held: &BTreeMap<String, u64>) -> String {
+    held.iter().map(|(name, &count)| format!("  {name} holds {} of its memory\n", bytes(usize::try_from(count).unwrap_or(usize::MAX)))).collect()
 }
 
 /// What each worker did, and what went wrong and was made good.
