@@ -165,7 +165,7 @@ mod tests {
         DynamicImage::ImageRgb16(deep).save(folder.path().join("2.png")).unwrap();
         let Ok(Media::Clip(clip)) = Media::read(&[folder.path().to_owned()], &video, Background::None) else { panic!("no clip") };
         let block = clip.read(&Region { start: [1, 0, 0], size: [1, 1, 1] }).unwrap();
-        let values: Vec<f32> = block.data().iter().map(|value| (value + 1.0) * 127.5).collect();
+        let values: Vec<f32> = block.data().iter().map(|value| ((value + 1.0) * 127.5 * 1000.0).round() / 1000.0).collect();
         assert_eq!(values, [0.0, 1.0, 255.0]);
     }
 }

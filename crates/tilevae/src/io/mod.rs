@@ -348,7 +348,7 @@ mod tests {
         let mut wrong = vec![at("file/out.png"), at("none/out.png"), folder.path().to_owned()];
         if cfg!(target_os = "linux") {
             // Nobody can write there, whoever runs this.
-            wrong.extend(["/proc/out.png", "/proc/frames"].map(PathBuf::from));
+            wrong.extend(["/sys/out.png", "/sys/frames"].map(PathBuf::from));
         }
         for path in wrong {
             assert!(matches!(check_writable(&path), Err(IoError::Write { .. } | IoError::FolderInUse { .. })), "{}", path.display());

@@ -20,7 +20,7 @@ pub(super) fn open(path: &Path) -> Result<(Frames, Option<Fps>), IoError> {
         }
         if FileKind::of(&frame).is_ok_and(FileKind::is_picture) {
             frames.push((name, frame));
-        } else if ImageFormat::from_path(&frame).is_ok() {
+        } else if FileKind::of(&frame).is_err() && ImageFormat::from_path(&frame).is_ok() {
             return Err(IoError::UnknownKind { path: frame, kinds: FileKind::PICTURES });
         }
     }

@@ -85,11 +85,11 @@ impl From<ImageError> for Fault {
 
 /// Refuses a picture of `decoded` bytes that takes `needed` bytes of data at least, and has `data`.
 fn plausible(decoded: u64, needed: u64, data: u64) -> Result<(), Fault> {
-    if decoded > READ_LIMIT {
-        return Err(Fault::unsupported("a picture of more than 8 GiB"));
-    }
     if decoded > SMALL && needed > data {
         return Err(Fault::Damaged(format!("its header promises more px than {data} bytes of data can hold")));
+    }
+    if decoded > READ_LIMIT {
+        return Err(Fault::unsupported("a picture of more than 8 GiB"));
     }
     Ok(())
 }
