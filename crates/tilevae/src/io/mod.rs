@@ -8,7 +8,7 @@ mod pictures;
 mod scratch;
 mod tensors;
 
-pub use clips::{Clip, ClipKind, ClipSink, Fps};
+pub use clips::{Clip, ClipInfo, ClipKind, ClipSink, Fps};
 pub use hash::{HashingSink, sha256};
 pub use pending::remove_pending;
 pub use pictures::{PictureSink, Pictures, picture_size};
@@ -126,6 +126,49 @@ pub enum IoError {
         /// The clip.
         path: PathBuf,
     },
+    /// A clip that ends early, or of which some frames are damaged.
+    #[error(
+        "{} is cut off or damaged: {frames}{} frames can be read; {message}",
+        path.display(), expected.map(|all| format!(" of {all}")).unwrap_or_default()
+    )]
+    IncompleteClip {
+        /// The clip.
+        path: PathBuf,
+        /// Frames that came.
+        frames: usize,
+        /// Frames that there should be, when the clip says it.
+        expected: Option<usize>,
+        /// What the reader found.
+        message: String,
+    },
+    /// A file that is sound, and of a kind that is not read.
+    #[error("{} is {what}, which is not supported", path.display())]
+    Unsupported {
+        /// The file.
+        path: PathBuf,
+        /// Its kind.
+        what: String,
+    },
+    /// A rate that a kind of clip cannot have.
+    #[error("{} cannot have {fps} frames a second: {limits}; another rate is given with --fps", path.display())]
+    Rate {
+        /// The clip.
+        path: PathBuf,
+        /// The rate.
+        fps: Fps,
+        /// What it can have.
+        limits: &'static str,
+    },
+    /// Frames that are larger than a kind of clip can hold.
+    #[error("{} cannot hold frames of {size:?} px (height, width): its sides have {limit} px at most", path.display())]
+    TooLarge {
+        /// The clip.
+        path: PathBuf,
+        /// Height and width.
+        size: [usize; 2],
+        /// The longest side.
+        limit: usize,
+    },
     /// A folder for frames that holds other things.
     #[error("{} is a folder with something in it; frames are written to a new or empty one", path.display())]
     FolderInUse {
@@ -169,7 +212,13 @@ impl IoError {
     pub fn is_usage(&self) -> bool {
         matches!(
             self,
-            Self::UnknownKind { .. } | Self::NotAPicture { .. } | Self::OneTensor { .. } | Self::FolderInUse { .. } | Self::NoFfmpeg { .. }
+            Self::UnknownKind { .. }
+                | Self::NotAPicture { .. }
+                | Self::OneTensor { .. }
+                | Self::FolderInUse { .. }
+                | Self::NoFfmpeg { .. }
+                | Self::Rate { .. }
+                | Self::TooLarge { .. }
         )
     }
 }

@@ -3,11 +3,23 @@ use std::path::{Path, PathBuf};
 use image::{ExtendedColorType, ImageFormat};
 
 use super::super::pending::PendingFolder;
-use super::super::pictures::read_picture;
+use super::super::pictures::{picture_size, read_picture};
 use super::super::{FileKind, IoError};
-use super::{ClipFormat, Fps, FrameWriter, Frames};
+use super::{ClipFormat, ClipInfo, Fps, FrameWriter, Frames};
 
 pub(super) fn open(path: &Path) -> Result<(Frames, Option<Fps>), IoError> {
+    Ok((Box::new(list(path)?.into_iter().map(|frame| read_picture(&frame))), None))
+}
+
+/// Looks at the first frame's header alone.
+pub(super) fn probe(path: &Path) -> Result<ClipInfo, IoError> {
+    let frames = list(path)?;
+    let first = frames.first().ok_or_else(|| IoError::NoFrames { path: path.to_owned() })?;
+    Ok(ClipInfo { size: picture_size(first)?, frames: frames.len(), fps: None })
+}
+
+/// The frames in a folder, in their order.
+fn list(path: &Path) -> Result<Vec<PathBuf>, IoError> {
     let mut frames = Vec::new();
     for entry in std::fs::read_dir(path).map_err(|source| IoError::Read { path: path.to_owned(), source })? {
         let frame = entry.map_err(|source| IoError::Read { path: path.to_owned(), source })?.path();
@@ -16,7 +28,7 @@ pub(super) fn open(path: &Path) -> Result<(Frames, Option<Fps>), IoError> {
         }
     }
     frames.sort();
-    Ok((Box::new(frames.into_iter().map(|(_, frame)| read_picture(&frame))), None))
+    Ok(frames.into_iter().map(|(_, frame)| frame).collect())
 }
 
 /// The last number in a file's name.
