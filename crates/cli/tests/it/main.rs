@@ -4,9 +4,11 @@ mod clips;
 mod files;
 mod information;
 mod parity;
+mod pictures;
 mod refusals;
 #[cfg(feature = "remote")]
 mod remote;
+mod video;
 mod watching;
 
 use std::path::{Path, PathBuf};

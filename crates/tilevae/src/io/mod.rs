@@ -13,7 +13,7 @@ mod scratch;
 mod tensors;
 
 pub use background::Background;
-pub use clips::{Clip, ClipKind, ClipSink, Fps};
+pub use clips::{Clip, ClipInfo, ClipKind, ClipSink, Fps};
 pub use hash::{HashingSink, sha256};
 pub use limits::check_output;
 pub use media::Media;
@@ -104,14 +104,6 @@ pub enum IoError {
         /// What is missing.
         missing: String,
     },
-    /// A picture of a kind that is not known here.
-    #[error("{} cannot be read: it is {what}", path.display())]
-    UnsupportedPicture {
-        /// The file.
-        path: PathBuf,
-        /// What it is, and what to do.
-        what: String,
-    },
     /// Several frames where one is taken.
     #[error("{} has {frames} frames, and one is taken here: models of pictures and batches take single pictures; give it alone to a model of video, or save a frame of it as a picture", path.display())]
     Animated {
@@ -189,6 +181,39 @@ pub enum IoError {
         /// The clip.
         path: PathBuf,
     },
+    /// A clip that ends early, or of which some frames are damaged.
+    #[error(
+        "{} is cut off or damaged: {frames}{} frames can be read; {message}",
+        path.display(), expected.map(|all| format!(" of {all}")).unwrap_or_default()
+    )]
+    IncompleteClip {
+        /// The clip.
+        path: PathBuf,
+        /// Frames that came.
+        frames: usize,
+        /// Frames that there should be, when the clip says it.
+        expected: Option<usize>,
+        /// What the reader found.
+        message: String,
+    },
+    /// A file that is sound, and of a kind that is not read.
+    #[error("{} is {what}, which is not supported", path.display())]
+    Unsupported {
+        /// The file.
+        path: PathBuf,
+        /// Its kind.
+        what: String,
+    },
+    /// A rate that a kind of clip cannot have.
+    #[error("{} cannot have {fps} frames a second: {limits}; another rate is given with --fps", path.display())]
+    Rate {
+        /// The clip.
+        path: PathBuf,
+        /// The rate.
+        fps: Fps,
+        /// What it can have.
+        limits: &'static str,
+    },
     /// A folder for frames that holds other things.
     #[error("{} is a folder with something in it; frames are written to a new or empty one", path.display())]
     FolderInUse {
@@ -241,6 +266,7 @@ impl IoError {
                 | Self::OneTensor { .. }
                 | Self::FolderInUse { .. }
                 | Self::NoFfmpeg { .. }
+                | Self::Rate { .. }
         )
     }
 }

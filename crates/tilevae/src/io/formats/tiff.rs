@@ -2,7 +2,7 @@ use std::fs::File;
 use std::io::{BufReader, Read, Seek, SeekFrom};
 
 use image::metadata::Orientation;
-use image::{Delay, DynamicImage, GrayAlphaImage, GrayImage, ImageBuffer, RgbImage, RgbaImage};
+use image::{DynamicImage, GrayAlphaImage, GrayImage, ImageBuffer, RgbImage, RgbaImage};
 use tiff::decoder::{Decoder, DecodingResult, Limits};
 use tiff::tags::Tag;
 use tiff::{ColorType, TiffError};
@@ -70,11 +70,11 @@ impl Pages {
         self.pages.len()
     }
 
-    pub(super) fn read(mut self) -> impl Iterator<Item = Result<(DynamicImage, Option<Delay>), Fault>> {
+    pub(super) fn read(mut self) -> impl Iterator<Item = Result<DynamicImage, Fault>> {
         let pages = std::mem::take(&mut self.pages);
         pages.into_iter().map(move |index| {
             self.decoder.seek_to_image(index)?;
-            Ok((page(&mut self.decoder, self.length)?, None))
+            page(&mut self.decoder, self.length)
         })
     }
 }
@@ -100,7 +100,7 @@ fn page(decoder: &mut Decoder<BufReader<File>>, length: u64) -> Result<DynamicIm
         _ => None,
     };
     if let Some(kind) = kind {
-        return Err(Fault::Unsupported(format!("a TIFF picture of {kind}: save it as grey or RGB")));
+        return Err(Fault::Unsupported(format!("a TIFF picture of {kind} (save it as grey or RGB)")));
     }
     let color = decoder.colortype()?;
     let bits = color.bit_depth();
@@ -112,13 +112,13 @@ fn page(decoder: &mut Decoder<BufReader<File>>, length: u64) -> Result<DynamicIm
     };
     if number != "unsigned integers" || !matches!(bits, 1 | 2 | 4 | 8 | 16) {
         return Err(Fault::Unsupported(format!(
-            "a TIFF picture of {bits}-bit {number}: save it with 8 or 16 bits, unsigned, or its samples from -1 to 1 as .npy or .safetensors"
+            "a TIFF picture of {bits}-bit {number} (save it with 8 or 16 bits, unsigned, or its samples from -1 to 1 as .npy or .safetensors)"
         )));
     }
     let extra: Vec<u16> = decoder.find_tag_unsigned_vec(Tag::ExtraSamples)?.unwrap_or_default();
     let channels = match color {
         _ if compression == 7 && !matches!(color, ColorType::Gray(8) | ColorType::RGB(8) | ColorType::RGBA(8)) => {
-            return Err(Fault::unsupported("a TIFF picture with JPEG data of other than grey and RGB: save it without JPEG"));
+            return Err(Fault::unsupported("a TIFF picture with JPEG data of other than grey and RGB (save it without JPEG)"));
         }
         ColorType::Gray(_) => 1,
         ColorType::Multiband { num_samples: 2, .. } if matches!(extra[..], [1 | 2]) => 2,
@@ -126,7 +126,7 @@ fn page(decoder: &mut Decoder<BufReader<File>>, length: u64) -> Result<DynamicIm
         ColorType::RGBA(8 | 16) | ColorType::CMYK(8 | 16) => 4,
         _ => {
             return Err(Fault::Unsupported(format!(
-                "a TIFF picture of {} channels of {bits} bits: save it as grey, RGB or RGBA",
+                "a TIFF picture of {} channels of {bits} bits (save it as grey, RGB or RGBA)",
                 color.num_samples()
             )));
         }
@@ -135,7 +135,7 @@ fn page(decoder: &mut Decoder<BufReader<File>>, length: u64) -> Result<DynamicIm
     // Channels beyond those of colours are left out, where the decoder can.
     if samples != channels && ([predictor, planes] != [1, 1] || samples < channels) {
         return Err(Fault::Unsupported(format!(
-            "a TIFF picture of {samples} channels, of which {channels} are colours: save it as grey, RGB or RGBA"
+            "a TIFF picture of {samples} channels, of which {channels} are colours (save it as grey, RGB or RGBA)"
         )));
     }
     check_data(decoder, length, compression, u64::from(bits) * samples)?;

@@ -1,9 +1,9 @@
 use std::io::{Cursor, Read, Seek, SeekFrom};
 
 use image::codecs::webp::WebPDecoder;
-use image::{Delay, DynamicImage, RgbaImage, imageops};
+use image::{DynamicImage, RgbaImage, imageops};
 
-use super::Fault;
+use super::{Fault, Seconds};
 
 /// The animation in a WebP file. Decoders leave out frames that are not there, and one does not clear what a frame asks to be cleared: so each frame is
 /// decoded as a picture of its own, and put on the canvas here.
@@ -85,12 +85,13 @@ impl Animation {
         }
     }
 
-    pub(super) fn frames(&self) -> usize {
-        self.frames.len()
+    /// How long each frame is shown.
+    pub(super) fn delays(&self) -> Vec<Seconds> {
+        self.frames.iter().map(|frame| [frame.milliseconds, 1000]).collect()
     }
 
     /// The frames, put on their canvas.
-    pub(super) fn read(self, mut file: impl Read + Seek) -> impl Iterator<Item = Result<(DynamicImage, Option<Delay>), Fault>> {
+    pub(super) fn read(self, mut file: impl Read + Seek) -> impl Iterator<Item = Result<DynamicImage, Fault>> {
         let [width, height] = self.canvas;
         let mut canvas = RgbaImage::new(width, height);
         let mut to_clear: Option<Frame> = None;
@@ -107,8 +108,7 @@ impl Animation {
             }
             to_clear = frame.is_cleared.then_some(frame);
             let whole = DynamicImage::ImageRgba8(canvas.clone());
-            let whole = if self.has_alpha { whole } else { DynamicImage::ImageRgb8(whole.into_rgb8()) };
-            Ok((whole, Some(Delay::from_numer_denom_ms(frame.milliseconds, 1))))
+            Ok(if self.has_alpha { whole } else { DynamicImage::ImageRgb8(whole.into_rgb8()) })
         })
     }
 }
