@@ -73,7 +73,7 @@ fn cut_jpegs_are_told_by_what_is_missing() {
             assert!(matches!(&fault, Fault::Incomplete(missing) if missing.starts_with("its ")), "{name}: {end} of {}: {fault:?}", content.len());
             // An end marker makes it whole only where a scan has ended and no component is missing, but for bits that say nothing.
             if jpeg::check(&[cut, &[0xFF, 0xD9]].concat()).is_ok() {
-                let next = content[end..].windows(2).take(2).any(|pair| matches!(pair, [0xFF, 0xC4 | 0xDA | 0xD9]));
+                let next = content[end - 1..].windows(2).take(3).any(|pair| matches!(pair, [0xFF, 0xC4 | 0xDA | 0xD9]));
                 assert!(next, "{name}: {end} of {}", content.len());
             }
         }
