@@ -1,7 +1,7 @@
 use image::codecs::gif::GifEncoder;
 use image::{Frame, Rgb, RgbImage, Rgba, RgbaImage};
-use tilevae::io::{Origin, write_tensors};
 use tilevae::Block;
+use tilevae::io::{Origin, write_tensors};
 
 use super::{Folder, latents, refused, run, tilevae};
 

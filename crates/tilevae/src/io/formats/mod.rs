@@ -101,16 +101,45 @@ fn open(path: &Path) -> Result<BufReader<File>, Fault> {
 /// A fraction: numerator and denominator.
 pub(super) type Seconds = [u32; 2];
 
-/// Refuses a GIF file whose canvas is larger than its data can fill.
+/// Refuses a GIF file whose canvas is larger than its frames can fill.
 pub(super) fn check_gif(path: &Path, size: [usize; 2]) -> Result<(), IoError> {
-    let length = std::fs::metadata(path).map_err(|source| IoError::Read { path: path.to_owned(), source })?.len();
-    plausible_gif(size, length).map_err(|fault| fault.of(path))
+    plausible_gif(path, size).map_err(|fault| fault.of(path))
 }
 
-fn plausible_gif([height, width]: [usize; 2], length: u64) -> Result<(), Fault> {
-    // A code of 12 bits stands for 4096 px at most. Two canvases of 4 bytes a px are kept.
-    let px = height as u64 * width as u64;
-    plausible(8 * px, px / 2731, length)
+/// A code of 12 bits can stand for 4096 px, so that the size of a file says little: what is large is gone through before memory is taken for it.
+fn plausible_gif(path: &Path, size: [usize; 2]) -> Result<(), Fault> {
+    let [height, width] = size.map(|side| side as u64);
+    // Two canvases of 4 bytes a px are kept.
+    if 8 * height * width <= SMALL {
+        return Ok(());
+    }
+    let mut decoder = gif::Decoder::new(open(path)?).map_err(of_gif)?;
+    let mut largest = 0;
+    while let Some(frame) = decoder.next_frame_info().map_err(of_gif)? {
+        let px = u64::from(frame.width) * u64::from(frame.height);
+        let mut left = px;
+        let mut indices = [0; 1 << 14];
+        while left > 0 {
+            let part = left.min(indices.len() as u64);
+            if !decoder.fill_buffer(&mut indices[..part as usize]).map_err(of_gif)? {
+                return Err(Fault::incomplete("its data ends before the picture does"));
+            }
+            left -= part;
+        }
+        largest = largest.max(px);
+    }
+    if largest < height * width / 16 {
+        return Err(Fault::unsupported("an animation whose frames cover only a small part of its canvas"));
+    }
+    plausible(8 * height * width, 0, 0)
+}
+
+fn of_gif(error: gif::DecodingError) -> Fault {
+    match error {
+        gif::DecodingError::UnexpectedEof => Fault::incomplete("its data ends before the picture does"),
+        gif::DecodingError::Io(error) => Fault::from(ImageError::IoError(error)),
+        other => Fault::Damaged(other.to_string()),
+    }
 }
 
 /// A picture or an animation whose structure has been found sound.
@@ -196,12 +225,10 @@ impl PictureFile {
         let orientation = decoder.orientation()?;
         drop(decoder);
         match picture.kind {
-            Kind::Gif => plausible_gif([height, width].map(|side| side as usize), length)?,
-            // libwebp makes one byte of 26 000 px where a picture has one colour.
-            Kind::WebP(_) => plausible(decoded, px >> 15, length)?,
+            Kind::Gif => plausible_gif(path, [height, width].map(|side| side as usize))?,
             Kind::Pnm => plausible(decoded, px / 8, length)?,
             // Found sound before.
-            Kind::Jpeg(_) | Kind::Png | Kind::Tiff(_) => plausible(decoded, 0, length)?,
+            Kind::Jpeg(_) | Kind::Png | Kind::WebP(_) | Kind::Tiff(_) => plausible(decoded, 0, length)?,
         }
         (picture.size, picture.orientation) = ([height, width].map(|side| side as usize), orientation);
         Ok(picture)
@@ -292,16 +319,11 @@ impl PictureFile {
 
 /// How long each frame of a GIF file is shown, from its blocks alone.
 fn gif_delays(file: &mut BufReader<File>) -> Result<Vec<Seconds>, Fault> {
-    let fault = |error| match error {
-        gif::DecodingError::UnexpectedEof => Fault::incomplete("its data ends before the picture does"),
-        gif::DecodingError::Io(error) => Fault::from(ImageError::IoError(error)),
-        other => Fault::Damaged(other.to_string()),
-    };
     let mut options = gif::DecodeOptions::new();
     options.skip_frame_decoding(true);
-    let mut decoder = options.read_info(file).map_err(fault)?;
+    let mut decoder = options.read_info(file).map_err(of_gif)?;
     let mut delays = Vec::new();
-    while let Some(frame) = decoder.next_frame_info().map_err(fault)? {
+    while let Some(frame) = decoder.next_frame_info().map_err(of_gif)? {
         delays.push([frame.delay.into(), 100]);
     }
     if delays.is_empty() { Err(Fault::incomplete("it holds no frame")) } else { Ok(delays) }

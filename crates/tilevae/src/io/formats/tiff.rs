@@ -1,3 +1,4 @@
+use std::collections::HashSet;
 use std::fs::File;
 use std::io::{BufReader, Read, Seek, SeekFrom};
 
@@ -33,7 +34,9 @@ pub(super) struct Pages {
 
 impl Pages {
     /// Finds the pages of a file of `length` bytes.
-    pub(super) fn open(file: BufReader<File>, length: u64) -> Result<Self, Fault> {
+    pub(super) fn open(mut file: BufReader<File>, length: u64) -> Result<Self, Fault> {
+        check_directories(&mut file, length)?;
+        Fault::reading(file.rewind())?;
         let mut limits = Limits::default();
         limits.decoding_buffer_size = usize::try_from(READ_LIMIT).unwrap_or(usize::MAX);
         limits.intermediate_buffer_size = limits.decoding_buffer_size;
@@ -77,6 +80,52 @@ impl Pages {
             page(&mut self.decoder, self.length)
         })
     }
+}
+
+/// Checks that the values of no tag are more than the file has bytes: memory is taken for them at once.
+fn check_directories(file: &mut (impl Read + Seek), length: u64) -> Result<(), Fault> {
+    let mut read = |at: u64, bytes: &mut [u8]| Fault::reading(file.seek(SeekFrom::Start(at)).and_then(|_| file.read_exact(bytes)));
+    let mut header = [0; 16];
+    read(0, &mut header[..8])?;
+    let is_big_endian = header[0] == b'M';
+    let number = |bytes: &[u8]| {
+        let digit = |all, &byte: &u8| all << 8 | u64::from(byte);
+        if is_big_endian { bytes.iter().fold(0, digit) } else { bytes.iter().rev().fold(0, digit) }
+    };
+    let is_big = number(&header[2..4]) == 43;
+    // Bytes of a place, and of the number of entries.
+    let [wide, of_count] = if is_big { [8, 8] } else { [4, 2] };
+    if is_big {
+        read(8, &mut header[8..])?;
+    }
+    let mut next = number(if is_big { &header[8..] } else { &header[4..8] });
+    let mut seen = HashSet::new();
+    while next > 0 && seen.insert(next) {
+        let mut bytes = [0; 8];
+        read(next, &mut bytes[..of_count])?;
+        let (entries, begin) = (number(&bytes[..of_count]), next.saturating_add(of_count as u64));
+        let size = 4 + 2 * wide as u64;
+        for entry in 0..entries {
+            let mut bytes = [0; 12];
+            let bytes = &mut bytes[..4 + wide];
+            read(begin.saturating_add(entry * size), bytes)?;
+            let width = match number(&bytes[2..4]) {
+                3 | 8 => 2,
+                4 | 9 | 11 | 13 => 4,
+                5 | 10 | 12 | 16..=18 => 8,
+                _ => 1,
+            };
+            let count = number(&bytes[4..]);
+            if count.saturating_mul(width) > length {
+                let tag = number(&bytes[..2]);
+                return Err(Fault::Damaged(format!("its tag {tag} is said to have {count} values, which are more than the file holds")));
+            }
+        }
+        let mut place = [0; 8];
+        read(begin.saturating_add(entries.saturating_mul(size)), &mut place[..wide])?;
+        next = number(&place[..wide]);
+    }
+    Ok(())
 }
 
 /// The values of samples that are no more than 16 bits.
