@@ -109,14 +109,22 @@ pub(super) fn check_gif(path: &Path, size: [usize; 2]) -> Result<(), IoError> {
 /// A code of 12 bits can stand for 4096 px, so that the size of a file says little: what is large is gone through before memory is taken for it.
 fn plausible_gif(path: &Path, size: [usize; 2]) -> Result<(), Fault> {
     let [height, width] = size.map(|side| side as u64);
-    // Two canvases of 4 bytes a px are kept.
-    if 8 * height * width <= SMALL {
+    let px = |frame: &gif::Frame| u64::from(frame.width) * u64::from(frame.height);
+    let mut options = gif::DecodeOptions::new();
+    options.skip_frame_decoding(true);
+    let mut decoder = options.read_info(open(path)?).map_err(of_gif)?;
+    let mut largest = height * width;
+    while let Some(frame) = decoder.next_frame_info().map_err(of_gif)? {
+        largest = largest.max(px(frame));
+    }
+    // Two canvases of 4 bytes a px are kept, and a frame.
+    if 12 * largest <= SMALL {
         return Ok(());
     }
     let mut decoder = gif::Decoder::new(open(path)?).map_err(of_gif)?;
     let mut largest = 0;
     while let Some(frame) = decoder.next_frame_info().map_err(of_gif)? {
-        let px = u64::from(frame.width) * u64::from(frame.height);
+        let px = px(frame);
         let mut left = px;
         let mut indices = [0; 1 << 14];
         while left > 0 {

@@ -1,7 +1,7 @@
 use std::io::{Cursor, Read, Seek, SeekFrom};
 
 use image::codecs::webp::WebPDecoder;
-use image::{DynamicImage, RgbaImage, imageops};
+use image::{DynamicImage, ImageDecoder, RgbaImage, imageops};
 
 use super::{Fault, Seconds};
 
@@ -150,9 +150,9 @@ fn picture(file: &mut (impl Read + Seek), frame: &Frame) -> Result<RgbaImage, Fa
     let mut riff = b"RIFF".to_vec();
     riff.extend((content.len() as u32).to_le_bytes());
     riff.extend(content);
-    let image = DynamicImage::from_decoder(WebPDecoder::new(Cursor::new(riff))?)?.into_rgba8();
-    if [image.width(), image.height()] != frame.size {
+    let decoder = WebPDecoder::new(Cursor::new(riff))?;
+    if <[u32; 2]>::from(decoder.dimensions()) != frame.size {
         return Err(Fault::damaged("a frame has not the size that its header says"));
     }
-    Ok(image)
+    Ok(DynamicImage::from_decoder(decoder)?.into_rgba8())
 }
