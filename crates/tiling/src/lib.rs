@@ -41,7 +41,7 @@ pub use config::{BlendConfig, GridConfig, PerAxis};
 pub use error::{BoxError, CompositeError, GridError};
 pub use geometry::{FrameScale, Geometry, Region, Scale};
 pub use grid::{Axis, DiffusersGrid, Grid, GridDefaults, Off, Overlap, Span, Uniform, UniformSize};
-pub use guard::{Panicked, Party, catch, discard, guard, is_guarded};
+pub use guard::{Panicked, Party, catch, guard, is_guarded};
 pub use op::{Resident, Sink, TileOp, TileRun, TileSource};
 pub use plan::{Tile, TilePlan};
 pub use stop::Stop;
