@@ -147,9 +147,8 @@ fn check_size(geometry: Geometry, input: [usize; 3]) -> Result<(), GridError> {
         (_, Scale::Up(px)) => (MOST_PX, most_in(px)),
         (_, Scale::Down(_)) => (MOST_PX, MOST_PX),
     };
-    let is_countable = |sides: [usize; 3]| {
-        sides.iter().try_fold(size_of::<f32>(), |bytes, &side| bytes.checked_mul(side)).is_some_and(|bytes| bytes <= isize::MAX as usize)
-    };
+    let bytes_of = |sides: [usize; 3]| sides.iter().try_fold(size_of::<f32>(), |bytes, &side| bytes.checked_mul(side));
+    let is_countable = |sides| bytes_of(sides).is_some_and(|bytes| isize::try_from(bytes).is_ok());
     let is_small = input[0] <= most_frames && input[1].max(input[2]) <= most_px;
     if is_small && is_countable(input) && is_countable(geometry.output(input)) {
         Ok(())
