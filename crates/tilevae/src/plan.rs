@@ -1,9 +1,9 @@
 use serde::{Deserialize, Serialize};
-use tiling::{Geometry, Grid, TilePlan};
+use tiling::{FrameScale, Geometry, Grid, TilePlan};
 use vae_core::VaeSpec;
 
 use crate::workers::count_workers;
-use crate::{Config, Error};
+use crate::{Config, Error, io};
 
 const F32: usize = size_of::<f32>();
 
@@ -96,6 +96,16 @@ impl RunPlan {
     /// When the model does not take such an input, or the grid cannot be laid.
     pub fn new(config: &Config, family: &str, spec: &VaeSpec, direction: Direction, input_shape: [usize; 5]) -> Result<Self, Error> {
         Self::with_grid(direction.grid(config, spec)?.as_ref(), config, family, spec, direction, input_shape)
+    }
+
+    /// Checks that the scratch file of a clip's run finds room in the folder for temporary files.
+    ///
+    /// # Errors
+    /// [`IoError::NoSpace`](crate::io::IoError::NoSpace).
+    pub fn check_scratch(&self) -> Result<(), Error> {
+        let is_in_file = self.tiles.is_tiled() && self.tiles.geometry.frames != FrameScale::Same;
+        let bytes = if is_in_file { self.bytes.strips as u64 } else { 0 };
+        Ok(io::check_space(&std::env::temp_dir(), bytes)?)
     }
 
     /// Lays a grid over an input, in place of the configured one.

@@ -21,12 +21,13 @@ pub(crate) fn decode(common: &Common, args: &args::Decode) -> anyhow::Result<()>
     let config = super::configuration(common)?;
     let output = Output::new(&args.output)?;
     check_writable(&args.traces)?;
-    let tensor = Tensors::read(&args.latents)?.latents()?;
+    let tensors = Tensors::read(&args.latents)?;
     let model = super::open_model(&config)?.only(Halves::Decoder);
-    let plan = RunPlan::new(&config, model.entry.name, &model.spec, Direction::Decode, tensor.block.shape())?;
+    let tensor = tensors.input(Direction::Decode, &model.spec, &config.io)?;
+    let plan = RunPlan::new(&config, model.entry.name, &model.spec, Direction::Decode, tensor.shape())?;
     let devices = open_devices(&config)?;
     let mut shape = plan.output_shape;
-    let origin = tensor.origin;
+    let origin = tensor.origin();
     if let Some(frames) = origin.frames.filter(|&frames| model.spec.frames.nearest(frames)[1] == shape[2]) {
         shape[2] = frames;
     }
@@ -35,7 +36,9 @@ pub(crate) fn decode(common: &Common, args: &args::Decode) -> anyhow::Result<()>
         [shape[3], shape[4]] = size;
     }
     let fps = args.fps.or(origin.fps).unwrap_or(Fps::DEFAULT);
-    let mut sink = output.sink(shape, tensor.rank, fps, &config)?;
+    let mut sink = output.sink(shape, tensor.rank(), fps, &config, plan.tiles.is_tiled())?;
+    plan.check_scratch()?;
+    let tensor = tensor.read()?;
     let pipeline = super::load_pipeline(&config, &model, &devices)?;
     super::warm_up(&pipeline, &plan)?;
     let mut watch = Watch::new(common, "decode");
@@ -54,7 +57,7 @@ pub(crate) fn decode(common: &Common, args: &args::Decode) -> anyhow::Result<()>
 
 pub(crate) fn encode(common: &Common, args: &args::Encode) -> anyhow::Result<()> {
     let config = super::configuration(common)?;
-    let kind = FileKind::of(&args.output)?;
+    let kind = FileKind::of_output(&args.output)?;
     if kind.is_picture() || kind.is_clip() {
         let what = if kind.is_picture() { "a picture" } else { "a clip" };
         return Err(UsageError(format!("{} would be {what}; latents are written as .safetensors or .npy", args.output.display())).into());
@@ -65,9 +68,13 @@ pub(crate) fn encode(common: &Common, args: &args::Encode) -> anyhow::Result<()>
         return Err(io::IoError::OneTensor { path: args.output.clone() }.into());
     }
     let model = super::open_model(&config)?.only(Halves::Encoder);
-    let samples = Samples::read(&args.samples, &model.spec)?;
+    let samples = Samples::read(&args.samples, &model.spec, &config)?;
     let fitted = FittedFrames::new(samples.source(), model.spec.frames, config.io.frames)?;
     let plan = RunPlan::new(&config, model.entry.name, &model.spec, Direction::Encode, fitted.shape())?;
+    plan.check_scratch()?;
+    // The moments are twice the latents.
+    let tensors = if config.io.posterior == tilevae::Posterior::Moments { 3 } else { 1 };
+    io::check_space(io::folder_of(&args.output), (plan.bytes.output / 2 * tensors) as u64)?;
     let devices = open_devices(&config)?;
     let origin = Origin { size: samples.picture_size(), frames: fitted.is_padded().then(|| fitted.own_frames()), fps: args.fps.or(samples.fps()) };
     let pipeline = super::load_pipeline(&config, &model, &devices)?;
@@ -89,7 +96,7 @@ pub(crate) fn roundtrip(common: &Common, args: &args::Roundtrip) -> anyhow::Resu
     let output = args.output.as_deref().map(Output::new).transpose()?;
     check_writable(&args.traces)?;
     let model = super::open_model(&config)?;
-    let samples = Samples::read(&args.samples, &model.spec)?;
+    let samples = Samples::read(&args.samples, &model.spec, &config)?;
     let fitted = FittedFrames::new(samples.source(), model.spec.frames, config.io.frames)?;
     let planned = |direction, shape| RunPlan::new(&config, model.entry.name, &model.spec, direction, shape);
     let there = planned(Direction::Encode, fitted.shape())?;
@@ -105,8 +112,10 @@ pub(crate) fn roundtrip(common: &Common, args: &args::Roundtrip) -> anyhow::Resu
     let size = [0, 1].map(|axis| size[axis].min(back.output_shape[3 + axis]));
     let shape = [batch, channels[1], fitted.own_frames(), size[0], size[1]];
     let fps = args.fps.or(samples.fps()).unwrap_or(Fps::DEFAULT);
-    let mut sink = output.map(|output| output.sink(shape, samples.rank(), fps, &config)).transpose()?;
+    let mut sink = output.map(|output| output.sink(shape, samples.rank(), fps, &config, false)).transpose()?;
     let mut decoded = SampleFile::scratch(shape)?;
+    there.check_scratch()?;
+    back.check_scratch()?;
 
     let pipeline = super::load_pipeline(&config, &model, &devices)?;
     for plan in [&there, &back] {
@@ -250,24 +259,34 @@ struct Output {
 
 impl Output {
     fn new(path: &Path) -> anyhow::Result<Self> {
-        let kind = FileKind::of(path)?;
+        let kind = FileKind::of_output(path)?;
         io::check_writable(path)?;
         Ok(Self { path: path.to_owned(), kind })
     }
 
     fn is_raw(&self) -> bool {
-        matches!(self.kind, FileKind::Safetensors | FileKind::Npy)
+        self.kind.is_tensors()
     }
 
-    /// What takes samples of `shape`, and leaves out what comes beyond it.
-    fn sink(self, shape: [usize; 5], rank: usize, fps: Fps, config: &Config) -> anyhow::Result<SampleSink> {
+    /// What takes samples of `shape`, and leaves out what comes beyond it. Frames of tiles come in parts.
+    fn sink(self, shape: [usize; 5], rank: usize, fps: Fps, config: &Config, is_tiled: bool) -> anyhow::Result<SampleSink> {
         Ok(match self.kind {
             FileKind::Picture(_) => {
                 let crop = Some([shape[3], shape[4]]);
                 SampleSink::Picture(PictureSink::new(&self.path, [shape[1], shape[2]], crop, config.io.jpeg_quality)?)
             }
-            FileKind::Clip(_) => SampleSink::Clip(ClipSink::new(&self.path, shape, fps)?),
-            FileKind::Safetensors | FileKind::Npy => SampleSink::Raw(TensorSink::new(&self.path, shape, rank)?),
+            FileKind::Clip(_) => {
+                if is_tiled {
+                    // Frames wait until they are whole.
+                    let [batch, _, frames, height, width] = shape;
+                    io::check_space(
+                        &std::env::temp_dir(),
+                        [batch, frames, height, width].iter().fold(3, |bytes: u64, &side| bytes.saturating_mul(side as u64)),
+                    )?;
+                }
+                SampleSink::Clip(ClipSink::new(&self.path, shape, fps)?)
+            }
+            FileKind::Safetensors | FileKind::Npy | FileKind::Foreign => SampleSink::Raw(TensorSink::new(&self.path, shape, rank)?),
         })
     }
 }

@@ -1,7 +1,7 @@
 use std::path::PathBuf;
 
 use tilevae::io::{self, Clip, FileKind, Fps, Pictures, Tensors};
-use tilevae::{TileSource, VaeSpec};
+use tilevae::{Config, Direction, TileSource, VaeSpec};
 
 use crate::commands::UsageError;
 
@@ -13,11 +13,11 @@ pub(super) enum Samples {
 }
 
 impl Samples {
-    pub(super) fn read(paths: &[PathBuf], spec: &VaeSpec) -> anyhow::Result<Self> {
+    pub(super) fn read(paths: &[PathBuf], spec: &VaeSpec, config: &Config) -> anyhow::Result<Self> {
         let kinds = paths.iter().map(|path| FileKind::of(path)).collect::<Result<Vec<_>, io::IoError>>()?;
         let (channels, ratio) = (spec.input_channels, spec.spatial_ratio);
         match kinds[..] {
-            [FileKind::Safetensors | FileKind::Npy] => Ok(Self::Raw(Tensors::read(&paths[0])?.samples()?)),
+            [kind] if kind.is_tensors() => Ok(Self::Raw(Tensors::read(&paths[0])?.input(Direction::Encode, spec, &config.io)?.read()?)),
             [FileKind::Clip(_)] => Ok(Self::Clip(Clip::read(&paths[0], channels, ratio)?)),
             ref kinds if kinds.iter().all(|kind| kind.is_picture()) => Ok(Self::Pictures(Pictures::read(paths, channels, ratio)?)),
             _ => {
