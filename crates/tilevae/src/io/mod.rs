@@ -61,6 +61,14 @@ pub enum IoError {
         /// What the reader found.
         message: String,
     },
+    /// A file that is sound and not one of tensors that can be read.
+    #[error("{} cannot be used here: {message}", path.display())]
+    Unsupported {
+        /// The file.
+        path: PathBuf,
+        /// What it is, and the way out.
+        message: String,
+    },
     /// A tensor file that lacks the tensor.
     #[error("{} holds no tensor named `{wanted}`; it holds: {}; io.tensor names another", path.display(), found.join(", "))]
     NoTensor {

@@ -15,7 +15,7 @@ use vae_core::VaeSpec;
 
 pub use axes::Axes;
 use axes::{Reading, Unread, resolve};
-use stored::{Fault, NPY_MAGIC, ReadSeek, Stored, ZIP_MAGIC, is_safetensors, open_npy, open_npz, open_safetensors, read_values};
+use stored::{Fault, NPY_MAGIC, ReadSeek, Stored, ZIP_MAGIC, is_safetensors, open_npy, open_npz, open_safetensors, open_torch, read_values};
 
 use super::scratch::{SampleFile, bytes_of, scratch_file};
 use super::space::{check_space, reserve};
@@ -55,7 +55,7 @@ impl Origin {
     }
 }
 
-/// The raw tensors of a file: `.safetensors`, also ComfyUI's `.latent`; `.npy`; `.npz`. What a file is is told by its content.
+/// The raw tensors of a file: safetensors, also ComfyUI's `.latent`; `.npy`; `.npz`; what `torch.save` writes. What a file is is told by its content.
 /// Headers are read when it is opened, values when they are asked for.
 #[derive(Debug)]
 pub struct Tensors {
@@ -68,7 +68,9 @@ pub struct Tensors {
 /// Where the bytes are.
 #[derive(Debug)]
 enum Source {
-    File(File),
+    /// A file that others can open by its name.
+    Named(File),
+    Scratch(File),
     Bytes(Vec<u8>),
 }
 
@@ -76,7 +78,7 @@ impl Source {
     /// From the first byte on.
     fn reader(&self) -> std::io::Result<Box<dyn ReadSeek + '_>> {
         Ok(match self {
-            Self::File(file) => {
+            Self::Named(file) | Self::Scratch(file) => {
                 let mut file = file;
                 std::io::Seek::rewind(&mut file)?;
                 Box::new(std::io::BufReader::new(file))
@@ -87,7 +89,7 @@ impl Source {
 
     fn length(&self) -> std::io::Result<u64> {
         match self {
-            Self::File(file) => Ok(file.metadata()?.len()),
+            Self::Named(file) | Self::Scratch(file) => Ok(file.metadata()?.len()),
             Self::Bytes(bytes) => Ok(bytes.len() as u64),
         }
     }
@@ -99,18 +101,32 @@ impl Source {
         let mut head = Vec::new();
         self.reader().map_err(read)?.take(64).read_to_end(&mut head).map_err(read)?;
         let mut reader = self.reader().map_err(read)?;
-        Ok(if is_safetensors(&head, length) {
-            open_safetensors(&mut reader, length)
-        } else if head.starts_with(NPY_MAGIC) {
-            open_npy(&mut reader, length).map(|stored| (vec![stored], HashMap::new()))
-        } else if head.starts_with(ZIP_MAGIC) {
-            open_npz(reader).and_then(|stored| match stored {
-                Some(stored) => Ok((stored, HashMap::new())),
-                None => Err(Fault::Damaged("it is an archive without arrays".to_owned())),
-            })
-        } else {
-            Err(Fault::Damaged(foreign(path, &head)?.to_owned()))
-        })
+        let of_arrays = |stored| (stored, HashMap::new());
+        if is_safetensors(&head, length) {
+            return Ok(open_safetensors(&mut reader, length));
+        }
+        if head.starts_with(NPY_MAGIC) {
+            return Ok(open_npy(&mut reader, length).map(|stored| of_arrays(vec![stored])));
+        }
+        if length <= 8 {
+            return Ok(Err(Fault::Damaged(format!("it has {length} bytes"))));
+        }
+        if head.starts_with(ZIP_MAGIC) {
+            match open_npz(reader, length) {
+                Ok(Some(stored)) => return Ok(Ok(of_arrays(stored))),
+                Ok(None) => {}
+                Err(fault) => return Ok(Err(fault)),
+            }
+        } else if !matches!(head[..], [0x80, 2..=5, ..]) && !FileKind::of(path)?.is_tensors() {
+            return Err(IoError::UnknownKind { path: path.to_owned(), kinds: FileKind::TENSORS });
+        }
+        if matches!(self, Self::Named(_)) {
+            return Ok(open_torch(path).map(of_arrays));
+        }
+        // That reader opens files by their names, when it looks what they are.
+        let mut named = NamedTempFile::new().map_err(read)?;
+        std::io::copy(&mut self.reader().map_err(read)?, &mut named).map_err(read)?;
+        Ok(open_torch(named.path()).map(of_arrays))
     }
 }
 
@@ -133,7 +149,7 @@ impl Tensors {
     pub fn read(path: &Path) -> Result<Self, IoError> {
         let read = |source| IoError::Read { path: path.to_owned(), source };
         let file = File::open(path).map_err(read)?;
-        if file.metadata().map_err(read)?.is_file() { Self::open(path, Source::File(file)) } else { Self::from_reader(path, file) }
+        if file.metadata().map_err(read)?.is_file() { Self::open(path, Source::Named(file)) } else { Self::from_reader(path, file) }
     }
 
     /// The same of a stream, which is kept in a scratch file; `name` stands for it in messages.
@@ -143,7 +159,7 @@ impl Tensors {
     pub fn from_reader(name: &Path, mut reader: impl Read) -> Result<Self, IoError> {
         let mut file = scratch_file()?;
         std::io::copy(&mut reader, &mut file).map_err(|source| IoError::Read { path: name.to_owned(), source })?;
-        Self::open(name, Source::File(file))
+        Self::open(name, Source::Scratch(file))
     }
 
     /// The same of bytes in memory.
@@ -250,7 +266,13 @@ impl Tensors {
             Direction::Decode => &["latents", COMFY, "latent"],
             Direction::Encode => &["samples"],
         };
-        if let Some(chosen) = names.iter().find_map(|name| self.find(name)) {
+        // A dictionary may lie in another.
+        let nested = |name: &str| {
+            let mut found =
+                (0..self.stored.len()).filter(|&index| self.stored[index].name.strip_suffix(name).is_some_and(|outer| outer.ends_with('.')));
+            found.next().filter(|_| found.next().is_none())
+        };
+        if let Some(chosen) = names.iter().find_map(|name| self.find(name)).or_else(|| names.iter().find_map(|name| nested(name))) {
             return Ok(chosen);
         }
         let of_sizes: Vec<usize> =
@@ -264,7 +286,7 @@ impl Tensors {
             [] => {}
         }
         // A node of ComfyUI hands latents around under this name.
-        let samples = (direction == Direction::Decode).then(|| self.find("samples")).flatten();
+        let samples = (direction == Direction::Decode).then(|| self.find("samples").or_else(|| nested("samples"))).flatten();
         samples.or_else(|| (self.stored.len() == 1).then_some(0)).ok_or_else(|| self.lacks(names[0]))
     }
 
@@ -312,22 +334,7 @@ fn of_fault(path: &Path, fault: Fault) -> IoError {
     match fault {
         Fault::Read(source) => IoError::Read { path: path.to_owned(), source },
         Fault::Damaged(message) => IoError::Damaged { path: path.to_owned(), message },
-    }
-}
-
-/// What is wrong with a file that begins as no file of tensors does.
-fn foreign(path: &Path, head: &[u8]) -> Result<&'static str, IoError> {
-    let text = head.trim_ascii_start();
-    if text.starts_with(b"version https://git-lfs") {
-        return Ok("it is a pointer of Git LFS; `git lfs pull` fetches the file");
-    }
-    if text.starts_with(b"<") {
-        return Ok("it is a web page that was saved under this name");
-    }
-    match FileKind::of(path)? {
-        FileKind::Safetensors => Ok("its header is cut off"),
-        FileKind::Npy | FileKind::Foreign => Ok("it begins as none of the files that hold tensors does"),
-        FileKind::Picture(_) | FileKind::Clip(_) => Err(IoError::UnknownKind { path: path.to_owned(), kinds: FileKind::TENSORS }),
+        Fault::Unsupported(message) => IoError::Unsupported { path: path.to_owned(), message },
     }
 }
 
@@ -728,7 +735,6 @@ mod tests {
             (of_header(&entries(&[four("a", "[1]", 0, 4)]), &zeros), "its header speaks of"),
             (of_header("{\"__metadata__\":{},\"__metadata__\":{}}", &[]), "twice"),
             (of_header("{\"a\":", &[]), "EOF"),
-            ([&u64::MAX.to_le_bytes()[..], b"{}"].concat(), "begins as none"),
             (npy(1, "'<f4'", "False", "(1, 4, 999999999, 999999999)", &zeros), "there are 12"),
             (npy(1, "'<f4'", "False", "(99999999999, 99999999999)", &zeros), "more values than any file"),
             (npy(1, "'<f4'", "False", "(1, 4, 1, 1)", &zeros), "takes 16 bytes"),
@@ -737,15 +743,21 @@ mod tests {
             (npy(1, "'<f4'", "False", &"(".repeat(5000), &zeros), "no description"),
             ([NPY_MAGIC, &[2, 0, 255, 255, 255, 255]].concat(), "its header takes 4294967295 bytes"),
             (b"\x93NUMPY".to_vec(), "cut off"),
-            (b"version https://git-lfs.github.com/spec/v1\noid sha256:0".to_vec(), "git lfs pull"),
-            (b"<!DOCTYPE html>".to_vec(), "web page"),
-            (Vec::new(), "begins as none"),
+            (Vec::new(), ""),
             (b"PK\x03\x04nonsense".to_vec(), ""),
-            (npz(&[("a.txt", vec![1])], zip::CompressionMethod::Stored), "without arrays"),
             (npz(&[("a.npy", vec![1])], zip::CompressionMethod::Stored), "cut off"),
         ] {
             let message = input(file, &spec(), "").unwrap_err();
             assert!(message.contains("is damaged") && message.contains(fragment), "{fragment}: {message}");
+        }
+        for (file, fragment) in [
+            ([&u64::MAX.to_le_bytes()[..], b"{}"].concat(), "header"),
+            (b"version https://git-lfs.github.com/spec/v1\noid sha256:0".to_vec(), "git lfs pull"),
+            (b"<!DOCTYPE html>".to_vec(), "web page"),
+            (npz(&[("a.txt", vec![1])], zip::CompressionMethod::Stored), "zip archive"),
+        ] {
+            let message = input(file, &spec(), "").unwrap_err();
+            assert!(message.contains("in.latent") && message.contains(fragment), "{fragment}: {message}");
         }
         // What unfolds to a thousand times its size is not taken at its word.
         let bomb = npy(1, "'<f4'", "False", "(1, 4, 2000, 3000)", &vec![0; 96_000_000]);
@@ -756,6 +768,48 @@ mod tests {
         let place = flipped.windows(4).position(|four| four == 1.0_f32.to_le_bytes()).unwrap();
         flipped[place] ^= 1;
         assert!(input(flipped, &spec(), "").unwrap_err().contains("is damaged"));
+    }
+
+    #[test]
+    fn what_torch_saves_is_read() {
+        let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("../vae-core/tests/data");
+        let config = |settings: &str| Config::from_toml(&format!("[io]\n{settings}")).unwrap().io;
+        let expected: Vec<f32> = (0..12).map(|value| value as f32 / 2.0 - 1.0).collect();
+        let bare = data.join("bare.pt");
+        let two = VaeSpec::image(3, 2, 8);
+        let bytes = std::fs::read(&bare).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let renamed = folder.path().join("renamed.safetensors");
+        std::fs::write(&renamed, &bytes).unwrap();
+        for tensors in [
+            Tensors::read(&bare).unwrap(),
+            Tensors::read(&renamed).unwrap(),
+            Tensors::from_bytes("-".as_ref(), bytes.clone()).unwrap(),
+            Tensors::from_reader("-".as_ref(), &bytes[..]).unwrap(),
+        ] {
+            let tensor = tensors.input(Direction::Decode, &two, &config("")).unwrap().read().unwrap();
+            assert_eq!((tensor.block.shape(), tensor.block.data()), ([1, 2, 1, 2, 3], &expected[..]));
+        }
+        // What nodes of ComfyUI hand around, its rows and columns exchanged in memory.
+        let nested = Tensors::read(&data.join("latents.pt")).unwrap().input(Direction::Decode, &two, &config("")).unwrap().read().unwrap();
+        assert_eq!(nested.block, Block::from_fn([1, 2, 1, 2, 3], |[_, c, _, y, x]| expected[c * 6 + x * 2 + y]));
+        for name in ["kinds.pt", "kinds-4.pt", "kinds-legacy.pt"] {
+            let open = |settings: &str| {
+                let input = Tensors::read(&data.join(name)).unwrap().input(Direction::Decode, &VaeSpec::image(3, 1, 8), &config(settings))?;
+                Ok::<_, IoError>(input.read()?.block)
+            };
+            let message = open("tensor = 'state_dict.complex64'").unwrap_err().to_string();
+            assert!(message.contains("complex64") && message.contains("expected f64"), "{message}");
+            let message = open("").unwrap_err().to_string();
+            assert!(message.contains("no tensor named `latents`") && message.contains("more; io.tensor"), "{message}");
+        }
+        for (name, fragment) in [("module.pt", "state_dict"), ("script.pt", "state_dict")] {
+            let error = Tensors::read(&data.join(name)).unwrap_err();
+            assert!(matches!(&error, IoError::Unsupported { path, .. } if path.ends_with(name)), "{error:?}");
+            assert!(error.to_string().contains(fragment), "{error}");
+        }
+        let error = Tensors::from_bytes("l.pt".as_ref(), bytes[..bytes.len() / 2].to_vec()).unwrap_err();
+        assert!(matches!(&error, IoError::Damaged { path, .. } if path.ends_with("l.pt")), "{error:?}");
     }
 
     #[test]

@@ -1,12 +1,17 @@
 //! Tensors as files hold them: what headers say, and how values are read.
 
+use std::cell::Cell;
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::io::{self, Read, Seek, SeekFrom};
+use std::path::Path;
+use std::rc::Rc;
 
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
 use serde::de::{self, Deserialize, Deserializer, MapAccess, Visitor};
+use vae_core::WeightError;
+use vae_core::tensor_file::{StoredDtype, StoredTensor, read_tensors};
 
 /// What is read at places.
 pub(super) trait ReadSeek: Read + Seek {}
@@ -26,12 +31,14 @@ pub(super) struct Stored {
 }
 
 /// Where the values of a tensor lie.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub(super) enum Place {
     /// From a byte of the file on.
     Bytes(u64),
     /// In a member of an archive, from a byte of it on.
     Member { index: usize, skip: u64 },
+    /// Where the reader of checkpoints finds them.
+    Checkpoint(StoredTensor),
 }
 
 /// A kind of float and the order of its bytes.
@@ -100,11 +107,24 @@ impl Number {
     }
 }
 
-/// What keeps a file from being opened: a failed read, or what is wrong with it.
+/// What keeps a file from being opened: a failed read, what is wrong with it, or what it is.
 #[derive(Debug)]
 pub(super) enum Fault {
     Read(io::Error),
     Damaged(String),
+    Unsupported(String),
+}
+
+impl From<WeightError> for Fault {
+    fn from(error: WeightError) -> Self {
+        match error {
+            WeightError::Io { source, .. } => Self::Read(source),
+            WeightError::Damaged { message, .. } => Self::Damaged(message),
+            WeightError::Unsupported { message, .. } => Self::Unsupported(message),
+            WeightError::NotWeights { what, hint, .. } => Self::Unsupported(format!("it is {what}; {hint}")),
+            other => Self::Unsupported(other.to_string()),
+        }
+    }
 }
 
 impl From<io::Error> for Fault {
@@ -316,19 +336,66 @@ pub(super) fn open_npy(reader: &mut dyn ReadSeek, length: u64) -> Result<Stored,
 }
 
 /// How a zip archive (`.npz`, `.pt`) begins.
-pub(super) const ZIP_MAGIC: &[u8] = b"PK\x03\x04";
+pub(super) const ZIP_MAGIC: &[u8] = b"PK";
 
-type Archive<'a> = zip::ZipArchive<Box<dyn ReadSeek + 'a>>;
+/// A reader that gives a number of bytes and then an error.
+struct Limited<R> {
+    reader: R,
+    left: Rc<Cell<u64>>,
+}
 
-fn open_archive<'a>(reader: Box<dyn ReadSeek + 'a>) -> Result<Archive<'a>, Fault> {
-    zip::ZipArchive::new(reader).map_err(of_zip)
+impl<R: Read> Read for Limited<R> {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        let read = self.reader.read(bytes)?;
+        self.left.set(self.left.get().checked_sub(read as u64).ok_or(io::ErrorKind::FileTooLarge)?);
+        Ok(read)
+    }
+}
+
+impl<R: Seek> Seek for Limited<R> {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        self.reader.seek(to)
+    }
+}
+
+type Archive<'a> = zip::ZipArchive<Limited<Box<dyn ReadSeek + 'a>>>;
+
+fn open_archive(reader: Box<dyn ReadSeek + '_>, length: u64) -> Result<Archive<'_>, Fault> {
+    // A directory takes ten times its bytes in memory.
+    let left = Rc::new(Cell::new((2 << 20) + length / 8));
+    let archive = zip::ZipArchive::new(Limited { reader, left: left.clone() }).map_err(of_zip)?;
+    left.set(u64::MAX);
+    Ok(archive)
 }
 
 fn of_zip(error: zip::result::ZipError) -> Fault {
     match error {
+        zip::result::ZipError::Io(error) if error.kind() == io::ErrorKind::FileTooLarge => {
+            Fault::Unsupported("its archive has more members than one of arrays".to_owned())
+        }
         zip::result::ZipError::Io(error) => error.into(),
         other => Fault::Damaged(other.to_string()),
     }
+}
+
+/// The tensors of a file that `torch.save` has written; of any other file, what it is.
+pub(super) fn open_torch(path: &Path) -> Result<Vec<Stored>, Fault> {
+    let stored = read_tensors(path)?.into_iter().map(|tensor| Stored {
+        name: if tensor.name().is_empty() { "tensor".to_owned() } else { tensor.name().to_owned() },
+        shape: tensor.shape().to_vec(),
+        dtype: match tensor.dtype() {
+            StoredDtype::F64 => Ok(Number::little(Float::F64)),
+            StoredDtype::F32 => Ok(Number::little(Float::F32)),
+            StoredDtype::F16 => Ok(Number::little(Float::F16)),
+            StoredDtype::Bf16 => Ok(Number::little(Float::Bf16)),
+            StoredDtype::F8E4m3 => Ok(Number::little(Float::F8E4M3)),
+            StoredDtype::F8E5m2 => Ok(Number::little(Float::F8E5M2)),
+            other => Err(other.to_string().to_lowercase()),
+        },
+        is_fortran: false,
+        place: Place::Checkpoint(tensor),
+    });
+    Ok(stored.collect())
 }
 
 /// The most bytes in f32 that a member of an archive may unfold to: compressed files could hold anything.
@@ -337,8 +404,8 @@ fn unfolded_limit(length: u64) -> u64 {
 }
 
 /// The arrays of a `.npz` file; `None` for another kind of archive.
-pub(super) fn open_npz<'a>(reader: Box<dyn ReadSeek + 'a>) -> Result<Option<Vec<Stored>>, Fault> {
-    let mut archive = open_archive(reader)?;
+pub(super) fn open_npz(reader: Box<dyn ReadSeek + '_>, length: u64) -> Result<Option<Vec<Stored>>, Fault> {
+    let mut archive = open_archive(reader, length)?;
     let mut stored = Vec::new();
     for index in 0..archive.len() {
         let mut member = archive.by_index(index).map_err(of_zip)?;
@@ -361,16 +428,17 @@ pub(super) fn open_npz<'a>(reader: Box<dyn ReadSeek + 'a>) -> Result<Option<Vec<
 }
 
 /// The values of a tensor in f32, as they are stored.
-pub(super) fn read_values<'a>(stored: &Stored, number: Number, mut reader: Box<dyn ReadSeek + 'a>, length: u64) -> Result<Vec<f32>, Fault> {
+pub(super) fn read_values(stored: &Stored, number: Number, mut reader: Box<dyn ReadSeek + '_>, length: u64) -> Result<Vec<f32>, Fault> {
     // Headers are checked against the bytes that there are when a file is opened.
     let count = stored.shape.iter().product::<usize>();
     match stored.place {
+        Place::Checkpoint(ref tensor) => Ok(tensor.read_f32()?),
         Place::Bytes(start) => {
             reader.seek(SeekFrom::Start(start))?;
             Ok(number.read(&mut reader, count)?)
         }
         Place::Member { index, skip } => {
-            let mut archive = open_archive(reader)?;
+            let mut archive = open_archive(reader, length)?;
             let mut member = archive.by_index(index).map_err(of_zip)?;
             let limit = unfolded_limit(length);
             if count as u64 > limit / 4 {
