@@ -232,7 +232,7 @@ impl Pipeline {
     /// When the model does not take the latents, some are not finite (unless the configuration allows it), a tile fails or the sink does.
     pub fn decode_to(&self, latents: &dyn TileSource, sink: &mut dyn Sink, progress: &mut dyn Progress) -> Result<RunStats, Error> {
         let plan = self.plan(Direction::Decode, latents.shape())?;
-        plan.check_scratch()?;
+        io::check_space(&std::env::temp_dir(), plan.scratch_bytes())?;
         let workers = self.decoders(sink.rounds_to_eight_bits() && !plan.tiles.is_tiled());
         let own = OwnLatents { latents, spec: self.spec(), space: self.config.io.latent_space };
         self.run(&plan, &own, &workers, sink, progress)
@@ -250,7 +250,7 @@ impl Pipeline {
     pub fn encode(&self, samples: &dyn TileSource, progress: &mut dyn Progress) -> Result<Encoded, Error> {
         let samples = FittedFrames::new(samples, self.spec().frames, self.config.io.frames)?;
         let plan = self.plan(Direction::Encode, samples.shape())?;
-        plan.check_scratch()?;
+        io::check_space(&std::env::temp_dir(), plan.scratch_bytes())?;
         let mut canvas = Canvas::default();
         let stats = self.run(&plan, &samples, &self.encoders(), &mut canvas, progress)?;
         let moments = canvas.into_block();

@@ -3,7 +3,7 @@ use tiling::{FrameScale, Geometry, Grid, TilePlan};
 use vae_core::VaeSpec;
 
 use crate::workers::count_workers;
-use crate::{Config, Error, io};
+use crate::{Config, Error};
 
 const F32: usize = size_of::<f32>();
 
@@ -98,14 +98,10 @@ impl RunPlan {
         Self::with_grid(direction.grid(config, spec)?.as_ref(), config, family, spec, direction, input_shape)
     }
 
-    /// Checks that the scratch file of a clip's run finds room in the folder for temporary files.
-    ///
-    /// # Errors
-    /// [`IoError::NoSpace`](crate::io::IoError::NoSpace).
-    pub fn check_scratch(&self) -> Result<(), Error> {
+    /// Bytes that the scratch file of a clip's run takes at least, in the folder for temporary files.
+    pub fn scratch_bytes(&self) -> u64 {
         let is_in_file = self.tiles.is_tiled() && self.tiles.geometry.frames != FrameScale::Same;
-        let bytes = if is_in_file { self.bytes.strips as u64 } else { 0 };
-        Ok(io::check_space(&std::env::temp_dir(), bytes)?)
+        if is_in_file { self.bytes.strips as u64 } else { 0 }
     }
 
     /// Lays a grid over an input, in place of the configured one.

@@ -36,8 +36,10 @@ pub(crate) fn decode(common: &Common, args: &args::Decode) -> anyhow::Result<()>
         [shape[3], shape[4]] = size;
     }
     let fps = args.fps.or(origin.fps).unwrap_or(Fps::DEFAULT);
-    let mut sink = output.sink(shape, tensor.rank(), fps, &config, plan.tiles.is_tiled())?;
-    plan.check_scratch()?;
+    let frames_in_parts = if output.kind.is_clip() && plan.tiles.is_tiled() { bytes_of(shape) / size_of::<f32>() as u64 } else { 0 };
+    let hashed = if args.hash { bytes_of(plan.output_shape) } else { 0 };
+    let mut sink = output.sink(shape, tensor.rank(), fps, &config)?;
+    check_scratch([plan.scratch_bytes(), frames_in_parts, hashed])?;
     let tensor = tensor.read()?;
     let pipeline = super::load_pipeline(&config, &model, &devices)?;
     super::warm_up(&pipeline, &plan)?;
@@ -71,10 +73,12 @@ pub(crate) fn encode(common: &Common, args: &args::Encode) -> anyhow::Result<()>
     let samples = Samples::read(&args.samples, &model.spec, &config)?;
     let fitted = FittedFrames::new(samples.source(), model.spec.frames, config.io.frames)?;
     let plan = RunPlan::new(&config, model.entry.name, &model.spec, Direction::Encode, fitted.shape())?;
-    plan.check_scratch()?;
-    // The moments are twice the latents.
-    let tensors = if config.io.posterior == tilevae::Posterior::Moments { 3 } else { 1 };
-    io::check_space(io::folder_of(&args.output), (plan.bytes.output / 2 * tensors) as u64)?;
+    check_scratch([plan.scratch_bytes()])?;
+    if args.output.is_file() || !args.output.exists() {
+        // The planned output is the moments, twice the latents.
+        let tensors = if config.io.posterior == tilevae::Posterior::Moments { 3 } else { 1 };
+        io::check_space(io::folder_of(&args.output), bytes_of(plan.output_shape) / 2 * tensors)?;
+    }
     let devices = open_devices(&config)?;
     let origin = Origin { size: samples.picture_size(), frames: fitted.is_padded().then(|| fitted.own_frames()), fps: args.fps.or(samples.fps()) };
     let pipeline = super::load_pipeline(&config, &model, &devices)?;
@@ -112,10 +116,9 @@ pub(crate) fn roundtrip(common: &Common, args: &args::Roundtrip) -> anyhow::Resu
     let size = [0, 1].map(|axis| size[axis].min(back.output_shape[3 + axis]));
     let shape = [batch, channels[1], fitted.own_frames(), size[0], size[1]];
     let fps = args.fps.or(samples.fps()).unwrap_or(Fps::DEFAULT);
-    let mut sink = output.map(|output| output.sink(shape, samples.rank(), fps, &config, false)).transpose()?;
+    let mut sink = output.map(|output| output.sink(shape, samples.rank(), fps, &config)).transpose()?;
     let mut decoded = SampleFile::scratch(shape)?;
-    there.check_scratch()?;
-    back.check_scratch()?;
+    check_scratch([there.scratch_bytes().max(back.scratch_bytes())])?;
 
     let pipeline = super::load_pipeline(&config, &model, &devices)?;
     for plan in [&there, &back] {
@@ -163,6 +166,16 @@ pub(crate) fn roundtrip(common: &Common, args: &args::Roundtrip) -> anyhow::Resu
 /// The devices, so that one that is not there is told before weights load.
 fn open_devices(config: &Config) -> Result<Vec<OpenDevice>, tilevae::Error> {
     tilevae::open_devices(&config.devices)
+}
+
+/// Checks that scratch files of these bytes find room, before work is spent on them.
+fn check_scratch<const N: usize>(bytes: [u64; N]) -> Result<(), io::IoError> {
+    io::check_space(&std::env::temp_dir(), bytes.into_iter().fold(0, u64::saturating_add))
+}
+
+/// Bytes of values of a shape, in f32.
+fn bytes_of(shape: [usize; 5]) -> u64 {
+    shape.iter().fold(size_of::<f32>() as u64, |bytes, &side| bytes.saturating_mul(side as u64))
 }
 
 fn check_writable(files: &Traces) -> Result<(), io::IoError> {
@@ -268,24 +281,14 @@ impl Output {
         self.kind.is_tensors()
     }
 
-    /// What takes samples of `shape`, and leaves out what comes beyond it. Frames of tiles come in parts.
-    fn sink(self, shape: [usize; 5], rank: usize, fps: Fps, config: &Config, is_tiled: bool) -> anyhow::Result<SampleSink> {
+    /// What takes samples of `shape`, and leaves out what comes beyond it.
+    fn sink(self, shape: [usize; 5], rank: usize, fps: Fps, config: &Config) -> anyhow::Result<SampleSink> {
         Ok(match self.kind {
             FileKind::Picture(_) => {
                 let crop = Some([shape[3], shape[4]]);
                 SampleSink::Picture(PictureSink::new(&self.path, [shape[1], shape[2]], crop, config.io.jpeg_quality)?)
             }
-            FileKind::Clip(_) => {
-                if is_tiled {
-                    // Frames wait until they are whole.
-                    let [batch, _, frames, height, width] = shape;
-                    io::check_space(
-                        &std::env::temp_dir(),
-                        [batch, frames, height, width].iter().fold(3, |bytes: u64, &side| bytes.saturating_mul(side as u64)),
-                    )?;
-                }
-                SampleSink::Clip(ClipSink::new(&self.path, shape, fps)?)
-            }
+            FileKind::Clip(_) => SampleSink::Clip(ClipSink::new(&self.path, shape, fps)?),
             FileKind::Safetensors | FileKind::Npy | FileKind::Foreign => SampleSink::Raw(TensorSink::new(&self.path, shape, rank)?),
         })
     }

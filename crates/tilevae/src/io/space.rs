@@ -16,23 +16,39 @@ pub fn check_space(folder: &Path, bytes: u64) -> Result<(), IoError> {
     }
 }
 
-/// Takes `bytes` of a disk for a file of a folder that has not grown so far yet. Where a file system cannot do that, it is only looked whether they are there.
+/// Takes `bytes` of a disk for a new file in a folder. Where a file system cannot do that, it is only looked whether they are there.
 pub(super) fn reserve(file: &File, folder: &Path, bytes: u64) -> Result<(), IoError> {
-    check_space(folder, bytes)?;
-    if bytes > 0 && !allocate(file, bytes) {
-        return Err(IoError::NoSpace { folder: folder.to_owned(), needed: bytes, free: free(folder).unwrap_or(0) });
+    let no_space = |free| IoError::NoSpace { folder: folder.to_owned(), needed: bytes, free };
+    match free_beside(file) {
+        Some(free) if free < bytes => Err(no_space(free)),
+        free if bytes > 0 && !allocate(file, bytes) => Err(no_space(free.unwrap_or(0))),
+        _ => Ok(()),
     }
-    Ok(())
 }
 
 #[cfg(unix)]
 fn free(folder: &Path) -> Option<u64> {
-    let room = rustix::fs::statvfs(folder).ok()?;
-    Some(room.f_bavail.saturating_mul(room.f_frsize))
+    rustix::fs::statvfs(folder).ok().and_then(free_of)
+}
+
+#[cfg(unix)]
+fn free_beside(file: &File) -> Option<u64> {
+    rustix::fs::fstatvfs(file).ok().and_then(free_of)
+}
+
+/// File systems without blocks do not tell.
+#[cfg(unix)]
+fn free_of(room: rustix::fs::StatVfs) -> Option<u64> {
+    (room.f_blocks > 0).then(|| room.f_bavail.saturating_mul(room.f_frsize))
 }
 
 #[cfg(not(unix))]
 fn free(_: &Path) -> Option<u64> {
+    None
+}
+
+#[cfg(not(unix))]
+fn free_beside(_: &File) -> Option<u64> {
     None
 }
 
@@ -62,10 +78,11 @@ mod tests {
         reserve(&file, folder.path(), 0).unwrap();
         assert_eq!(file.metadata().unwrap().len(), 0);
         for bytes in [1 << 62, u64::MAX] {
-            let error = reserve(&file, folder.path(), bytes).unwrap_err();
-            assert!(matches!(&error, IoError::NoSpace { needed, free, .. } if *needed == bytes && *free < bytes), "{error:?}");
-            let message = error.to_string();
-            assert!(message.contains(folder.path().to_str().unwrap()) && message.contains("GiB"), "{message}");
+            for error in [reserve(&file, folder.path(), bytes).unwrap_err(), check_space(folder.path(), bytes).unwrap_err()] {
+                assert!(matches!(&error, IoError::NoSpace { needed, free, .. } if *needed == bytes && *free < bytes), "{error:?}");
+                let message = error.to_string();
+                assert!(message.contains(folder.path().to_str().unwrap()) && message.contains("GiB"), "{message}");
+            }
         }
     }
 }

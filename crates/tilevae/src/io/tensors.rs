@@ -18,7 +18,7 @@ use axes::{Reading, Unread, resolve};
 use stored::{Fault, NPY_MAGIC, ReadSeek, Stored, ZIP_MAGIC, is_safetensors, open_npy, open_npz, open_safetensors, open_torch, read_values};
 
 use super::scratch::{SampleFile, bytes_of, scratch_file};
-use super::space::{check_space, reserve};
+use super::space::reserve;
 use super::{FileKind, Fps, IoError, folder_of, temporary_beside, write_atomically};
 use crate::{Direction, IoConfig, LatentSpace, NonFinite, OnNonFiniteInput};
 
@@ -148,6 +148,9 @@ impl Tensors {
     /// When the file cannot be read, is damaged, or is of another kind.
     pub fn read(path: &Path) -> Result<Self, IoError> {
         let read = |source| IoError::Read { path: path.to_owned(), source };
+        if path.is_dir() {
+            return Err(IoError::UnknownKind { path: path.to_owned(), kinds: FileKind::TENSORS });
+        }
         let file = File::open(path).map_err(read)?;
         if file.metadata().map_err(read)?.is_file() { Self::open(path, Source::Named(file)) } else { Self::from_reader(path, file) }
     }
@@ -497,9 +500,10 @@ impl TensorSink {
     pub fn new(path: &Path, shape: [usize; 5], rank: usize) -> Result<Self, IoError> {
         let error = |source| IoError::Write { path: path.to_owned(), source };
         let kind = FileKind::of(path)?;
-        check_space(folder_of(path), bytes_of(shape))?;
-        let header = header_of(path, kind, &[("samples", written_shape(shape, rank))], Origin::default())?;
         let temporary = temporary_beside(path)?;
+        // More than any disk holds is more than a header can tell.
+        reserve(temporary.as_file(), folder_of(path), bytes_of(shape))?;
+        let header = header_of(path, kind, &[("samples", written_shape(shape, rank))], Origin::default())?;
         reserve(temporary.as_file(), folder_of(path), bytes_of(shape).saturating_add(header.len() as u64))?;
         temporary.as_file().write_all(&header).map_err(error)?;
         let file = temporary.as_file().try_clone().map_err(error)?;
@@ -512,9 +516,9 @@ impl TensorSink {
     /// When the kind is not a tensor file's, or there is no room for the scratch file.
     pub fn to_writer(writer: Box<dyn Write + Send>, name: &Path, kind: FileKind, shape: [usize; 5], rank: usize) -> Result<Self, IoError> {
         let error = |source| IoError::Write { path: name.to_owned(), source };
-        check_space(&std::env::temp_dir(), bytes_of(shape))?;
-        let header = header_of(name, kind, &[("samples", written_shape(shape, rank))], Origin::default())?;
         let mut file = scratch_file()?;
+        reserve(&file, &std::env::temp_dir(), bytes_of(shape))?;
+        let header = header_of(name, kind, &[("samples", written_shape(shape, rank))], Origin::default())?;
         reserve(&file, &std::env::temp_dir(), bytes_of(shape).saturating_add(header.len() as u64))?;
         file.write_all(&header).map_err(error)?;
         let samples = SampleFile::in_file(file.try_clone().map_err(error)?, header.len() as u64, shape);

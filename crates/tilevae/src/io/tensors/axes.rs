@@ -179,9 +179,9 @@ pub(super) fn resolve(shape: &[usize], direction: Direction, spec: &VaeSpec, io:
     if shape.contains(&0) {
         return Err(Unread::Unfit("it has no values".to_owned()));
     }
-    let channels = match direction {
-        Direction::Decode => spec.latent_channels,
-        Direction::Encode => spec.input_channels,
+    let (what, channels) = match direction {
+        Direction::Decode => ("latents", spec.latent_channels),
+        Direction::Encode => ("samples", spec.input_channels),
     };
     match (io.axes, io.packed_size_px.filter(|_| direction == Direction::Decode)) {
         (Some(_), Some(_)) => {
@@ -222,12 +222,15 @@ pub(super) fn resolve(shape: &[usize], direction: Direction, spec: &VaeSpec, io:
             "these are latents in packed patches of 2x2 px, whose height and width are not told: set io.packed_size_px = [height, width], the size of the picture in px; {}",
             sizes(shape[shape.len() - 2], spec)
         ))),
-        ([], false) => match shape.len() {
-            // What is wrong with them is told by the model.
-            4 => Ok(Reading { sides: Axes::BCHW.sides(shape).unwrap_or([0; 5]), layout: Layout::Axes(Axes::BCHW) }),
-            5 => Ok(Reading { sides: Axes::BCTHW.sides(shape).unwrap_or([0; 5]), layout: Layout::Axes(Axes::BCTHW) }),
-            _ => Err(Unread::Unfit(format!(
-                "expected [batch, channels, height, width], [batch, channels, frames, height, width], or the same without batch, with {channels} channels{}; io.axes names other orders, as \"hwc\"",
+        ([], false) => match Reading::of_axes(if shape.len() == 4 { Axes::BCHW } else { Axes::BCTHW }, shape) {
+            // What is wrong with its frames is told by the model.
+            Some(reading) if reading.sides[1] == channels => Ok(reading),
+            Some(reading) => Err(Unread::Unfit(format!(
+                "the {what} have {} channels, this model expects {channels}; if its axes are others, io.axes names them, as \"bhwc\"",
+                reading.sides[1]
+            ))),
+            None => Err(Unread::Unfit(format!(
+                "expected [batch, channels, height, width], [batch, channels, frames, height, width], or the same without batch, with {channels} channels{}; if its axes are others, io.axes names them, as \"hwc\"",
                 if direction == Direction::Decode { format!(", or packed patches [batch, tokens, {}]", 4 * channels) } else { String::new() },
             ))),
         },
@@ -357,6 +360,7 @@ mod tests {
     fn what_cannot_be_read_is_refused() {
         for (shape, settings, fragment) in [
             (&[1, 24, 64][..], "", "with 4 channels"),
+            (&[1, 8, 12, 4], "", "the latents have 8 channels, this model expects 4"),
             (&[7], "", "expected [batch"),
             (&[], "", "expected [batch"),
             (&[1, 1, 1, 4, 8, 8], "", "expected [batch"),

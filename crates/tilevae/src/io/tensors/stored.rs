@@ -400,7 +400,7 @@ pub(super) fn open_torch(path: &Path) -> Result<Vec<Stored>, Fault> {
 
 /// The most bytes in f32 that a member of an archive may unfold to: compressed files could hold anything.
 fn unfolded_limit(length: u64) -> u64 {
-    length.saturating_mul(4).saturating_add(32 << 20)
+    length.saturating_mul(3).saturating_add(16 << 20)
 }
 
 /// The arrays of a `.npz` file; `None` for another kind of archive.
