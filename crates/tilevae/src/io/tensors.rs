@@ -15,11 +15,12 @@ use vae_core::VaeSpec;
 
 pub use axes::Axes;
 use axes::{Reading, Unread, resolve};
-use stored::{Fault, NPY_MAGIC, ReadSeek, Stored, ZIP_MAGIC, is_safetensors, open_npy, open_npz, open_safetensors, open_torch, read_values};
+use stored::{Fault, NPY_MAGIC, Opened, ReadSeek, Stored, ZIP_MAGIC, is_safetensors, open_npy, open_npz, open_safetensors, open_torch, read_values};
 
+use super::pending::PendingFile;
 use super::scratch::{SampleFile, bytes_of, scratch_file};
 use super::space::reserve;
-use super::{FileKind, Fps, IoError, folder_of, temporary_beside, write_atomically};
+use super::{FileKind, Fps, IoError, write_atomically};
 use crate::{Direction, IoConfig, LatentSpace, NonFinite, OnNonFiniteInput};
 
 /// What a file of latents says of the samples that they come from, in its metadata (`tilevae.height` and so on).
@@ -95,7 +96,7 @@ impl Source {
     }
 
     /// Tensors and metadata, by what the bytes are; `path` is asked where they are nothing that is known.
-    fn open(&self, path: &Path) -> Result<Result<(Vec<Stored>, HashMap<String, String>), Fault>, IoError> {
+    fn open(&self, path: &Path) -> Result<Result<Opened, Fault>, IoError> {
         let read = |source| IoError::Read { path: path.to_owned(), source };
         let length = self.length().map_err(read)?;
         let mut head = Vec::new();
@@ -445,51 +446,30 @@ fn header_of(path: &Path, kind: FileKind, tensors: &[(&str, Vec<usize>)], origin
 /// # Errors
 /// When the file cannot be written or cannot hold them.
 pub fn write_tensors(path: &Path, tensors: &[(&str, &Block)], rank: usize, origin: Origin) -> Result<(), IoError> {
-    let kind = FileKind::of(path)?;
-    write_atomically(path, |writer| write_tensors_to(writer, path, kind, tensors, rank, origin))
+    write_tensors_of_kind(path, FileKind::of(path)?, tensors, rank, origin)
 }
 
-/// The same to a stream, as a file of a kind; `name` stands for it in messages.
+/// The same of a kind that the name need not say.
 ///
 /// # Errors
-/// When the stream fails, or such a file cannot hold them.
-pub fn write_tensors_to(
-    writer: &mut dyn Write,
-    name: &Path,
-    kind: FileKind,
-    tensors: &[(&str, &Block)],
-    rank: usize,
-    origin: Origin,
-) -> Result<(), IoError> {
+/// Those of [`write_tensors`].
+pub fn write_tensors_of_kind(path: &Path, kind: FileKind, tensors: &[(&str, &Block)], rank: usize, origin: Origin) -> Result<(), IoError> {
+    let error = |source| IoError::Write { path: path.to_owned(), source };
     let shapes: Vec<(&str, Vec<usize>)> = tensors.iter().map(|(name, block)| (*name, written_shape(block.shape(), rank))).collect();
-    let header = header_of(name, kind, &shapes, origin)?;
-    let mut write = || {
-        writer.write_all(&header)?;
-        for values in tensors.iter().flat_map(|(_, block)| block.data().chunks(1 << 16)) {
-            writer.write_all(&values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>())?;
-        }
-        writer.flush()
-    };
-    write().map_err(|source| IoError::Write { path: name.to_owned(), source })
+    let header = header_of(path, kind, &shapes, origin)?;
+    write_atomically(path, |writer| {
+        writer.write_all(&header).map_err(error)?;
+        let mut values = tensors.iter().flat_map(|(_, block)| block.data());
+        values.try_for_each(|value| writer.write_all(&value.to_le_bytes())).map_err(error)
+    })
 }
 
 /// A sink that writes samples to a raw tensor file as they come, and keeps none in memory.
+#[derive(Debug)]
 pub struct TensorSink {
     path: PathBuf,
+    pending: PendingFile,
     samples: SampleFile,
-    place: Target,
-}
-
-/// Where the file goes when it is whole.
-enum Target {
-    Beside(NamedTempFile),
-    Stream { file: File, writer: Box<dyn Write + Send> },
-}
-
-impl std::fmt::Debug for TensorSink {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("TensorSink").field("path", &self.path).finish_non_exhaustive()
-    }
 }
 
 impl TensorSink {
@@ -498,50 +478,32 @@ impl TensorSink {
     /// # Errors
     /// When the name is not a tensor file's, the disk has no room for all of them, or the file cannot be begun.
     pub fn new(path: &Path, shape: [usize; 5], rank: usize) -> Result<Self, IoError> {
+        Self::of_kind(path, FileKind::of(path)?, shape, rank)
+    }
+
+    /// The same of a kind that the name need not say.
+    ///
+    /// # Errors
+    /// Those of [`new`](Self::new).
+    pub fn of_kind(path: &Path, kind: FileKind, shape: [usize; 5], rank: usize) -> Result<Self, IoError> {
         let error = |source| IoError::Write { path: path.to_owned(), source };
-        let kind = FileKind::of(path)?;
-        let temporary = temporary_beside(path)?;
+        let pending = PendingFile::new(path)?;
         // More than any disk holds is more than a header can tell.
-        reserve(temporary.as_file(), folder_of(path), bytes_of(shape))?;
+        reserve(pending.file(), &pending.lies_in(), bytes_of(shape))?;
         let header = header_of(path, kind, &[("samples", written_shape(shape, rank))], Origin::default())?;
-        reserve(temporary.as_file(), folder_of(path), bytes_of(shape).saturating_add(header.len() as u64))?;
-        temporary.as_file().write_all(&header).map_err(error)?;
-        let file = temporary.as_file().try_clone().map_err(error)?;
-        Ok(Self { path: path.to_owned(), samples: SampleFile::in_file(file, header.len() as u64, shape), place: Target::Beside(temporary) })
+        reserve(pending.file(), &pending.lies_in(), bytes_of(shape).saturating_add(header.len() as u64))?;
+        pending.file().write_all(&header).map_err(error)?;
+        let file = pending.file().try_clone().map_err(error)?;
+        Ok(Self { path: path.to_owned(), samples: SampleFile::in_file(file, header.len() as u64, shape), pending })
     }
 
-    /// The same for a stream, as a file of a kind. The samples wait in a scratch file until all are there; `name` stands for the stream in messages.
+    /// Puts the file in its place.
     ///
     /// # Errors
-    /// When the kind is not a tensor file's, or there is no room for the scratch file.
-    pub fn to_writer(writer: Box<dyn Write + Send>, name: &Path, kind: FileKind, shape: [usize; 5], rank: usize) -> Result<Self, IoError> {
-        let error = |source| IoError::Write { path: name.to_owned(), source };
-        let mut file = scratch_file()?;
-        reserve(&file, &std::env::temp_dir(), bytes_of(shape))?;
-        let header = header_of(name, kind, &[("samples", written_shape(shape, rank))], Origin::default())?;
-        reserve(&file, &std::env::temp_dir(), bytes_of(shape).saturating_add(header.len() as u64))?;
-        file.write_all(&header).map_err(error)?;
-        let samples = SampleFile::in_file(file.try_clone().map_err(error)?, header.len() as u64, shape);
-        Ok(Self { path: name.to_owned(), samples, place: Target::Stream { file, writer } })
-    }
-
-    /// Puts the file in its place, or hands it to the stream.
-    ///
-    /// # Errors
-    /// When it cannot get its name, or the stream fails.
+    /// When it cannot get its name.
     pub fn write(self) -> Result<PathBuf, IoError> {
-        let Self { path, place, .. } = self;
-        let error = |source| IoError::Write { path: path.clone(), source };
-        match place {
-            Target::Beside(temporary) => {
-                temporary.persist(&path).map_err(|failed| error(failed.error))?;
-            }
-            Target::Stream { mut file, mut writer } => {
-                std::io::Seek::rewind(&mut file).map_err(error)?;
-                std::io::copy(&mut file, &mut writer).and_then(|_| writer.flush()).map_err(error)?;
-            }
-        }
-        Ok(path)
+        self.pending.publish()?;
+        Ok(self.path)
     }
 }
 
@@ -553,8 +515,6 @@ impl Sink for TensorSink {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::{Arc, Mutex};
-
     use vae_core::{FrameRule, LatentNorm};
 
     use super::*;
@@ -829,39 +789,18 @@ mod tests {
         assert!(read.data()[7] == f32::INFINITY && read.data()[20].is_nan());
     }
 
-    /// A stream whose bytes stay to be looked at.
-    #[derive(Clone, Default)]
-    struct Shared(Arc<Mutex<Vec<u8>>>);
-
-    impl Write for Shared {
-        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-            self.0.lock().unwrap().extend_from_slice(bytes);
-            Ok(bytes.len())
-        }
-
-        fn flush(&mut self) -> std::io::Result<()> {
-            Ok(())
-        }
-    }
-
     #[test]
-    fn streams_hold_what_files_do() {
+    fn batches_are_told_from_clips() {
         let folder = tempfile::tempdir().unwrap();
         let samples = values([2, 3, 1, 4, 5]);
-        for (name, kind) in [("s.npy", FileKind::Npy), ("s.safetensors", FileKind::Safetensors)] {
+        for name in ["s.npy", "s.safetensors"] {
             let path = folder.path().join(name);
-            let stream = Shared::default();
-            let file = TensorSink::new(&path, samples.shape(), 4).unwrap();
-            let streamed = TensorSink::to_writer(Box::new(stream.clone()), "-".as_ref(), kind, samples.shape(), 4).unwrap();
-            for mut sink in [file, streamed] {
-                sink.take([0; 3], [1, 4, 5], samples.clone()).unwrap();
-                sink.write().unwrap();
-            }
+            let mut sink = TensorSink::new(&path, samples.shape(), 4).unwrap();
+            sink.take([0; 3], [1, 4, 5], samples.clone()).unwrap();
+            sink.write().unwrap();
             let written = std::fs::read(&path).unwrap();
-            assert_eq!(*stream.0.lock().unwrap(), written);
-            let mut again = Vec::new();
-            write_tensors_to(&mut again, "-".as_ref(), kind, &[("samples", &samples)], 4, Origin::default()).unwrap();
-            assert_eq!(again, written);
+            write_tensors(&path, &[("samples", &samples)], 4, Origin::default()).unwrap();
+            assert_eq!(std::fs::read(&path).unwrap(), written);
             let read = Tensors::from_reader("-".as_ref(), &written[..]).unwrap().samples().unwrap();
             assert_eq!((read.block, read.rank), (samples.clone(), 4));
         }

@@ -132,28 +132,16 @@ impl Reading {
 
     /// Brings values to the order of batch, channels, frames, height and width.
     pub(super) fn arrange(&self, values: Vec<f32>, is_fortran: bool) -> Vec<f32> {
-        let [b, c, _, h, w] = self.sides;
-        // Axes of the stored values, the slowest first, and where along them a value of the block lies.
-        let (stored, place): (Vec<usize>, fn([usize; 5], usize) -> usize) = match self.layout {
-            Layout::Axes(axes) => {
-                let effective = axes.effective(self.sides);
-                if !is_fortran && effective.is_sorted() {
-                    return values;
-                }
-                return permuted(values, self.sides, effective, is_fortran);
-            }
-            Layout::Packed => (vec![b, h / 2, w / 2, c, 2, 2], |[b, c, _, y, x], axis| [b, y / 2, x / 2, c, y % 2, x % 2][axis]),
-        };
-        // In Fortran order the axes of the array are turned around; those of patches lie within axes of the array: row by row and channel by channel.
-        let index = |at: [usize; 5]| {
-            if is_fortran {
-                let token = place(at, 1) * stored[2] + place(at, 2);
-                let feature = (place(at, 3) * 2 + place(at, 4)) * 2 + place(at, 5);
-                return (feature * stored[1] * stored[2] + token) * stored[0] + at[0];
-            }
-            (0..stored.len()).fold(0, |index, axis| index * stored[axis] + place(at, axis))
-        };
-        gathered(&values, self.sides, index)
+        let [batch, channels, _, height, width] = self.sides;
+        if let Layout::Axes(axes) = self.layout {
+            let effective = axes.effective(self.sides);
+            return if !is_fortran && effective.is_sorted() { values } else { permuted(values, self.sides, effective, is_fortran) };
+        }
+        let (tokens, features) = (height / 2 * (width / 2), channels * 4);
+        gathered(&values, self.sides, |[b, c, _, y, x]| {
+            let (token, feature) = (y / 2 * (width / 2) + x / 2, (c * 2 + y % 2) * 2 + x % 2);
+            if is_fortran { (feature * tokens + token) * batch + b } else { (b * tokens + token) * features + feature }
+        })
     }
 }
 

@@ -30,6 +30,9 @@ pub(super) struct Stored {
     pub(super) place: Place,
 }
 
+/// The tensors of a file, and its metadata.
+pub(super) type Opened = (Vec<Stored>, HashMap<String, String>);
+
 /// Where the values of a tensor lie.
 #[derive(Debug)]
 pub(super) enum Place {
@@ -151,7 +154,7 @@ pub(super) fn is_safetensors(head: &[u8], length: u64) -> bool {
 }
 
 /// Tensors and metadata of a `.safetensors` file.
-pub(super) fn open_safetensors(reader: &mut dyn ReadSeek, length: u64) -> Result<(Vec<Stored>, HashMap<String, String>), Fault> {
+pub(super) fn open_safetensors(reader: &mut dyn ReadSeek, length: u64) -> Result<Opened, Fault> {
     let mut header = Vec::new();
     reader.take(8).read_to_end(&mut header)?;
     let size = header.first_chunk().map(|&bytes| u64::from_le_bytes(bytes));
@@ -291,7 +294,7 @@ impl NpyHeader {
             let sides = shape.as_tuple().or_else(|| shape.as_list())?;
             sides.iter().map(|side| usize::try_from(side.as_integer()?.clone()).ok()).collect::<Option<Vec<usize>>>()
         });
-        let is_fortran = entry("fortran_order").and_then(|order| order.as_boolean());
+        let is_fortran = entry("fortran_order").and_then(py_literal::Value::as_boolean);
         let (Some(shape), Some(is_fortran), Some(dtype)) = (shape, is_fortran, entry("descr")) else {
             return damaged("its header does not tell shape, order and type of an array");
         };
