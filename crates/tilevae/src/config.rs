@@ -10,7 +10,7 @@ use vae_core::layers::Precision;
 use vae_core::{DeviceName, Posterior};
 
 use crate::Error;
-use crate::io::Axes;
+use crate::io::{Axes, Background};
 
 /// The embedded configuration that holds every default.
 const DEFAULT: &str = include_str!("default.toml");
@@ -142,6 +142,8 @@ pub struct IoConfig {
     /// Height and width of the picture whose latents are read as packed patches.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub packed_size_px: Option<PerAxis<usize>>,
+    /// What transparent px are laid over.
+    pub background: Background,
     /// The quality of JPEG files.
     pub jpeg_quality: u8,
 }

@@ -127,7 +127,18 @@ const FOLDER_FILES: &str = "diffusion_pytorch_model[.VARIANT].safetensors, its .
 #[derive(Debug, Clone)]
 pub struct Checkpoint {
     path: PathBuf,
-    config: Option<Value>,
+    config: Option<(PathBuf, Value)>,
+    neighbour: Option<Neighbour>,
+}
+
+/// The `config.json` that lies beside a single file, whose it need not be.
+#[derive(Debug, Clone)]
+pub(crate) struct Neighbour {
+    pub(crate) path: PathBuf,
+    /// Its fields, or why they cannot be read.
+    pub(crate) config: Result<Value, String>,
+    /// Another file of weights, whose it may be.
+    pub(crate) rival: Option<String>,
 }
 
 impl Checkpoint {
@@ -139,24 +150,39 @@ impl Checkpoint {
         let meta = fs::metadata(path).map_err(|source| missing(path, source))?;
         let path = if meta.is_dir() && path.join("vae/config.json").is_file() { path.join("vae") } else { path.to_owned() };
         let beside = if meta.is_dir() { path.join("config.json") } else { path.with_file_name("config.json") };
-        // A file in a folder of other things: the configuration there is its own only if it says what it is.
-        let own = |config: &Value| meta.is_dir() || config.get("_class_name").is_some();
-        let config = match config {
-            Some(given) => Some(read_json(given)?),
-            None if beside.is_file() => Some(read_json(&beside)?).filter(own),
-            None => None,
-        };
-        Ok(Self { path, config })
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let is_own = meta.is_dir() || name.starts_with(WEIGHTS);
+        let own = config.map(Path::to_owned).or_else(|| Some(beside.clone()).filter(|beside| is_own && beside.is_file()));
+        let neighbour = (config.is_none() && !is_own && beside.is_file()).then(|| Neighbour {
+            config: read_json(&beside).map_err(|error| error.to_string()),
+            rival: rival(&path, name),
+            path: beside,
+        });
+        let config = own.map(|own| read_json(&own).map(|config| (own, config))).transpose()?;
+        Ok(Self { path, config, neighbour })
     }
 
-    /// The fields of the configuration.
+    /// The fields of the configuration: the one given, that of the folder, or that beside a `diffusion_pytorch_model*`. Whether a `config.json` beside another single file is
+    /// the file's own is for [`Model::open`](crate::Model::open) to judge.
     pub fn config(&self) -> Option<&Value> {
-        self.config.as_ref()
+        self.config.as_ref().map(|(_, config)| config)
     }
 
     /// The class that the configuration names.
     pub fn class_name(&self) -> Option<&str> {
-        self.config.as_ref()?.get("_class_name")?.as_str()
+        self.config()?.get("_class_name")?.as_str()
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(crate) fn config_path(&self) -> Option<&Path> {
+        self.config.as_ref().map(|(path, _)| path.as_path())
+    }
+
+    pub(crate) fn neighbour(&self) -> Option<&Neighbour> {
+        self.neighbour.as_ref()
     }
 
     /// The names, shapes and dtypes of all tensors. Values are read when they are applied.
@@ -185,7 +211,7 @@ fn missing(path: &Path, source: io::Error) -> WeightError {
     // `organisation/model`, in the working folder or in that of a configuration.
     let words: Vec<&str> = given.rsplit('/').take(2).collect();
     let is_word = |word: &&str| !word.is_empty() && !word.starts_with('.') && word.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
-    let is_file = [".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".bin", ".json"].iter().any(|end| given.to_ascii_lowercase().ends_with(end));
+    let is_file = ENDINGS.iter().chain(&[".json"]).any(|end| given.to_ascii_lowercase().ends_with(end));
     let above = path.parent().and_then(Path::parent).is_some_and(|above| above.as_os_str().is_empty() || above.is_dir());
     match words[..] {
         [model, organisation] if !is_file && above && !path.parent().is_some_and(Path::exists) && [model, organisation].iter().all(is_word) => {
@@ -204,6 +230,23 @@ fn read_json(path: &Path) -> Result<Value, WeightError> {
     serde_json::from_str(&text).map_err(|source| WeightError::Json { path: path.to_owned(), source })
 }
 
+/// How names of weight files end, in small letters.
+const ENDINGS: [&str; 6] = [".safetensors", ".sft", ".bin", ".pt", ".pth", ".ckpt"];
+
+/// The name of a weight file of another model beside `path`; one of diffusers comes first.
+fn rival(path: &Path, name: &str) -> Option<String> {
+    // Of one model are the kinds and variants of one name.
+    let stem = |name: &str| {
+        let lower = name.to_ascii_lowercase();
+        let stem = ENDINGS.iter().find_map(|end| lower.strip_suffix(end))?;
+        Some(["fp16", "bf16", "fp32"].iter().find_map(|variant| stem.strip_suffix(variant)?.strip_suffix(['.', '-', '_'])).unwrap_or(stem).to_owned())
+    };
+    let own = stem(name).unwrap_or_else(|| name.to_ascii_lowercase());
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let names = fs::read_dir(folder).ok()?.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    names.filter(|name| stem(name).is_some_and(|stem| stem != own)).min_by_key(|name| (!name.starts_with(WEIGHTS), name.clone()))
+}
+
 fn weight_file(folder: &Path) -> Result<PathBuf, WeightError> {
     let entries = fs::read_dir(folder).map_err(|source| WeightError::Io { path: folder.to_owned(), source })?;
     let mut names: Vec<String> = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect();
@@ -216,7 +259,7 @@ fn weight_file(folder: &Path) -> Result<PathBuf, WeightError> {
         &|name| is(name, ".safetensors") && !name.contains("-of-"),
         &|name| is(name, ".json") && name.contains(".index."),
         &|name| is(name, ".sft"),
-        &|name| [".bin", ".pt", ".pth", ".ckpt"].iter().any(|end| is(name, end)) && !name.contains("-of-"),
+        &|name| ENDINGS.iter().any(|end| is(name, end)) && !name.contains("-of-"),
     ];
     let found = orders.iter().find_map(|fits| names.iter().find(|name| fits(name)));
     found.map(|name| folder.join(name)).ok_or_else(|| WeightError::NoWeights { path: folder.to_owned(), looked_for: FOLDER_FILES })
@@ -324,7 +367,7 @@ impl Weights {
     }
 
     /// The tensors below the nest of known words (`vae.`, `module.first_stage_model.`, …) in which one of `markers` lies, without that nest. Those below other such words,
-    /// or outside the nest, are left out; [`Weights::has_beside`] still knows their names. As it is, when there is none.
+    /// or outside the nest, are left out; [`Weights::file_has`] still knows their names. As it is, when there is none.
     #[must_use]
     pub(crate) fn of_model(self, markers: &[&str]) -> Self {
         let nests = self.tensors.keys().filter_map(|name| markers.iter().find_map(|marker| name.strip_suffix(marker)));
@@ -343,9 +386,9 @@ impl Weights {
         Self { tensors, beside, ..self }
     }
 
-    /// Whether the file has a tensor of another model whose name contains `part`.
-    pub fn has_beside(&self, part: &str) -> bool {
-        self.beside.iter().any(|name| name.contains(part))
+    /// Whether the file has a tensor whose name contains `part`, of this model or another.
+    pub fn file_has(&self, part: &str) -> bool {
+        self.names().chain(self.beside.iter().map(String::as_str)).any(|name| name.contains(part))
     }
 
     /// All names, sorted.

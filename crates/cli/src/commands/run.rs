@@ -284,10 +284,7 @@ impl Output {
     /// What takes samples of `shape`, and leaves out what comes beyond it.
     fn sink(self, shape: [usize; 5], rank: usize, fps: Fps, config: &Config) -> anyhow::Result<SampleSink> {
         Ok(match self.kind {
-            FileKind::Picture(_) => {
-                let crop = Some([shape[3], shape[4]]);
-                SampleSink::Picture(PictureSink::new(&self.path, [shape[1], shape[2]], crop, config.io.jpeg_quality)?)
-            }
+            FileKind::Picture(_) => SampleSink::Picture(PictureSink::new(&self.path, shape, config.io.jpeg_quality)?),
             FileKind::Clip(_) => SampleSink::Clip(ClipSink::new(&self.path, shape, fps)?),
             FileKind::Safetensors | FileKind::Npy | FileKind::Foreign => SampleSink::Raw(TensorSink::new(&self.path, shape, rank)?),
         })
