@@ -6,9 +6,13 @@ use std::path::{Component, Path, PathBuf};
 
 use burn::module::Module;
 use burn::store::burn_pack::Tensor;
-use burn::store::{ApplyError, FloatCastAdapter, ModuleSnapshot, ModuleStore, PytorchStore, SafetensorsStore};
+use burn::store::{
+    ApplyError, FloatCastAdapter, ModuleAdapter, ModuleContext, ModuleSnapshot, ModuleStore, PytorchStore, SafetensorsStore,
+};
 use burn::tensor::DType;
 use serde_json::Value;
+
+use crate::layers::check_stop;
 
 /// What can be wrong with a checkpoint.
 #[derive(Debug, thiserror::Error)]
@@ -325,7 +329,7 @@ impl Weights {
     /// When names are missing or left over, shapes differ, or values cannot be read: all of it in one error.
     pub fn apply<M: Module>(self, mut module: M, dtype: DType) -> Result<M, WeightError> {
         let path = self.path;
-        let result = module.apply(self.tensors.into_values().collect(), None, Some(Box::new(FloatCastAdapter::to(dtype))), true);
+        let result = module.apply(self.tensors.into_values().collect(), None, Some(Box::new(Watchful.chain(FloatCastAdapter::to(dtype)))), true);
         let mut wrong: Vec<String> = result.errors.iter().map(describe).collect();
         wrong.sort();
         let named_wrong = |name: &str| wrong.iter().any(|text| text.starts_with(&format!("{name} ")));
@@ -337,6 +341,21 @@ impl Weights {
             return Ok(module);
         }
         Err(WeightError::Mismatch { path, mismatch: Mismatch { missing, unexpected, wrong } })
+    }
+}
+
+/// Ends the loading once its run is stopped.
+#[derive(Debug, Clone)]
+struct Watchful;
+
+impl ModuleAdapter for Watchful {
+    fn adapt(&self, tensor: Tensor, _: ModuleContext<'_>) -> Tensor {
+        check_stop();
+        tensor
+    }
+
+    fn clone_box(&self) -> Box<dyn ModuleAdapter> {
+        Box::new(self.clone())
     }
 }
 

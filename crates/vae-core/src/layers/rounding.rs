@@ -1,6 +1,6 @@
-use std::cell::Cell;
-
 use serde::{Deserialize, Serialize};
+
+use super::run::Context;
 
 /// How much rounding an answer in f32 may take for speed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,29 +34,15 @@ impl From<Precision> for Rounding {
     }
 }
 
-thread_local! {
-    static CURRENT: Cell<Rounding> = const { Cell::new(Rounding { precision: Precision::Fast, tf32: true }) };
-}
-
 impl Rounding {
     /// What the layers that run on this thread keep to.
     pub fn current() -> Self {
-        CURRENT.get()
+        Context::current().rounding
     }
 
     /// Has the layers that `run` calls keep to it.
     pub fn during<T>(self, run: impl FnOnce() -> T) -> T {
-        /// Also when `run` panics.
-        struct Before(Rounding);
-
-        impl Drop for Before {
-            fn drop(&mut self) {
-                CURRENT.set(self.0);
-            }
-        }
-
-        let _before = Before(CURRENT.replace(self));
-        run()
+        Context { rounding: self, ..Context::current() }.during(run)
     }
 }
 
