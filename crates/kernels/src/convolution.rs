@@ -819,7 +819,8 @@ mod tests {
         let image = Image::from_planes(&vec![1.0; 24 * 96 * 96], 96 * 96, 24, [96, 96], &workspace);
         let (weight, bias) = (vec![0.1; 24 * 40 * 9], vec![0.0; 40]);
         let convolution = Convolution { form: Form::Wide, weight: &weight, bias: &bias, channels: [24, 40], taps: 1, gather: Gather::Nothing };
-        let run = |norm: &Norm| convolution.run(&[Input { image: &image, norm, doubled: false }], Course { lead: 0, step: 1, frames: 1 }, None).remove(0);
+        let run =
+            |norm: &Norm| convolution.run(&[Input { image: &image, norm, doubled: false }], Course { lead: 0, step: 1, frames: 1 }, None).remove(0);
         let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
         let expected = pool.install(|| run(&Norm::None));
         let kept = workspace.kept_bytes();

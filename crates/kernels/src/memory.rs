@@ -120,11 +120,47 @@ pub struct Workspace(Arc<Inner>);
 
 #[derive(Default)]
 struct Inner {
-    /// Room that nobody uses.
-    blocks: Mutex<Vec<Vec<Px>>>,
-    /// The same, written from end to end.
+    blocks: Mutex<Blocks>,
+    /// What no task uses, written from end to end.
     scratch: Mutex<Vec<Vec<Px>>>,
     is_cancelled: Option<Box<dyn Fn() -> bool + Send + Sync>>,
+}
+
+/// Large blocks. Those that nobody uses are kept as far as all together are no larger than those in use have been at the most: what is kept takes no memory
+/// that was not needed anyway.
+#[derive(Default)]
+struct Blocks {
+    /// That nobody uses, the oldest first.
+    kept: Vec<Vec<Px>>,
+    /// Px of blocks in use, now and at the most.
+    used: usize,
+    peak: usize,
+}
+
+impl Blocks {
+    fn kept_px(&self) -> usize {
+        self.kept.iter().map(Vec::capacity).sum()
+    }
+
+    /// One of that size, if it is kept, and those that go to the system for it.
+    fn take(&mut self, count: usize) -> (Option<Vec<Px>>, Vec<Vec<Px>>) {
+        self.used += count;
+        self.peak = self.peak.max(self.used);
+        let found = self.kept.iter().rposition(|px| px.capacity() == count).map(|at| self.kept.remove(at));
+        let mut over = (self.kept_px() + self.used).saturating_sub(self.peak);
+        let oldest = self.kept.iter().take_while(|px| {
+            let goes = over > 0;
+            over = over.saturating_sub(px.capacity());
+            goes
+        });
+        let oldest = oldest.count();
+        (found, self.kept.drain(..oldest).collect())
+    }
+
+    fn give_back(&mut self, px: Vec<Px>) {
+        self.used = self.used.saturating_sub(px.capacity());
+        self.kept.push(px);
+    }
 }
 
 /// With this as its payload a panic leaves kernels whose workspace is cancelled. No panic hook is called.
@@ -154,21 +190,18 @@ impl Workspace {
     fn keep(&self, mut px: Vec<Px>) {
         if px.capacity() >= KEPT_PX {
             px.clear();
-            lock(&self.0.blocks).push(px);
+            lock(&self.0.blocks).give_back(px);
         }
     }
 
     /// Room for so many px.
     pub(crate) fn room(&self, count: usize) -> Vec<Px> {
         if count >= KEPT_PX {
-            let mut kept = lock(&self.0.blocks);
-            if let Some(at) = kept.iter().rposition(|px| px.capacity() == count) {
-                return kept.swap_remove(at);
+            let (found, over) = lock(&self.0.blocks).take(count);
+            drop(over);
+            if let Some(px) = found {
+                return px;
             }
-            // Pictures have another size from here on.
-            let others = std::mem::take(&mut *kept);
-            drop(kept);
-            drop(others);
         }
         from_system(count)
     }
@@ -181,7 +214,7 @@ impl Workspace {
     /// Bytes that nobody uses.
     #[cfg(test)]
     pub(crate) fn kept_bytes(&self) -> usize {
-        [&self.0.blocks, &self.0.scratch].map(|kept| lock(kept).iter().map(|px| px.capacity() * size_of::<Px>()).sum::<usize>()).iter().sum()
+        (lock(&self.0.blocks).kept_px() + lock(&self.0.scratch).iter().map(Vec::capacity).sum::<usize>()) * size_of::<Px>()
     }
 }
 
@@ -344,13 +377,30 @@ mod tests {
         let next = image(16, size, &workspace);
         assert_eq!(next.px().as_ptr(), place);
         assert_eq!(workspace.kept_bytes(), 0);
-        drop(next);
-        // Those of another size take its place.
-        let larger = image(17, size, &workspace);
-        assert_eq!(workspace.kept_bytes(), 0);
-        drop(larger);
-        drop(image(16, [3, 3], &workspace));
-        assert_eq!(workspace.kept_bytes(), 2 * 300 * 300 * size_of::<Px>());
+    }
+
+    #[test]
+    fn no_more_is_kept_than_has_been_in_use() {
+        let workspace = Workspace::default();
+        let kept_rows = || workspace.kept_bytes() / size_of::<Px>() / 1000;
+        let rows = |rows: usize| image(16, [rows, 1000], &workspace);
+        drop([rows(100), rows(200)]);
+        assert_eq!(kept_rows(), 300);
+        // The oldest go.
+        let other = rows(150);
+        assert_eq!(kept_rows(), 0);
+        drop(other);
+        let [first, second, third] = [rows(100), rows(70), rows(80)];
+        assert_eq!(kept_rows(), 0);
+        drop((first, second));
+        assert_eq!(kept_rows(), 170);
+        let fourth = rows(90);
+        assert_eq!(kept_rows(), 70);
+        // What is small does not count.
+        drop(rows(1));
+        assert_eq!(kept_rows(), 70);
+        drop((third, fourth));
+        assert_eq!(kept_rows(), 240);
     }
 
     #[test]

@@ -1,10 +1,10 @@
 use burn::tensor::activation::softmax;
 use burn::tensor::{FloatDType, Tensor};
 
-use super::{Features, check_stop};
 #[cfg(feature = "flex")]
 use super::features::Layout;
 use super::run::aside;
+use super::{Features, check_stop};
 
 /// Queries whose scores are held at once.
 const QUERY_BLOCK: usize = 1024;

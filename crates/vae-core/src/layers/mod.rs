@@ -22,6 +22,7 @@ pub use norm::{GroupNorm, RmsNorm};
 #[cfg(feature = "remote")]
 pub use remote::host_remotely;
 pub use rounding::{Precision, Rounding};
+pub(crate) use run::is_stopped;
 pub use run::{Run, check_stop};
 
 use burn::module::{Param, ParamId};

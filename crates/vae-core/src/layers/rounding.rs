@@ -59,4 +59,51 @@ mod tests {
         assert!(std::panic::catch_unwind(|| exact.during(|| panic!("a panic"))).is_err());
         assert_eq!(Rounding::current(), usual);
     }
+
+    #[cfg(feature = "flex")]
+    #[test]
+    fn it_does_not_hold_for_what_a_waiting_thread_takes_on() {
+        use std::sync::Mutex;
+        use std::sync::atomic::{AtomicUsize, Ordering};
+        use std::time::{Duration, Instant};
+
+        use burn::tensor::{Device, Tensor};
+
+        use super::super::{Conv2d, GroupNorm};
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
+        let device = Device::flex();
+        let (conv, norm) = (Conv2d::same([32, 32], &device), GroupNorm::new(4, 32, 1e-6, &device));
+        let x = Tensor::<5>::ones([1, 32, 1, 160, 160], &device);
+        let exact = Rounding { precision: Precision::Strict, tf32: false };
+        // Who runs the layers, and how much else that thread takes on meanwhile.
+        let (within, taken_on) = (&Mutex::new(None), &AtomicUsize::new(0));
+        let begin = Instant::now();
+        let is_over = || taken_on.load(Ordering::Relaxed) >= 10 || begin.elapsed() > Duration::from_secs(60);
+        std::thread::scope(|scope| {
+            for _ in 0..3 {
+                scope.spawn(|| {
+                    while !is_over() {
+                        pool.install(|| {
+                            assert_eq!(Rounding::current(), Rounding::default());
+                            if *within.lock().unwrap() == Some(std::thread::current().id()) {
+                                taken_on.fetch_add(1, Ordering::Relaxed);
+                            }
+                        });
+                    }
+                });
+            }
+            while !is_over() {
+                pool.install(|| {
+                    exact.during(|| {
+                        *within.lock().unwrap() = Some(std::thread::current().id());
+                        let y = norm.forward_silu(conv.forward(x.clone().into()));
+                        *within.lock().unwrap() = None;
+                        assert_eq!(Rounding::current(), exact);
+                        drop(y);
+                    });
+                });
+            }
+        });
+        assert!(taken_on.load(Ordering::Relaxed) >= 10, "no thread has taken anything on");
+    }
 }

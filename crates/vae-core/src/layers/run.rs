@@ -55,10 +55,14 @@ struct Unwinding;
 
 /// Ends what this thread does for a run, by unwinding to its [`Run::during`], once the run is stopped. Layers do so themselves; for what else takes long.
 pub fn check_stop() {
-    let is_stopped = CURRENT.with_borrow(|context| context.run.as_ref().is_some_and(|run| run.stop.is_stopped()));
-    if is_stopped {
+    if is_stopped() {
         resume_unwind(Box::new(Unwinding));
     }
+}
+
+/// Whether the run that this thread works for is stopped: where unwinding is not possible.
+pub(crate) fn is_stopped() -> bool {
+    CURRENT.with_borrow(|context| context.run.as_ref().is_some_and(|run| run.stop.is_stopped()))
 }
 
 thread_local! {
