@@ -23,6 +23,8 @@ pub mod metrics;
 mod pipeline;
 mod plan;
 pub mod remote;
+#[cfg(all(test, feature = "flex", feature = "kl"))]
+mod running_tests;
 mod workers;
 
 pub use config::{

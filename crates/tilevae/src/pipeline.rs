@@ -1,12 +1,12 @@
 use std::collections::BTreeMap;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
 
 use burn::tensor::{DType, Device};
-use parallel::{Executor, Job, Progress, RunStats, Stop, Worker};
+use parallel::{ExecError, Executor, Job, Progress, RunStats, Stop, Worker};
 use tiling::{BlendPolicy, Block, BoxError, Canvas, Compositor, FrameScale, Geometry, Grid, Region, Sink, TileOp, TileSource};
-use vae_core::layers::Rounding;
-use vae_core::{Clamp, Decode, DeviceName, Encode, Model, Posterior, Registry, Vae, VaeError, VaeSpec};
+use vae_core::layers::{Rounding, Run};
+use vae_core::{Clamp, Decode, DeviceName, Encode, Model, Posterior, Registry, Vae, VaeError, VaeSpec, is_in_host_memory};
 
 use crate::finite::FiniteSource;
 use crate::workers::{self, Late, Seat, check_devices, seats};
@@ -44,25 +44,37 @@ pub struct Pipeline {
 struct Replica {
     vae: Arc<dyn Vae>,
     /// What it takes to have it in f32, too.
-    wide: Option<Wide>,
+    wide: Option<Arc<Wide>>,
 }
 
 /// A model in f32, loaded when the first tile needs it.
 #[derive(Debug)]
 struct Wide {
     model: Model,
-    device: Device,
-    vae: OnceLock<Arc<dyn Vae>>,
+    /// One for each device that has it, whatever the number of workers there. Whoever comes while it is loaded waits for it.
+    replicas: Mutex<Vec<Arc<dyn Vae>>>,
 }
 
 impl Wide {
-    fn vae(&self) -> Result<Arc<dyn Vae>, VaeError> {
-        if let Some(vae) = self.vae.get() {
-            return Ok(vae.clone());
+    /// The model on a device. What lies in host memory already is not read again.
+    fn on(&self, device: &Device, stop: &Stop) -> Result<Arc<dyn Vae>, VaeError> {
+        let mut replicas = self.replicas.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(replica) = replicas.iter().find(|replica| replica.device() == *device) {
+            return Ok(replica.clone());
         }
-        tracing::info!("loading the model in f32, too");
-        let vae: Arc<dyn Vae> = self.model.load(&self.device, DType::F32)?.into();
-        Ok(self.vae.get_or_init(|| vae).clone())
+        let source = replicas.iter().find(|replica| is_in_host_memory(&replica.device()));
+        let load = || {
+            Run::new(stop).during(|| match source {
+                Some(replica) => Ok(replica.to_device(device)),
+                None => {
+                    tracing::info!("loading the model in f32, too");
+                    self.model.load(device, DType::F32)
+                }
+            })?
+        };
+        let replica: Arc<dyn Vae> = workers::on_own_threads(load)?.into();
+        replicas.push(replica.clone());
+        Ok(replica)
     }
 }
 
@@ -98,27 +110,43 @@ impl Pipeline {
     /// The same on devices that are open already.
     ///
     /// # Errors
-    /// When the executor cannot use the devices, or the weights do not fit.
+    /// When the executor cannot use the devices, one does not compute in the type that it is to, or the weights do not fit.
     pub fn load_on(config: &Config, model: &Model, devices: &[OpenDevice]) -> Result<Self, Error> {
+        Self::load_until(config, model, devices, &Stop::default())
+    }
+
+    /// The same with a switch that ends the loading, too.
+    ///
+    /// # Errors
+    /// Those of [`load_on`](Self::load_on), and [`ExecError::Stopped`] once the switch is thrown.
+    pub fn load_until(config: &Config, model: &Model, devices: &[OpenDevice], stop: &Stop) -> Result<Self, Error> {
+        let loaded = Run::new(stop).during(|| Self::load_unwatched(config, model, devices));
+        Ok(loaded.map_err(|_| ExecError::Stopped)??.with_stop(stop.clone()))
+    }
+
+    fn load_unwatched(config: &Config, model: &Model, devices: &[OpenDevice]) -> Result<Self, Error> {
         let executor = config.executor.build();
         check_devices(&config.devices, executor.as_ref())?;
         let seats = seats(&config.devices, devices, executor.as_ref())?;
-        let mut vaes: Vec<Arc<Replica>> = Vec::new();
-        for OpenDevice { name, device } in devices {
-            let asked = config.devices.dtype.get(name).copied().unwrap_or(config.model.dtype);
-            let dtype = dtype(asked, name, model)?;
+        let mut vaes: Vec<Arc<dyn Vae>> = Vec::new();
+        for (OpenDevice { name, device }, dtype) in devices.iter().zip(dtypes(config, model, devices)?) {
             if dtype == DType::F32 && config.devices.tf32 && vae_core::adapter(device).is_some_and(|gpu| gpu.has_tf32) {
                 tracing::info!("{name} rounds what it multiplies from f32 to TF32; devices.tf32 = false keeps it from that");
             }
-            let like = vaes.iter().find(|replica| replica.vae.dtype() == dtype);
+            let like = vaes.iter().find(|vae| vae.dtype() == dtype);
             let vae: Arc<dyn Vae> = match like {
-                Some(replica) => replica.vae.to_device(device).into(),
+                Some(vae) => vae.to_device(device).into(),
                 None => model.load(device, dtype)?.into(),
             };
-            let is_narrow = dtype != DType::F32 && config.model.on_non_finite == OnNonFinite::Upcast;
-            let wide = is_narrow.then(|| Wide { model: model.clone(), device: device.clone(), vae: OnceLock::new() });
-            vaes.push(Arc::new(Replica { vae, wide }));
+            vaes.push(vae);
         }
+        let wide = vaes.iter().filter(|vae| vae.dtype() == DType::F32).cloned().collect();
+        let wide = Arc::new(Wide { model: model.clone(), replicas: Mutex::new(wide) });
+        let replica = |vae: Arc<dyn Vae>| {
+            let is_narrow = vae.dtype() != DType::F32 && config.model.on_non_finite == OnNonFinite::Upcast;
+            Arc::new(Replica { vae, wide: is_narrow.then(|| wide.clone()) })
+        };
+        let vaes = vaes.into_iter().map(replica).collect();
         let grid = |direction: Direction| Ok::<_, Error>(Arc::from(direction.grid(config, &model.spec)?));
         let grids = [grid(Direction::Decode)?, grid(Direction::Encode)?];
         Ok(Self {
@@ -282,9 +310,9 @@ impl Pipeline {
     fn workers(&self, geometry: Geometry, op: impl Fn(Arc<dyn Vae>) -> Arc<dyn TileOp> + Copy + Send + Sync + 'static) -> Vec<Worker> {
         let worker = |seat: &Seat| {
             let replica = &self.vaes[seat.device];
-            let wide = replica.wide.is_some().then(|| {
-                let replica = replica.clone();
-                let make = move || Ok(op(replica.wide.as_ref().map_or_else(|| Ok(replica.vae.clone()), Wide::vae)?));
+            let wide = replica.wide.clone().map(|wide| {
+                let (device, stop) = (replica.vae.device(), self.stop.clone());
+                let make = move || Ok(op(wide.on(&device, &stop)?));
                 let late = Late { geometry, frames_per_chunk: self.frames_per_chunk(), make, op: OnceLock::new() };
                 Arc::new(late) as Arc<dyn TileOp>
             });
@@ -340,23 +368,52 @@ impl Pipeline {
     }
 }
 
-/// The dtype to compute in. As diffusers' pipelines do, f16 becomes f32 where the model says that it overflows. Processors compute fastest in f32.
-fn dtype(asked: DtypeConfig, device: &DeviceName, model: &Model) -> Result<DType, Error> {
-    let dtype = match asked {
-        DtypeConfig::Auto if matches!(device, DeviceName::Cpu | DeviceName::Ndarray) => DType::F32,
-        DtypeConfig::Auto => model.stored_dtype()?,
-        DtypeConfig::F32 => DType::F32,
-        DtypeConfig::F16 => DType::F16,
-        DtypeConfig::Bf16 => DType::BF16,
-    };
-    match dtype {
-        DType::F16 if model.spec.force_upcast => {
-            tracing::info!("the model's force_upcast asks for f32 in place of f16");
-            Ok(DType::F32)
-        }
-        DType::F16 | DType::BF16 => Ok(dtype),
-        _ => Ok(DType::F32),
+/// The dtype that each device computes in. As in diffusers' pipelines for SDXL, f16 becomes f32 where the model says that it overflows. Processors compute
+/// fastest in f32.
+fn dtypes(config: &Config, model: &Model, devices: &[OpenDevice]) -> Result<Vec<DType>, Error> {
+    let force_upcast = model.spec.force_upcast;
+    let mut overruled = Vec::new();
+    let mut dtypes = Vec::new();
+    for OpenDevice { name, device } in devices {
+        let of_device = config.devices.dtype.get(name).copied();
+        let asked = of_device.unwrap_or(config.model.dtype);
+        let dtype = match asked {
+            DtypeConfig::Auto if matches!(name, DeviceName::Cpu | DeviceName::Ndarray) => DType::F32,
+            DtypeConfig::Auto => Some(model.stored_dtype()?).filter(|dtype| matches!(dtype, DType::F16 | DType::BF16)).unwrap_or(DType::F32),
+            DtypeConfig::F32 => DType::F32,
+            DtypeConfig::F16 => DType::F16,
+            DtypeConfig::Bf16 => DType::BF16,
+        };
+        // What devices of other machines can do is not asked.
+        let is_able = dtype == DType::F32 || matches!(name, DeviceName::Remote { .. }) || device.supports_dtype(dtype);
+        dtypes.push(match asked {
+            DtypeConfig::Auto if (dtype == DType::F16 && force_upcast) || !is_able => {
+                let why = if is_able { "the model's force_upcast asks for that".to_owned() } else { format!("{name} does not compute in that type") };
+                tracing::info!("{name} computes in f32, though the weights are {dtype:?}: {why}");
+                DType::F32
+            }
+            DtypeConfig::F16 if force_upcast => {
+                overruled.push(if of_device.is_some() { format!("devices.dtype of {name}") } else { "model.dtype".to_owned() });
+                DType::F32
+            }
+            _ if !is_able => {
+                let key = if of_device.is_some() { "devices.dtype" } else { "model.dtype" };
+                let message = format!("{name} does not compute in {dtype:?}; f32 is possible");
+                return Err(Error::ConfigValue { key: key.to_owned(), message });
+            }
+            _ => dtype,
+        });
     }
+    overruled.dedup();
+    if !overruled.is_empty() {
+        let says = if model.config.get("force_upcast").is_some() { "sets force_upcast" } else { "does not mention force_upcast, which is on then" };
+        tracing::warn!(
+            "f32 is computed in, though {} is \"f16\": the configuration of the model {says}, since f16 overflows; bf16 does not, and a configuration with \
+             \"force_upcast\": false (see model.config) allows f16",
+            overruled.join(" and ")
+        );
+    }
+    Ok(dtypes)
 }
 
 /// What is finished, within the range that the model's samples have.
