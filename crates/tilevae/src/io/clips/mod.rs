@@ -1,5 +1,7 @@
 //! Clips in and out: folders of numbered frames, `.y4m` and animated `.gif` by crates, other video by an installed ffmpeg.
 
+mod animation;
+mod delays;
 mod ffmpeg;
 mod folder;
 mod gif;
@@ -9,13 +11,14 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use image::DynamicImage;
 use tiling::{Block, BoxError, Region, Sink, TileSource};
 use vae_core::{from_eight_bits, to_eight_bits};
 
-use super::pictures::{Pixels, interleaved, numbered};
+use self::delays::Delays;
+use super::formats::TimedFrame;
+use super::pictures::{Pixels, UnshownAlpha, interleaved, numbered};
 use super::scratch::{Depth, FrameStore};
-use super::{FileKind, IoError};
+use super::{Background, FileKind, IoError, check_output};
 
 /// What a clip is kept in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -116,7 +119,7 @@ pub struct ClipInfo {
 }
 
 /// The frames of a clip, one after the other.
-type Frames = Box<dyn Iterator<Item = Result<DynamicImage, IoError>>>;
+type Frames = Box<dyn Iterator<Item = TimedFrame>>;
 
 fn clip_kind(path: &Path) -> Result<ClipKind, IoError> {
     match FileKind::of(path)? {
@@ -125,7 +128,7 @@ fn clip_kind(path: &Path) -> Result<ClipKind, IoError> {
     }
 }
 
-/// Frames and their rate, when the clip says it.
+/// Frames and their rate, when the clip says it and they do not.
 fn open(path: &Path, kind: ClipKind) -> Result<(Frames, Option<Fps>), IoError> {
     match kind {
         ClipKind::Folder => folder::open(path),
@@ -148,17 +151,38 @@ pub struct Clip {
 }
 
 impl Clip {
-    /// Reads a clip with `channels` channels (1: grey, 3: colour, 4: colour and alpha), to be padded to multiples of `ratio` px.
+    /// Reads a clip, or a picture of one or more frames, with `channels` channels (1: grey, 3: colour, 4: colour and alpha), to be padded to multiples of
+    /// `ratio` px.
     ///
     /// # Errors
-    /// When it cannot be read, has no frames, or its frames differ in size.
+    /// When it cannot be read to its end, has no frames, or its frames differ in size.
     pub fn read(path: &Path, channels: usize, ratio: usize) -> Result<Self, IoError> {
-        let (frames, fps) = open(path, clip_kind(path)?)?;
+        Self::read_over(path, channels, ratio, Background::None)
+    }
+
+    /// As [`read`](Self::read), laid over `background` where the channels have no alpha.
+    ///
+    /// # Errors
+    /// As those of [`read`](Self::read).
+    pub fn read_over(path: &Path, channels: usize, ratio: usize, background: Background) -> Result<Self, IoError> {
+        let (frames, fps) = match FileKind::of(path)? {
+            FileKind::Clip(kind) => open(path, kind)?,
+            FileKind::Picture(_) => animation::open(path)?,
+            FileKind::Safetensors | FileKind::Npy => return Err(IoError::UnknownKind { path: path.to_owned(), kinds: FileKind::CLIPS }),
+        };
+        let (mut unshown, mut delays) = (UnshownAlpha::default(), Delays::default());
         let mut store: Option<FrameStore> = None;
         for frame in frames {
-            let frame = frame?;
+            let (frame, delay) = frame?;
+            if let Some(delay) = delay {
+                delays.add(delay);
+            }
             let got = [frame.height() as usize, frame.width() as usize];
-            let pixels = interleaved(&frame, channels).ok_or_else(|| IoError::NotAPicture { path: path.to_owned(), channels, frames: 1 })?;
+            let pixels = interleaved(frame, channels, background, || unshown.add(path)).ok_or_else(|| IoError::NotAPicture {
+                path: path.to_owned(),
+                channels,
+                frames: 1,
+            })?;
             let store = match &mut store {
                 Some(store) => store,
                 None => store.insert(FrameStore::new(got, channels, Depth::of(&pixels))?),
@@ -168,9 +192,11 @@ impl Clip {
             }
             store.push(pixels)?;
         }
+        unshown.warn();
+        delays.warn(path);
         let store = store.ok_or_else(|| IoError::NoFrames { path: path.to_owned() })?;
         let padded = store.size().map(|side| side.next_multiple_of(ratio));
-        Ok(Self { store, channels, fps, padded })
+        Ok(Self { store, channels, fps: fps.or(delays.fps()), padded })
     }
 
     /// Size, number of frames and rate of a clip. Its frames are counted, and not decoded: what is damaged within them is found when they are read.
@@ -184,6 +210,11 @@ impl Clip {
             ClipKind::Gif => gif::probe(path),
             ClipKind::Video => ffmpeg::probe(path),
         }
+    }
+
+    /// Frames of the clip.
+    pub fn frames(&self) -> usize {
+        self.store.frames()
     }
 
     /// Height and width of the frames, in px.
@@ -255,29 +286,17 @@ pub struct ClipSink {
 }
 
 impl ClipSink {
-    /// Checks what can be checked without beginning a file.
-    ///
-    /// # Errors
-    /// When the name is not a clip's, or samples of `shape` at that rate cannot be shown in it.
-    pub fn check(path: &Path, shape: [usize; 5], fps: Fps) -> Result<(), IoError> {
-        let [_, channels, frames, height, width] = shape;
-        if !matches!(channels, 1 | 3) {
-            return Err(IoError::NotAPicture { path: path.to_owned(), channels, frames });
-        }
-        match clip_kind(path)? {
-            ClipKind::Gif => gif::check(path, [height, width], fps),
-            ClipKind::Folder | ClipKind::Y4m | ClipKind::Video => Ok(()),
-        }
-    }
-
     /// Clips to be written at `path` (for a batch, `NAME-0.EXT`, `NAME-1.EXT`, …) of samples of `shape` (`[batch, channels, frames, height, width]`),
     /// cut to that shape where more comes.
     ///
     /// # Errors
     /// When the name is not a clip's, the samples cannot be shown in it, or the file cannot be begun. For what ffmpeg writes, it is tried with one frame.
     pub fn new(path: &Path, shape: [usize; 5], fps: Fps) -> Result<Self, IoError> {
-        Self::check(path, shape, fps)?;
         let kind = clip_kind(path)?;
+        check_output(path, shape)?;
+        if kind == ClipKind::Gif {
+            gif::check_rate(path, fps)?;
+        }
         let [batch, channels, frames, height, width] = shape;
         let paths: Vec<PathBuf> = if batch == 1 { vec![path.to_owned()] } else { (0..batch).map(|item| numbered(path, item)).collect() };
         let size = [height, width];
@@ -462,7 +481,7 @@ mod tests {
     #[test]
     fn folders_are_read_in_the_order_of_their_numbers() {
         let folder = tempfile::tempdir().unwrap();
-        for (name, value) in [("f10.png", 30_u8), ("f9.png", 20), ("f1.png", 10), ("notes.txt", 0)] {
+        for (name, value) in [("f10.png", 30_u8), ("f9.png", 20), ("f1.png", 10), ("notes.txt", 0), ("._f1.png", 0), (".hidden.png", 0)] {
             let path = folder.path().join(name);
             if value == 0 {
                 std::fs::write(path, "no frame").unwrap();

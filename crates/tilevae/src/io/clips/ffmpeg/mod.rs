@@ -14,6 +14,7 @@ use image::codecs::pnm::PnmDecoder;
 use self::process::{Process, Program, Waiting};
 use self::said::{About, Said, Video};
 use super::super::IoError;
+use super::super::formats::TimedFrame;
 use super::super::pending::PendingFile;
 use super::{ClipFormat, ClipInfo, Fps, FrameWriter, Frames, Matrix};
 
@@ -310,13 +311,13 @@ impl Reader {
 }
 
 impl Iterator for Reader {
-    type Item = Result<DynamicImage, IoError>;
+    type Item = TimedFrame;
 
     fn next(&mut self) -> Option<Self::Item> {
         if self.is_over {
             return None;
         }
-        let frame = self.read().transpose();
+        let frame = self.read().transpose().map(|frame| frame.map(|image| (image, None)));
         self.is_over = !matches!(frame, Some(Ok(_)));
         frame
     }
