@@ -168,7 +168,9 @@ impl Clip {
         let (frames, fps) = match FileKind::of(path)? {
             FileKind::Clip(kind) => open(path, kind)?,
             FileKind::Picture(_) => animation::open(path)?,
-            FileKind::Safetensors | FileKind::Npy => return Err(IoError::UnknownKind { path: path.to_owned(), kinds: FileKind::CLIPS }),
+            FileKind::Safetensors | FileKind::Npy | FileKind::Foreign => {
+                return Err(IoError::UnknownKind { path: path.to_owned(), kinds: FileKind::CLIPS });
+            }
         };
         let (mut unshown, mut delays) = (UnshownAlpha::default(), Delays::default());
         let mut store: Option<FrameStore> = None;
