@@ -70,7 +70,7 @@ pub enum IoError {
         /// What the reader found.
         message: String,
     },
-    /// A file that is sound and not one of tensors that can be read.
+    /// A file that is sound and not one that can be read.
     #[error("{} cannot be used here: {message}", path.display())]
     Unsupported {
         /// The file.
@@ -168,9 +168,9 @@ pub enum IoError {
         /// What is missing.
         missing: String,
     },
-    /// A file of a kind that is not known here.
+    /// A picture of a kind that is not known here.
     #[error("{} cannot be read: it is {what}", path.display())]
-    Unsupported {
+    UnsupportedPicture {
         /// The file.
         path: PathBuf,
         /// What it is, and what to do.

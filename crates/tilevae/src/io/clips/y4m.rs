@@ -115,7 +115,7 @@ impl Header {
 
     /// A kind is `mono`, or a sampling of colour with its siting; each may be followed by its bits (`mono10`, `420p10`).
     fn take_kind(&mut self, path: &Path, kind: &str) -> Result<(), IoError> {
-        let unsupported = || IoError::Unsupported { path: path.to_owned(), what: format!("y4m of the kind `C{kind}`, which is not supported") };
+        let unsupported = || IoError::Unsupported { path: path.to_owned(), message: format!("y4m of the kind `C{kind}` is not supported") };
         let (sampling, bits) = match kind.strip_prefix("mono") {
             Some(bits) => ("mono", bits),
             None => match kind.split_once('p') {
@@ -302,7 +302,7 @@ impl Reader {
         source.frames += 1;
         picture(&source.header, &frame).map(Some).ok_or_else(|| IoError::Unsupported {
             path: source.path.clone(),
-            what: format!("a frame of {}x{} px (height, width)", source.header.height, source.header.width),
+            message: format!("it has frames of {}x{} px (height, width)", source.header.height, source.header.width),
         })
     }
 }

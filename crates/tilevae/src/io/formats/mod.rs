@@ -64,7 +64,7 @@ impl Fault {
         match self {
             Self::Incomplete(missing) => IoError::Truncated { path, missing },
             Self::Damaged(message) => IoError::Damaged { path, message },
-            Self::Unsupported(what) => IoError::Unsupported { path, what },
+            Self::Unsupported(what) => IoError::UnsupportedPicture { path, what },
             Self::Decoder(source) => IoError::Picture { path, source },
             Self::Read(source) => IoError::Read { path, source },
         }

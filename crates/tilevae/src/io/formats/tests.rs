@@ -271,7 +271,7 @@ fn kinds_of_tiff_that_are_not_read_are_named() {
         (tiff::<colortype::YCbCr8>(&[7; 36]), "YCbCr"),
     ] {
         let error = read(&folder, &content).unwrap_err();
-        assert!(matches!(&error, IoError::Unsupported { what, .. } if what.contains(name)), "{name}: {error}");
+        assert!(matches!(&error, IoError::UnsupportedPicture { what, .. } if what.contains(name)), "{name}: {error}");
     }
     let sixteen = read(&folder, &tiff::<colortype::RGB16>(&[40_000; 36])).unwrap();
     assert_eq!(sixteen.as_rgb16().unwrap().get_pixel(3, 2).0, [40_000; 3]);
