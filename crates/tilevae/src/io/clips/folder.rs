@@ -9,7 +9,7 @@ use super::super::{FileKind, IoError};
 use super::{ClipFormat, ClipInfo, Fps, FrameWriter, Frames};
 
 pub(super) fn open(path: &Path) -> Result<(Frames, Option<Fps>), IoError> {
-    Ok((Box::new(list(path)?.into_iter().map(|frame| read_picture(&frame))), None))
+    Ok((Box::new(list(path)?.into_iter().map(|frame| read_picture(&frame).map(|image| (image, None)))), None))
 }
 
 /// Looks at the first frame's header alone.

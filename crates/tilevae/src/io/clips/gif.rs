@@ -4,43 +4,35 @@ use std::path::{Path, PathBuf};
 
 use gif::{DecodeOptions, DecodingError, EncodingError, Frame, Repeat};
 use image::codecs::gif::GifDecoder;
-use image::{AnimationDecoder, DynamicImage, ImageDecoder, Limits};
+use image::{AnimationDecoder, Delay, DynamicImage, ImageDecoder, Limits};
 
 use super::super::IoError;
 use super::super::formats::check_gif;
 use super::super::pending::PendingFile;
+use super::delays::Delays;
 use super::{ClipFormat, ClipInfo, Fps, FrameWriter, Frames};
 
 /// Delays of a GIF are in hundredths of a second.
 const TICKS_PER_SECOND: u64 = 100;
 /// The most memory that a frame may take to read.
 const READ_LIMIT: u64 = 8 << 30;
-/// What players take a delay of fewer than two ticks for: old files have 0, and mean no haste.
-const TICKS_OF_NONE: u64 = 10;
-
 /// What is in a file, from its blocks alone: no px are decoded.
-fn walk(path: &Path) -> Result<(ClipInfo, [u64; 2]), IoError> {
+pub(super) fn probe(path: &Path) -> Result<ClipInfo, IoError> {
     let file = File::open(path).map_err(|source| IoError::Read { path: path.to_owned(), source })?;
-    let mut frames = 0;
-    let (mut all, mut shortest, mut longest) = (0, u64::MAX, 0);
     let mut options = DecodeOptions::new();
     options.skip_frame_decoding(true);
     let mut decoder = options.read_info(BufReader::new(file)).map_err(|error| failed(path, 0, &error))?;
+    let size = [decoder.height(), decoder.width()].map(usize::from);
+    check_gif(path, size)?;
+    let (mut frames, mut delays) = (0, Delays::default());
     while let Some(frame) = decoder.next_frame_info().map_err(|error| failed(path, frames, &error))? {
-        let ticks = match u64::from(frame.delay) {
-            0 | 1 => TICKS_OF_NONE,
-            ticks => ticks,
-        };
-        (all, shortest, longest) = (all + ticks, shortest.min(ticks), longest.max(ticks));
+        delays.add(Delay::from_numer_denom_ms(10 * u32::from(frame.delay), 1));
         frames += 1;
     }
     if frames == 0 {
         return Err(IoError::NoFrames { path: path.to_owned() });
     }
-    let size = [decoder.height(), decoder.width()].map(usize::from);
-    check_gif(path, size)?;
-    let fps = Fps::of(frames as u128 * u128::from(TICKS_PER_SECOND), all.into());
-    Ok((ClipInfo { size, frames, fps }, [shortest, longest]))
+    Ok(ClipInfo { size, frames, fps: delays.fps() })
 }
 
 fn failed(path: &Path, frames: usize, error: &DecodingError) -> IoError {
@@ -58,37 +50,29 @@ fn failed(path: &Path, frames: usize, error: &DecodingError) -> IoError {
     }
 }
 
-pub(super) fn probe(path: &Path) -> Result<ClipInfo, IoError> {
-    walk(path).map(|(info, _)| info)
-}
-
-/// The rate is that of all frames over their time together.
+/// Their delays make the rate.
 pub(super) fn open(path: &Path) -> Result<(Frames, Option<Fps>), IoError> {
-    let (info, [shortest, longest]) = walk(path)?;
-    // Delays of one rate differ by a tick where it does not divide 100.
-    if longest > shortest + 1
-        && let Some(fps) = info.fps
-    {
-        let [shortest, longest] = [shortest, longest].map(|ticks| ticks * 1000 / TICKS_PER_SECOND);
-        super::animation::warn_of_delays(path, fps, [shortest, longest]);
-    }
+    let expected = probe(path)?.frames;
     let owned = path.to_owned();
     let file = File::open(path).map_err(|source| IoError::Read { path: path.to_owned(), source })?;
-    let mut decoder = GifDecoder::new(BufReader::new(file)).map_err(|source| IoError::Picture { path: owned.clone(), source })?;
+    let picture = |source| IoError::Picture { path: path.to_owned(), source };
+    let mut decoder = GifDecoder::new(BufReader::new(file)).map_err(picture)?;
     let mut limits = Limits::no_limits();
     limits.max_alloc = Some(READ_LIMIT);
-    decoder.set_limits(limits).map_err(|source| IoError::Picture { path: owned.clone(), source })?;
-    let images = decoder.into_frames().enumerate().map(move |(index, frame)| match frame {
-        Ok(frame) => Ok(DynamicImage::ImageRgba8(frame.into_buffer())),
-        Err(error) => Err(IoError::IncompleteClip { path: owned.clone(), frames: index, expected: Some(info.frames), message: error.to_string() }),
+    decoder.set_limits(limits).map_err(picture)?;
+    let images = decoder.into_frames().enumerate().map(move |(frames, frame)| match frame {
+        Ok(frame) => {
+            let delay = frame.delay();
+            Ok((DynamicImage::ImageRgba8(frame.into_buffer()), Some(delay)))
+        }
+        Err(error) => Err(IoError::IncompleteClip { path: owned.clone(), frames, expected: Some(expected), message: error.to_string() }),
     });
     // A damaged frame is told once.
     let mut is_over = false;
-    let until_error = images.take_while(move |frame| !std::mem::replace(&mut is_over, frame.is_err()));
-    Ok((Box::new(until_error), info.fps))
+    Ok((Box::new(images.take_while(move |frame| !std::mem::replace(&mut is_over, frame.is_err()))), None))
 }
 
-/// Refuses a rate that a GIF cannot have.
+/// Refuses a rate that a GIF cannot hold.
 pub(super) fn check_rate(path: &Path, fps: Fps) -> Result<(), IoError> {
     let [frames, seconds] = [fps.numerator, fps.denominator].map(u64::from);
     if frames > seconds * TICKS_PER_SECOND || seconds * TICKS_PER_SECOND > frames * u64::from(u16::MAX) {
@@ -185,6 +169,7 @@ fn of_io(error: EncodingError) -> std::io::Error {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Clip;
     use super::super::testing::{CANVAS, Limited, levels};
     use super::*;
 
@@ -218,10 +203,12 @@ mod tests {
             write(&path, read);
             let info = probe(&path).unwrap();
             assert_eq!((info.size, info.frames, info.fps), ([CANVAS; 2], read.len(), fps), "{read:?}");
-            let (frames, rate) = open(&path).unwrap();
-            assert_eq!((frames.map(|frame| frame.unwrap()).count(), rate), (read.len(), fps));
+            let clip = Clip::read(&path, 3, 1).unwrap();
+            assert_eq!((clip.frames(), clip.fps()), (read.len(), fps));
             let mut encoder = Encoder::new(Vec::new(), info.size, fps.unwrap()).unwrap();
-            read.iter().for_each(|_| encoder.write(&levels(0)).unwrap());
+            for _ in read {
+                encoder.write(&levels(0)).unwrap();
+            }
             assert_eq!(delays(&encoder.finish().unwrap()), written, "{read:?}");
         }
     }
@@ -231,7 +218,9 @@ mod tests {
         for (fps, count) in [("30", 300), ("24000/1001", 240), ("16", 17), ("29.97", 1000), ("0.3", 7), ("60", 60)] {
             let fps: Fps = fps.parse().unwrap();
             let mut encoder = Encoder::new(Vec::new(), [CANVAS; 2], fps).unwrap();
-            (0..count).for_each(|_| encoder.write(&levels(9)).unwrap());
+            for _ in 0..count {
+                encoder.write(&levels(9)).unwrap();
+            }
             let (delays, exact) = (delays(&encoder.finish().unwrap()), 100.0 / fps.value());
             let all: f64 = delays.iter().map(|&delay| f64::from(delay)).sum();
             assert!((all - exact * f64::from(count)).abs() <= 0.5, "{fps}: {all}");
@@ -240,20 +229,15 @@ mod tests {
     }
 
     #[test]
-    fn what_a_gif_cannot_hold_is_refused() {
-        let check = |[height, width]: [usize; 2], fps: &str| {
-            super::super::ClipSink::check(Path::new("a.gif"), [1, 3, 2, height, width], fps.parse().unwrap())
-                .map_err(|error| (error.is_usage(), error.to_string()))
-        };
+    fn rates_that_a_gif_cannot_hold_are_refused() {
+        let check = |fps: &str| check_rate(Path::new("a.gif"), fps.parse().unwrap()).map_err(|error| (error.is_usage(), error.to_string()));
         for fps in ["100", "60", "0.01", "100/65535"] {
-            assert_eq!(check([65_535; 2], fps), Ok(()), "{fps}");
+            assert_eq!(check(fps), Ok(()), "{fps}");
         }
         for fps in ["101", "120", "100001/1000", "0.001", "100/65536"] {
-            let (is_usage, message) = check([8, 8], fps).unwrap_err();
+            let (is_usage, message) = check(fps).unwrap_err();
             assert!(is_usage && message.contains("--fps") && message.contains("a.gif"), "{message}");
         }
-        let (is_usage, message) = check([8, 65_536], "10").unwrap_err();
-        assert!(is_usage && message.contains("8 x 65536") && message.contains("65535"), "{message}");
     }
 
     #[test]
@@ -269,7 +253,7 @@ mod tests {
             for error in errors {
                 match error.unwrap_or_else(|| panic!("{length} of {} bytes were read", whole.len())) {
                     IoError::IncompleteClip { frames, .. } => most = most.max(frames),
-                    IoError::Damaged { .. } | IoError::NoFrames { .. } => {}
+                    IoError::Damaged { .. } => {}
                     other => panic!("{length}: {other}"),
                 }
             }
@@ -277,7 +261,7 @@ mod tests {
         assert_eq!(most, 3);
         // What follows the end is nobody's.
         std::fs::write(&path, [&whole[..], b"trailing"].concat()).unwrap();
-        assert_eq!(open(&path).unwrap().0.map(|frame| frame.unwrap()).count(), 3);
+        assert_eq!(open(&path).unwrap().0.collect::<Result<Vec<_>, _>>().unwrap().len(), 3);
     }
 
     #[test]
@@ -303,7 +287,9 @@ mod tests {
             encoder.finish().map(|_| ())
         };
         let mut encoder = Encoder::new(Vec::new(), [CANVAS; 2], Fps::DEFAULT).unwrap();
-        (0..2).for_each(|level| encoder.write(&levels(level)).unwrap());
+        for level in 0..2 {
+            encoder.write(&levels(level)).unwrap();
+        }
         let whole = encoder.finish().unwrap().len();
         assert!((0..whole).all(|limit| write(Some(limit)).is_err()) && write(Some(whole)).is_ok());
     }

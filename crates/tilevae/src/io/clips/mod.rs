@@ -1,6 +1,7 @@
 //! Clips in and out: folders of numbered frames, `.y4m` and animated `.gif` by crates, other video by an installed ffmpeg.
 
 mod animation;
+mod delays;
 mod ffmpeg;
 mod folder;
 mod gif;
@@ -10,10 +11,11 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use image::DynamicImage;
 use tiling::{Block, BoxError, Region, Sink, TileSource};
 use vae_core::{from_eight_bits, to_eight_bits};
 
+use self::delays::Delays;
+use super::formats::TimedFrame;
 use super::pictures::{Pixels, UnshownAlpha, interleaved, numbered};
 use super::scratch::{Depth, FrameStore};
 use super::{Background, FileKind, IoError, check_output};
@@ -117,7 +119,7 @@ pub struct ClipInfo {
 }
 
 /// The frames of a clip, one after the other.
-type Frames = Box<dyn Iterator<Item = Result<DynamicImage, IoError>>>;
+type Frames = Box<dyn Iterator<Item = TimedFrame>>;
 
 fn clip_kind(path: &Path) -> Result<ClipKind, IoError> {
     match FileKind::of(path)? {
@@ -126,7 +128,7 @@ fn clip_kind(path: &Path) -> Result<ClipKind, IoError> {
     }
 }
 
-/// Frames and their rate, when the clip says it.
+/// Frames and their rate, when the clip says it and they do not.
 fn open(path: &Path, kind: ClipKind) -> Result<(Frames, Option<Fps>), IoError> {
     match kind {
         ClipKind::Folder => folder::open(path),
@@ -166,12 +168,17 @@ impl Clip {
         let (frames, fps) = match FileKind::of(path)? {
             FileKind::Clip(kind) => open(path, kind)?,
             FileKind::Picture(_) => animation::open(path)?,
-            FileKind::Safetensors | FileKind::Npy => return Err(IoError::UnknownKind { path: path.to_owned(), kinds: FileKind::CLIPS }),
+            FileKind::Safetensors | FileKind::Npy | FileKind::Foreign => {
+                return Err(IoError::UnknownKind { path: path.to_owned(), kinds: FileKind::CLIPS });
+            }
         };
-        let mut unshown = UnshownAlpha::default();
+        let (mut unshown, mut delays) = (UnshownAlpha::default(), Delays::default());
         let mut store: Option<FrameStore> = None;
         for frame in frames {
-            let frame = frame?;
+            let (frame, delay) = frame?;
+            if let Some(delay) = delay {
+                delays.add(delay);
+            }
             let got = [frame.height() as usize, frame.width() as usize];
             let pixels = interleaved(frame, channels, background, || unshown.add(path)).ok_or_else(|| IoError::NotAPicture {
                 path: path.to_owned(),
@@ -188,9 +195,10 @@ impl Clip {
             store.push(pixels)?;
         }
         unshown.warn();
+        delays.warn(path);
         let store = store.ok_or_else(|| IoError::NoFrames { path: path.to_owned() })?;
         let padded = store.size().map(|side| side.next_multiple_of(ratio));
-        Ok(Self { store, channels, fps, padded })
+        Ok(Self { store, channels, fps: fps.or(delays.fps()), padded })
     }
 
     /// Size, number of frames and rate of a clip or picture. Its frames are counted, and not decoded: what is damaged within them is found when they are read.
@@ -204,8 +212,13 @@ impl Clip {
             FileKind::Clip(ClipKind::Gif) => gif::probe(path),
             FileKind::Clip(ClipKind::Video) => ffmpeg::probe(path),
             FileKind::Picture(_) => animation::probe(path),
-            FileKind::Safetensors | FileKind::Npy => Err(IoError::UnknownKind { path: path.to_owned(), kinds: FileKind::CLIPS }),
+            FileKind::Safetensors | FileKind::Npy | FileKind::Foreign => Err(IoError::UnknownKind { path: path.to_owned(), kinds: FileKind::CLIPS }),
         }
+    }
+
+    /// Frames of the clip.
+    pub fn frames(&self) -> usize {
+        self.store.frames()
     }
 
     /// Height and width of the frames, in px.
@@ -277,26 +290,17 @@ pub struct ClipSink {
 }
 
 impl ClipSink {
-    /// Checks what can be checked without beginning a file.
-    ///
-    /// # Errors
-    /// When the name is not a clip's, or samples of `shape` at that rate cannot be shown in it.
-    pub fn check(path: &Path, shape: [usize; 5], fps: Fps) -> Result<(), IoError> {
-        check_output(path, shape)?;
-        match clip_kind(path)? {
-            ClipKind::Gif => gif::check_rate(path, fps),
-            ClipKind::Folder | ClipKind::Y4m | ClipKind::Video => Ok(()),
-        }
-    }
-
     /// Clips to be written at `path` (for a batch, `NAME-0.EXT`, `NAME-1.EXT`, …) of samples of `shape` (`[batch, channels, frames, height, width]`),
     /// cut to that shape where more comes.
     ///
     /// # Errors
     /// When the name is not a clip's, the samples cannot be shown in it, or the file cannot be begun. For what ffmpeg writes, it is tried with one frame.
     pub fn new(path: &Path, shape: [usize; 5], fps: Fps) -> Result<Self, IoError> {
-        Self::check(path, shape, fps)?;
         let kind = clip_kind(path)?;
+        check_output(path, shape)?;
+        if kind == ClipKind::Gif {
+            gif::check_rate(path, fps)?;
+        }
         let [batch, channels, frames, height, width] = shape;
         let paths: Vec<PathBuf> = if batch == 1 { vec![path.to_owned()] } else { (0..batch).map(|item| numbered(path, item)).collect() };
         let size = [height, width];

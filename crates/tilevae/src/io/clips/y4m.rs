@@ -8,6 +8,7 @@ use image::{DynamicImage, ImageBuffer};
 use yuv::{YuvChromaSubsampling, YuvConversionMode, YuvPlanarImage, YuvPlanarImageMut, YuvRange, YuvStandardMatrix, i416_to_rgb16, rgb_to_yuv444};
 
 use super::super::IoError;
+use super::super::formats::TimedFrame;
 use super::super::pending::PendingFile;
 use super::{ClipFormat, ClipInfo, Fps, FrameWriter, Frames, Matrix};
 
@@ -29,11 +30,10 @@ impl Siting {
     /// The values of colour on both sides of a px, and the share of the second in units of `1 / (2 * px)`.
     fn around(self, place: usize, values: usize) -> ([usize; 2], u32) {
         let unit = 2 * self.px;
-        // From the first value on; half a px of colour earlier when values lie in the middle.
-        let from = 2 * place as isize + if self.is_centred { 1 - self.px as isize } else { 0 };
-        let first = from.div_euclid(unit as isize);
-        let at = |index: isize| index.clamp(0, values as isize - 1) as usize;
-        ([at(first), at(first + 1)], from.rem_euclid(unit as isize) as u32)
+        // From a value before the first; half a px of colour earlier when values lie in the middle.
+        let from = 2 * place + unit - if self.is_centred { self.px - 1 } else { 0 };
+        let next = from / unit;
+        ([next.saturating_sub(1), next].map(|index| index.min(values - 1)), (from % unit) as u32)
     }
 }
 
@@ -115,7 +115,7 @@ impl Header {
 
     /// A kind is `mono`, or a sampling of colour with its siting; each may be followed by its bits (`mono10`, `420p10`).
     fn take_kind(&mut self, path: &Path, kind: &str) -> Result<(), IoError> {
-        let unsupported = || IoError::Unsupported { path: path.to_owned(), what: format!("y4m of the kind `C{kind}`") };
+        let unsupported = || IoError::Unsupported { path: path.to_owned(), message: format!("y4m of the kind `C{kind}` is not supported") };
         let (sampling, bits) = match kind.strip_prefix("mono") {
             Some(bits) => ("mono", bits),
             None => match kind.split_once('p') {
@@ -302,19 +302,19 @@ impl Reader {
         source.frames += 1;
         picture(&source.header, &frame).map(Some).ok_or_else(|| IoError::Unsupported {
             path: source.path.clone(),
-            what: format!("a frame of {}x{} px (height, width)", source.header.height, source.header.width),
+            message: format!("it has frames of {}x{} px (height, width)", source.header.height, source.header.width),
         })
     }
 }
 
 impl Iterator for Reader {
-    type Item = Result<DynamicImage, IoError>;
+    type Item = TimedFrame;
 
     fn next(&mut self) -> Option<Self::Item> {
         if self.is_over {
             return None;
         }
-        let frame = self.read().transpose();
+        let frame = self.read().transpose().map(|frame| frame.map(|image| (image, None)));
         self.is_over = !matches!(frame, Some(Ok(_)));
         frame
     }
@@ -508,7 +508,7 @@ mod tests {
     }
 
     fn first(path: &Path) -> DynamicImage {
-        open(path).unwrap().0.next().unwrap().unwrap()
+        open(path).unwrap().0.next().unwrap().unwrap().0
     }
 
     fn bytes(values: impl IntoIterator<Item = usize>, depth: u32) -> Vec<u8> {
@@ -600,7 +600,7 @@ mod tests {
         ] {
             let path = write(folder.path(), &format!("W3 H3 {parameters}"), &[vec![128; 9 + 2 * colour], vec![128; 9 + 2 * colour]]);
             let (frames, rate) = open(&path).unwrap();
-            let frames: Vec<_> = frames.map(|frame| frame.unwrap().to_rgb8()).collect();
+            let frames: Vec<_> = frames.map(|frame| frame.unwrap().0.to_rgb8()).collect();
             assert_eq!((frames.len(), rate), (2, fps), "{parameters}");
             assert!(frames[1].dimensions() == (3, 3) && frames[1].pixels().all(|pixel| pixel.0 == [130; 3]), "{parameters}");
             assert_eq!(probe(&path).unwrap(), ClipInfo { size: [3, 3], frames: 2, fps });

@@ -18,7 +18,7 @@ use image::codecs::png::PngDecoder;
 use image::codecs::pnm::PnmDecoder;
 use image::codecs::webp::WebPDecoder;
 use image::metadata::Orientation;
-use image::{AnimationDecoder, DynamicImage, ImageDecoder, ImageError, ImageFormat, Limits};
+use image::{AnimationDecoder, Delay, DynamicImage, ImageDecoder, ImageError, ImageFormat, Limits};
 
 use super::IoError;
 
@@ -64,7 +64,7 @@ impl Fault {
         match self {
             Self::Incomplete(missing) => IoError::Truncated { path, missing },
             Self::Damaged(message) => IoError::Damaged { path, message },
-            Self::Unsupported(what) => IoError::Unsupported { path, what },
+            Self::Unsupported(what) => IoError::Unsupported { path, message: format!("it is {what}") },
             Self::Decoder(source) => IoError::Picture { path, source },
             Self::Read(source) => IoError::Read { path, source },
         }
@@ -98,8 +98,8 @@ fn open(path: &Path) -> Result<BufReader<File>, Fault> {
     File::open(path).map(BufReader::new).map_err(Fault::Read)
 }
 
-/// A fraction: numerator and denominator.
-pub(super) type Seconds = [u32; 2];
+/// A frame of an animation, and how long it is shown. Pages of a TIFF file do not say.
+pub(super) type TimedFrame = Result<(DynamicImage, Option<Delay>), IoError>;
 
 /// Refuses a GIF file whose canvas is larger than its frames can fill.
 pub(super) fn check_gif(path: &Path, size: [usize; 2]) -> Result<(), IoError> {
@@ -109,6 +109,9 @@ pub(super) fn check_gif(path: &Path, size: [usize; 2]) -> Result<(), IoError> {
 /// A code of 12 bits can stand for 4096 px, so that the size of a file says little: what is large is gone through before memory is taken for it.
 fn plausible_gif(path: &Path, size: [usize; 2]) -> Result<(), Fault> {
     let [height, width] = size.map(|side| side as u64);
+    if height * width == 0 {
+        return Err(Fault::Damaged(format!("its header says {height}x{width} px")));
+    }
     let px = |frame: &gif::Frame| u64::from(frame.width) * u64::from(frame.height);
     let mut options = gif::DecodeOptions::new();
     options.skip_frame_decoding(true);
@@ -160,7 +163,7 @@ pub(super) struct PictureFile {
     orientation: Orientation,
     frames: usize,
     /// Of frames; none of pages and pictures.
-    delays: Vec<Seconds>,
+    delays: Vec<Delay>,
 }
 
 #[derive(Debug)]
@@ -272,8 +275,8 @@ impl PictureFile {
     }
 
     /// How long each frame of an animation is shown; nothing says it for pages.
-    pub(super) fn delays(&self) -> &[Seconds] {
-        &self.delays
+    pub(super) fn delays(&self) -> impl Iterator<Item = Delay> {
+        self.delays.iter().copied()
     }
 
     /// Whether it is a GIF file.
@@ -290,17 +293,18 @@ impl PictureFile {
             return Err(IoError::Animated { path: self.path, frames: self.frames });
         }
         let none = IoError::NoFrames { path: self.path.clone() };
-        self.into_frames()?.next().unwrap_or(Err(none))
+        self.into_frames()?.next().unwrap_or(Err(none)).map(|(image, _)| image)
     }
 
     /// All frames, one after the other.
-    pub(super) fn into_frames(self) -> Result<Box<dyn Iterator<Item = Result<DynamicImage, IoError>>>, IoError> {
-        let (path, orientation) = (self.path.clone(), self.orientation);
+    pub(super) fn into_frames(mut self) -> Result<Box<dyn Iterator<Item = TimedFrame>>, IoError> {
+        let (path, orientation, delays) = (self.path.clone(), self.orientation, std::mem::take(&mut self.delays));
         let frames = self.decoded_frames().map_err(|fault| fault.of(&path))?;
-        Ok(Box::new(frames.map(move |frame| {
+        let delays = delays.into_iter().map(Some).chain(std::iter::repeat(None));
+        Ok(Box::new(frames.zip(delays).map(move |(frame, delay)| {
             let mut image = frame.map_err(|fault| fault.of(&path))?;
             image.apply_orientation(orientation);
-            Ok(image)
+            Ok((image, delay))
         })))
     }
 
@@ -326,13 +330,13 @@ impl PictureFile {
 }
 
 /// How long each frame of a GIF file is shown, from its blocks alone.
-fn gif_delays(file: &mut BufReader<File>) -> Result<Vec<Seconds>, Fault> {
+fn gif_delays(file: &mut BufReader<File>) -> Result<Vec<Delay>, Fault> {
     let mut options = gif::DecodeOptions::new();
     options.skip_frame_decoding(true);
     let mut decoder = options.read_info(file).map_err(of_gif)?;
     let mut delays = Vec::new();
     while let Some(frame) = decoder.next_frame_info().map_err(of_gif)? {
-        delays.push([frame.delay.into(), 100]);
+        delays.push(Delay::from_numer_denom_ms(10 * u32::from(frame.delay), 1));
     }
     if delays.is_empty() { Err(Fault::incomplete("it holds no frame")) } else { Ok(delays) }
 }

@@ -1,10 +1,12 @@
 use std::io::{ErrorKind, Read, Seek, SeekFrom};
 
-use super::{Fault, Seconds, plausible};
+use image::Delay;
+
+use super::{Fault, plausible};
 
 /// Checks that all chunks of a PNG file of `length` bytes are there and can hold the picture. Gives how long each frame of an animation is shown; nothing for a
 /// picture.
-pub(super) fn delays(file: &mut (impl Read + Seek), length: u64) -> Result<Vec<Seconds>, Fault> {
+pub(super) fn delays(file: &mut (impl Read + Seek), length: u64) -> Result<Vec<Delay>, Fault> {
     let (mut at, mut declared, mut delays, mut data) = (8, 0, Vec::new(), 0);
     // Bytes of the decoded picture, and of its rows.
     let mut sizes = [0; 2];
@@ -41,7 +43,7 @@ pub(super) fn delays(file: &mut (impl Read + Seek), length: u64) -> Result<Vec<S
                 read(file, at + 8 + 20, &mut delay, "its frame header is cut off")?;
                 let [n0, n1, d0, d1] = delay;
                 let [numerator, denominator] = [[n0, n1], [d0, d1]].map(|number| u32::from(u16::from_be_bytes(number)));
-                delays.push([numerator, if denominator == 0 { 100 } else { denominator }]);
+                delays.push(Delay::from_numer_denom_ms(1000 * numerator, if denominator == 0 { 100 } else { denominator }));
             }
             b"IDAT" => data += u64::from(size),
             b"IEND" => break,

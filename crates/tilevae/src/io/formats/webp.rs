@@ -1,9 +1,9 @@
 use std::io::{Cursor, Read, Seek, SeekFrom};
 
 use image::codecs::webp::WebPDecoder;
-use image::{DynamicImage, ImageDecoder, RgbaImage, imageops};
+use image::{Delay, DynamicImage, ImageDecoder, RgbaImage, imageops};
 
-use super::{Fault, Seconds};
+use super::Fault;
 
 /// The animation in a WebP file. Decoders leave out frames that are not there, and one does not clear what a frame asks to be cleared: so each frame is
 /// decoded as a picture of its own, and put on the canvas here.
@@ -106,8 +106,8 @@ impl Animation {
     }
 
     /// How long each frame is shown.
-    pub(super) fn delays(&self) -> Vec<Seconds> {
-        self.frames.iter().map(|frame| [frame.milliseconds, 1000]).collect()
+    pub(super) fn delays(&self) -> Vec<Delay> {
+        self.frames.iter().map(|frame| Delay::from_numer_denom_ms(frame.milliseconds, 1)).collect()
     }
 
     /// The frames, put on their canvas.

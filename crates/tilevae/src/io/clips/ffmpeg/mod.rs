@@ -14,6 +14,7 @@ use image::codecs::pnm::PnmDecoder;
 use self::process::{Process, Program, Waiting};
 use self::said::{About, Said, Video};
 use super::super::IoError;
+use super::super::formats::TimedFrame;
 use super::super::pending::PendingFile;
 use super::{ClipFormat, ClipInfo, Fps, FrameWriter, Frames, Matrix};
 
@@ -88,8 +89,9 @@ impl Overview {
             }
             _ => None,
         };
-        // Times in a container are rounded.
-        Ok(Self { frames, mean, is_even: most <= least + least / 4 + 1, said, is_whole: status.success() })
+        // Times in a container are rounded; some containers have none.
+        let is_even = mean.is_none() || most <= least + least / 4 + 1;
+        Ok(Self { frames, mean, is_even, said, is_whole: status.success() })
     }
 
     /// The rate: the nominal one, if frames come at it.
@@ -189,7 +191,7 @@ fn judge(path: &Path, said: &Said, is_whole: bool, frames: usize, expected: Opti
     if let Some(text) = said.about(About::Else) {
         tracing::warn!("{}: {}", path.display(), says(text));
     }
-    if let Some(all) = expected.filter(|&all| frames + (all / 20).max(2) < all) {
+    if let Some(all) = expected.filter(|&all| frames + (all / 20).max(2) < all && !said.may_guess_seconds()) {
         tracing::warn!("{} has {frames} frames, though it lasts as long as {all}", path.display());
     }
     Ok(())
@@ -310,13 +312,13 @@ impl Reader {
 }
 
 impl Iterator for Reader {
-    type Item = Result<DynamicImage, IoError>;
+    type Item = TimedFrame;
 
     fn next(&mut self) -> Option<Self::Item> {
         if self.is_over {
             return None;
         }
-        let frame = self.read().transpose();
+        let frame = self.read().transpose().map(|frame| frame.map(|image| (image, None)));
         self.is_over = !matches!(frame, Some(Ok(_)));
         frame
     }

@@ -76,7 +76,7 @@ impl Process {
         })?;
         let (sender, said) = channel();
         if let Some(stderr) = child.stderr.take() {
-            std::thread::spawn(move || sender.send(listen(stderr)));
+            std::thread::spawn(move || drop(sender.send(listen(stderr))));
         }
         let watch = Arc::new(Watch::default());
         let process = Self { file: file.to_owned(), child, patience: program.patience, watch, said };

@@ -148,6 +148,11 @@ impl Said {
         self.video.as_ref().and_then(|video| video.seconds).or(self.seconds.filter(|_| self.streams == 1))
     }
 
+    /// Whether ffmpeg takes the duration from the size of the file, where the container was written without looking back.
+    pub(super) fn may_guess_seconds(&self) -> bool {
+        self.container.iter().any(|name| name == "avi")
+    }
+
     /// What was complained of.
     pub(super) fn about(&self, about: About) -> Option<String> {
         list(self.complaints.iter().filter(|complaints| self.subject(complaints) == about))
