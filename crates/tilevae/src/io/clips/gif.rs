@@ -23,7 +23,6 @@ pub(super) fn probe(path: &Path) -> Result<ClipInfo, IoError> {
     options.skip_frame_decoding(true);
     let mut decoder = options.read_info(BufReader::new(file)).map_err(|error| failed(path, 0, &error))?;
     let size = [decoder.height(), decoder.width()].map(usize::from);
-    check_gif(path, size)?;
     let (mut frames, mut delays) = (0, Delays::default());
     while let Some(frame) = decoder.next_frame_info().map_err(|error| failed(path, frames, &error))? {
         delays.add(Delay::from_numer_denom_ms(10 * u32::from(frame.delay), 1));
@@ -32,6 +31,7 @@ pub(super) fn probe(path: &Path) -> Result<ClipInfo, IoError> {
     if frames == 0 {
         return Err(IoError::NoFrames { path: path.to_owned() });
     }
+    check_gif(path, size)?;
     Ok(ClipInfo { size, frames, fps: delays.fps() })
 }
 
