@@ -99,7 +99,7 @@ fn a_picture_is_a_clip_of_one_frame() {
     assert!(printed.starts_with("PSNR"), "{printed}");
     // And the other way: an image model takes clips of one frame only.
     let source = frames(&folder, 2, [16, 16]);
-    assert!(refused(1, &["encode", &source, "-o", &encoded]).contains("2 frames; an image model takes one"));
+    assert!(refused(2, &["encode", &source, "-o", &encoded]).contains("2 frames, and one is taken here"));
 }
 
 #[test]

@@ -130,7 +130,7 @@ fn damaged_tensors_are_errors() {
     assert!(refused(1, &["decode", &npy, "-o", &out]).contains("l.npy is damaged"));
     let png = folder.path("p.png");
     fs::write(&png, &fs::read(root("examples/images/chelsea.png")).unwrap()[..5000]).unwrap();
-    assert!(refused(1, &["encode", &png, "-o", &folder.path("e.safetensors")]).contains("p.png is not a picture"));
+    assert!(refused(1, &["encode", &png, "-o", &folder.path("e.safetensors")]).contains("p.png is incomplete"));
 }
 
 /// Interrupts a decode that would take long.
