@@ -237,7 +237,7 @@ impl Foreman<'_, '_> {
                 }
             }
             // However much there is to do.
-            if self.shared.recorder.now() - looked >= PATIENCE {
+            if self.shared.recorder.now().saturating_sub(looked) >= PATIENCE {
                 self.look_for_stalled()?;
                 self.look_for_hope(inbox)?;
                 looked = self.shared.recorder.now();

@@ -22,6 +22,7 @@ pub mod metrics;
 mod pipeline;
 mod plan;
 pub mod remote;
+mod warming;
 mod workers;
 
 pub use config::{

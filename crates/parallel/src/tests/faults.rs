@@ -374,8 +374,11 @@ fn answers_of_another_shape_are_failures() {
     }
 }
 
+/// The pieces of a tile of so many frames.
+type Pieces = fn(usize) -> Vec<Range<usize>>;
+
 /// Takes a tile in pieces of its own.
-struct Chunked(fn(usize) -> Vec<Range<usize>>);
+struct Chunked(Pieces);
 
 impl TileOp for Chunked {
     fn geometry(&self) -> Geometry {
@@ -394,7 +397,7 @@ impl TileOp for Chunked {
 #[test]
 #[expect(clippy::reversed_empty_ranges, clippy::single_range_in_vec_init, reason = "they are wrong on purpose")]
 fn pieces_that_do_not_follow_on_each_other_are_failures() {
-    let pieces: [fn(usize) -> Vec<Range<usize>>; 8] = [
+    let pieces: [Pieces; 8] = [
         |_| vec![],
         |_| vec![0..0],
         |_| vec![0..1],
