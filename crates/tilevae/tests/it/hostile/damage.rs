@@ -2,15 +2,22 @@
 
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
+use serde_json::{Value, json};
 
 /// The longest that a repeated part becomes.
 const REPEATED: usize = 100_000;
 
-/// One of `seeds` with one to four damages. Of formats that have checksums, half come with right ones, so that readers look further.
+/// One of `seeds` with one to four damages. Of formats that have checksums, half come with right ones, so that readers look further; of those that hold
+/// JSON or TOML, half are valid text with other values.
 pub(crate) fn damaged(seeds: &[Vec<u8>], rng: &mut ChaCha8Rng) -> Vec<u8> {
     let mut bytes = pick(seeds, rng).clone();
+    if rng.random()
+        && let Some(fresh) = other_values(&bytes, rng)
+    {
+        return fresh;
+    }
     for _ in 0..=rng.random_range(0..4_u32) {
-        match rng.random_range(0..12_u32) {
+        match rng.random_range(0..14_u32) {
             0 => change(&mut bytes, rng, |byte, rng| byte ^ (1 << rng.random_range(0..8_u32))),
             1 => change(&mut bytes, rng, |_, rng| rng.random()),
             2 | 3 => number(&mut bytes, rng),
@@ -38,6 +45,7 @@ pub(crate) fn damaged(seeds: &[Vec<u8>], rng: &mut ChaCha8Rng) -> Vec<u8> {
                     *place = byte;
                 }
             }
+            10 | 11 => digits(&mut bytes, rng),
             _ => word(&mut bytes, rng),
         }
     }
@@ -92,7 +100,7 @@ fn number(bytes: &mut [u8], rng: &mut ChaCha8Rng) {
     }
 }
 
-const WORDS: &[&str] = &[
+const NUMBERS: &[&str] = &[
     "0",
     "1",
     "-1",
@@ -100,12 +108,17 @@ const WORDS: &[&str] = &[
     "3",
     "17",
     "255",
+    "1000",
     "65535",
     "65536",
+    "1000000",
+    "2147483648",
     "4294967295",
     "4294967296",
-    "2147483648",
+    "1099511627776",
+    "4611686018427387904",
     "9223372036854775807",
+    "9223372036854775808",
     "18446744073709551615",
     "18446744073709551616",
     "99999999999999999999999",
@@ -120,6 +133,9 @@ const WORDS: &[&str] = &[
     "nan",
     "inf",
     "Infinity",
+]; // fmt: skip
+
+const WORDS: &[&str] = &[
     "null",
     "true",
     "false",
@@ -156,15 +172,96 @@ const WORDS: &[&str] = &[
     ")",
 ]; // fmt: skip
 
-/// Puts another word (or number) in the place of one, in what is text.
+/// Puts another number in the place of one, in what is text.
+fn digits(bytes: &mut Vec<u8>, rng: &mut ChaCha8Rng) {
+    let starts = (0..bytes.len().min(4096)).filter(|&i| bytes[i].is_ascii_digit() && (i == 0 || !bytes[i - 1].is_ascii_digit()));
+    let starts: Vec<usize> = starts.collect();
+    if starts.is_empty() {
+        return;
+    }
+    let start = *pick(&starts, rng);
+    let length = bytes[start..].iter().take_while(|byte| byte.is_ascii_digit()).count();
+    let fresh = if rng.random_ratio(1, 16) { vec![b'9'; rng.random_range(1..400)] } else { pick(NUMBERS, rng).as_bytes().to_vec() };
+    bytes.splice(start..start + length, fresh);
+}
+
+/// Puts another word in the place of one, in what is text.
 fn word(bytes: &mut Vec<u8>, rng: &mut ChaCha8Rng) {
     let is_word = |byte: &u8| byte.is_ascii_alphanumeric() || b"_.+-".contains(byte);
     let place = at(bytes, rng);
     let Some(start) = bytes[place..].iter().position(is_word).map(|skipped| place + skipped) else { return };
     let start = bytes[..start].iter().rposition(|byte| !is_word(byte)).map_or(0, |before| before + 1);
     let end = bytes[start..].iter().position(|byte| !is_word(byte)).map_or(bytes.len(), |length| start + length);
-    let fresh = if rng.random_ratio(1, 8) { vec![b'9'; rng.random_range(1..400)] } else { pick(WORDS, rng).as_bytes().to_vec() };
-    bytes.splice(start..end, fresh);
+    let words = if rng.random() { WORDS } else { NUMBERS };
+    let fresh = *pick(words, rng);
+    bytes.splice(start..end, fresh.bytes());
+}
+
+/// JSON, TOML, or a file with a header of JSON (safetensors), with one to three values that are others.
+fn other_values(bytes: &[u8], rng: &mut ChaCha8Rng) -> Option<Vec<u8>> {
+    let header = bytes.first_chunk().and_then(|&length| bytes.get(8..usize::try_from(u64::from_le_bytes(length)).ok()?.checked_add(8)?));
+    let text = std::str::from_utf8(header.unwrap_or(bytes)).ok()?;
+    let (mut value, is_json) = match serde_json::from_str::<Value>(text) {
+        Ok(value @ Value::Object(_)) => (value, true),
+        _ => (serde_json::to_value(text.parse::<toml::Table>().ok()?).ok()?, false),
+    };
+    for _ in 0..=rng.random_range(0..3_u32) {
+        let mut place = rng.random_range(0..nodes(&value));
+        change_node(&mut value, &mut place, rng);
+    }
+    let text = if is_json { value.to_string() } else { toml::to_string(&value).ok()? };
+    let Some(header) = header else { return Some(text.into_bytes()) };
+    Some([&(text.len() as u64).to_le_bytes(), text.as_bytes(), &bytes[8 + header.len()..]].concat())
+}
+
+/// How many values there are in a value, itself included.
+fn nodes(value: &Value) -> usize {
+    1 + match value {
+        Value::Array(items) => items.iter().map(nodes).sum(),
+        Value::Object(fields) => fields.values().map(nodes).sum(),
+        _ => 0,
+    }
+}
+
+/// Changes the value that `place` counts down to.
+fn change_node(value: &mut Value, place: &mut usize, rng: &mut ChaCha8Rng) {
+    if *place == 0 {
+        *place = usize::MAX;
+        *value = other_value(value, rng);
+        return;
+    }
+    *place -= 1;
+    let inside: Box<dyn Iterator<Item = &mut Value>> = match value {
+        Value::Array(items) => Box::new(items.iter_mut()),
+        Value::Object(fields) => Box::new(fields.values_mut()),
+        _ => return,
+    };
+    for value in inside {
+        if *place == usize::MAX {
+            return;
+        }
+        change_node(value, place, rng);
+    }
+}
+
+fn other_value(value: &Value, rng: &mut ChaCha8Rng) -> Value {
+    let longer = 1 << rng.random_range(0..10_u32);
+    match (value, rng.random_range(0..8_u32)) {
+        (Value::Array(items), 0..3) if !items.is_empty() => Value::Array(items.iter().cycle().take(longer).cloned().collect()),
+        (Value::Array(items), 3..5) => Value::Array(items.iter().skip(1).cloned().collect()),
+        (Value::Object(fields), 0..3) => {
+            Value::Object(fields.iter().filter(|_| rng.random_ratio(9, 10)).map(|(k, v)| (k.clone(), v.clone())).collect())
+        }
+        (Value::Object(fields), 3..5) => Value::Object(fields.iter().map(|(k, v)| (k.to_uppercase(), v.clone())).collect()),
+        (Value::String(text), 0..2) => json!(text.repeat(longer)),
+        (Value::String(text), 2..4) => json!(text.chars().rev().collect::<String>()),
+        (Value::Number(_), 0..6) | (_, 0..2) => serde_json::from_str::<Value>(*pick(NUMBERS, rng)).unwrap_or(Value::Null),
+        (_, 2) => (0..longer.min(100)).fold(value.clone(), |inner, _| json!([inner])),
+        (_, 3) => (0..longer.min(100)).fold(value.clone(), |inner, _| json!({ "a": inner })),
+        (_, 4) => Value::Null,
+        (_, 5) => json!(true),
+        _ => json!(*pick(WORDS, rng)),
+    }
 }
 
 /// Sets the checksums of a PNG or a zip archive.
