@@ -2,7 +2,7 @@
 //!
 //! `cargo bench --manifest-path benches/Cargo.toml` runs them.
 
-use tiling::{Block, BoxError, Geometry, Resident, Scale, Sink, TileOp, TileRun};
+use tiling::{Block, BoxError, Geometry, Resident, Scale, Sink, Stop, TileOp, TileRun};
 
 /// Answers each tile with one that was made before, moved and not copied where it can be.
 #[derive(Debug, Clone, Copy)]
@@ -13,7 +13,7 @@ impl TileOp for Free {
         Geometry::image(Scale::Up(1))
     }
 
-    fn begin(&self) -> TileRun<'_> {
+    fn begin(&self, _: &Stop) -> TileRun<'_> {
         Box::new(|piece: Resident| Ok(piece))
     }
 }

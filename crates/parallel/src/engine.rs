@@ -52,7 +52,7 @@ pub(crate) fn run(settings: Settings, job: Job<'_>, progress: &mut dyn Progress)
     let shared = Arc::new(Shared {
         ledger: Mutex::new(Ledger { scheduler, causes: vec![None; workers.len()] }),
         changed: workers.iter().map(|_| Condvar::new()).collect(),
-        is_stopped: AtomicBool::new(false),
+        stop: stop.branch(),
         recorder,
         moved: workers.iter().map(|_| Default::default()).collect(),
     });

@@ -1,10 +1,9 @@
 use std::fmt::{self, Debug};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use serde::{Serialize, Serializer};
-use tiling::{Compositor, TileOp, TilePlan, TileSource};
+use tiling::{Compositor, Stop, TileOp, TilePlan, TileSource};
 
 use crate::{ExecError, Trace};
 
@@ -20,22 +19,6 @@ pub struct Job<'a> {
     pub compositor: Compositor<'a>,
     /// Whether to go on.
     pub stop: &'a Stop,
-}
-
-/// A switch that ends runs, from any thread or a signal's handler. Clones are one switch.
-#[derive(Debug, Clone, Default)]
-pub struct Stop(Arc<AtomicBool>);
-
-impl Stop {
-    /// Ends every run that looks at this switch, at the latest when the pieces of tiles that run now are finished.
-    pub fn stop(&self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-
-    /// Whether it was thrown.
-    pub fn is_stopped(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
-    }
 }
 
 /// A device that runs tiles, or a share of one.

@@ -17,10 +17,11 @@ mod trace;
 
 pub use config::{Count, ExecutorConfig};
 pub use error::ExecError;
-pub use executor::{Done, Event, Executor, Job, Progress, RunStats, Stop, Worker, WorkerStats};
+pub use executor::{Done, Event, Executor, Job, Progress, RunStats, Worker, WorkerStats};
 pub use multi_device::MultiDevice;
 pub use pipelined::Pipelined;
 pub use sequential::Sequential;
+pub use tiling::Stop;
 pub use trace::{Span, Stage, Trace};
 
 #[cfg(test)]

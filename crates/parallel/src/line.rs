@@ -3,7 +3,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
-use tiling::{Block, Resident, TileRun};
+use tiling::{Block, Resident, Stop, TileRun};
 
 use crate::error::guarded;
 use crate::schedule::{Blame, Scheduler, Verdict};
@@ -16,7 +16,8 @@ pub(crate) struct Shared {
     pub(crate) ledger: Mutex<Ledger>,
     /// Something has changed for a worker that waits for a tile.
     pub(crate) changed: Vec<Condvar>,
-    pub(crate) is_stopped: AtomicBool,
+    /// Thrown when the run ends, however it does.
+    pub(crate) stop: Stop,
     pub(crate) recorder: Recorder,
     /// Bytes up and down, for each worker.
     pub(crate) moved: Vec<[AtomicU64; 2]>,
@@ -35,7 +36,7 @@ impl Shared {
     }
 
     pub(crate) fn stop(&self) {
-        self.is_stopped.store(true, Ordering::Relaxed);
+        self.stop.stop();
         self.tell_all();
     }
 
@@ -45,7 +46,7 @@ impl Shared {
     }
 
     pub(crate) fn is_stopped(&self) -> bool {
-        self.is_stopped.load(Ordering::Relaxed)
+        self.stop.is_stopped()
     }
 }
 
@@ -195,7 +196,7 @@ impl Line {
             let run = if let Some((_, run)) = &mut *begun {
                 run
             } else {
-                let run = guarded(tile, || Ok(self.workers[unit.worker].op(unit.is_upcast).begin()))?;
+                let run = guarded(tile, || Ok(self.workers[unit.worker].op(unit.is_upcast).begin(&self.shared.stop)))?;
                 &mut begun.insert((unit.clone(), run)).1
             };
             guarded(tile, || run(piece))

@@ -70,7 +70,7 @@ impl Run<'_, '_> {
     fn tile(&mut self, tile: usize, is_upcast: bool, known: &mut usize) -> Result<(), ExecError> {
         let Job { plan, source, workers, compositor, stop } = &mut self.job;
         let op = workers[0].op(is_upcast);
-        let mut run = guarded(tile, || Ok(op.begin()))?;
+        let mut run = guarded(tile, || Ok(op.begin(stop)))?;
         let mut is_finite = true;
         let mut first = 0;
         for frames in op.chunks(plan.input[0]) {

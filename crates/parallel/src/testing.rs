@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::sleep;
 use std::time::Duration;
 
-use tiling::{Block, BoxError, Geometry, Resident, Scale, TileOp, TileRun};
+use tiling::{Block, BoxError, Geometry, Resident, Scale, Stop, TileOp, TileRun};
 
 /// What a [`Scripted`] operation does with a tile, or a stack of tiles.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,10 +86,10 @@ impl TileOp for Scripted {
         self.op.upload(piece)
     }
 
-    fn begin(&self) -> TileRun<'_> {
+    fn begin(&self, stop: &Stop) -> TileRun<'_> {
         self.check_device();
         let deed = (self.script)(self.begun.fetch_add(1, Ordering::Relaxed));
-        let mut run = self.op.begin();
+        let mut run = self.op.begin(stop);
         let mut pieces = 0;
         Box::new(move |piece| {
             self.check_device();
@@ -157,7 +157,7 @@ impl TileOp for Negate {
         (0..frames).map(|frame| frame..frame + 1).collect()
     }
 
-    fn begin(&self) -> TileRun<'_> {
+    fn begin(&self, _: &Stop) -> TileRun<'_> {
         Box::new(|piece| {
             let mut piece: Block = piece.take()?;
             piece.data_mut().iter_mut().for_each(|value| *value = -*value);

@@ -269,8 +269,8 @@ fn a_device_without_memory_for_a_tile_still_runs_smaller_ones() {
                 if piece.extent().iter().product::<usize>() > self.0 { Err("the device is Out Of Memory".into()) } else { Ok(Resident::new(piece)) }
             }
 
-            fn begin(&self) -> TileRun<'_> {
-                Negate.begin()
+            fn begin(&self, stop: &Stop) -> TileRun<'_> {
+                Negate.begin(stop)
             }
         }
 
@@ -309,8 +309,8 @@ impl TileOp for Narrow {
         Negate.geometry()
     }
 
-    fn begin(&self) -> TileRun<'_> {
-        let mut run = Negate.begin();
+    fn begin(&self, stop: &Stop) -> TileRun<'_> {
+        let mut run = Negate.begin(stop);
         Box::new(move |piece| {
             let piece: Block = piece.take()?;
             if piece.shape()[0] > 1 { Err("out of memory".into()) } else { run(Resident::new(piece)) }
@@ -361,8 +361,8 @@ fn answers_that_are_not_finite_are_run_again_in_a_wider_dtype() {
             Negate.chunks(frames)
         }
 
-        fn begin(&self) -> TileRun<'_> {
-            let mut run = Negate.begin();
+        fn begin(&self, stop: &Stop) -> TileRun<'_> {
+            let mut run = Negate.begin(stop);
             Box::new(move |piece| {
                 let mut answer: Block = run(piece)?.take()?;
                 answer.data_mut().iter_mut().filter(|value| **value > 0.9999).for_each(|value| *value = f32::INFINITY);
@@ -522,8 +522,8 @@ impl TileOp for Counted {
         Ok(Resident::new(piece))
     }
 
-    fn begin(&self) -> TileRun<'_> {
-        Negate.begin()
+    fn begin(&self, stop: &Stop) -> TileRun<'_> {
+        Negate.begin(stop)
     }
 }
 

@@ -195,7 +195,7 @@ impl Pipeline {
             let gpus: Vec<_> = gpus
                 .map(|(_, Worker { name, op, .. })| {
                     let shapes = plan.tiles.shapes().into_iter().take_while(|_| !self.stop.is_stopped());
-                    let run = move || shapes.into_iter().try_for_each(|shape| workers::run_zeros(op.as_ref(), input_shape, shape));
+                    let run = move || shapes.into_iter().try_for_each(|shape| workers::run_zeros(op.as_ref(), &self.stop, input_shape, shape));
                     (name, scope.spawn(run))
                 })
                 .collect();

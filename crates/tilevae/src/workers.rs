@@ -5,7 +5,7 @@ use burn::backend::StreamId;
 #[cfg(feature = "flex")]
 use parallel::Count;
 use parallel::{Executor, Worker};
-use tiling::{Block, BoxError, Geometry, Resident, TileOp, TileRun};
+use tiling::{Block, BoxError, Geometry, Resident, Stop, TileOp, TileRun};
 use vae_core::layers::Rounding;
 use vae_core::{DeviceName, VaeError};
 
@@ -165,8 +165,8 @@ impl TileOp for Seated {
         self.queue.executes(|| self.op.upload(piece))
     }
 
-    fn begin(&self) -> TileRun<'_> {
-        let mut run = self.run(|| self.op.begin());
+    fn begin(&self, stop: &Stop) -> TileRun<'_> {
+        let mut run = self.run(|| self.op.begin(stop));
         Box::new(move |piece| self.run(|| run(piece)))
     }
 
@@ -184,8 +184,13 @@ impl TileOp for Seated {
 ///
 /// # Errors
 /// Whatever the operation could not do.
-pub(crate) fn run_zeros(op: &dyn TileOp, [batch, channels, ..]: [usize; 5], [frames, height, width]: [usize; 3]) -> Result<(), BoxError> {
-    let mut run = op.begin();
+pub(crate) fn run_zeros(
+    op: &dyn TileOp,
+    stop: &Stop,
+    [batch, channels, ..]: [usize; 5],
+    [frames, height, width]: [usize; 3],
+) -> Result<(), BoxError> {
+    let mut run = op.begin(stop);
     let chunks = op.chunks(frames);
     let (last, head) = chunks.split_last().map_or((None, &[][..]), |(last, others)| (Some(last), &others[..others.len().min(3)]));
     for frames in head.iter().chain(last) {
@@ -223,9 +228,9 @@ impl<F: Fn() -> Result<Arc<dyn TileOp>, VaeError> + Send + Sync> TileOp for Late
         self.op()?.upload(piece)
     }
 
-    fn begin(&self) -> TileRun<'_> {
+    fn begin(&self, stop: &Stop) -> TileRun<'_> {
         match self.op() {
-            Ok(op) => op.begin(),
+            Ok(op) => op.begin(stop),
             Err(error) => {
                 let message = error.to_string();
                 Box::new(move |_| Err(message.clone().into()))
@@ -263,7 +268,7 @@ mod tests {
             self.geometry().frames.chunks(frames, 2)
         }
 
-        fn begin(&self) -> TileRun<'_> {
+        fn begin(&self, _: &Stop) -> TileRun<'_> {
             Box::new(|piece| {
                 let piece: Block = piece.take()?;
                 self.0.lock().unwrap().push(piece.shape());
@@ -276,7 +281,7 @@ mod tests {
     fn zeros_run_in_every_shape_of_a_piece() {
         let shapes = |frames| {
             let op = Noting::default();
-            run_zeros(&op, [3, 16, frames, 50, 70], [frames, 5, 7]).unwrap();
+            run_zeros(&op, &Stop::default(), [3, 16, frames, 50, 70], [frames, 5, 7]).unwrap();
             op.0.into_inner().unwrap().into_iter().map(|[b, c, t, h, w]| (t, [b, c, h, w] == [3, 16, 5, 7])).collect::<Vec<_>>()
         };
         let of = |frames: &[usize]| frames.iter().map(|&frames| (frames, true)).collect::<Vec<_>>();

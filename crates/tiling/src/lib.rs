@@ -31,6 +31,7 @@ mod grid;
 mod op;
 mod plan;
 mod shelf;
+mod stop;
 
 pub use blend::{BlendPolicy, Cascade, Corner, Feather};
 pub use block::Block;
@@ -41,6 +42,7 @@ pub use geometry::{FrameScale, Geometry, Region, Scale};
 pub use grid::{Axis, DiffusersGrid, Grid, GridDefaults, Off, Overlap, Span, Uniform, UniformSize};
 pub use op::{Resident, Sink, TileOp, TileRun, TileSource};
 pub use plan::{Tile, TilePlan};
+pub use stop::Stop;
 
 #[cfg(test)]
 mod tests;

@@ -2,7 +2,7 @@ use std::any::Any;
 use std::fmt;
 use std::ops::Range;
 
-use crate::{Block, BoxError, Geometry, Region};
+use crate::{Block, BoxError, Geometry, Region, Stop};
 
 /// What is done to one tile. Executors, grids and the compositor see only this.
 ///
@@ -26,8 +26,8 @@ pub trait TileOp: Send + Sync {
         Ok(Resident::new(piece))
     }
 
-    /// Begins a tile.
-    fn begin(&self) -> TileRun<'_>;
+    /// Begins a tile. Once `stop` is thrown, nobody waits for the answer any more: whatever takes long had better look at it and fail.
+    fn begin(&self, stop: &Stop) -> TileRun<'_>;
 
     /// Brings a piece of an answer back. By default it is a [`Block`].
     ///
@@ -50,7 +50,7 @@ pub trait TileOp: Send + Sync {
     /// # Errors
     /// Whatever the operation cannot take or could not do.
     fn apply(&self, tile: &Block) -> Result<Block, BoxError> {
-        let mut run = self.begin();
+        let mut run = self.begin(&Stop::default());
         let pieces = self.chunks(tile.shape()[2]).into_iter().map(|frames| {
             let piece = tile.frames(frames.start, frames.len());
             self.download(run(self.upload(piece)?)?)

@@ -3,7 +3,7 @@ use std::sync::Arc;
 
 use burn::tensor::{DType, Tensor, TensorData, bf16, f16};
 use half::slice::HalfFloatSliceExt;
-use tiling::{Block, BoxError, Geometry, Resident, TileOp, TileRun};
+use tiling::{Block, BoxError, Geometry, Resident, Stop, TileOp, TileRun};
 
 use crate::eight_bits::{pack, unpack};
 use crate::{FrameStream, Vae, is_in_host_memory};
@@ -41,7 +41,7 @@ impl TileOp for Decode {
         Ok(upload(self.vae.as_ref(), piece))
     }
 
-    fn begin(&self) -> TileRun<'_> {
+    fn begin(&self, _: &Stop) -> TileRun<'_> {
         let eight_bits = self.eight_bits && !is_in_host_memory(&self.vae.device());
         begin(self.vae.as_ref(), self.vae.decode_stream(), eight_bits)
     }
@@ -68,7 +68,7 @@ impl TileOp for Encode {
         Ok(upload(self.vae.as_ref(), piece))
     }
 
-    fn begin(&self) -> TileRun<'_> {
+    fn begin(&self, _: &Stop) -> TileRun<'_> {
         begin(self.vae.as_ref(), self.vae.encode_stream(), false)
     }
 

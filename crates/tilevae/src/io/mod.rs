@@ -3,12 +3,14 @@
 
 mod clips;
 mod hash;
+mod pending;
 mod pictures;
 mod scratch;
 mod tensors;
 
 pub use clips::{Clip, ClipKind, ClipSink, Fps};
 pub use hash::{HashingSink, sha256};
+pub use pending::remove_pending;
 pub use pictures::{PictureSink, Pictures, picture_size};
 pub use scratch::SampleFile;
 pub(crate) use scratch::scratch_file;
@@ -19,7 +21,7 @@ use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use image::ImageFormat;
-use tempfile::NamedTempFile;
+use pending::PendingFile;
 
 /// A file that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -245,29 +247,18 @@ pub fn check_writable(path: &Path) -> Result<(), IoError> {
     Ok(())
 }
 
-/// Writes a file under a temporary name in its own folder and renames it when all is written.
+/// Writes a file that gets its name when all is written. A symbolic link is followed; `-` is standard output.
 ///
 /// # Errors
 /// When that fails; the file that was there before, if any, is then as it was.
 pub fn write_atomically(path: &Path, write: impl FnOnce(&mut BufWriter<&File>) -> Result<(), IoError>) -> Result<(), IoError> {
     let error = |source| IoError::Write { path: path.to_owned(), source };
-    let temporary = temporary_beside(path)?;
-    let mut writer = BufWriter::with_capacity(1 << 20, temporary.as_file());
+    let pending = PendingFile::new(path)?;
+    let mut writer = BufWriter::with_capacity(1 << 20, pending.file());
     write(&mut writer)?;
     writer.flush().map_err(error)?;
     drop(writer);
-    temporary.persist(path).map_err(|failed| error(failed.error))?;
-    Ok(())
-}
-
-/// A temporary file in the folder of `path`, with its ending, gone when it is dropped before it gets its name.
-fn temporary_beside(path: &Path) -> Result<NamedTempFile, IoError> {
-    let mut builder = tempfile::Builder::new();
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    let ending = path.extension().map(|extension| format!(".{}", extension.to_string_lossy())).unwrap_or_default();
-    let temporary = builder.prefix(".tilevae-").suffix(&ending).tempfile_in(folder_of(path));
-    temporary.map_err(|source| IoError::Write { path: path.to_owned(), source })
+    pending.publish()
 }
 
 fn folder_of(path: &Path) -> &Path {

@@ -6,11 +6,11 @@ use std::path::{Path, PathBuf};
 use npyz::WriterBuilder;
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
-use tempfile::NamedTempFile;
 use tiling::{Block, BoxError, Sink};
 
+use super::pending::PendingFile;
 use super::scratch::SampleFile;
-use super::{FileKind, Fps, IoError, temporary_beside, write_atomically};
+use super::{FileKind, Fps, IoError, write_atomically};
 
 /// What a file of latents says of the samples that they come from, in its metadata (`tilevae.height` and so on).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -277,7 +277,7 @@ pub fn write_tensors(path: &Path, tensors: &[(&str, &Block)], rank: usize, origi
 #[derive(Debug)]
 pub struct TensorSink {
     path: PathBuf,
-    temporary: NamedTempFile,
+    pending: PendingFile,
     samples: SampleFile,
 }
 
@@ -295,10 +295,10 @@ impl TensorSink {
             FileKind::Picture(_) | FileKind::Clip(_) => return Err(IoError::UnknownKind { path: path.to_owned(), kinds: FileKind::TENSORS }),
         };
         let header = header.map_err(error)?;
-        let temporary = temporary_beside(path)?;
-        temporary.as_file().write_all(&header).map_err(error)?;
-        let file = temporary.as_file().try_clone().map_err(error)?;
-        Ok(Self { path: path.to_owned(), samples: SampleFile::in_file(file, header.len() as u64, shape), temporary })
+        let pending = PendingFile::new(path)?;
+        pending.file().write_all(&header).map_err(error)?;
+        let file = pending.file().try_clone().map_err(error)?;
+        Ok(Self { path: path.to_owned(), samples: SampleFile::in_file(file, header.len() as u64, shape), pending })
     }
 
     /// Puts the file in its place.
@@ -306,9 +306,8 @@ impl TensorSink {
     /// # Errors
     /// When it cannot get its name.
     pub fn write(self) -> Result<PathBuf, IoError> {
-        let path = self.path;
-        self.temporary.persist(&path).map_err(|failed| IoError::Write { path: path.clone(), source: failed.error })?;
-        Ok(path)
+        self.pending.publish()?;
+        Ok(self.path)
     }
 }
 

@@ -1,10 +1,10 @@
 use std::path::{Path, PathBuf};
 
 use image::{ExtendedColorType, ImageFormat};
-use tempfile::TempDir;
 
+use super::super::pending::PendingFolder;
 use super::super::pictures::read_picture;
-use super::super::{FileKind, IoError, folder_of};
+use super::super::{FileKind, IoError};
 use super::{ClipFormat, Fps, FrameWriter, Frames};
 
 pub(super) fn open(path: &Path) -> Result<(Frames, Option<Fps>), IoError> {
@@ -29,25 +29,21 @@ fn number(path: &Path) -> Option<u64> {
 /// Writes `frame-00000.png`, … to a folder that gets its name when all are there.
 pub(super) struct Writer {
     path: PathBuf,
-    temporary: TempDir,
+    pending: PendingFolder,
     size: [usize; 2],
     count: usize,
 }
 
 impl Writer {
     pub(super) fn new(format: &ClipFormat) -> Result<Self, IoError> {
-        let mut builder = tempfile::Builder::new();
-        #[cfg(unix)]
-        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o777));
-        let temporary = builder.prefix(".tilevae-").tempdir_in(folder_of(format.path));
-        let temporary = temporary.map_err(|source| IoError::Write { path: format.path.to_owned(), source })?;
-        Ok(Self { path: format.path.to_owned(), temporary, size: format.size, count: 0 })
+        let pending = PendingFolder::new(format.path)?;
+        Ok(Self { path: format.path.to_owned(), pending, size: format.size, count: 0 })
     }
 }
 
 impl FrameWriter for Writer {
     fn write(&mut self, pixels: &[u8]) -> Result<(), IoError> {
-        let file = self.temporary.path().join(format!("frame-{:05}.png", self.count));
+        let file = self.pending.folder().join(format!("frame-{:05}.png", self.count));
         self.count += 1;
         let [height, width] = self.size.map(|side| side as u32);
         image::save_buffer_with_format(file, pixels, width, height, ExtendedColorType::Rgb8, ImageFormat::Png)
@@ -55,13 +51,6 @@ impl FrameWriter for Writer {
     }
 
     fn finish(self: Box<Self>) -> Result<(), IoError> {
-        let error = |source| IoError::Write { path: self.path.clone(), source };
-        if self.path.is_dir() {
-            // Only an empty folder can be removed so.
-            std::fs::remove_dir(&self.path).map_err(error)?;
-        }
-        std::fs::rename(self.temporary.path(), &self.path).map_err(error)?;
-        let _moved = self.temporary.keep();
-        Ok(())
+        self.pending.publish()
     }
 }
