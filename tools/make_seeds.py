@@ -413,6 +413,7 @@ TEXTS = {
         "ipv6.txt": "remote://[2001:db8::1]:7700/0",
     },
     "fps": {"whole.txt": "16", "point.txt": "23.976", "fraction.txt": "24000/1001"},
+    "faulty": {f"{kind}.txt": kind for kind in ("caught", "deep", "endless", "enormous", "fine", "memory", "panic", "refused", "thread")},
     "size": {"picture.txt": "1024x768", "clip.txt": "81x480x832"},
 }
 

@@ -31,11 +31,12 @@ pub enum DeviceName {
 
 /// A name that is not a device's, without what may be a secret in it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "unknown device `{0}`; names are cpu, ndarray, cuda:N, vulkan:N, wgpu:N, metal:N and remote://HOST:PORT/N{}",
-    if self.0.contains('@') { "; a token goes into the environment variable TILEVAE_TOKEN" } else { "" }
-)]
+#[error("unknown device `{}`; names are cpu, ndarray, cuda:N, vulkan:N, wgpu:N, metal:N and remote://HOST:PORT/N{}", .0, hint(.0))]
 pub struct DeviceNameError(pub String);
+
+fn hint(name: &str) -> &'static str {
+    if name.contains('@') { "; a token goes into the environment variable TILEVAE_TOKEN" } else { "" }
+}
 
 impl FromStr for DeviceName {
     type Err = DeviceNameError;

@@ -255,7 +255,7 @@ fn other_value(value: &Value, rng: &mut ChaCha8Rng) -> Value {
         (Value::Object(fields), 3..5) => Value::Object(fields.iter().map(|(k, v)| (k.to_uppercase(), v.clone())).collect()),
         (Value::String(text), 0..2) => json!(text.repeat(longer)),
         (Value::String(text), 2..4) => json!(text.chars().rev().collect::<String>()),
-        (Value::Number(_), 0..6) | (_, 0..2) => serde_json::from_str::<Value>(*pick(NUMBERS, rng)).unwrap_or(Value::Null),
+        (Value::Number(_), 0..6) | (_, 0..2) => serde_json::from_str::<Value>(pick::<&str>(NUMBERS, rng)).unwrap_or(Value::Null),
         (_, 2) => (0..longer.min(100)).fold(value.clone(), |inner, _| json!([inner])),
         (_, 3) => (0..longer.min(100)).fold(value.clone(), |inner, _| json!({ "a": inner })),
         (_, 4) => Value::Null,

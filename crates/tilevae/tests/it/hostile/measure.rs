@@ -14,7 +14,7 @@ pub(crate) const fn allowed(length: usize) -> usize {
 }
 
 /// Bytes that are given, so that a fault is seen and told; beyond them allocations fail.
-const CEILING: usize = 2 << 30;
+const CEILING: usize = 1 << 30;
 
 /// Panics since the last look, caught or not.
 static PANICS: Mutex<Vec<String>> = Mutex::new(Vec::new());

@@ -76,9 +76,9 @@ fn every_way_is_tested() {
     let names: Vec<&str> = WAYS.iter().map(|way| way.name).collect();
     assert_eq!(names, TESTED);
     for folder in ["seeds", "found"].map(data) {
-        for entry in fs::read_dir(folder).unwrap() {
+        for entry in fs::read_dir(folder).into_iter().flatten() {
             let name = entry.unwrap().file_name().into_string().unwrap();
-            assert!(TESTED.contains(&&*name), "`{name}` is no way in");
+            assert!(TESTED.contains(&&*name) || name == FAULTY.name, "`{name}` is no way in");
         }
     }
 }
@@ -100,39 +100,86 @@ fn variable(name: &str) -> Option<u64> {
     Some(text.parse().unwrap_or_else(|_| panic!("{name} is a number, not `{text}`")))
 }
 
-/// Runs the cases of a way in other processes, one after the other when they end early, and fails with what they found.
+/// Fails with what the cases of a way found.
 fn hold(name: &str, cases: u64) {
     let cases = variable("TILEVAE_FUZZ_CASES").unwrap_or(cases);
+    let faults = faults(name, cases, TIME);
+    assert!(faults.is_empty(), "{name}: {} faults in {cases} cases\n{}", faults.len(), faults.join("\n"));
+}
+
+/// Runs the cases of a way in other processes, one after the other when they end early.
+fn faults(name: &str, cases: u64, time: Duration) -> Vec<String> {
     let (mut first, mut faults) = (0, Vec::new());
     while faults.len() < ENOUGH {
         let folder = scratch();
         let mut command = Command::new(std::env::current_exe().unwrap());
-        command.args(["--exact", "hostile::cases", "--ignored", "--nocapture"]).env("TMPDIR", folder.path());
-        let variables = [("TILEVAE_FUZZ_CASES", cases), ("TILEVAE_FUZZ_BEGIN", first)];
-        command
-            .envs(variables.map(|(name, value)| (name, value.to_string())))
-            .env("RUST_BACKTRACE", "0")
-            .env("TILEVAE_FUZZ_WAY", name)
-            .env("TILEVAE_FUZZ_FOLDER", folder.path());
-        let output = command.stdin(Stdio::null()).output().unwrap();
+        command.args(["--exact", "hostile::cases", "--ignored", "--nocapture"]).stdin(Stdio::null());
+        let numbers = [("TILEVAE_FUZZ_CASES", cases), ("TILEVAE_FUZZ_BEGIN", first), ("TILEVAE_FUZZ_SECONDS", time.as_secs())];
+        command.envs(numbers.map(|(name, value)| (name, value.to_string()))).env("TILEVAE_FUZZ_WAY", name).env("RUST_BACKTRACE", "0");
+        command.env("TILEVAE_FUZZ_FOLDER", folder.path()).env("TMPDIR", folder.path()).env("TILEVAE_FUZZ_KEPT", kept_in());
+        let output = command.output().unwrap();
         let read = |file: &str| fs::read_to_string(folder.path().join(file)).unwrap_or_default();
         faults.extend(read(FAULTS).lines().map(str::to_owned));
+        let said = String::from_utf8_lossy(&output.stderr);
         if output.status.success() {
+            assert!(folder.path().join(DONE).exists(), "{name}: no case was run: {said}");
             break;
         }
         // The last case that was begun ended the process.
         let begun = read(BEGUN);
-        let (number, label) = begun.split_once(' ').unwrap_or_else(|| panic!("{name}: {}", String::from_utf8_lossy(&output.stderr)));
+        let (number, label) = begun.split_once(' ').unwrap_or_else(|| panic!("{name}: {said}"));
         if output.status.code() != Some(TOO_LONG) {
-            let said = String::from_utf8_lossy(&output.stderr);
             let said = said.lines().find(|line| line.contains("memory allocation of") || line.contains("overflow")).unwrap_or_default();
-            let way = WAYS.iter().find(|way| way.name == name).unwrap();
+            let way = way(name);
             let kept = keep(&ways::place(way, folder.path()).unwrap(), way, label);
             faults.push(format!("{label}: {}: {said}; {}", output.status, kept.display()));
         }
         first = number.parse::<u64>().unwrap() + 1;
     }
-    assert!(faults.is_empty(), "{name}: {} faults in {cases} cases\n{}", faults.len(), faults.join("\n"));
+    faults
+}
+
+/// A way in that does what its bytes say, to see that it is seen.
+const FAULTY: Way = Way::new("faulty", "case.txt", |path| {
+    match &*fs::read_to_string(path)? {
+        "panic" => panic!("as told"),
+        "caught" => drop(std::panic::catch_unwind(|| panic!("as told"))),
+        "thread" => drop(std::thread::spawn(|| panic!("as told")).join()),
+        "memory" => drop(std::hint::black_box(vec![0_u8; 70 << 20])),
+        "enormous" => drop(std::hint::black_box(vec![0_u8; 70 << 40])),
+        "endless" => std::thread::sleep(TIME),
+        "deep" => drop(std::hint::black_box(deeper(1))),
+        "refused" => return Err("as told".into()),
+        _ => {}
+    }
+    Ok(())
+});
+
+fn deeper(depth: u64) -> u64 {
+    std::hint::black_box(depth) + if depth == u64::MAX { 0 } else { deeper(depth + 1) }
+}
+
+#[test]
+fn faults_are_seen() {
+    let found = faults("faulty", 0, Duration::from_secs(1));
+    for (kind, expected) in [
+        ("caught", "as told"),
+        ("deep", "overflow"),
+        ("endless", "took longer than 1 s"),
+        ("enormous", "memory allocation of"),
+        ("memory", "bytes of memory"),
+        ("panic", "as told"),
+        ("refused", "a valid file is refused: as told"),
+        ("thread", "as told"),
+    ] {
+        let fault = found.iter().find(|fault| fault.starts_with(&format!("seed {kind}.txt: ")));
+        assert!(fault.is_some_and(|fault| fault.contains(expected)), "{kind}: {found:?}");
+    }
+    assert!(!found.iter().any(|fault| fault.contains("fine.txt")), "{found:?}");
+}
+
+fn way(name: &str) -> &'static Way {
+    WAYS.iter().chain([&FAULTY]).find(|way| way.name == name).unwrap()
 }
 
 /// A folder in memory, where there is one.
@@ -141,18 +188,26 @@ fn scratch() -> tempfile::TempDir {
     if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() }.unwrap()
 }
 
+/// The folder for temporary files; a process of cases has its own, which is deleted.
+fn kept_in() -> PathBuf {
+    std::env::var_os("TILEVAE_FUZZ_KEPT").map_or_else(std::env::temp_dir, PathBuf::from)
+}
+
 /// Copies a file that something went wrong with to where it stays.
 fn keep(file: &Path, way: &Way, label: &str) -> PathBuf {
-    let folder = Path::new("/tmp").join("tilevae-hostile").join(way.name);
+    let folder = kept_in().join("tilevae-hostile").join(way.name);
     fs::create_dir_all(&folder).unwrap();
     let kept = folder.join(label.replace(['/', ' '], "-"));
     fs::copy(file, &kept).unwrap();
     kept
 }
 
-/// In the folder of a process: the case that was begun last, and what went wrong.
+/// In the folder of a process: the case that was begun last.
 const BEGUN: &str = "begun";
+/// What went wrong.
 const FAULTS: &str = "faults";
+/// Is there when all cases were run.
+const DONE: &str = "done";
 /// The exit code of a process that ended itself for a case that took too long.
 const TOO_LONG: i32 = 124;
 
@@ -161,9 +216,9 @@ const TOO_LONG: i32 = 124;
 fn cases() {
     let Ok(name) = std::env::var("TILEVAE_FUZZ_WAY") else { return };
     let folder = PathBuf::from(std::env::var_os("TILEVAE_FUZZ_FOLDER").unwrap());
-    let [cases, begin] = ["TILEVAE_FUZZ_CASES", "TILEVAE_FUZZ_BEGIN"].map(|name| variable(name).unwrap());
+    let [cases, begin, seconds] = ["TILEVAE_FUZZ_CASES", "TILEVAE_FUZZ_BEGIN", "TILEVAE_FUZZ_SECONDS"].map(|name| variable(name).unwrap());
     let [seed, skipped] = ["TILEVAE_FUZZ_SEED", "TILEVAE_FUZZ_FIRST"].map(|name| variable(name).unwrap_or(0));
-    let way = WAYS.iter().find(|way| way.name == name).unwrap();
+    let way = way(&name);
     let file = ways::place(way, &folder).unwrap();
     let beside: usize = way.beside.iter().map(|(_, content)| content.len()).sum();
     let seeds = files(&data("seeds").join(way.name));
@@ -181,7 +236,7 @@ fn cases() {
     fs::write(&file, &contents[0]).unwrap();
     drop(measure::read(way, &file, usize::MAX / 8));
 
-    let watchdog = Watchdog::start(&folder, way, &file);
+    let watchdog = Watchdog::start(Duration::from_secs(seconds), &folder, way, &file);
     let mut count = 0;
     let fixed = seeds.iter().map(|file| (true, file)).chain(found.iter().map(|file| (false, file)));
     let fixed = fixed.map(|(is_seed, (name, content))| {
@@ -207,6 +262,7 @@ fn cases() {
             break;
         }
     }
+    fs::write(folder.join(DONE), "").unwrap();
 }
 
 /// Ends the process when a case takes too long.
@@ -217,7 +273,7 @@ struct Watchdog {
 }
 
 impl Watchdog {
-    fn start(folder: &Path, way: &'static Way, file: &Path) -> Self {
+    fn start(time: Duration, folder: &Path, way: &'static Way, file: &Path) -> Self {
         static BEGAN: AtomicU64 = AtomicU64::new(0);
         let watchdog = Self { start: Instant::now(), began: &BEGAN };
         let (start, folder, file) = (watchdog.start, folder.to_owned(), file.to_owned());
@@ -225,12 +281,12 @@ impl Watchdog {
             loop {
                 std::thread::sleep(Duration::from_millis(100));
                 let began = BEGAN.load(Relaxed);
-                if began > 0 && start.elapsed() > Duration::from_millis(began) + TIME {
+                if began > 0 && start.elapsed() > Duration::from_millis(began) + time {
                     let begun = fs::read_to_string(folder.join(BEGUN)).unwrap_or_default();
                     let label = begun.split_once(' ').map_or("", |(_, label)| label);
                     let kept = keep(&file, way, label);
                     let mut faults = fs::File::options().append(true).open(folder.join(FAULTS)).unwrap();
-                    writeln!(faults, "{label}: took longer than {} s; {}", TIME.as_secs(), kept.display()).unwrap();
+                    writeln!(faults, "{label}: took longer than {} s; {}", time.as_secs(), kept.display()).unwrap();
                     std::process::exit(TOO_LONG);
                 }
             }

@@ -14,7 +14,7 @@ pub(crate) type Outcome = Result<(), Box<dyn Error + Send + Sync>>;
 pub(crate) struct Way {
     /// The folder of its seeds.
     pub(crate) name: &'static str,
-    /// The name that its bytes lie under. Where it is empty, seeds keep their own endings.
+    /// The name that its bytes lie under.
     pub(crate) file: &'static str,
     /// What lies beside them.
     pub(crate) beside: &'static [(&'static str, &'static [u8])],
@@ -22,6 +22,12 @@ pub(crate) struct Way {
 }
 
 impl Way {
+    /// A way with nothing beside its bytes.
+    #[allow(dead_code, reason = "the targets of cargo-fuzz make none")]
+    pub(crate) const fn new(name: &'static str, file: &'static str, read: fn(&Path) -> Outcome) -> Self {
+        Self { name, file, beside: &[], read }
+    }
+
     /// Reads what lies at `path` to the end.
     pub(crate) fn read(&self, path: &Path) -> Outcome {
         (self.read)(path)
@@ -123,7 +129,7 @@ fn folder(path: &Path) -> Outcome {
 /// Loads a checkpoint, and decodes and encodes a little.
 fn model(path: &Path) -> Outcome {
     let mut config = Config::default();
-    config.model.path = path.to_owned();
+    path.clone_into(&mut config.model.path);
     load(&config)
 }
 
