@@ -10,6 +10,7 @@ use vae_core::layers::Precision;
 use vae_core::{DeviceName, Posterior};
 
 use crate::Error;
+use crate::io::Background;
 
 /// The embedded configuration that holds every default.
 const DEFAULT: &str = include_str!("default.toml");
@@ -127,6 +128,8 @@ pub struct IoConfig {
     pub seed: u64,
     /// What becomes of sample frames that do not fill a latent frame.
     pub frames: FrameRemainder,
+    /// What transparent px are laid over.
+    pub background: Background,
     /// The quality of JPEG files.
     pub jpeg_quality: u8,
 }

@@ -48,8 +48,11 @@ pub(super) fn input_shape(input: &str, asked: Option<Direction>, spec: &VaeSpec,
         return Ok((direction, picture_shape(frames, clip.size(), direction, spec)));
     }
     if kind.is_picture() {
+        let (frames, size) = io::Media::probe_picture(&path, spec)?;
+        let frames = fitted_frames(frames, spec, config)?;
         let direction = asked.unwrap_or(Direction::Encode);
-        return Ok((direction, picture_shape(1, io::picture_size(&path)?, direction, spec)));
+        let frames = if direction == Direction::Encode { frames } else { spec.encode_geometry().frames.output(frames) };
+        return Ok((direction, picture_shape(frames, size, direction, spec)));
     }
     let tensor_shape = |direction| -> Result<[usize; 5], io::IoError> {
         let tensors = Tensors::read(Path::new(&path))?;

@@ -65,7 +65,7 @@ pub(crate) fn encode(common: &Common, args: &args::Encode) -> anyhow::Result<()>
         return Err(io::IoError::OneTensor { path: args.output.clone() }.into());
     }
     let model = super::open_model(&config)?.only(Halves::Encoder);
-    let samples = Samples::read(&args.samples, &model.spec)?;
+    let samples = Samples::read(&args.samples, &model.spec, config.io.background)?;
     let fitted = FittedFrames::new(samples.source(), model.spec.frames, config.io.frames)?;
     let plan = RunPlan::new(&config, model.entry.name, &model.spec, Direction::Encode, fitted.shape())?;
     let devices = open_devices(&config)?;
@@ -89,7 +89,7 @@ pub(crate) fn roundtrip(common: &Common, args: &args::Roundtrip) -> anyhow::Resu
     let output = args.output.as_deref().map(Output::new).transpose()?;
     check_writable(&args.traces)?;
     let model = super::open_model(&config)?;
-    let samples = Samples::read(&args.samples, &model.spec)?;
+    let samples = Samples::read(&args.samples, &model.spec, config.io.background)?;
     let fitted = FittedFrames::new(samples.source(), model.spec.frames, config.io.frames)?;
     let planned = |direction, shape| RunPlan::new(&config, model.entry.name, &model.spec, direction, shape);
     let there = planned(Direction::Encode, fitted.shape())?;
@@ -262,10 +262,7 @@ impl Output {
     /// What takes samples of `shape`, and leaves out what comes beyond it.
     fn sink(self, shape: [usize; 5], rank: usize, fps: Fps, config: &Config) -> anyhow::Result<SampleSink> {
         Ok(match self.kind {
-            FileKind::Picture(_) => {
-                let crop = Some([shape[3], shape[4]]);
-                SampleSink::Picture(PictureSink::new(&self.path, [shape[1], shape[2]], crop, config.io.jpeg_quality)?)
-            }
+            FileKind::Picture(_) => SampleSink::Picture(PictureSink::new(&self.path, shape, config.io.jpeg_quality)?),
             FileKind::Clip(_) => SampleSink::Clip(ClipSink::new(&self.path, shape, fps)?),
             FileKind::Safetensors | FileKind::Npy => SampleSink::Raw(TensorSink::new(&self.path, shape, rank)?),
         })

@@ -1,15 +1,22 @@
 //! Files in and out: raw tensors (`.safetensors`, `.npy`), pictures (png, jpeg, webp, tiff) and clips (folders of frames, y4m, gif, and what an installed
 //! ffmpeg knows). Outputs are written beside their place and renamed.
 
+mod background;
 mod clips;
+mod formats;
 mod hash;
+mod limits;
+mod media;
 mod pending;
 mod pictures;
 mod scratch;
 mod tensors;
 
+pub use background::Background;
 pub use clips::{Clip, ClipKind, ClipSink, Fps};
 pub use hash::{HashingSink, sha256};
+pub use limits::check_output;
+pub use media::Media;
 pub use pending::remove_pending;
 pub use pictures::{PictureSink, Pictures, picture_size};
 pub use scratch::SampleFile;
@@ -21,7 +28,7 @@ use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use image::ImageFormat;
-use pending::PendingFile;
+use pending::{PendingFile, PendingFolder};
 
 /// A file that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -89,8 +96,64 @@ pub enum IoError {
         /// What it holds.
         dtype: String,
     },
-    /// A picture that cannot be read or written.
-    #[error("{} is not a picture that can be used", path.display())]
+    /// A file that lacks a part.
+    #[error("{} is incomplete: {missing}", path.display())]
+    Truncated {
+        /// The file.
+        path: PathBuf,
+        /// What is missing.
+        missing: String,
+    },
+    /// A picture of a kind that is not known here.
+    #[error("{} cannot be read: it is {what}", path.display())]
+    UnsupportedPicture {
+        /// The file.
+        path: PathBuf,
+        /// What it is, and what to do.
+        what: String,
+    },
+    /// Several frames where one is taken.
+    #[error("{} has {frames} frames, and one is taken here: models of pictures and batches take single pictures; give it alone to a model of video, or save a frame of it as a picture", path.display())]
+    Animated {
+        /// The file.
+        path: PathBuf,
+        /// Its frames.
+        frames: usize,
+    },
+    /// A file that is no picture, among several.
+    #[error("{} is no picture: several inputs must all be pictures of one batch; the frames of a clip lie in a folder, and raw samples come as one file", path.display())]
+    NotOneBatch {
+        /// The file.
+        path: PathBuf,
+    },
+    /// More px than a kind of file can hold.
+    #[error("{} cannot have {} x {} px (height, width): such files end at {limit} px a side; write {}", path.display(), size[0], size[1], if size.iter().all(|&side| side < i32::MAX as usize) { "a .png, .tif, .safetensors or .npy file" } else { "a .safetensors or .npy file" })]
+    TooLarge {
+        /// The file.
+        path: PathBuf,
+        /// Height and width.
+        size: [usize; 2],
+        /// The largest side.
+        limit: usize,
+    },
+    /// More bytes than a kind of file can hold.
+    #[error("{} cannot have {bytes} bytes of px: such files end at 4 GiB; write a .png, .safetensors or .npy file", path.display())]
+    TooManyBytes {
+        /// The file.
+        path: PathBuf,
+        /// What is asked for.
+        bytes: u64,
+    },
+    /// A picture that cannot be encoded.
+    #[error("{} cannot be encoded", path.display())]
+    Encode {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: image::ImageError,
+    },
+    /// A picture that cannot be decoded.
+    #[error("{} cannot be decoded", path.display())]
     Picture {
         /// The file.
         path: PathBuf,
@@ -169,7 +232,15 @@ impl IoError {
     pub fn is_usage(&self) -> bool {
         matches!(
             self,
-            Self::UnknownKind { .. } | Self::NotAPicture { .. } | Self::OneTensor { .. } | Self::FolderInUse { .. } | Self::NoFfmpeg { .. }
+            Self::Animated { .. }
+                | Self::NotOneBatch { .. }
+                | Self::TooLarge { .. }
+                | Self::TooManyBytes { .. }
+                | Self::UnknownKind { .. }
+                | Self::NotAPicture { .. }
+                | Self::OneTensor { .. }
+                | Self::FolderInUse { .. }
+                | Self::NoFfmpeg { .. }
         )
     }
 }
@@ -231,12 +302,12 @@ impl FileKind {
 /// Checks that a file can be written at `path`, before work is spent on it.
 ///
 /// # Errors
-/// When its folder is not there or the path is a folder (for frames: one that is not empty).
+/// When its folder is not there or cannot be written to, or the path is a folder (for frames: one that is not empty).
 pub fn check_writable(path: &Path) -> Result<(), IoError> {
     let error = |kind, text: String| Err(IoError::Write { path: path.to_owned(), source: std::io::Error::new(kind, text) });
     if path.is_dir() && FileKind::of(path)?.is_clip() {
         let mut entries = std::fs::read_dir(path).map_err(|source| IoError::Read { path: path.to_owned(), source })?;
-        return if entries.next().is_some() { Err(IoError::FolderInUse { path: path.to_owned() }) } else { Ok(()) };
+        return if entries.next().is_some() { Err(IoError::FolderInUse { path: path.to_owned() }) } else { PendingFolder::new(path).map(drop) };
     }
     if path.is_dir() {
         return error(std::io::ErrorKind::IsADirectory, "it is a folder".to_owned());
@@ -244,7 +315,7 @@ pub fn check_writable(path: &Path) -> Result<(), IoError> {
     if !folder_of(path).is_dir() {
         return error(std::io::ErrorKind::NotFound, format!("there is no folder {}", folder_of(path).display()));
     }
-    Ok(())
+    PendingFile::new(path).map(drop)
 }
 
 /// Writes a file that gets its name when all is written. A symbolic link is followed; `-` is standard output.
@@ -263,4 +334,44 @@ pub fn write_atomically(path: &Path, write: impl FnOnce(&mut BufWriter<&File>) -
 
 fn folder_of(path: &Path) -> &Path {
     path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_written_is_found_before_the_work() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        std::fs::write(at("file"), "no folder").unwrap();
+        let mut wrong = vec![at("file/out.png"), at("none/out.png"), folder.path().to_owned()];
+        if cfg!(target_os = "linux") {
+            // Nobody can write there, whoever runs this.
+            wrong.extend(["/sys/out.png", "/sys/frames"].map(PathBuf::from));
+        }
+        for path in wrong {
+            assert!(matches!(check_writable(&path), Err(IoError::Write { .. } | IoError::FolderInUse { .. })), "{}", path.display());
+        }
+        std::fs::create_dir(at("empty")).unwrap();
+        for name in ["out.png", "file", "frames", "empty"] {
+            check_writable(&at(name)).unwrap();
+        }
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2, "nothing is left");
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn a_full_disk_is_called_that() {
+        use tiling::Sink;
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["out.png", "out.jpg", "out.webp", "out.tif"] {
+            let path = folder.path().join(name);
+            std::os::unix::fs::symlink("/dev/full", &path).unwrap();
+            let mut sink = PictureSink::new(&path, [1, 3, 1, 4, 4], 90).unwrap();
+            sink.take([0; 3], [1, 4, 4], tiling::Block::zeros([1, 3, 1, 4, 4])).unwrap();
+            let error = sink.write().unwrap_err();
+            assert!(matches!(&error, IoError::Write { source, .. } if source.kind() == std::io::ErrorKind::StorageFull), "{error:?}");
+        }
+    }
 }

@@ -95,7 +95,7 @@ impl FrameStore {
     pub(super) fn push(&mut self, pixels: Pixels) -> Result<(), IoError> {
         let bytes: Vec<u8> = match (pixels, self.depth) {
             (Pixels::Eight(values), Depth::Eight) => values,
-            (Pixels::Sixteen(values), Depth::Eight) => values.into_iter().map(|value| (u32::from(value) * 255 / 65535) as u8).collect(),
+            (Pixels::Sixteen(values), Depth::Eight) => values.into_iter().map(|value| ((u32::from(value) + 128) / 257) as u8).collect(),
             (Pixels::Eight(values), Depth::Sixteen) => values.into_iter().flat_map(|value| (u16::from(value) * 257).to_le_bytes()).collect(),
             (Pixels::Sixteen(values), Depth::Sixteen) => values.into_iter().flat_map(u16::to_le_bytes).collect(),
         };
