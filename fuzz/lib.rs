@@ -24,8 +24,10 @@ pub use libfuzzer_sys;
 #[macro_export]
 macro_rules! target {
     ($($way:literal),+) => {
-        $crate::libfuzzer_sys::fuzz_target!(|bytes: &[u8]| $crate::read(&[$($way),+], bytes));
-        $crate::libfuzzer_sys::fuzz_mutator!(|data: &mut [u8], size: usize, max_size: usize, seed: u32| $crate::mutate(data, size, max_size, seed));
+        $crate::libfuzzer_sys::fuzz_target!(|bytes: &[u8]| { $crate::read(&[$($way),+], bytes) });
+        $crate::libfuzzer_sys::fuzz_mutator!(|data: &mut [u8], size: usize, max_size: usize, seed: u32| {
+            $crate::mutate(data, size, max_size, seed)
+        });
     };
 }
 
