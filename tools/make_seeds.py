@@ -199,6 +199,17 @@ def pictures():
     alpha.save(place("gif", "disposal.gif"), save_all=True, append_images=[alpha.rotate(180)], disposal=2, transparency=0)
 
 
+def by_other_names():
+    """Formats are told by what they hold: each under the name of another."""
+    for way, name in [("gif", "still.gif"), ("jpeg", "baseline.jpg"), ("webp", "lossy.webp"), ("tiff", "lzw.tiff"), ("webp-clip", "lossy.webp")]:
+        shutil.copy(SEEDS / way / name, place("png", f"odd-{way}.png"))
+    for kind, pixels in [("P1", b"0 1 1\n1 0 0\n"), ("P3", b"9 " * 18), ("P4", b"\x40\x80"), ("P5", bytes(6)), ("P6", bytes(18))]:
+        depth = b"" if kind in ("P1", "P4") else b"255\n"
+        place("png", f"odd-{kind}.png").write_bytes(kind.encode() + b"\n3 2\n" + depth + pixels)
+    header = b"P7\nWIDTH 3\nHEIGHT 2\nDEPTH 3\nMAXVAL 255\nTUPLTYPE RGB\nENDHDR\n"
+    place("png", "odd-P7.png").write_bytes(header + bytes(18))
+
+
 def y4m():
     width, height = 5, 4
     planes = {"420jpeg": 2 * 3 * 2, "422": 2 * 3 * 4, "444": 2 * 20, "mono": 0, "411": 2 * 2 * 4, "420p10": 2 * 3 * 2, "444alpha": 3 * 20}
@@ -426,7 +437,7 @@ def texts():
 
 def main():
     shutil.rmtree(SEEDS, ignore_errors=True)
-    for write in (tensors, pictures, y4m, models, texts):
+    for write in (tensors, pictures, by_other_names, y4m, models, texts):
         write()
     for path in sorted(SEEDS.rglob("*.*")):
         print(path.stat().st_size, path.relative_to(SEEDS))

@@ -160,7 +160,8 @@ enum Whole {
 fn whole_model(weights: &Weights) -> Option<Whole> {
     let latent_channels = *weights.shape("decoder.conv_in.weight")?.get(1)?;
     // Upscalers, which have other scalings, halve less often.
-    let halves_thrice = ["encoder.down.3.block.0.conv1.weight", "encoder.down_blocks.3.resnets.0.conv1.weight"].iter().any(|name| weights.shape(name).is_some());
+    let halves_thrice =
+        ["encoder.down.3.block.0.conv1.weight", "encoder.down_blocks.3.resnets.0.conv1.weight"].iter().any(|name| weights.shape(name).is_some());
     let parts: &[(&str, Whole)] = match latent_channels {
         4 => &[("conditioner.embedders.", Whole::Sdxl), ("cond_stage_model.", Whole::Sd)],
         16 => &[("joint_blocks.", Whole::Sd3), ("double_blocks.", Whole::Flux)],
