@@ -26,7 +26,7 @@ impl Region {
 
     /// Rows times columns times frames.
     pub fn volume(&self) -> usize {
-        self.size.iter().product()
+        self.size.iter().fold(1, |volume, &side| volume.saturating_mul(side))
     }
 }
 
@@ -60,7 +60,7 @@ impl Scale {
     pub fn input(self, cells: usize) -> usize {
         match self {
             Self::Up(_) => cells,
-            Self::Down(ratio) => cells * ratio,
+            Self::Down(ratio) => cells.saturating_mul(ratio),
         }
     }
 
@@ -101,10 +101,10 @@ impl FrameScale {
         let (step, unit) = match self {
             Self::Same => return std::iter::once(0..frames).collect(),
             Self::CausalUp(_) => (per_chunk.max(1), 1),
-            Self::CausalDown(ratio) => (per_chunk.max(1) * ratio, ratio),
+            Self::CausalDown(ratio) => (per_chunk.max(1).saturating_mul(ratio), ratio),
         };
         let end = 1 + frames.saturating_sub(1) / unit * unit;
-        std::iter::once(0..1).chain((1..end).step_by(step).map(|start| start..(start + step).min(end))).collect()
+        std::iter::once(0..1).chain((1..end).step_by(step).map(|start| start..start.saturating_add(step).min(end))).collect()
     }
 }
 

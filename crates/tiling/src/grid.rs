@@ -5,7 +5,7 @@ use serde::Serialize;
 use crate::{GridError, Scale};
 
 /// The most tiles of a plan.
-const MOST_TILES: usize = 1 << 20;
+const MOST_TILES: usize = 1 << 18;
 /// Strides to each side of one that does not do, among which the nearest that does is looked for.
 const LOOKED_AT: usize = 1 << 16;
 

@@ -89,8 +89,9 @@ impl TilePlan {
 
     /// Input px of all tiles against those of the whole: 1 is untiled, 1.5 is half as much work again.
     pub fn work_ratio(&self) -> f64 {
-        let work: usize = self.tiles.iter().map(|tile| tile.input.volume()).sum();
-        work as f64 / self.input.iter().product::<usize>() as f64
+        let volume = |size: [usize; 3]| size.iter().map(|&side| side as f64).product::<f64>();
+        let work: f64 = self.tiles.iter().map(|tile| volume(tile.input.size)).sum();
+        work / volume(self.input)
     }
 
     /// The number of tiles that lie wholly inside a neighbour.
@@ -125,7 +126,8 @@ impl TilePlan {
         let widest = |spans: &[Span]| (1..spans.len()).map(|i| shared(spans, i)).max().unwrap_or(0);
         let tallest = self.rows.iter().map(|span| span.length).max().unwrap_or(0);
         let width: usize = self.columns.iter().map(|span| span.length).sum();
-        self.output[0] * (widest(&self.rows) * width + tallest * widest(&self.columns))
+        let px = widest(&self.rows).saturating_mul(width).saturating_add(tallest.saturating_mul(widest(&self.columns)));
+        px.saturating_mul(self.output[0])
     }
 }
 
