@@ -3,11 +3,16 @@
 mod clips;
 mod files;
 mod information;
+mod json_events;
 mod latents;
+mod outputs;
 mod parity;
+mod paths;
 mod refusals;
 #[cfg(feature = "remote")]
 mod remote;
+#[cfg(unix)]
+mod signals;
 mod video;
 mod watching;
 
