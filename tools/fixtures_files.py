@@ -51,5 +51,6 @@ def write():
     legacy = kinds()
     torch.save(legacy, DATA / "kinds-legacy.pt", _use_new_zipfile_serialization=False)
     torch.save(values(1, 2, 2, 3), DATA / "bare.pt")
+    torch.save({"samples": values(1, 2, 3, 2).transpose(2, 3), "noise_mask": values(2, 3), "batch_index": [0]}, DATA / "latents.pt")
     torch.save(torch.nn.Conv2d(1, 1, 1), DATA / "module.pt")
     torch.jit.save(torch.jit.script(torch.nn.Conv2d(1, 1, 1)), DATA / "script.pt")

@@ -5,7 +5,7 @@ use std::hint::black_box;
 use std::time::Duration;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use kernels::{Convolution, Course, Form, Gather, GroupRule, Image, Input, Norm};
+use kernels::{Convolution, Course, Form, Gather, GroupRule, Image, Input, Norm, Workspace};
 use pulp::{Arch, Simd, WithSimd};
 
 /// Multiply-adds in registers, as many at once as hide their latency.
@@ -86,8 +86,9 @@ fn layers(criterion: &mut Criterion) {
         let noise = |count: usize| (0..count).map(|at| (at as f32 * 0.7).sin()).collect::<Vec<_>>();
         let kernel = if form == Form::Point { 1 } else { 9 };
         let (weight, bias) = (noise(channels_in * channels_out * taps * kernel), noise(channels_out));
-        let images: Vec<Image> =
-            (0..frames + taps - 1).map(|frame| Image::from_planes(&noise(channels_in * area + frame)[frame..], area, channels_in, size)).collect();
+        let workspace = Workspace::default();
+        let image = |frame: usize| Image::from_planes(&noise(channels_in * area + frame)[frame..], area, channels_in, size, &workspace);
+        let images: Vec<Image> = (0..frames + taps - 1).map(image).collect();
         let norm = if normed {
             let rule = GroupRule { groups: 32, epsilon: 1e-6, then_silu: true };
             Norm::in_groups(&images[0], &noise(channels_in), &noise(channels_in), rule)
@@ -111,7 +112,7 @@ fn others(criterion: &mut Criterion) {
     let image = |channels: usize, side: usize| {
         let area = side * side;
         let values: Vec<f32> = (0..channels * area).map(|at| (at as f32 * 0.7).sin()).collect();
-        Image::from_planes(&values, area, channels, [side; 2])
+        Image::from_planes(&values, area, channels, [side; 2], &Workspace::default())
     };
     let mut group = criterion.benchmark_group("others");
     group.sample_size(10).warm_up_time(Duration::from_millis(500)).measurement_time(Duration::from_secs(2));

@@ -1,11 +1,9 @@
-use std::cell::RefCell;
-
 use pulp::{Simd, WithSimd};
 use rayon::iter::{IndexedParallelIterator, IntoParallelIterator, ParallelIterator};
 use rayon::slice::ParallelSliceMut;
 
 use crate::math::exp;
-use crate::memory::{Shared, large};
+use crate::memory::{Block, Scratch, Shared};
 use crate::norms::sum_of;
 use crate::products::{Depth, Stretch, multiply};
 use crate::vectors::dispatch;
@@ -13,11 +11,6 @@ use crate::{Image, LANES, Px, TILES};
 
 /// Groups of queries whose scores are held at once by each thread.
 const GROUPS: usize = 4;
-
-thread_local! {
-    /// What a task needs, kept for the next one on this thread.
-    static SCRATCH: RefCell<Vec<Px>> = const { RefCell::new(Vec::new()) };
-}
 
 /// Attention of all px of `queries` to all px of `keys` with one head, scaled by the inverse root of the number of channels.
 ///
@@ -27,26 +20,32 @@ thread_local! {
 pub fn attend(queries: &Image, keys: &Image, values: &Image) -> Image {
     assert!(queries.channels() == keys.channels() && keys.area() == values.area(), "sizes");
     let [area, blocks_out] = [queries.area(), values.blocks()];
-    let output = Shared::fresh(1, area * blocks_out);
+    let workspace = queries.workspace();
+    let output = Shared::fresh(1, area * blocks_out, workspace);
     if area > 0 && keys.area() > 0 {
         let keys_by_channel = turned(keys);
         let attention = Attention { queries, values, keys: &keys_by_channel, output: &output };
-        (0..area.div_ceil(GROUPS * TILES)).into_par_iter().for_each(|task| {
-            SCRATCH.with_borrow_mut(|scratch| dispatch(Task { attention: &attention, first: task * GROUPS * TILES, scratch }));
-        });
+        let tasks = (0..area.div_ceil(GROUPS * TILES)).into_par_iter();
+        tasks.for_each_init(
+            || workspace.scratch(),
+            |scratch, task| {
+                workspace.check();
+                dispatch(Task { attention: &attention, first: task * GROUPS * TILES, scratch });
+            },
+        );
     }
     assert!(area == 0 || keys.area() > 0, "no keys");
     // SAFETY: the tasks write every px of every block.
     #[expect(unsafe_code, reason = "to not clear what is overwritten")]
     let mut px = unsafe { output.finish() };
-    Image::filled(px.remove(0), values.channels(), queries.size())
+    Image::filled(px.remove(0), values.channels(), queries.size(), workspace)
 }
 
 /// By 16 px and channel: px side by side. Where the px end, zeros.
-fn turned(image: &Image) -> Vec<Px> {
+fn turned(image: &Image) -> Block {
     let per_group = image.blocks() * LANES;
     let groups = image.area().div_ceil(LANES);
-    let mut turned = large(groups * per_group);
+    let mut turned = image.workspace().room(groups * per_group);
     turned.resize(groups * per_group, Px::ZERO);
     turned.par_chunks_mut(per_group).enumerate().for_each(|(group, turned)| {
         for (block, turned) in turned.chunks_mut(LANES).enumerate() {
@@ -58,7 +57,7 @@ fn turned(image: &Image) -> Vec<Px> {
             }
         }
     });
-    turned
+    Block::new(turned, image.workspace().clone())
 }
 
 struct Attention<'a> {
@@ -72,7 +71,7 @@ struct Attention<'a> {
 struct Task<'a, 's> {
     attention: &'a Attention<'a>,
     first: usize,
-    scratch: &'s mut Vec<Px>,
+    scratch: &'s mut Scratch,
 }
 
 impl WithSimd for Task<'_, '_> {
@@ -87,11 +86,7 @@ impl WithSimd for Task<'_, '_> {
         let key_groups = values.area().div_ceil(LANES);
         let (per_queries, per_scores) = (queries.blocks() * TILES, key_groups * TILES);
         let needed = groups * (per_queries + per_scores);
-        if self.scratch.len() < needed {
-            *self.scratch = large(needed);
-            self.scratch.resize(needed, Px::ZERO);
-        }
-        let (slabs, scores) = self.scratch[..needed].split_at_mut(groups * per_queries);
+        let (slabs, scores) = self.scratch.px(needed).split_at_mut(groups * per_queries);
         for (group, slab) in slabs.chunks_mut(per_queries).enumerate() {
             for (block, slab) in slab.chunks_mut(TILES).enumerate() {
                 for (tile, px) in slab.iter_mut().enumerate() {
@@ -173,6 +168,7 @@ fn soften(scores: &mut [Px], tile: usize, keys: usize, scale: f32) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Workspace;
     use crate::vectors::tests::with_each_kind_of_vectors;
 
     #[test]
@@ -182,7 +178,7 @@ mod tests {
             let area = size[0] * size[1];
             let values = |step: f32| (0..channels * area).map(|at| (at as f32 * step).sin() * 3.0).collect::<Vec<f32>>();
             let [q, k, v] = [0.37, 0.71, 1.3].map(values);
-            let image = |values: &[f32]| Image::from_planes(values, area, channels, size);
+            let image = |values: &[f32]| Image::from_planes(values, area, channels, size, &Workspace::default());
             let answers = with_each_kind_of_vectors(|| {
                 let mut got = vec![0.0; channels * area];
                 attend(&image(&q), &image(&k), &image(&v)).to_planes(&mut got, area);

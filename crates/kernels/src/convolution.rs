@@ -1,4 +1,3 @@
-use std::cell::RefCell;
 use std::ops::Range;
 
 use pulp::{Simd, WithSimd};
@@ -6,7 +5,7 @@ use rayon::iter::{IndexedParallelIterator, IntoParallelIterator, ParallelIterato
 use rayon::slice::ParallelSliceMut;
 
 use crate::forms::{Halving, Into, Narrow, Point, Sums, Tiles, Wide};
-use crate::memory::Shared;
+use crate::memory::{Scratch, Shared, Workspace};
 use crate::norms::{Gather, Moments, Statistics, square_of};
 use crate::products::{Depth, Stretch, multiply};
 use crate::reading::{LINE, LINES, Lines, Span};
@@ -21,13 +20,6 @@ const SUMS: usize = 256 << 10;
 const FRAMES: usize = 4;
 /// Bytes of transformed kernels that are held at once.
 const KERNELS: usize = 64 << 20;
-
-thread_local! {
-    /// What a task needs, kept for the next one on this thread.
-    static SCRATCH: RefCell<Vec<Px>> = const { RefCell::new(Vec::new()) };
-    /// Transformed kernels, kept for the next convolution that this thread asks for.
-    static TRANSFORMED: RefCell<Vec<Px>> = const { RefCell::new(Vec::new()) };
-}
 
 /// A convolution over height and width, or also over frames.
 #[derive(Debug, Clone, Copy)]
@@ -83,9 +75,10 @@ impl Convolution<'_> {
         let size = self.form.output_size(first.size());
         let length = channels_out.div_ceil(LANES) * size[0] * size[1];
         let add = onto.is_some();
+        let workspace = first.image.workspace();
         let output = match onto {
             Some(images) => Shared::written(images.into_iter().map(Image::into_px).collect()),
-            None => Shared::fresh(course.frames, length),
+            None => Shared::fresh(course.frames, length, workspace),
         };
         // Only tiles of 4x4 px are those whose moments are taken.
         let gather = if OUT == 4 || self.gather != Gather::Moments { self.gather } else { Gather::Nothing };
@@ -103,35 +96,37 @@ impl Convolution<'_> {
             let blocks = channels_out.div_ceil(LANES);
             let per_block = T::PLACES * taps * rows * LANES;
             let blocks_at_once = (KERNELS / (per_block * size_of::<Px>()).max(1)).clamp(1, blocks);
-            TRANSFORMED.with_borrow_mut(|transformed| {
-                for start in (0..blocks).step_by(blocks_at_once) {
-                    let blocks = start..(start + blocks_at_once).min(blocks);
-                    self.transform_kernels::<OUT, T>(taps, blocks.clone(), per_block, transformed);
-                    let whole = Whole {
-                        convolution: self,
-                        taps,
-                        input,
-                        course,
-                        size,
-                        output: &output,
-                        add,
-                        gather,
-                        moments: &moments,
-                        lengths: &lengths,
-                        groups: &groups,
-                        bias: &padded(self.bias),
-                        first_block: start,
-                        per_block,
-                        kernels: transformed,
-                    };
-                    whole.run::<OUT, T>(blocks);
-                }
-            });
+            let mut transformed = workspace.scratch();
+            let transformed = transformed.px(blocks_at_once * per_block);
+            for start in (0..blocks).step_by(blocks_at_once) {
+                let blocks = start..(start + blocks_at_once).min(blocks);
+                let kernels = &mut transformed[..blocks.len() * per_block];
+                self.transform_kernels::<OUT, T>(taps, blocks.clone(), per_block, kernels);
+                let whole = Whole {
+                    convolution: self,
+                    taps,
+                    input,
+                    course,
+                    size,
+                    output: &output,
+                    add,
+                    gather,
+                    moments: &moments,
+                    lengths: &lengths,
+                    groups: &groups,
+                    bias: &padded(self.bias),
+                    first_block: start,
+                    per_block,
+                    kernels,
+                    workspace,
+                };
+                whole.run::<OUT, T>(blocks);
+            }
         }
         // SAFETY: the groups cover every px of every frame, and the tasks write them in every block.
         #[expect(unsafe_code, reason = "to not clear what is overwritten")]
         let (images, moments, lengths) = unsafe { (output.finish(), moments.finish(), lengths.finish()) };
-        let images = images.into_iter().map(|px| Image::filled(px, channels_out, size));
+        let images = images.into_iter().map(|px| Image::filled(px, channels_out, size, workspace));
         match gather {
             Gather::Nothing => images.collect(),
             Gather::Moments => images.zip(moments).map(|(image, moments)| image.with(Statistics::Moments(moments))).collect(),
@@ -140,13 +135,8 @@ impl Convolution<'_> {
     }
 
     /// By block of output channels, place, tap, value and input channel.
-    fn transform_kernels<const OUT: usize, T: Tiles<OUT>>(&self, taps: usize, blocks: Range<usize>, per_block: usize, transformed: &mut Vec<Px>) {
-        let length = blocks.len() * per_block;
-        if transformed.len() < length {
-            *transformed = crate::memory::large(length);
-            transformed.resize(length, Px::ZERO);
-        }
-        transformed[..length].par_chunks_mut(per_block.max(1)).zip(blocks).for_each(|(part, block)| {
+    fn transform_kernels<const OUT: usize, T: Tiles<OUT>>(&self, taps: usize, blocks: Range<usize>, per_block: usize, transformed: &mut [Px]) {
+        transformed.par_chunks_mut(per_block.max(1)).zip(blocks).for_each(|(part, block)| {
             dispatch(Kernels::<OUT, T> { convolution: self, taps, block, part, form: std::marker::PhantomData });
         });
     }
@@ -276,6 +266,7 @@ struct Whole<'a> {
     first_block: usize,
     per_block: usize,
     kernels: &'a [Px],
+    workspace: &'a Workspace,
 }
 
 impl Whole<'_> {
@@ -297,7 +288,8 @@ impl Whole<'_> {
         // Something for every thread, where the picture is small.
         let parts = if self.gather == Gather::Lengths { 1 } else { threads.div_ceil(ranges * frame_batches).min(blocks.len().div_ceil(2)) };
         let share = |whole: usize, of: usize, at: usize| whole * at / of..whole * (at + 1) / of;
-        (0..ranges * frame_batches * parts).into_par_iter().for_each(|task| {
+        let run = |scratch: &mut Scratch, task: usize| {
+            self.workspace.check();
             let (range, batch, part) = (task / parts / frame_batches, task / parts % frame_batches, task % parts);
             let task = Task::<OUT, T> {
                 whole: self,
@@ -306,8 +298,9 @@ impl Whole<'_> {
                 blocks: share(blocks.len(), parts, part),
                 form: std::marker::PhantomData,
             };
-            SCRATCH.with_borrow_mut(|scratch| dispatch(Work { task, scratch }));
-        });
+            dispatch(Work { task, scratch });
+        };
+        (0..ranges * frame_batches * parts).into_par_iter().for_each_init(|| self.workspace.scratch(), run);
     }
 }
 
@@ -323,7 +316,7 @@ struct Task<'a, const OUT: usize, T> {
 
 struct Work<'a, 's, const OUT: usize, T> {
     task: Task<'a, OUT, T>,
-    scratch: &'s mut Vec<Px>,
+    scratch: &'s mut Scratch,
 }
 
 impl<const OUT: usize, T: Tiles<OUT>> WithSimd for Work<'_, '_, OUT, T> {
@@ -337,7 +330,7 @@ impl<const OUT: usize, T: Tiles<OUT>> WithSimd for Work<'_, '_, OUT, T> {
 
 impl<const OUT: usize, T: Tiles<OUT>> Task<'_, OUT, T> {
     #[inline(always)]
-    fn run<S: Simd>(&self, simd: S, scratch: &mut Vec<Px>) {
+    fn run<S: Simd>(&self, simd: S, scratch: &mut Scratch) {
         let Whole { convolution, taps, course, .. } = *self.whole;
         let depth = Depth::new(convolution.channels[0]);
         let rows = T::VALUES * depth.per_value;
@@ -352,12 +345,7 @@ impl<const OUT: usize, T: Tiles<OUT>> Task<'_, OUT, T> {
         let at_once = (SUMS / (T::PLACES * units * TILES * size_of::<Px>())).next_multiple_of(2).clamp(2, self.blocks.len().max(2));
         let per_sums = at_once * units * TILES + 1;
         let [slabs, sums, lines] = [seen.len() * per_slab, T::PLACES * per_sums, LINES * LINE];
-        let needed = slabs + sums + lines;
-        if scratch.len() < needed {
-            *scratch = crate::memory::large(needed);
-            scratch.resize(needed, Px::ZERO);
-        }
-        let (slabs, rest) = scratch[..needed].split_at_mut(slabs);
+        let (slabs, rest) = scratch.px(slabs + sums + lines).split_at_mut(slabs);
         let (sums, lines) = rest.split_at_mut(sums);
         let (lines, _) = lines.as_chunks_mut();
         for (input, slab) in self.whole.input[seen.clone()].iter().zip(slabs.chunks_mut(per_slab)) {
@@ -562,8 +550,9 @@ mod tests {
         fn run(&self, data: &Data) -> Vec<f32> {
             let area = self.size[0] * self.size[1];
             let [channels_in, channels_out] = self.channels;
-            let images: Vec<Image> =
-                (0..self.frames).map(|frame| Image::from_planes(&data.input[frame * area..], self.frames * area, channels_in, self.size)).collect();
+            let workspace = Workspace::default();
+            let image = |frame: usize| Image::from_planes(&data.input[frame * area..], self.frames * area, channels_in, self.size, &workspace);
+            let images: Vec<Image> = (0..self.frames).map(image).collect();
             let norms: Vec<Norm> = (0..self.frames)
                 .map(|frame| match self.norm {
                     0 => Norm::None,
@@ -586,9 +575,8 @@ mod tests {
             let size = self.output_size();
             let area = size[0] * size[1];
             let stride = self.course.frames * area;
-            let onto = self
-                .onto
-                .then(|| (0..self.course.frames).map(|frame| Image::from_planes(&data.before[frame * area..], stride, channels_out, size)).collect());
+            let before = |frame: usize| Image::from_planes(&data.before[frame * area..], stride, channels_out, size, &workspace);
+            let onto = self.onto.then(|| (0..self.course.frames).map(before).collect());
             // Someone else may hold what is added to.
             let kept = onto.clone().filter(|_| self.silu);
             let output = convolution.run(&inputs, self.course, onto);
@@ -730,7 +718,7 @@ mod tests {
         let run = |form, [down, right]: [usize; 2]| {
             let size = [height - down, width - right];
             let planes = values.chunks(height * width).flat_map(|plane| plane.chunks(width).skip(down).flat_map(|row| &row[right..]));
-            let image = Image::from_planes(&planes.copied().collect::<Vec<_>>(), size[0] * size[1], channels, size);
+            let image = Image::from_planes(&planes.copied().collect::<Vec<_>>(), size[0] * size[1], channels, size, &Workspace::default());
             let convolution = Convolution { form, weight: &weight, bias: &bias, channels: [channels; 2], taps: 1, gather: Gather::Nothing };
             let input = Input { image: &image, norm: &Norm::None, doubled: false };
             let output = convolution.run(&[input], Course { lead: 0, step: 1, frames: 1 }, None).remove(0);
@@ -782,5 +770,101 @@ mod tests {
         };
         let (wide, narrow) = (error(Form::Wide), error(Form::Narrow));
         assert!(wide < 1.6e-6 && narrow < 0.5 * wide, "{wide} {narrow}");
+    }
+
+    /// A convolution that keeps all threads of a small pool busy.
+    fn large_case() -> Case {
+        Case {
+            form: Form::Wide,
+            channels: [24, 40],
+            taps: 1,
+            size: [96, 96],
+            frames: 1,
+            course: Course { lead: 0, step: 1, frames: 1 },
+            doubled: false,
+            norm: 1,
+            silu: true,
+            onto: false,
+            gather: Gather::Moments,
+        }
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "too much")]
+    fn callers_of_one_pool_do_not_meet() {
+        let (case, data) = (large_case(), large_case().data(6));
+        let expected = case.run(&data);
+        let image = Image::from_planes(&data.input, 96 * 96, 24, [32, 32], &Workspace::default());
+        let attended = crate::attend(&image, &image, &image);
+        let done = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
+            // A thread that waits for the others takes on what another caller wants.
+            let once = || case.run(&data) == expected && crate::attend(&image, &image, &image).px() == attended.px();
+            let repeated = || (0..10).all(|_| once());
+            let from_outside = std::thread::scope(|scope| {
+                let callers: Vec<_> = (0..4).map(|_| scope.spawn(|| pool.install(repeated))).collect();
+                callers.into_iter().all(|caller| caller.join().unwrap())
+            });
+            let from_within = pool.install(|| (0..24).into_par_iter().all(|_| once()));
+            done.0.send((from_outside, from_within)).unwrap();
+        });
+        assert_eq!(done.1.recv_timeout(std::time::Duration::from_secs(120)), Ok((true, true)));
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "too much")]
+    fn a_panic_leaves_threads_and_memory_usable() {
+        let workspace = Workspace::default();
+        let image = Image::from_planes(&vec![1.0; 24 * 96 * 96], 96 * 96, 24, [96, 96], &workspace);
+        let (weight, bias) = (vec![0.1; 24 * 40 * 9], vec![0.0; 40]);
+        let convolution = Convolution { form: Form::Wide, weight: &weight, bias: &bias, channels: [24, 40], taps: 1, gather: Gather::Nothing };
+        let run =
+            |norm: &Norm| convolution.run(&[Input { image: &image, norm, doubled: false }], Course { lead: 0, step: 1, frames: 1 }, None).remove(0);
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
+        let expected = pool.install(|| run(&Norm::None));
+        let kept = workspace.kept_bytes();
+        // A norm of an image with fewer channels.
+        let other = Norm::Channels(Channels { scale: padded(&[1.0]), shift: padded(&[1.0]), silu: false });
+        for _ in 0..5 {
+            let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| pool.install(|| run(&other))));
+            assert!(panicked.is_err());
+            assert!(pool.install(|| run(&Norm::None)).px() == expected.px());
+        }
+        assert!(workspace.kept_bytes() <= kept + 3 * (1 << 20), "{} and {kept}", workspace.kept_bytes());
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "too much")]
+    fn a_cancelled_workspace_ends_what_runs_in_it() {
+        use std::sync::Arc;
+        use std::sync::atomic::{AtomicUsize, Ordering};
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
+        let asked = Arc::new(AtomicUsize::new(0));
+        let [counted, limit] = [asked.clone(), Arc::new(AtomicUsize::new(usize::MAX))];
+        let workspace = Workspace::cancellable({
+            let limit = limit.clone();
+            move || counted.fetch_add(1, Ordering::Relaxed) >= limit.load(Ordering::Relaxed)
+        });
+        let image = Image::from_planes(&vec![1.0; 24 * 96 * 96], 96 * 96, 24, [96, 96], &workspace);
+        let (weight, bias) = (vec![0.1; 24 * 24 * 9], vec![0.0; 24]);
+        let convolution = Convolution { form: Form::Wide, weight: &weight, bias: &bias, channels: [24, 24], taps: 1, gather: Gather::Nothing };
+        let input = Input { image: &image, norm: &Norm::None, doubled: false };
+        let convolve = || convolution.run(&[input], Course { lead: 0, step: 1, frames: 1 }, None).remove(0);
+        let small = Image::from_planes(&vec![1.0; 24 * 32 * 32], 32 * 32, 24, [32, 32], &workspace);
+        let attend = || crate::attend(&small, &small, &small);
+        for run in [&convolve as &(dyn Fn() -> Image + Sync), &attend] {
+            limit.store(usize::MAX, Ordering::Relaxed);
+            let expected = pool.install(run);
+            let tasks = asked.swap(0, Ordering::Relaxed);
+            limit.store(2, Ordering::Relaxed);
+            let payload = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| pool.install(run))).unwrap_err();
+            assert!(payload.is::<crate::Cancelled>());
+            // The first tasks were done, the others not.
+            assert!(tasks > 20, "{tasks}");
+            limit.store(usize::MAX, Ordering::Relaxed);
+            assert!(pool.install(run).px() == expected.px());
+            asked.store(0, Ordering::Relaxed);
+        }
     }
 }

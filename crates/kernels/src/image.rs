@@ -3,7 +3,7 @@ use std::sync::Arc;
 use rayon::iter::{IndexedParallelIterator, ParallelIterator};
 use rayon::slice::{ParallelSlice, ParallelSliceMut};
 
-use crate::memory::{keep, large};
+use crate::memory::{Block, Workspace};
 use crate::norms::Statistics;
 use crate::{LANES, Px};
 
@@ -17,29 +17,19 @@ pub struct Image {
     statistics: Option<Arc<Statistics>>,
 }
 
-/// Px whose memory is kept for the next image of their size.
-#[derive(Debug)]
-struct Block(Vec<Px>);
-
-impl Drop for Block {
-    fn drop(&mut self) {
-        keep(std::mem::take(&mut self.0));
-    }
-}
-
 impl Image {
     /// From channels of `size` (height and width) that lie `stride` values apart.
     ///
     /// # Panics
     /// When there are too few values.
     #[must_use]
-    pub fn from_planes(values: &[f32], stride: usize, channels: usize, size: [usize; 2]) -> Self {
+    pub fn from_planes(values: &[f32], stride: usize, channels: usize, size: [usize; 2], workspace: &Workspace) -> Self {
         let area = size[0] * size[1];
         if area * channels == 0 {
-            return Self::filled(Vec::new(), channels, size);
+            return Self::filled(Vec::new(), channels, size, workspace);
         }
         let planes = &values[..(channels - 1) * stride + area];
-        let mut px = large(channels.div_ceil(LANES) * area);
+        let mut px = workspace.room(channels.div_ceil(LANES) * area);
         px.resize(channels.div_ceil(LANES) * area, Px::ZERO);
         px.par_chunks_mut(area).zip(planes.par_chunks(LANES * stride)).for_each(|(block, planes)| {
             for (lane, plane) in planes.chunks(stride).enumerate() {
@@ -48,7 +38,7 @@ impl Image {
                 }
             }
         });
-        Self::filled(px, channels, size)
+        Self::filled(px, channels, size, workspace)
     }
 
     /// Writes channels that lie `stride` values apart.
@@ -61,7 +51,7 @@ impl Image {
             return;
         }
         let planes = &mut values[..(self.channels - 1) * stride + area];
-        planes.par_chunks_mut(LANES * stride).zip(self.px.0.par_chunks(area)).for_each(|(planes, block)| {
+        planes.par_chunks_mut(LANES * stride).zip(self.px.par_chunks(area)).for_each(|(planes, block)| {
             for (lane, plane) in planes.chunks_mut(stride).enumerate() {
                 for (value, px) in plane.iter_mut().zip(block) {
                     *value = px.0[lane];
@@ -72,23 +62,26 @@ impl Image {
 
     /// Zeros.
     #[must_use]
-    pub fn zeros(channels: usize, size: [usize; 2]) -> Self {
-        Self::filled(vec![Px::ZERO; channels.div_ceil(LANES) * size[0] * size[1]], channels, size)
+    pub fn zeros(channels: usize, size: [usize; 2], workspace: &Workspace) -> Self {
+        let count = channels.div_ceil(LANES) * size[0] * size[1];
+        let mut px = workspace.room(count);
+        px.resize(count, Px::ZERO);
+        Self::filled(px, channels, size, workspace)
     }
 
     /// Each px four times.
     #[must_use]
     pub fn doubled(&self) -> Self {
         let [height, width] = self.size;
-        let mut px = large(4 * self.px.0.len());
-        px.resize(4 * self.px.0.len(), Px::ZERO);
+        let mut px = self.workspace().room(4 * self.px.len());
+        px.resize(4 * self.px.len(), Px::ZERO);
         px.par_chunks_mut((2 * width).max(1)).enumerate().for_each(|(row, line)| {
             let (block, row) = (row / (2 * height), row % (2 * height) / 2);
             for (at, px) in line.iter_mut().enumerate() {
                 *px = self.block(block)[row * width + at / 2];
             }
         });
-        Self::filled(px, self.channels, [2 * height, 2 * width])
+        Self::filled(px, self.channels, [2 * height, 2 * width], self.workspace())
     }
 
     /// The sum of both.
@@ -99,21 +92,27 @@ impl Image {
     pub fn plus(self, other: &Self) -> Self {
         /// Px that one task takes.
         const STRETCH: usize = 4096;
-        let (channels, size) = (self.channels, self.size);
+        let (channels, size, workspace) = (self.channels, self.size, self.workspace().clone());
         assert!(other.channels == channels && other.size == size, "sizes");
         let mut px = self.into_px();
-        px.par_chunks_mut(STRETCH).zip(other.px.0.par_chunks(STRETCH)).for_each(|(px, other)| {
+        px.par_chunks_mut(STRETCH).zip(other.px.par_chunks(STRETCH)).for_each(|(px, other)| {
             for (px, other) in px.iter_mut().zip(other) {
                 for (value, other) in px.0.iter_mut().zip(other.0) {
                     *value += other;
                 }
             }
         });
-        Self::filled(px, channels, size)
+        Self::filled(px, channels, size, &workspace)
     }
 
-    pub(crate) fn filled(px: Vec<Px>, channels: usize, size: [usize; 2]) -> Self {
-        Self { px: Arc::new(Block(px)), channels, size, statistics: None }
+    pub(crate) fn filled(px: Vec<Px>, channels: usize, size: [usize; 2], workspace: &Workspace) -> Self {
+        Self { px: Arc::new(Block::new(px, workspace.clone())), channels, size, statistics: None }
+    }
+
+    /// Where it was made.
+    #[must_use]
+    pub fn workspace(&self) -> &Workspace {
+        self.px.workspace()
     }
 
     /// With what is known of its values.
@@ -148,20 +147,20 @@ impl Image {
     /// All blocks.
     #[cfg(test)]
     pub(crate) fn px(&self) -> &[Px] {
-        &self.px.0
+        &self.px
     }
 
     pub(crate) fn block(&self, block: usize) -> &[Px] {
-        &self.px.0[block * self.area()..][..self.area()]
+        &self.px[block * self.area()..][..self.area()]
     }
 
     /// Memory that nobody else holds: its own, or a copy.
     pub(crate) fn into_px(self) -> Vec<Px> {
         match Arc::try_unwrap(self.px) {
-            Ok(mut own) => std::mem::take(&mut own.0),
+            Ok(own) => own.into_px(),
             Err(shared) => {
-                let mut px = large(shared.0.len());
-                px.extend_from_slice(&shared.0);
+                let mut px = shared.workspace().room(shared.len());
+                px.extend_from_slice(&shared);
                 px
             }
         }
@@ -177,7 +176,7 @@ mod tests {
         for channels in [1, 3, 16, 17, 40] {
             let (size, stride) = ([3, 5], 23);
             let values: Vec<f32> = (0..channels * stride).map(|at| at as f32 + 1.0).collect();
-            let image = Image::from_planes(&values, stride, channels, size);
+            let image = Image::from_planes(&values, stride, channels, size, &Workspace::default());
             assert_eq!(image.px().len(), channels.div_ceil(16) * 15);
             assert_eq!(image.px().iter().flat_map(|px| px.0).filter(|&value| value == 0.0).count(), (channels.next_multiple_of(16) - channels) * 15);
             let mut back = vec![0.0; values.len()];

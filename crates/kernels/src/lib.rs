@@ -25,7 +25,7 @@ pub use attention::attend;
 pub use convolution::{Convolution, Course};
 pub use forms::Form;
 pub use image::Image;
-pub use memory::release;
+pub use memory::{Cancelled, Workspace};
 pub use norms::{Gather, GroupRule, Norm};
 pub use reading::Input;
 

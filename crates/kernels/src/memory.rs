@@ -5,7 +5,9 @@
 
 #![expect(unsafe_code, reason = "see above")]
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::fmt;
+use std::ops::Deref;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::Px;
 
@@ -43,8 +45,8 @@ unsafe impl<T: Send> Sync for Shared<T> {}
 
 impl Shared<Px> {
     /// Lists of `length` px that are not written yet.
-    pub(crate) fn fresh(count: usize, length: usize) -> Self {
-        Self::new((0..count).map(|_| large(length)).collect(), length)
+    pub(crate) fn fresh(count: usize, length: usize, workspace: &Workspace) -> Self {
+        Self::new((0..count).map(|_| workspace.room(length)).collect(), length)
     }
 }
 
@@ -108,39 +110,192 @@ impl<T: Value> Shared<T> {
 /// Px that a block has at least to be kept for the next one of its size.
 const KEPT_PX: usize = (4 << 20) / size_of::<Px>();
 
-/// Blocks that nobody uses: those that the system gives it fills with zeros first, which takes longer than some layers.
-static KEPT: Mutex<Vec<Vec<Px>>> = Mutex::new(Vec::new());
+/// What one run of a model has of its own: memory that goes from image to image, and the question whether to go on. Clones are one workspace.
+///
+/// Blocks that the system gives it fills with zeros first, which takes longer than some layers: so those of images that are gone are kept for images to come.
+/// Every image knows the workspace that it was made in, and what is made of it is made there, too. With the last image and the last clone all memory goes back
+/// to the system.
+#[derive(Clone, Default)]
+pub struct Workspace(Arc<Inner>);
 
-fn kept() -> MutexGuard<'static, Vec<Vec<Px>>> {
-    KEPT.lock().unwrap_or_else(PoisonError::into_inner)
+#[derive(Default)]
+struct Inner {
+    blocks: Mutex<Blocks>,
+    /// What no task uses, written from end to end.
+    scratch: Mutex<Vec<Vec<Px>>>,
+    is_cancelled: Option<Box<dyn Fn() -> bool + Send + Sync>>,
 }
 
-/// Keeps a block for the next one of its size.
-pub(crate) fn keep(mut px: Vec<Px>) {
-    if px.capacity() >= KEPT_PX {
-        px.clear();
-        kept().push(px);
+/// Large blocks. Those that nobody uses are kept as far as all together are no larger than those in use have been at the most: what is kept takes no memory
+/// that was not needed anyway.
+#[derive(Default)]
+struct Blocks {
+    /// That nobody uses, the oldest first.
+    kept: Vec<Vec<Px>>,
+    /// Px of blocks in use, now and at the most.
+    used: usize,
+    peak: usize,
+}
+
+impl Blocks {
+    fn kept_px(&self) -> usize {
+        self.kept.iter().map(Vec::capacity).sum()
+    }
+
+    /// One of that size, if it is kept, and those that go to the system for it.
+    fn take(&mut self, count: usize) -> (Option<Vec<Px>>, Vec<Vec<Px>>) {
+        self.used += count;
+        self.peak = self.peak.max(self.used);
+        let found = self.kept.iter().rposition(|px| px.capacity() == count).map(|at| self.kept.remove(at));
+        let mut over = (self.kept_px() + self.used).saturating_sub(self.peak);
+        let oldest = self.kept.iter().take_while(|px| {
+            let goes = over > 0;
+            over = over.saturating_sub(px.capacity());
+            goes
+        });
+        let oldest = oldest.count();
+        (found, self.kept.drain(..oldest).collect())
+    }
+
+    fn give_back(&mut self, px: Vec<Px>) {
+        self.used = self.used.saturating_sub(px.capacity());
+        self.kept.push(px);
     }
 }
 
-/// Gives the blocks that are kept for the next ones back to the system.
-pub fn release() {
-    let blocks = std::mem::take(&mut *kept());
-    drop(blocks);
+/// With this as its payload a panic leaves kernels whose workspace is cancelled. No panic hook is called.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cancelled;
+
+impl fmt::Debug for Workspace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Workspace")
+    }
 }
 
-/// Room for so many px.
-pub(crate) fn large(count: usize) -> Vec<Px> {
-    if count >= KEPT_PX {
-        let mut kept = kept();
-        if let Some(at) = kept.iter().rposition(|px| px.capacity() == count) {
-            return kept.swap_remove(at);
+impl Workspace {
+    /// A workspace whose kernels end, by unwinding with [`Cancelled`], soon after `is_cancelled` says so. It is asked by every task, on any thread.
+    pub fn cancellable(is_cancelled: impl Fn() -> bool + Send + Sync + 'static) -> Self {
+        Self(Arc::new(Inner { is_cancelled: Some(Box::new(is_cancelled)), ..Inner::default() }))
+    }
+
+    /// Unwinds with [`Cancelled`] when there is no use in going on.
+    pub fn check(&self) {
+        if self.0.is_cancelled.as_ref().is_some_and(|is_cancelled| is_cancelled()) {
+            std::panic::resume_unwind(Box::new(Cancelled));
         }
-        drop(kept);
-        // Pictures have another size from here on.
-        release();
     }
-    from_system(count)
+
+    /// Keeps a block for the next one of its size.
+    fn keep(&self, mut px: Vec<Px>) {
+        if px.capacity() >= KEPT_PX {
+            px.clear();
+            lock(&self.0.blocks).give_back(px);
+        }
+    }
+
+    /// Room for so many px.
+    pub(crate) fn room(&self, count: usize) -> Vec<Px> {
+        if count >= KEPT_PX {
+            let (found, over) = lock(&self.0.blocks).take(count);
+            drop(over);
+            if let Some(px) = found {
+                return px;
+            }
+        }
+        from_system(count)
+    }
+
+    /// What a task needs for itself.
+    pub(crate) fn scratch(&self) -> Scratch {
+        Scratch { px: Vec::new(), workspace: self.clone() }
+    }
+
+    /// Bytes that nobody uses.
+    #[cfg(test)]
+    pub(crate) fn kept_bytes(&self) -> usize {
+        (lock(&self.0.blocks).kept_px() + lock(&self.0.scratch).iter().map(Vec::capacity).sum::<usize>()) * size_of::<Px>()
+    }
+}
+
+/// A panic while memory is kept leaves nothing half done.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Px whose memory goes back to their workspace.
+#[derive(Debug)]
+pub(crate) struct Block {
+    px: Vec<Px>,
+    workspace: Workspace,
+}
+
+impl Block {
+    pub(crate) fn new(px: Vec<Px>, workspace: Workspace) -> Self {
+        Self { px, workspace }
+    }
+
+    pub(crate) fn workspace(&self) -> &Workspace {
+        &self.workspace
+    }
+
+    pub(crate) fn into_px(mut self) -> Vec<Px> {
+        std::mem::take(&mut self.px)
+    }
+}
+
+impl Deref for Block {
+    type Target = [Px];
+
+    fn deref(&self) -> &[Px] {
+        &self.px
+    }
+}
+
+impl Drop for Block {
+    fn drop(&mut self) {
+        self.workspace.keep(std::mem::take(&mut self.px));
+    }
+}
+
+/// Memory that goes back to its workspace as it was left. It belongs to a task, not to a thread: a thread that waits within one task may take on another.
+pub(crate) struct Scratch {
+    px: Vec<Px>,
+    workspace: Workspace,
+}
+
+impl Scratch {
+    /// So many px, with whatever was left in them.
+    pub(crate) fn px(&mut self, count: usize) -> &mut [Px] {
+        if self.px.len() < count {
+            self.give_back();
+            let mut kept = lock(&self.workspace.0.scratch);
+            let sizes = || kept.iter().map(Vec::len).enumerate();
+            let smallest = sizes().filter(|&(_, size)| size >= count).min_by_key(|&(_, size)| size);
+            // One that is too small is replaced.
+            let found = smallest.or_else(|| sizes().max_by_key(|&(_, size)| size));
+            self.px = found.map(|(at, _)| kept.swap_remove(at)).unwrap_or_default();
+            drop(kept);
+            if self.px.len() < count {
+                self.px = Vec::new();
+                self.px = from_system(count);
+                self.px.resize(count, Px::ZERO);
+            }
+        }
+        &mut self.px[..count]
+    }
+
+    fn give_back(&mut self) {
+        if !self.px.is_empty() {
+            lock(&self.workspace.0.scratch).push(std::mem::take(&mut self.px));
+        }
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        self.give_back();
+    }
 }
 
 /// Where the system can, large blocks lie in large pages, of which a processor remembers where they are.
@@ -162,12 +317,13 @@ fn from_system(count: usize) -> Vec<Px> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Image;
 
     #[test]
     fn threads_write_and_add_side_by_side() {
         const PER_THREAD: usize = 3;
         let of = |at: usize| Px([at as f32; 16]);
-        let shared = Shared::fresh(2, 4 * PER_THREAD);
+        let shared = Shared::fresh(2, 4 * PER_THREAD, &Workspace::default());
         assert_eq!(shared.size(), [2, 12]);
         let write = |thread: usize, add: bool| {
             for list in 0..2 {
@@ -205,30 +361,81 @@ mod tests {
         assert_eq!(unsafe { shared.finish() }, [vec![1.0; 5]]);
     }
 
+    fn image(channels: usize, size: [usize; 2], workspace: &Workspace) -> Image {
+        Image::zeros(channels, size, workspace)
+    }
+
     #[test]
     fn blocks_go_to_the_next_of_their_size() {
-        let size = KEPT_PX + 12345;
-        // Other tests that ask for other sizes at the same time have what is kept given back.
-        let is_reused = (0..1000).any(|_| {
-            let block = large(size);
-            let place = block.as_ptr();
-            keep(block);
-            let next = large(size);
-            assert!(next.is_empty() && next.capacity() == size);
-            next.as_ptr() == place
-        });
-        assert!(is_reused);
-        keep(large(size));
-        release();
-        assert!(kept().iter().all(|px| px.capacity() != size));
-        keep(Vec::with_capacity(1));
-        assert!(kept().iter().all(|px| px.capacity() >= KEPT_PX));
+        let (workspace, size) = (Workspace::default(), [300, 300]);
+        let first = image(16, size, &workspace);
+        let place = first.px().as_ptr();
+        drop(first.clone());
+        assert_eq!(workspace.kept_bytes(), 0);
+        drop(first);
+        assert_eq!(workspace.kept_bytes(), 300 * 300 * size_of::<Px>());
+        let next = image(16, size, &workspace);
+        assert_eq!(next.px().as_ptr(), place);
+        assert_eq!(workspace.kept_bytes(), 0);
+    }
+
+    #[test]
+    fn no_more_is_kept_than_has_been_in_use() {
+        let workspace = Workspace::default();
+        let kept_rows = || workspace.kept_bytes() / size_of::<Px>() / 1000;
+        let rows = |rows: usize| image(16, [rows, 1000], &workspace);
+        drop([rows(100), rows(200)]);
+        assert_eq!(kept_rows(), 300);
+        // The oldest go.
+        let other = rows(150);
+        assert_eq!(kept_rows(), 0);
+        drop(other);
+        let [first, second, third] = [rows(100), rows(70), rows(80)];
+        assert_eq!(kept_rows(), 0);
+        drop((first, second));
+        assert_eq!(kept_rows(), 170);
+        let fourth = rows(90);
+        assert_eq!(kept_rows(), 70);
+        // What is small does not count.
+        drop(rows(1));
+        assert_eq!(kept_rows(), 70);
+        drop((third, fourth));
+        assert_eq!(kept_rows(), 240);
+    }
+
+    #[test]
+    fn nothing_is_kept_beyond_the_last_image() {
+        let workspace = Workspace::default();
+        let remembered = Arc::downgrade(&workspace.0);
+        workspace.scratch().px(123);
+        let [first, last] = [image(16, [300, 300], &workspace), image(16, [300, 300], &workspace)];
+        drop(workspace);
+        drop(first);
+        let kept = remembered.upgrade().map(|inner| Workspace(inner).kept_bytes());
+        assert_eq!(kept, Some((123 + 300 * 300) * size_of::<Px>()));
+        drop(last);
+        assert!(remembered.upgrade().is_none());
+    }
+
+    #[test]
+    fn scratch_is_kept_by_its_size() {
+        let workspace = Workspace::default();
+        let [mut small, mut large] = [(); 2].map(|()| workspace.scratch());
+        small.px(10).fill(Px([1.0; 16]));
+        large.px(1000).fill(Px([2.0; 16]));
+        drop((small, large));
+        let mut scratch = workspace.scratch();
+        assert_eq!(scratch.px(5), [Px([1.0; 16]); 5]);
+        assert_eq!(scratch.px(11), [Px([2.0; 16]); 11]);
+        assert_eq!(scratch.px(1001), [Px::ZERO; 1001]);
+        drop(scratch);
+        assert_eq!(workspace.kept_bytes(), (10 + 1001) * size_of::<Px>());
     }
 
     #[test]
     fn large_blocks_are_as_large_as_asked() {
         for count in [0, 1, (5 << 20) / size_of::<Px>()] {
-            let mut px = large(count);
+            let mut px = Workspace::default().room(count);
             let before = px.as_ptr();
             px.resize(count, Px::ZERO);
             assert_eq!(px.as_ptr(), before);

@@ -131,11 +131,12 @@ impl Norm {
         if matches!(self, Self::None) || area == 0 {
             return image;
         }
+        let workspace = image.workspace().clone();
         let mut px = image.into_px();
         px.par_chunks_mut(area).enumerate().for_each(|(block, px)| {
             px.par_chunks_mut(STRETCH).enumerate().for_each(|(stretch, px)| dispatch(Applied { norm: self, block, start: stretch * STRETCH, px }));
         });
-        Image::filled(px, channels, size)
+        Image::filled(px, channels, size, &workspace)
     }
 
     /// Normalises px of a block; `place` is where each lies in its picture.
@@ -343,6 +344,7 @@ impl Image {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Workspace;
 
     fn values(count: usize, offset: f32) -> Vec<f32> {
         (0..count).map(|at| (at as f32 * 0.37).sin() * 2.0 + offset).collect()
@@ -362,7 +364,7 @@ mod tests {
             let (input, weight, bias) = (values(channels * area, offset), values(channels, 0.1), values(channels, 0.7));
             for then_silu in [false, true] {
                 let rule = GroupRule { groups, epsilon: 1e-6, then_silu };
-                let image = Image::from_planes(&input, area, channels, size);
+                let image = Image::from_planes(&input, area, channels, size, &Workspace::default());
                 let got = planes(&Norm::in_groups(&image, &weight, &bias, rule).applied(image));
                 for (group, part) in input.chunks(channels / groups * area).enumerate() {
                     let count = part.len() as f64;
@@ -388,7 +390,7 @@ mod tests {
             // A px without length.
             input.iter_mut().step_by(area).for_each(|value| *value = 0.0);
             for then_silu in [false, true] {
-                let image = Image::from_planes(&input, area, channels, size);
+                let image = Image::from_planes(&input, area, channels, size, &Workspace::default());
                 let got = planes(&Norm::of_pixels(&image, &gamma, then_silu).applied(image));
                 for px in 0..area {
                     let of = |channel: usize| f64::from(input[channel * area + px]);

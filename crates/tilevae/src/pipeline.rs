@@ -1,15 +1,18 @@
 use std::collections::BTreeMap;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use burn::tensor::{DType, Device};
-use parallel::{Executor, Job, Progress, RunStats, Stop, Worker};
-use tiling::{BlendPolicy, Block, BoxError, Canvas, Compositor, FrameScale, Geometry, Grid, Region, Sink, TileOp, TileSource};
-use vae_core::layers::Rounding;
-use vae_core::{Clamp, Decode, DeviceName, Encode, Model, Posterior, Registry, Vae, VaeError, VaeSpec};
+use parallel::{ExecError, Executor, Job, Progress, RunStats, Stop, Worker};
+use tiling::{BlendPolicy, Block, BoxError, Canvas, Compositor, FrameScale, Geometry, Grid, Party, Region, Sink, TileOp, TileSource, guard};
+use vae_core::layers::{Rounding, Run};
+use vae_core::{Clamp, Decode, DeviceName, Encode, Model, Posterior, Registry, Vae, VaeError, VaeSpec, is_in_host_memory};
 
+use crate::finite::FiniteSource;
 use crate::warming;
 use crate::workers::{self, Late, Seat, check_devices, seats};
-use crate::{Config, Direction, DtypeConfig, Error, FittedFrames, LatentSpace, OnNan, OpenDevice, RunPlan, io, open_devices};
+use crate::{
+    Config, Direction, DtypeConfig, Error, FittedFrames, LatentSpace, NonFinite, OnNonFinite, OnNonFiniteInput, OpenDevice, RunPlan, io, open_devices,
+};
 
 /// Finds the model that a configuration names. No weights are loaded.
 ///
@@ -41,25 +44,37 @@ pub struct Pipeline {
 struct Replica {
     vae: Arc<dyn Vae>,
     /// What it takes to have it in f32, too.
-    wide: Option<Wide>,
+    wide: Option<Arc<Wide>>,
 }
 
 /// A model in f32, loaded when the first tile needs it.
 #[derive(Debug)]
 struct Wide {
     model: Model,
-    device: Device,
-    vae: OnceLock<Arc<dyn Vae>>,
+    /// One for each device that has it, whatever the number of workers there. Whoever comes while it is loaded waits for it.
+    replicas: Mutex<Vec<Arc<dyn Vae>>>,
 }
 
 impl Wide {
-    fn vae(&self) -> Result<Arc<dyn Vae>, VaeError> {
-        if let Some(vae) = self.vae.get() {
-            return Ok(vae.clone());
+    /// The model on a device. What lies in host memory already is not read again.
+    fn on(&self, device: &Device, stop: &Stop) -> Result<Arc<dyn Vae>, VaeError> {
+        let mut replicas = self.replicas.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(replica) = replicas.iter().find(|replica| replica.device() == *device) {
+            return Ok(replica.clone());
         }
-        tracing::info!("loading the model in f32, too");
-        let vae: Arc<dyn Vae> = self.model.load(&self.device, DType::F32)?.into();
-        Ok(self.vae.get_or_init(|| vae).clone())
+        let source = replicas.iter().find(|replica| is_in_host_memory(&replica.device()));
+        let load = || {
+            Run::new(stop).during(|| match source {
+                Some(replica) => Ok(replica.to_device(device)),
+                None => {
+                    tracing::info!("loading the model in f32, too");
+                    self.model.load(device, DType::F32)
+                }
+            })?
+        };
+        let replica: Arc<dyn Vae> = workers::on_own_threads(load)?.into();
+        replicas.push(replica.clone());
+        Ok(replica)
     }
 }
 
@@ -95,27 +110,43 @@ impl Pipeline {
     /// The same on devices that are open already.
     ///
     /// # Errors
-    /// When the executor cannot use the devices, or the weights do not fit.
+    /// When the executor cannot use the devices, one does not compute in the type that it is to, or the weights do not fit.
     pub fn load_on(config: &Config, model: &Model, devices: &[OpenDevice]) -> Result<Self, Error> {
+        Self::load_until(config, model, devices, &Stop::default())
+    }
+
+    /// The same with a switch that ends the loading, too.
+    ///
+    /// # Errors
+    /// Those of [`load_on`](Self::load_on), and [`ExecError::Stopped`] once the switch is thrown.
+    pub fn load_until(config: &Config, model: &Model, devices: &[OpenDevice], stop: &Stop) -> Result<Self, Error> {
+        let loaded = Run::new(stop).during(|| Self::load_unwatched(config, model, devices));
+        Ok(loaded.map_err(|_| ExecError::Stopped)??.with_stop(stop.clone()))
+    }
+
+    fn load_unwatched(config: &Config, model: &Model, devices: &[OpenDevice]) -> Result<Self, Error> {
         let executor = config.executor.build();
         check_devices(&config.devices, executor.as_ref())?;
         let seats = seats(&config.devices, devices, executor.as_ref())?;
-        let mut vaes: Vec<Arc<Replica>> = Vec::new();
-        for OpenDevice { name, device } in devices {
-            let asked = config.devices.dtype.get(name).copied().unwrap_or(config.model.dtype);
-            let dtype = dtype(asked, name, model)?;
+        let mut vaes: Vec<Arc<dyn Vae>> = Vec::new();
+        for (OpenDevice { name, device }, dtype) in devices.iter().zip(dtypes(config, model, devices)?) {
             if dtype == DType::F32 && config.devices.tf32 && vae_core::adapter(device).is_some_and(|gpu| gpu.has_tf32) {
                 tracing::info!("{name} rounds what it multiplies from f32 to TF32; devices.tf32 = false keeps it from that");
             }
-            let like = vaes.iter().find(|replica| replica.vae.dtype() == dtype);
+            let like = vaes.iter().find(|vae| vae.dtype() == dtype);
             let vae: Arc<dyn Vae> = match like {
-                Some(replica) => replica.vae.to_device(device).into(),
+                Some(vae) => vae.to_device(device).into(),
                 None => model.load(device, dtype)?.into(),
             };
-            let is_narrow = dtype != DType::F32 && config.model.on_nan == OnNan::Upcast;
-            let wide = is_narrow.then(|| Wide { model: model.clone(), device: device.clone(), vae: OnceLock::new() });
-            vaes.push(Arc::new(Replica { vae, wide }));
+            vaes.push(vae);
         }
+        let wide = vaes.iter().filter(|vae| vae.dtype() == DType::F32).cloned().collect();
+        let wide = Arc::new(Wide { model: model.clone(), replicas: Mutex::new(wide) });
+        let replica = |vae: Arc<dyn Vae>| {
+            let is_narrow = vae.dtype() != DType::F32 && config.model.on_non_finite == OnNonFinite::Upcast;
+            Arc::new(Replica { vae, wide: is_narrow.then(|| wide.clone()) })
+        };
+        let vaes = vaes.into_iter().map(replica).collect();
         let grid = |direction: Direction| Ok::<_, Error>(Arc::from(direction.grid(config, &model.spec)?));
         let grids = [grid(Direction::Decode)?, grid(Direction::Encode)?];
         Ok(Self {
@@ -210,7 +241,7 @@ impl Pipeline {
     /// `[b, latent_channels, t, h, w]` to `[b, output_channels, t', h * ratio, w * ratio]`, about -1 to 1.
     ///
     /// # Errors
-    /// When the model does not take the latents or a tile fails.
+    /// When the model does not take the latents, some are not finite (unless the configuration allows it), or a tile fails.
     pub fn decode(&self, latents: &dyn TileSource, progress: &mut dyn Progress) -> Result<Block, Error> {
         let mut canvas = Canvas::default();
         self.decode_to(latents, &mut canvas, progress)?;
@@ -220,10 +251,11 @@ impl Pipeline {
     /// Decodes to a sink, which takes parts of the picture and frames of the clip as they are finished.
     ///
     /// # Errors
-    /// When the model does not take the latents, a tile fails or the sink does.
+    /// When the model does not take the latents, some are not finite (unless the configuration allows it), a tile fails or the sink does.
     pub fn decode_to(&self, latents: &dyn TileSource, sink: &mut dyn Sink, progress: &mut dyn Progress) -> Result<RunStats, Error> {
-        let plan = self.plan(Direction::Decode, latents.shape())?;
-        let workers = self.decoders(sink.rounds_to_eight_bits() && !plan.tiles.is_tiled());
+        let plan = self.plan(Direction::Decode, called(Party::Source, || latents.shape())?)?;
+        io::check_space(&std::env::temp_dir(), plan.scratch_bytes())?;
+        let workers = self.decoders(called(Party::Sink, || sink.rounds_to_eight_bits())? && !plan.tiles.is_tiled());
         let own = OwnLatents { latents, spec: self.spec(), space: self.config.io.latent_space };
         self.run(&plan, &own, &workers, sink, progress)
     }
@@ -236,10 +268,11 @@ impl Pipeline {
     /// `[b, input_channels, t', h, w]`, -1 to 1, to `[b, latent_channels, t, h / ratio, w / ratio]`.
     ///
     /// # Errors
-    /// When the model does not take the samples or a tile fails.
+    /// When the model does not take the samples, some are not finite (unless the configuration allows it), or a tile fails.
     pub fn encode(&self, samples: &dyn TileSource, progress: &mut dyn Progress) -> Result<Encoded, Error> {
-        let samples = FittedFrames::new(samples, self.spec().frames, self.config.io.frames)?;
-        let plan = self.plan(Direction::Encode, samples.shape())?;
+        let samples = called(Party::Source, || FittedFrames::new(samples, self.spec().frames, self.config.io.frames))??;
+        let plan = self.plan(Direction::Encode, called(Party::Source, || samples.shape())?)?;
+        io::check_space(&std::env::temp_dir(), plan.scratch_bytes())?;
         let mut canvas = Canvas::default();
         let stats = self.run(&plan, &samples, &self.encoders(), &mut canvas, progress)?;
         let moments = canvas.into_block();
@@ -271,9 +304,9 @@ impl Pipeline {
     fn workers(&self, geometry: Geometry, op: impl Fn(Arc<dyn Vae>) -> Arc<dyn TileOp> + Copy + Send + Sync + 'static) -> Vec<Worker> {
         let worker = |seat: &Seat| {
             let replica = &self.vaes[seat.device];
-            let wide = replica.wide.is_some().then(|| {
-                let replica = replica.clone();
-                let make = move || Ok(op(replica.wide.as_ref().map_or_else(|| Ok(replica.vae.clone()), Wide::vae)?));
+            let wide = replica.wide.clone().map(|wide| {
+                let (device, stop) = (replica.vae.device(), self.stop.clone());
+                let make = move || Ok(op(wide.on(&device, &stop)?));
                 let late = Late { geometry, frames_per_chunk: self.frames_per_chunk(), make, op: OnceLock::new() };
                 Arc::new(late) as Arc<dyn TileOp>
             });
@@ -283,6 +316,35 @@ impl Pipeline {
     }
 
     fn run(
+        &self,
+        plan: &RunPlan,
+        source: &dyn TileSource,
+        workers: &[Worker],
+        sink: &mut dyn Sink,
+        progress: &mut dyn Progress,
+    ) -> Result<RunStats, Error> {
+        if self.config.io.on_non_finite == OnNonFiniteInput::Allow {
+            return self.run_any(plan, source, workers, sink, progress);
+        }
+        let what = if plan.direction == Direction::Decode { "latents" } else { "samples" };
+        let look = || match called(Party::Source, || NonFinite::in_source(source))? {
+            Ok(None) => Ok(()),
+            Ok(Some(found)) => Err(Error::NonFinite { what, found }),
+            Err(source) => Err(Error::Source { what, source }),
+        };
+        if source.is_in_memory() {
+            look()?;
+        }
+        let finite = FiniteSource::new(source);
+        let ran = self.run_any(plan, &finite, workers, sink, progress);
+        // A piece tells what is in it alone.
+        if finite.has_failed() {
+            look()?;
+        }
+        ran
+    }
+
+    fn run_any(
         &self,
         plan: &RunPlan,
         source: &dyn TileSource,
@@ -300,23 +362,57 @@ impl Pipeline {
     }
 }
 
-/// The dtype to compute in. As diffusers' pipelines do, f16 becomes f32 where the model says that it overflows. Processors compute fastest in f32.
-fn dtype(asked: DtypeConfig, device: &DeviceName, model: &Model) -> Result<DType, Error> {
-    let dtype = match asked {
-        DtypeConfig::Auto if matches!(device, DeviceName::Cpu | DeviceName::Ndarray) => DType::F32,
-        DtypeConfig::Auto => model.stored_dtype()?,
-        DtypeConfig::F32 => DType::F32,
-        DtypeConfig::F16 => DType::F16,
-        DtypeConfig::Bf16 => DType::BF16,
-    };
-    match dtype {
-        DType::F16 if model.spec.force_upcast => {
-            tracing::info!("the model's force_upcast asks for f32 in place of f16");
-            Ok(DType::F32)
-        }
-        DType::F16 | DType::BF16 => Ok(dtype),
-        _ => Ok(DType::F32),
+/// What the caller brought is asked; a panic of it is an error.
+fn called<T>(who: Party, call: impl FnOnce() -> T) -> Result<T, Error> {
+    Ok(guard(who, call).map_err(ExecError::from)?)
+}
+
+/// The dtype that each device computes in. As in diffusers' pipelines for SDXL, f16 becomes f32 where the model says that it overflows. Processors compute
+/// fastest in f32.
+fn dtypes(config: &Config, model: &Model, devices: &[OpenDevice]) -> Result<Vec<DType>, Error> {
+    let force_upcast = model.spec.force_upcast;
+    let mut overruled = Vec::new();
+    let mut dtypes = Vec::new();
+    for OpenDevice { name, device } in devices {
+        let of_device = config.devices.dtype.get(name).copied();
+        let asked = of_device.unwrap_or(config.model.dtype);
+        let dtype = match asked {
+            DtypeConfig::Auto if matches!(name, DeviceName::Cpu | DeviceName::Ndarray) => DType::F32,
+            DtypeConfig::Auto => Some(model.stored_dtype()?).filter(|dtype| matches!(dtype, DType::F16 | DType::BF16)).unwrap_or(DType::F32),
+            DtypeConfig::F32 => DType::F32,
+            DtypeConfig::F16 => DType::F16,
+            DtypeConfig::Bf16 => DType::BF16,
+        };
+        // What devices of other machines can do is not asked.
+        let is_able = dtype == DType::F32 || matches!(name, DeviceName::Remote { .. }) || device.supports_dtype(dtype);
+        dtypes.push(match asked {
+            DtypeConfig::Auto if (dtype == DType::F16 && force_upcast) || !is_able => {
+                let why = if is_able { "the model's force_upcast asks for that".to_owned() } else { format!("{name} does not compute in that type") };
+                tracing::info!("{name} computes in f32, though the weights are {dtype:?}: {why}");
+                DType::F32
+            }
+            DtypeConfig::F16 if force_upcast => {
+                overruled.push(if of_device.is_some() { format!("devices.dtype of {name}") } else { "model.dtype".to_owned() });
+                DType::F32
+            }
+            _ if !is_able => {
+                let key = if of_device.is_some() { "devices.dtype" } else { "model.dtype" };
+                let message = format!("{name} does not compute in {dtype:?}; f32 is possible");
+                return Err(Error::ConfigValue { key: key.to_owned(), message });
+            }
+            _ => dtype,
+        });
     }
+    overruled.dedup();
+    if !overruled.is_empty() {
+        let says = if model.config.get("force_upcast").is_some() { "sets force_upcast" } else { "does not mention force_upcast, which is on then" };
+        tracing::warn!(
+            "f32 is computed in, though {} is \"f16\": the configuration of the model {says}, since f16 overflows; bf16 does not, and a configuration with \
+             \"force_upcast\": false (see model.config) allows f16",
+            overruled.join(" and ")
+        );
+    }
+    Ok(dtypes)
 }
 
 /// What is finished, within the range that the model's samples have.
@@ -352,6 +448,10 @@ impl TileSource for OwnLatents<'_> {
         }
         Ok(tile)
     }
+
+    fn is_in_memory(&self) -> bool {
+        self.latents.is_in_memory()
+    }
 }
 
 #[cfg(all(test, feature = "flex", feature = "kl"))]
@@ -380,6 +480,47 @@ mod tests {
         // Processors compute in f32 unless they are told not to.
         assert_eq!(decode(DEMO, "auto", 16), decode(DEMO, "f32", 16));
         assert_ne!(decode(DEMO, "f16", 16), decode(DEMO, "f32", 16));
+    }
+
+    /// A source of which nothing is known but what is read.
+    struct Stream(Block);
+
+    impl TileSource for Stream {
+        fn shape(&self) -> [usize; 5] {
+            self.0.shape()
+        }
+
+        fn read(&self, region: &Region) -> Result<Block, BoxError> {
+            Ok(self.0.region(region))
+        }
+    }
+
+    #[test]
+    fn what_is_not_finite_is_refused_from_any_source() {
+        let mut wrong = latents(16);
+        // In the last tile, and out of range once it is scaled.
+        wrong.row_mut(2, 5)[9] = f32::NAN;
+        wrong.row_mut(7, 5)[8] = f32::MAX;
+        let expected = |error: Error, what: &str, at: &str, count: usize| {
+            let message = error.to_string();
+            assert!(matches!(error, Error::NonFinite { .. }) && message.contains(what) && message.contains(at), "{message}");
+            assert!(message.contains(&format!("{count} of ")) && message.contains("io.on_non_finite"), "{message}");
+        };
+        for executor in ["sequential", "multi-device", "pipelined"] {
+            let text = format!("model.path = {DEMO:?}\ntiling.tile_px = 32\nexecutor.kind = {executor:?}");
+            let pipeline = Pipeline::load(&Config::from_toml(&text).unwrap()).unwrap();
+            let count = if pipeline.spec().latent_norm.scale.iter().any(|&scale| scale > 1.0) { 2 } else { 1 };
+            expected(pipeline.decode(&wrong, &mut ()).unwrap_err(), "latents", "[0, 2, 0, 5, 9]", count);
+            expected(pipeline.decode(&Stream(wrong.clone()), &mut ()).unwrap_err(), "latents", "[0, 2, 0, 5, 9]", count);
+            let mut samples = Block::zeros([1, 3, 1, 48, 80]);
+            samples.row_mut(1, 40)[79] = f32::NEG_INFINITY;
+            expected(pipeline.encode(&samples, &mut ()).unwrap_err(), "samples", "[0, 1, 0, 40, 79]", 1);
+            expected(pipeline.encode(&Stream(samples.clone()), &mut ()).unwrap_err(), "samples", "[0, 1, 0, 40, 79]", 1);
+            let allowing = Pipeline::load(&Config::from_toml(&format!("{text}\nio.on_non_finite = \"allow\"")).unwrap()).unwrap();
+            let answer = allowing.decode(&wrong, &mut ()).unwrap();
+            assert!(answer.data().iter().any(|value| value.is_nan()));
+            allowing.encode(&Stream(samples), &mut ()).unwrap();
+        }
     }
 
     #[test]
@@ -460,6 +601,72 @@ mod tests {
         fn corner(&self) -> Corner {
             Corner::Separable
         }
+    }
+
+    /// Panics at whatever it is asked.
+    #[derive(Debug)]
+    struct Broken;
+
+    impl TileSource for Broken {
+        fn shape(&self) -> [usize; 5] {
+            panic!("broken")
+        }
+
+        fn read(&self, _: &Region) -> Result<Block, BoxError> {
+            panic!("broken")
+        }
+    }
+
+    impl Sink for Broken {
+        fn take(&mut self, _: [usize; 3], _: [usize; 3], _: Block) -> Result<(), BoxError> {
+            panic!("broken")
+        }
+    }
+
+    impl Progress for Broken {
+        fn hear(&mut self, _: &parallel::Event) {
+            panic!("broken")
+        }
+    }
+
+    impl Grid for Broken {
+        fn spans(&self, _: tiling::Scale, _: [usize; 2]) -> Result<[Vec<Span>; 2], tiling::GridError> {
+            panic!("broken")
+        }
+    }
+
+    impl BlendPolicy for Broken {
+        fn weight(&self, _: usize, _: usize) -> f64 {
+            panic!("broken")
+        }
+    }
+
+    #[test]
+    fn what_the_caller_brings_may_panic() {
+        let (sender, receiver) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            for executor in ["sequential", "multi-device", "pipelined"] {
+                let pipeline = || {
+                    let config = format!("model.path = {DEMO:?}\ntiling.tile_px = 32\nexecutor.kind = {executor:?}");
+                    Pipeline::load(&Config::from_toml(&config).unwrap()).unwrap()
+                };
+                let mut canvas = Canvas::default();
+                let said = |outcome: Result<RunStats, Error>| outcome.unwrap_err().to_string();
+                let (sound, latents) = (pipeline(), latents(16));
+                for (who, error) in [
+                    ("the source of the input", said(sound.decode_to(&Broken, &mut canvas, &mut ()))),
+                    ("the source of the input", said(sound.encode(&Broken, &mut ()).map(|encoded| encoded.stats))),
+                    ("the sink", said(sound.decode_to(&latents, &mut Broken, &mut ()))),
+                    ("the progress listener", said(sound.decode_to(&latents, &mut canvas, &mut Broken))),
+                    ("the grid", said(pipeline().with_grid(Arc::new(Broken)).decode_to(&latents, &mut canvas, &mut ()))),
+                    ("the blend policy", said(pipeline().with_blend(Box::new(Broken)).decode_to(&latents, &mut canvas, &mut ()))),
+                ] {
+                    assert_eq!(error, format!("{who} panicked: broken"), "{executor}");
+                }
+            }
+            sender.send(()).unwrap();
+        });
+        receiver.recv_timeout(std::time::Duration::from_secs(120)).expect("all runs end with their errors");
     }
 
     #[test]

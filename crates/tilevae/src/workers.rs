@@ -115,7 +115,8 @@ fn share_cpu(_: CpuConfig, _: &dyn Executor) -> [usize; 2] {
 #[cfg(feature = "flex")]
 fn cpu_seats(device: usize, config: CpuConfig, executor: &dyn Executor) -> Result<Vec<Seat>, Error> {
     let [workers, threads] = share_cpu(config, executor);
-    if (workers, threads) == (1, rayon::current_num_threads()) {
+    // With other executors the calling thread waits for its workers: where it is itself one of rayon's, they could wait for it.
+    if (workers, threads) == (1, rayon::current_num_threads()) && executor.check_workers(2).is_err() {
         return Ok(vec![Seat::new("cpu".to_owned(), device)]);
     }
     let seat = |worker: usize| {
@@ -198,6 +199,20 @@ pub(crate) fn run_zeros(
         op.download(run(op.upload(zeros)?)?)?;
     }
     Ok(())
+}
+
+/// Does work on threads that do nothing else. The calling thread may be one of a pool, and hold a lock: it must neither take on other work of the pool, which
+/// may want the lock, nor wait for threads of the pool that do.
+pub(crate) fn on_own_threads<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    let alone = || {
+        #[cfg(feature = "flex")]
+        match rayon::ThreadPoolBuilder::new().build() {
+            Ok(pool) => return pool.install(work),
+            Err(error) => tracing::debug!("no threads of their own: {error}"),
+        }
+        work()
+    };
+    std::thread::scope(|scope| scope.spawn(alone).join()).unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
 /// An operation that is made when it is first needed.

@@ -111,6 +111,11 @@ pub trait TileSource: Sync {
     /// # Errors
     /// Whatever kept the input from being read.
     fn read(&self, region: &Region) -> Result<Block, BoxError>;
+
+    /// Whether all of it lies in memory, so that looking through it costs next to nothing.
+    fn is_in_memory(&self) -> bool {
+        false
+    }
 }
 
 impl TileSource for Block {
@@ -120,6 +125,10 @@ impl TileSource for Block {
 
     fn read(&self, region: &Region) -> Result<Block, BoxError> {
         Ok(self.region(region))
+    }
+
+    fn is_in_memory(&self) -> bool {
+        true
     }
 }
 

@@ -71,6 +71,9 @@ pub enum VaeError {
         /// `encoder` or `decoder`.
         half: &'static str,
     },
+    /// Somebody threw the switch of the run.
+    #[error("the run was stopped")]
+    Stopped,
     /// Weights that do not fit the configuration.
     #[error(transparent)]
     Weights(#[from] WeightError),

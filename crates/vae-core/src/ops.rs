@@ -6,6 +6,7 @@ use half::slice::HalfFloatSliceExt;
 use tiling::{Block, BoxError, Geometry, Resident, Stop, TileOp, TileRun};
 
 use crate::eight_bits::{pack, unpack};
+use crate::layers::Run;
 use crate::{FrameStream, Vae, is_in_host_memory};
 
 /// Decoding a tile of latents, as a [`TileOp`].
@@ -41,9 +42,9 @@ impl TileOp for Decode {
         Ok(upload(self.vae.as_ref(), piece))
     }
 
-    fn begin(&self, _: &Stop) -> TileRun<'_> {
+    fn begin(&self, stop: &Stop) -> TileRun<'_> {
         let eight_bits = self.eight_bits && !is_in_host_memory(&self.vae.device());
-        begin(self.vae.as_ref(), self.vae.decode_stream(), eight_bits)
+        begin(self.vae.as_ref(), self.vae.decode_stream(), stop, eight_bits)
     }
 
     fn download(&self, answer: Resident) -> Result<Block, BoxError> {
@@ -68,8 +69,8 @@ impl TileOp for Encode {
         Ok(upload(self.vae.as_ref(), piece))
     }
 
-    fn begin(&self, _: &Stop) -> TileRun<'_> {
-        begin(self.vae.as_ref(), self.vae.encode_stream(), false)
+    fn begin(&self, stop: &Stop) -> TileRun<'_> {
+        begin(self.vae.as_ref(), self.vae.encode_stream(), stop, false)
     }
 
     fn download(&self, answer: Resident) -> Result<Block, BoxError> {
@@ -96,9 +97,11 @@ struct Answer {
     packed: Option<usize>,
 }
 
-fn begin<'a>(vae: &'a dyn Vae, mut stream: FrameStream<'a>, eight_bits: bool) -> TileRun<'a> {
+fn begin<'a>(vae: &'a dyn Vae, mut stream: FrameStream<'a>, stop: &Stop, eight_bits: bool) -> TileRun<'a> {
+    let run = Run::new(stop);
     Box::new(move |piece| {
-        let values = stream(piece.take()?)?;
+        let piece = piece.take()?;
+        let values = run.during(|| stream(piece))??;
         let channels = values.dims()[1];
         let (values, packed) = if eight_bits { (pack(values), Some(channels)) } else { (values, None) };
         let bytes = values.shape().num_elements() * values.dtype().size();

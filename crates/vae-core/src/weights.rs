@@ -6,11 +6,12 @@ use std::path::{Component, Path, PathBuf};
 
 use burn::module::Module;
 use burn::store::burn_pack::{Error as PackError, Tensor};
-use burn::store::{ApplyError, FloatCastAdapter, ModuleSnapshot};
+use burn::store::{ApplyError, FloatCastAdapter, ModuleAdapter, ModuleContext, ModuleSnapshot, bridge};
 use burn::tensor::{BoolStore, Bytes, DType};
 use half::{bf16, slice::HalfFloatSliceExt};
 use serde_json::Value;
 
+use crate::layers::{check_stop, is_stopped};
 use crate::tensor_file::{Content, Source, StoredDtype, StoredTensor, content, read_tensors};
 
 /// What can be wrong with a checkpoint.
@@ -449,7 +450,9 @@ impl Weights {
             .filter(|tensor| tensor.dtype().size().is_none())
             .map(|tensor| (tensor.name().to_owned(), tensor.dtype().clone()))
             .collect();
-        let result = module.apply(self.tensors.into_values().map(deferred).collect(), None, Some(Box::new(FloatCastAdapter::to(dtype))), true);
+        let result =
+            module.apply(self.tensors.into_values().map(deferred).collect(), None, Some(Box::new(Watchful.chain(FloatCastAdapter::to(dtype)))), true);
+        check_stop();
         let mut wrong: Vec<String> = result.errors.iter().map(|error| describe(error, &unread)).collect();
         wrong.sort();
         let named_wrong = |name: &str| wrong.iter().any(|text| text.starts_with(&format!("{name} ")));
@@ -461,6 +464,24 @@ impl Weights {
             return Ok(module);
         }
         Err(WeightError::Mismatch { path, mismatch: Mismatch { missing, unexpected, wrong } })
+    }
+}
+
+/// Has nothing more read once the run that loads is stopped. Burn does not let a panic out of here.
+#[derive(Debug, Clone)]
+struct Watchful;
+
+impl ModuleAdapter for Watchful {
+    fn adapt(&self, tensor: Tensor, _: ModuleContext<'_>) -> Tensor {
+        if !is_stopped() {
+            return tensor;
+        }
+        let Tensor { name, dtype, shape, .. } = tensor;
+        bridge::deferred(name, dtype, shape, None, || Err(PackError::ValidationError(String::new())))
+    }
+
+    fn clone_box(&self) -> Box<dyn ModuleAdapter> {
+        Box::new(self.clone())
     }
 }
 

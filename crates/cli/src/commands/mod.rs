@@ -43,7 +43,7 @@ fn configuration(common: &Common) -> Result<Config, tilevae::Error> {
 
 /// The pipeline of a model, which Ctrl-C stops.
 fn load_pipeline(config: &Config, model: &Model, devices: &[OpenDevice]) -> Result<Pipeline, tilevae::Error> {
-    Ok(Pipeline::load_on(config, model, devices)?.with_stop(crate::interrupt::stop()))
+    Pipeline::load_until(config, model, devices, &crate::interrupt::stop())
 }
 
 /// Warms GPUs up for a run that several workers share: by their speed it is decided who gets which tile, and it should not be the speed of compiling.

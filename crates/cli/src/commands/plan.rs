@@ -1,4 +1,4 @@
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde_json::json;
 use tilevae::io::{self, Clip, FileKind, Tensors};
@@ -41,11 +41,11 @@ pub(super) fn input_shape(input: &str, asked: Option<Direction>, spec: &VaeSpec,
         );
     }
     if kind.is_clip() {
-        let clip = Clip::read(&path, spec.input_channels, spec.spatial_ratio)?;
-        let frames = FittedFrames::new(&clip, spec.frames, config.io.frames)?.shape()[2];
+        let clip = Clip::probe(&path)?;
+        let frames = fitted_frames(clip.frames, spec, config)?;
         let direction = asked.unwrap_or(Direction::Encode);
         let frames = if direction == Direction::Encode { frames } else { spec.encode_geometry().frames.output(frames) };
-        return Ok((direction, picture_shape(frames, clip.size(), direction, spec)));
+        return Ok((direction, picture_shape(frames, clip.size, direction, spec)));
     }
     if kind.is_picture() {
         let (frames, size) = io::Media::probe_picture(&path, spec)?;
@@ -54,11 +54,7 @@ pub(super) fn input_shape(input: &str, asked: Option<Direction>, spec: &VaeSpec,
         let frames = if direction == Direction::Encode { frames } else { spec.encode_geometry().frames.output(frames) };
         return Ok((direction, picture_shape(frames, size, direction, spec)));
     }
-    let tensor_shape = |direction| -> Result<[usize; 5], io::IoError> {
-        let tensors = Tensors::read(Path::new(&path))?;
-        let tensor = if direction == Direction::Decode { tensors.latents() } else { tensors.samples() }?;
-        Ok(tensor.block.shape())
-    };
+    let tensor_shape = |direction| Ok::<_, io::IoError>(Tensors::read(&path)?.input(direction, spec, &config.io)?.shape());
     match asked {
         Some(direction) => Ok((direction, tensor_shape(direction)?)),
         None => match tensor_shape(Direction::Decode) {
@@ -66,6 +62,10 @@ pub(super) fn input_shape(input: &str, asked: Option<Direction>, spec: &VaeSpec,
             Ok(shape) if shape[1] != spec.latent_channels && shape[1] == spec.input_channels => Ok((Direction::Encode, shape)),
             Ok(shape) => Ok((Direction::Decode, shape)),
             Err(io::IoError::NoTensor { .. }) => Ok((Direction::Encode, tensor_shape(Direction::Encode)?)),
+            // What cannot be latents may be samples.
+            Err(error @ io::IoError::Shape { .. }) => {
+                tensor_shape(Direction::Encode).map(|shape| (Direction::Encode, shape)).map_err(|_| error.into())
+            }
             Err(error) => Err(error.into()),
         },
     }

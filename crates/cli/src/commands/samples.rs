@@ -1,7 +1,7 @@
 use std::path::PathBuf;
 
-use tilevae::io::{self, Background, Clip, FileKind, Fps, Media, Pictures, Tensors};
-use tilevae::{TileSource, VaeSpec};
+use tilevae::io::{self, Clip, FileKind, Fps, Media, Pictures, Tensors};
+use tilevae::{Config, Direction, TileSource, VaeSpec};
 
 /// What is encoded: pictures, a clip, or a raw tensor.
 pub(super) enum Samples {
@@ -11,13 +11,13 @@ pub(super) enum Samples {
 }
 
 impl Samples {
-    pub(super) fn read(paths: &[PathBuf], spec: &VaeSpec, background: Background) -> Result<Self, io::IoError> {
+    pub(super) fn read(paths: &[PathBuf], spec: &VaeSpec, config: &Config) -> Result<Self, io::IoError> {
         if let [path] = paths
-            && matches!(FileKind::of(path)?, FileKind::Safetensors | FileKind::Npy)
+            && FileKind::of(path)?.is_tensors()
         {
-            return Ok(Self::Raw(Tensors::read(path)?.samples()?));
+            return Ok(Self::Raw(Tensors::read(path)?.input(Direction::Encode, spec, &config.io)?.read()?));
         }
-        Ok(match Media::read(paths, spec, background)? {
+        Ok(match Media::read(paths, spec, config.io.background)? {
             Media::Pictures(pictures) => Self::Pictures(pictures),
             Media::Clip(clip) => Self::Clip(clip),
         })

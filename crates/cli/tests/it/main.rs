@@ -3,10 +3,12 @@
 mod clips;
 mod files;
 mod information;
+mod latents;
 mod parity;
 mod refusals;
 #[cfg(feature = "remote")]
 mod remote;
+mod video;
 mod watching;
 
 use std::path::{Path, PathBuf};

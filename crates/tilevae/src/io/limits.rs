@@ -13,7 +13,7 @@ pub fn check_output(path: &Path, shape: [usize; 5]) -> Result<(), IoError> {
     let [_, channels, frames, height, width] = shape;
     let kind = FileKind::of(path)?;
     let is_shown = match kind {
-        FileKind::Safetensors | FileKind::Npy => return Ok(()),
+        FileKind::Safetensors | FileKind::Npy | FileKind::Foreign => return Ok(()),
         FileKind::Picture(ImageFormat::Jpeg) => frames == 1 && matches!(channels, 1 | 3),
         FileKind::Picture(_) => frames == 1 && matches!(channels, 1 | 3 | 4),
         FileKind::Clip(_) => matches!(channels, 1 | 3),

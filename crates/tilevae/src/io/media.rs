@@ -58,7 +58,7 @@ fn is_clip(path: &Path, spec: &VaeSpec) -> Result<bool, IoError> {
         FileKind::Clip(ClipKind::Gif) => spec.frames != FrameRule::Image,
         FileKind::Clip(_) => true,
         FileKind::Picture(_) => spec.frames != FrameRule::Image && PictureFile::open(path)?.frames() > 1,
-        FileKind::Safetensors | FileKind::Npy => false,
+        FileKind::Safetensors | FileKind::Npy | FileKind::Foreign => false,
     })
 }
 

@@ -1,4 +1,4 @@
-//! Files in and out: raw tensors (`.safetensors`, `.npy`), pictures (png, jpeg, webp, tiff) and clips (folders of frames, y4m, gif, and what an installed
+//! Files in and out: raw tensors (`.safetensors`, `.npy`, and read what other programs save), pictures (png, jpeg, webp, tiff) and clips (folders of frames, y4m, gif, and what an installed
 //! ffmpeg knows). Outputs are written beside their place and renamed.
 
 mod background;
@@ -10,10 +10,11 @@ mod media;
 mod pending;
 mod pictures;
 mod scratch;
+mod space;
 mod tensors;
 
 pub use background::Background;
-pub use clips::{Clip, ClipKind, ClipSink, Fps};
+pub use clips::{Clip, ClipInfo, ClipKind, ClipSink, Fps};
 pub use hash::{HashingSink, sha256};
 pub use limits::check_output;
 pub use media::Media;
@@ -21,7 +22,8 @@ pub use pending::remove_pending;
 pub use pictures::{PictureSink, Pictures, picture_size};
 pub use scratch::SampleFile;
 pub(crate) use scratch::scratch_file;
-pub use tensors::{Origin, Tensor, TensorSink, Tensors, write_tensors};
+pub use space::check_space;
+pub use tensors::{Axes, Origin, Tensor, TensorInput, TensorSink, Tensors, write_tensors, write_tensors_of_kind};
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -29,6 +31,8 @@ use std::path::{Path, PathBuf};
 
 use image::ImageFormat;
 use pending::{PendingFile, PendingFolder};
+
+use crate::NonFinite;
 
 /// A file that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -66,15 +70,75 @@ pub enum IoError {
         /// What the reader found.
         message: String,
     },
+    /// A file that is sound and not one that can be read.
+    #[error("{} cannot be used here: {message}", path.display())]
+    Unsupported {
+        /// The file.
+        path: PathBuf,
+        /// What it is, and the way out.
+        message: String,
+    },
     /// A tensor file that lacks the tensor.
-    #[error("{} holds no tensor named `{wanted}`; it holds: {}", path.display(), found.join(", "))]
+    #[error("{} holds no tensor named `{wanted}`; it holds: {}; io.tensor names another", path.display(), found.join(", "))]
     NoTensor {
         /// The file.
         path: PathBuf,
         /// The name that was looked for.
-        wanted: &'static str,
+        wanted: String,
         /// The names that are there.
         found: Vec<String>,
+    },
+    /// A file with several tensors that may be meant.
+    #[error("{} holds several tensors that may be the latents: {}; set io.tensor to the name of one", path.display(), found.join(", "))]
+    SeveralTensors {
+        /// The file.
+        path: PathBuf,
+        /// Their names.
+        found: Vec<String>,
+    },
+    /// A tensor whose axes can be taken for several.
+    #[error("`{name}` in {} has the shape {shape:?}: {message}", path.display())]
+    Ambiguous {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        name: String,
+        /// Its shape.
+        shape: Vec<usize>,
+        /// What it could be, and how to say what it is.
+        message: String,
+    },
+    /// A tensor that cannot be what the model takes.
+    #[error("`{name}` in {} has the shape {shape:?}: {message}", path.display())]
+    Shape {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        name: String,
+        /// Its shape.
+        shape: Vec<usize>,
+        /// What is expected.
+        message: String,
+    },
+    /// Values that are NaN or infinite.
+    #[error("of the {what} in {}, {found}; io.on_non_finite = \"allow\" takes them as they are", path.display())]
+    NonFinite {
+        /// The file.
+        path: PathBuf,
+        /// `latents` or `samples`.
+        what: &'static str,
+        /// How many, and where.
+        found: NonFinite,
+    },
+    /// A disk without room.
+    #[error("{} has room for {}, {} are needed", folder.display(), bytes(*free), bytes(*needed))]
+    NoSpace {
+        /// Where it would have to be.
+        folder: PathBuf,
+        /// Bytes that are needed.
+        needed: u64,
+        /// Bytes that are free.
+        free: u64,
     },
     /// A tensor that is no picture and no clip.
     #[error("`{name}` in {} has the shape {shape:?}; expected [batch, channels, height, width] or [batch, channels, frames, height, width]", path.display())]
@@ -87,7 +151,7 @@ pub enum IoError {
         shape: Vec<usize>,
     },
     /// Values that are no floats.
-    #[error("`{name}` in {} holds {dtype}; expected f64, f32, f16 or bf16", path.display())]
+    #[error("`{name}` in {} holds {dtype}; expected f64, f32, f16, bf16 or f8", path.display())]
     Dtype {
         /// The file.
         path: PathBuf,
@@ -189,6 +253,31 @@ pub enum IoError {
         /// The clip.
         path: PathBuf,
     },
+    /// A clip that ends early, or of which some frames are damaged.
+    #[error(
+        "{} is cut off or damaged: {frames}{} frames can be read; {message}",
+        path.display(), expected.map(|all| format!(" of {all}")).unwrap_or_default()
+    )]
+    IncompleteClip {
+        /// The clip.
+        path: PathBuf,
+        /// Frames that came.
+        frames: usize,
+        /// Frames that there should be, when the clip says it.
+        expected: Option<usize>,
+        /// What the reader found.
+        message: String,
+    },
+    /// A rate that a kind of clip cannot have.
+    #[error("{} cannot have {fps} frames a second: {limits}; another rate is given with --fps", path.display())]
+    Rate {
+        /// The clip.
+        path: PathBuf,
+        /// The rate.
+        fps: Fps,
+        /// What it can have.
+        limits: &'static str,
+    },
     /// A folder for frames that holds other things.
     #[error("{} is a folder with something in it; frames are written to a new or empty one", path.display())]
     FolderInUse {
@@ -241,6 +330,9 @@ impl IoError {
                 | Self::OneTensor { .. }
                 | Self::FolderInUse { .. }
                 | Self::NoFfmpeg { .. }
+                | Self::Rate { .. }
+                | Self::SeveralTensors { .. }
+                | Self::Ambiguous { .. }
         )
     }
 }
@@ -252,6 +344,8 @@ pub enum FileKind {
     Safetensors,
     /// One raw tensor.
     Npy,
+    /// Raw tensors as other programs save them; they are not written so.
+    Foreign,
     /// A picture.
     Picture(ImageFormat),
     /// A clip.
@@ -259,7 +353,8 @@ pub enum FileKind {
 }
 
 impl FileKind {
-    const TENSORS: &'static str = ".safetensors, .npy";
+    const TENSORS: &'static str = ".safetensors, .npy, .latent, .npz, .pt, .pth";
+    const WRITTEN_TENSORS: &'static str = ".safetensors, .npy";
     const PICTURES: &'static str = ".png, .jpg, .jpeg, .webp, .tif, .tiff";
     const CLIPS: &'static str = "a folder of frames, .y4m, .gif, .mp4, .webm, .mkv, .mov, .m4v, .avi";
     const ALL: &'static str =
@@ -275,8 +370,9 @@ impl FileKind {
             return Ok(Self::Clip(ClipKind::Folder));
         }
         Ok(match extension.as_str() {
-            "safetensors" => Self::Safetensors,
+            "safetensors" | "sft" => Self::Safetensors,
             "npy" => Self::Npy,
+            "latent" | "npz" | "pt" | "pth" => Self::Foreign,
             "png" => Self::Picture(ImageFormat::Png),
             "jpg" | "jpeg" => Self::Picture(ImageFormat::Jpeg),
             "webp" => Self::Picture(ImageFormat::WebP),
@@ -286,6 +382,22 @@ impl FileKind {
             "mp4" | "webm" | "mkv" | "mov" | "m4v" | "avi" => Self::Clip(ClipKind::Video),
             _ => return Err(IoError::UnknownKind { path: path.to_owned(), kinds: Self::ALL }),
         })
+    }
+
+    /// The same of a file that is to be written.
+    ///
+    /// # Errors
+    /// [`IoError::UnknownKind`].
+    pub fn of_output(path: &Path) -> Result<Self, IoError> {
+        match Self::of(path)? {
+            Self::Foreign => Err(IoError::UnknownKind { path: path.to_owned(), kinds: Self::WRITTEN_TENSORS }),
+            kind => Ok(kind),
+        }
+    }
+
+    /// Whether it holds raw tensors.
+    pub fn is_tensors(self) -> bool {
+        matches!(self, Self::Safetensors | Self::Npy | Self::Foreign)
     }
 
     /// Whether it is a picture.
@@ -332,7 +444,15 @@ pub fn write_atomically(path: &Path, write: impl FnOnce(&mut BufWriter<&File>) -
     pending.publish()
 }
 
-fn folder_of(path: &Path) -> &Path {
+/// A number of bytes in words.
+fn bytes(count: u64) -> String {
+    let units = ["bytes", "KiB", "MiB", "GiB"];
+    let unit = (0..3).take_while(|&unit| count >> (10 * (unit + 1)) > 0).count();
+    if unit == 0 { format!("{count} bytes") } else { format!("{:.1} {}", count as f64 / f64::from(1 << (10 * unit)), units[unit]) }
+}
+
+/// The folder that a file is in.
+pub fn folder_of(path: &Path) -> &Path {
     path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 

@@ -141,6 +141,14 @@ impl PendingFile {
         &self.file
     }
 
+    /// The folder whose disk it takes room of.
+    pub(super) fn lies_in(&self) -> PathBuf {
+        match &self.place {
+            Place::File(place) => folder_of(place).to_owned(),
+            Place::Stream => std::env::temp_dir(),
+        }
+    }
+
     /// The name that it has meanwhile, with the ending of its path, when it was begun with one.
     pub(super) fn name(&self) -> Option<PathBuf> {
         self.hidden.as_ref().map(|hidden| named_in(hidden, &self.path))

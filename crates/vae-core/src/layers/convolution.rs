@@ -1,9 +1,10 @@
 use burn::tensor::ops::ConvOptions;
 use burn::tensor::{Tensor, module};
 
-use super::Features;
 #[cfg(feature = "flex")]
 use super::features::Layout;
+use super::run::aside;
+use super::{Features, check_stop};
 
 /// What is convolved over height and width.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,6 +44,7 @@ impl Course {
 /// # Shapes
 /// `[b, in, t, h, w]`, `[out, in, taps, kernel, kernel]` and `[out]`, to `[b, out, t', h', w']`.
 pub fn convolve(x: Features, weight: Tensor<5>, bias: Tensor<1>, kind: Kind, course: Course, onto: Option<Features>) -> Features {
+    check_stop();
     match (x.0, onto.map(|onto| onto.0)) {
         #[cfg(feature = "flex")]
         (Layout::Images(x), None) => Features(Layout::Images(x.convolved(weight, bias, kind, course, None))),
@@ -103,7 +105,7 @@ fn conv2d(x: Tensor<4>, weight: Tensor<4>, bias: Tensor<1>, options: ConvOptions
     if super::gpu::takes(&x) {
         return super::gpu::conv2d(x, weight, bias, options);
     }
-    module::conv2d(x, weight, Some(bias), options)
+    aside(|| module::conv2d(x, weight, Some(bias), options))
 }
 
 fn conv3d(x: Tensor<5>, weight: Tensor<5>, bias: Tensor<1>, options: ConvOptions<3>) -> Tensor<5> {
@@ -111,5 +113,5 @@ fn conv3d(x: Tensor<5>, weight: Tensor<5>, bias: Tensor<1>, options: ConvOptions
     if super::gpu::takes(&x) {
         return super::gpu::conv3d(x, weight, bias, options);
     }
-    module::conv3d(x, weight, Some(bias), options)
+    aside(|| module::conv3d(x, weight, Some(bias), options))
 }

@@ -5,9 +5,10 @@ use std::sync::Arc;
 use burn::backend::{DispatchDevice, Flex};
 use burn::tensor::{Bytes, DType, Tensor};
 use burn_flex::{FlexTensor, Layout};
-use kernels::{Convolution, Form, Gather, GroupRule, Image, Input, Norm};
+use kernels::{Convolution, Form, Gather, GroupRule, Image, Input, Norm, Workspace};
 
 use super::convolution::{Course, Kind};
+use super::run::aside;
 use super::{Precision, Rounding};
 
 /// Tiles of 4x4 px from which on they take less time than tiles of 2x2: below, transforming the kernels weighs more than the products that are saved.
@@ -28,6 +29,7 @@ pub(super) struct Images {
     size: [usize; 2],
     /// What norms have asked for so far, and so will ask for again.
     gather: Gather,
+    workspace: Workspace,
 }
 
 /// An image, and what is to be done to it when it is read.
@@ -58,21 +60,27 @@ impl Frame {
 }
 
 impl Images {
-    pub(super) fn new(x: Tensor<5>) -> Self {
+    pub(super) fn new(x: Tensor<5>, workspace: &Workspace) -> Self {
         let [items, channels, frames, height, width] = x.dims();
         let x = contiguous(x);
         let values = x.as_slice::<f32>().expect("contiguous f32");
         let area = height * width;
         let image = |at: usize| {
             let start = (at / frames * channels * frames + at % frames) * area;
-            Image::from_planes(&values[start..], frames * area, channels, [height, width])
+            Image::from_planes(&values[start..], frames * area, channels, [height, width], workspace)
         };
-        Self { items, frames: (0..items * frames).map(|at| image(at).into()).collect(), channels, size: [height, width], gather: Gather::Nothing }
+        let frames = aside(|| (0..items * frames).map(|at| image(at).into()).collect());
+        Self { items, frames, channels, size: [height, width], gather: Gather::Nothing, workspace: workspace.clone() }
+    }
+
+    pub(super) fn workspace(&self) -> Workspace {
+        self.workspace.clone()
     }
 
     /// Other images for the same batch items.
     fn of(&self, images: Vec<Image>, channels: usize, size: [usize; 2]) -> Self {
-        Self { frames: images.into_iter().map(Frame::from).collect(), channels, size, ..*self }
+        let (items, gather, workspace) = (self.items, self.gather, self.workspace());
+        Self { items, frames: images.into_iter().map(Frame::from).collect(), channels, size, gather, workspace }
     }
 
     pub(super) fn dims(&self) -> [usize; 5] {
@@ -89,19 +97,19 @@ impl Images {
         let [_, channels, frames, height, width] = shape;
         let area = height * width;
         let mut values = vec![0.0_f32; shape.iter().product()];
-        for (at, frame) in self.frames.into_iter().enumerate() {
-            let start = (at / frames * channels * frames + at % frames) * area;
-            frame.done().to_planes(&mut values[start..], frames * area);
-        }
-        // As a rule this is where a model ends.
-        kernels::release();
+        aside(|| {
+            for (at, frame) in self.frames.into_iter().enumerate() {
+                let start = (at / frames * channels * frames + at % frames) * area;
+                frame.done().to_planes(&mut values[start..], frames * area);
+            }
+        });
         Tensor::from_primitive::<Flex>(FlexTensor::new(Bytes::from_elems(values), Layout::contiguous(shape.into()), DType::F32))
     }
 
     pub(super) fn doubled(mut self) -> Self {
         for frame in &mut self.frames {
             if frame.doubled {
-                *frame = frame.clone().done().into();
+                *frame = aside(|| frame.clone().done().into());
             }
             frame.doubled = true;
         }
@@ -111,7 +119,8 @@ impl Images {
 
     pub(super) fn plus(self, other: Self) -> Self {
         assert_eq!(self.dims(), other.dims(), "shapes");
-        let frames = self.frames.into_iter().zip(other.frames).map(|(a, b)| a.done().plus(&b.done()).into()).collect();
+        let frames = self.frames.into_iter().zip(other.frames);
+        let frames = aside(|| frames.map(|(a, b)| a.done().plus(&b.done()).into()).collect());
         Self { frames, ..self }
     }
 
@@ -132,25 +141,22 @@ impl Images {
     pub(super) fn last_frames(&self, count: usize) -> Self {
         let each = self.per_item();
         let frames = self.frames.chunks(each.max(1)).flat_map(|frames| &frames[each - count..]).cloned().collect();
-        Self { frames, ..*self }
+        Self { frames, workspace: self.workspace(), ..*self }
     }
 
     pub(super) fn zero_frames(&self, count: usize) -> Self {
-        let image = Image::zeros(self.channels, self.size);
+        let image = Image::zeros(self.channels, self.size, &self.workspace);
         self.of(vec![image; self.items * count], self.channels, self.size)
     }
 
     /// Has every frame normalised when it is read.
     fn normalised(mut self, gather: Gather, norm: impl Fn(&Image) -> Norm) -> Self {
-        self.gather = gather;
-        for frame in &mut self.frames {
-            if !matches!(*frame.norm, Norm::None) {
-                let image = std::mem::replace(&mut frame.image, Image::zeros(0, [0, 0]));
-                frame.image = frame.norm.applied(image);
-            }
-            frame.norm = Arc::new(norm(&frame.image));
-        }
-        self
+        let normalised = |Frame { image, norm: earlier, doubled }| {
+            let image = earlier.applied(image);
+            Frame { norm: Arc::new(norm(&image)), image, doubled }
+        };
+        self.frames = aside(|| self.frames.into_iter().map(normalised).collect());
+        Self { gather, ..self }
     }
 
     /// See [`GroupNorm`](super::GroupNorm).
@@ -188,21 +194,22 @@ impl Images {
             let onto = onto.as_mut().map(|onto| onto.take(course.frames).collect());
             convolution.run(&input, course, onto)
         };
-        let images = if taps == 1 && course == Course::EACH {
-            // Batch items are frames that do not see one another.
-            run(&self.frames, kernels::Course { lead: 0, step: 1, frames: self.frames.len() })
-        } else {
+        let images = aside(|| {
+            if taps == 1 && course == Course::EACH {
+                // Batch items are frames that do not see one another.
+                return run(&self.frames, kernels::Course { lead: 0, step: 1, frames: self.frames.len() });
+            }
             let Course { lead, step } = course;
             let course = kernels::Course { lead, step, frames: course.frames(each) };
             self.frames.chunks(each.max(1)).flat_map(|frames| run(frames, course)).collect()
-        };
+        });
         self.of(images, channels_out, size)
     }
 
     /// See [`attend`](super::attend).
     pub(super) fn attended(self, keys: Self, values: Self) -> Self {
         let of_one = |((queries, keys), values): ((Frame, Frame), Frame)| kernels::attend(&queries.done(), &keys.done(), &values.done());
-        let images = self.frames.iter().cloned().zip(keys.frames).zip(values.frames).map(of_one).collect();
+        let images = aside(|| self.frames.iter().cloned().zip(keys.frames).zip(values.frames).map(of_one).collect());
         self.of(images, values.channels, self.size)
     }
 }

@@ -3,6 +3,8 @@ use burn::tensor::ops::{InterpolateMode, InterpolateOptions};
 
 #[cfg(feature = "flex")]
 use super::cpu::{self, Images};
+#[cfg(feature = "flex")]
+use super::run::Context;
 
 /// What layers hand on: channels of pictures or frames, laid out as the device computes fastest.
 ///
@@ -24,7 +26,8 @@ impl From<Tensor<5>> for Features {
     fn from(x: Tensor<5>) -> Self {
         #[cfg(feature = "flex")]
         if cpu::takes(&x) {
-            return Self(Layout::Images(Images::new(x)));
+            let workspace = Context::current().run.map(|run| run.workspace().clone()).unwrap_or_default();
+            return Self(Layout::Images(Images::new(x, &workspace)));
         }
         Self(Layout::Tensor(x))
     }
@@ -54,6 +57,12 @@ impl Features {
     /// Changes the values by what needs a tensor: for what is rare.
     #[must_use]
     pub fn map(self, change: impl FnOnce(Tensor<5>) -> Tensor<5>) -> Self {
+        #[cfg(feature = "flex")]
+        if let Layout::Images(images) = &self.0 {
+            let workspace = images.workspace();
+            let y = change(self.into());
+            return if cpu::takes(&y) { Self(Layout::Images(Images::new(y, &workspace))) } else { Self(Layout::Tensor(y)) };
+        }
         change(self.into()).into()
     }
 

@@ -12,6 +12,7 @@ mod norm;
 #[cfg(feature = "remote")]
 mod remote;
 mod rounding;
+mod run;
 
 pub use attention::attend;
 pub use conv::{Conv2d, Linear};
@@ -21,6 +22,8 @@ pub use norm::{GroupNorm, RmsNorm};
 #[cfg(feature = "remote")]
 pub use remote::host_remotely;
 pub use rounding::{Precision, Rounding};
+pub(crate) use run::is_stopped;
+pub use run::{Run, check_stop};
 
 use burn::module::{Param, ParamId};
 use burn::tensor::{Device, Tensor};

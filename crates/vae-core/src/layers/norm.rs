@@ -3,7 +3,8 @@ use burn::tensor::activation::silu;
 use burn::tensor::{DType, Device, FloatDType, Tensor};
 
 use super::features::Layout;
-use super::{Features, parameter};
+use super::run::aside;
+use super::{Features, check_stop, parameter};
 
 /// Group normalisation of each frame with statistics in f32 whatever the dtype of its input (torch, `GroupNorm`).
 #[derive(Module, Debug)]
@@ -55,6 +56,7 @@ pub(super) struct GroupRule {
 /// # Shapes
 /// `[b, c, t, h, w]` and twice `[c]`, to `[b, c, t, h, w]`.
 pub(super) fn group_norm(x: Features, weight: Tensor<1>, bias: Tensor<1>, rule: GroupRule) -> Features {
+    check_stop();
     match x.0 {
         #[cfg(feature = "flex")]
         Layout::Images(images) => Features(Layout::Images(images.normalised_in_groups(weight, bias, rule))),
@@ -69,9 +71,9 @@ pub(super) fn group_norm(x: Features, weight: Tensor<1>, bias: Tensor<1>, rule: 
             }
             let [b, c, t, h, w] = x.dims();
             if t == 1 {
-                return group_norm_by_operators(x.reshape([b, c, h, w]), weight, bias, rule).reshape([b, c, t, h, w]).into();
+                return aside(|| group_norm_by_operators(x.reshape([b, c, h, w]), weight, bias, rule).reshape([b, c, t, h, w])).into();
             }
-            let y = group_norm_by_operators(x.swap_dims(1, 2).reshape([b * t, c, h, w]), weight, bias, rule);
+            let y = aside(|| group_norm_by_operators(x.swap_dims(1, 2).reshape([b * t, c, h, w]), weight, bias, rule));
             y.reshape([b, t, c, h, w]).swap_dims(1, 2).into()
         }
     }
@@ -124,6 +126,7 @@ impl RmsNorm {
 /// # Shapes
 /// `[b, c, t, h, w]` and `[c]`, to `[b, c, t, h, w]`.
 pub(super) fn rms_norm(x: Features, gamma: Tensor<1>, then_silu: bool) -> Features {
+    check_stop();
     match x.0 {
         #[cfg(feature = "flex")]
         Layout::Images(images) => Features(Layout::Images(images.normalised_px(gamma, then_silu))),
@@ -136,7 +139,7 @@ pub(super) fn rms_norm(x: Features, gamma: Tensor<1>, then_silu: bool) -> Featur
             if super::gpu::takes(&x) {
                 return super::gpu::rms_norm(x, gamma, then_silu).into();
             }
-            rms_norm_by_operators(x, gamma, then_silu).into()
+            aside(|| rms_norm_by_operators(x, gamma, then_silu)).into()
         }
     }
 }

@@ -1,6 +1,6 @@
-use std::cell::Cell;
-
 use serde::{Deserialize, Serialize};
+
+use super::run::Context;
 
 /// How much rounding an answer in f32 may take for speed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,29 +34,15 @@ impl From<Precision> for Rounding {
     }
 }
 
-thread_local! {
-    static CURRENT: Cell<Rounding> = const { Cell::new(Rounding { precision: Precision::Fast, tf32: true }) };
-}
-
 impl Rounding {
     /// What the layers that run on this thread keep to.
     pub fn current() -> Self {
-        CURRENT.get()
+        Context::current().rounding
     }
 
     /// Has the layers that `run` calls keep to it.
     pub fn during<T>(self, run: impl FnOnce() -> T) -> T {
-        /// Also when `run` panics.
-        struct Before(Rounding);
-
-        impl Drop for Before {
-            fn drop(&mut self) {
-                CURRENT.set(self.0);
-            }
-        }
-
-        let _before = Before(CURRENT.replace(self));
-        run()
+        Context { rounding: self, ..Context::current() }.during(run)
     }
 }
 
@@ -72,5 +58,52 @@ mod tests {
         assert_eq!(exact.during(|| (Rounding::current(), usual.during(Rounding::current))), (exact, usual));
         assert!(std::panic::catch_unwind(|| exact.during(|| panic!("a panic"))).is_err());
         assert_eq!(Rounding::current(), usual);
+    }
+
+    #[cfg(feature = "flex")]
+    #[test]
+    fn it_does_not_hold_for_what_a_waiting_thread_takes_on() {
+        use std::sync::Mutex;
+        use std::sync::atomic::{AtomicUsize, Ordering};
+        use std::time::{Duration, Instant};
+
+        use burn::tensor::{Device, Tensor};
+
+        use super::super::{Conv2d, GroupNorm};
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
+        let device = Device::flex();
+        let (conv, norm) = (Conv2d::same([32, 32], &device), GroupNorm::new(4, 32, 1e-6, &device));
+        let x = Tensor::<5>::ones([1, 32, 1, 160, 160], &device);
+        let exact = Rounding { precision: Precision::Strict, tf32: false };
+        // Who runs the layers, and how much else that thread takes on meanwhile.
+        let (within, taken_on) = (&Mutex::new(None), &AtomicUsize::new(0));
+        let begin = Instant::now();
+        let is_over = || taken_on.load(Ordering::Relaxed) >= 10 || begin.elapsed() > Duration::from_secs(60);
+        std::thread::scope(|scope| {
+            for _ in 0..3 {
+                scope.spawn(|| {
+                    while !is_over() {
+                        pool.install(|| {
+                            assert_eq!(Rounding::current(), Rounding::default());
+                            if *within.lock().unwrap() == Some(std::thread::current().id()) {
+                                taken_on.fetch_add(1, Ordering::Relaxed);
+                            }
+                        });
+                    }
+                });
+            }
+            while !is_over() {
+                pool.install(|| {
+                    exact.during(|| {
+                        *within.lock().unwrap() = Some(std::thread::current().id());
+                        let y = norm.forward_silu(conv.forward(x.clone().into()));
+                        *within.lock().unwrap() = None;
+                        assert_eq!(Rounding::current(), exact);
+                        drop(y);
+                    });
+                });
+            }
+        });
+        assert!(taken_on.load(Ordering::Relaxed) >= 10, "no thread has taken anything on");
     }
 }
