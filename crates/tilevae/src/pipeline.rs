@@ -666,7 +666,7 @@ mod tests {
             }
             sender.send(()).unwrap();
         });
-        receiver.recv_timeout(std::time::Duration::from_secs(120)).expect("all runs end with their errors");
+        receiver.recv_timeout(std::time::Duration::from_mins(2)).expect("all runs end with their errors");
     }
 
     #[test]
