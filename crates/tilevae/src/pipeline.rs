@@ -3,7 +3,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use burn::tensor::{DType, Device};
 use parallel::{ExecError, Executor, Job, Progress, RunStats, Stop, Worker};
-use tiling::{BlendPolicy, Block, BoxError, Canvas, Compositor, FrameScale, Geometry, Grid, Region, Sink, TileOp, TileSource};
+use tiling::{BlendPolicy, Block, BoxError, Canvas, Compositor, FrameScale, Geometry, Grid, Party, Region, Sink, TileOp, TileSource, guard};
 use vae_core::layers::{Rounding, Run};
 use vae_core::{Clamp, Decode, DeviceName, Encode, Model, Posterior, Registry, Vae, VaeError, VaeSpec, is_in_host_memory};
 
@@ -253,9 +253,9 @@ impl Pipeline {
     /// # Errors
     /// When the model does not take the latents, some are not finite (unless the configuration allows it), a tile fails or the sink does.
     pub fn decode_to(&self, latents: &dyn TileSource, sink: &mut dyn Sink, progress: &mut dyn Progress) -> Result<RunStats, Error> {
-        let plan = self.plan(Direction::Decode, latents.shape())?;
+        let plan = self.plan(Direction::Decode, called(Party::Source, || latents.shape())?)?;
         io::check_space(&std::env::temp_dir(), plan.scratch_bytes())?;
-        let workers = self.decoders(sink.rounds_to_eight_bits() && !plan.tiles.is_tiled());
+        let workers = self.decoders(called(Party::Sink, || sink.rounds_to_eight_bits())? && !plan.tiles.is_tiled());
         let own = OwnLatents { latents, spec: self.spec(), space: self.config.io.latent_space };
         self.run(&plan, &own, &workers, sink, progress)
     }
@@ -270,8 +270,8 @@ impl Pipeline {
     /// # Errors
     /// When the model does not take the samples, some are not finite (unless the configuration allows it), or a tile fails.
     pub fn encode(&self, samples: &dyn TileSource, progress: &mut dyn Progress) -> Result<Encoded, Error> {
-        let samples = FittedFrames::new(samples, self.spec().frames, self.config.io.frames)?;
-        let plan = self.plan(Direction::Encode, samples.shape())?;
+        let samples = called(Party::Source, || FittedFrames::new(samples, self.spec().frames, self.config.io.frames))??;
+        let plan = self.plan(Direction::Encode, called(Party::Source, || samples.shape())?)?;
         io::check_space(&std::env::temp_dir(), plan.scratch_bytes())?;
         let mut canvas = Canvas::default();
         let stats = self.run(&plan, &samples, &self.encoders(), &mut canvas, progress)?;
@@ -327,7 +327,7 @@ impl Pipeline {
             return self.run_any(plan, source, workers, sink, progress);
         }
         let what = if plan.direction == Direction::Decode { "latents" } else { "samples" };
-        let look = || match NonFinite::in_source(source) {
+        let look = || match called(Party::Source, || NonFinite::in_source(source))? {
             Ok(None) => Ok(()),
             Ok(Some(found)) => Err(Error::NonFinite { what, found }),
             Err(source) => Err(Error::Source { what, source }),
@@ -360,6 +360,11 @@ impl Pipeline {
         }
         Ok(self.executor.run(Job { plan: &plan.tiles, source, workers, compositor, stop: &self.stop }, progress)?)
     }
+}
+
+/// What the caller brought is asked; a panic of it is an error.
+fn called<T>(who: Party, call: impl FnOnce() -> T) -> Result<T, Error> {
+    Ok(guard(who, call).map_err(ExecError::from)?)
 }
 
 /// The dtype that each device computes in. As in diffusers' pipelines for SDXL, f16 becomes f32 where the model says that it overflows. Processors compute
@@ -596,6 +601,72 @@ mod tests {
         fn corner(&self) -> Corner {
             Corner::Separable
         }
+    }
+
+    /// Panics at whatever it is asked.
+    #[derive(Debug)]
+    struct Broken;
+
+    impl TileSource for Broken {
+        fn shape(&self) -> [usize; 5] {
+            panic!("broken")
+        }
+
+        fn read(&self, _: &Region) -> Result<Block, BoxError> {
+            panic!("broken")
+        }
+    }
+
+    impl Sink for Broken {
+        fn take(&mut self, _: [usize; 3], _: [usize; 3], _: Block) -> Result<(), BoxError> {
+            panic!("broken")
+        }
+    }
+
+    impl Progress for Broken {
+        fn hear(&mut self, _: &parallel::Event) {
+            panic!("broken")
+        }
+    }
+
+    impl Grid for Broken {
+        fn spans(&self, _: tiling::Scale, _: [usize; 2]) -> Result<[Vec<Span>; 2], tiling::GridError> {
+            panic!("broken")
+        }
+    }
+
+    impl BlendPolicy for Broken {
+        fn weight(&self, _: usize, _: usize) -> f64 {
+            panic!("broken")
+        }
+    }
+
+    #[test]
+    fn what_the_caller_brings_may_panic() {
+        let (sender, receiver) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            for executor in ["sequential", "multi-device", "pipelined"] {
+                let pipeline = || {
+                    let config = format!("model.path = {DEMO:?}\ntiling.tile_px = 32\nexecutor.kind = {executor:?}");
+                    Pipeline::load(&Config::from_toml(&config).unwrap()).unwrap()
+                };
+                let mut canvas = Canvas::default();
+                let said = |outcome: Result<RunStats, Error>| outcome.unwrap_err().to_string();
+                let (sound, latents) = (pipeline(), latents(16));
+                for (who, error) in [
+                    ("the source of the input", said(sound.decode_to(&Broken, &mut canvas, &mut ()))),
+                    ("the source of the input", said(sound.encode(&Broken, &mut ()).map(|encoded| encoded.stats))),
+                    ("the sink", said(sound.decode_to(&latents, &mut Broken, &mut ()))),
+                    ("the progress listener", said(sound.decode_to(&latents, &mut canvas, &mut Broken))),
+                    ("the grid", said(pipeline().with_grid(Arc::new(Broken)).decode_to(&latents, &mut canvas, &mut ()))),
+                    ("the blend policy", said(pipeline().with_blend(Box::new(Broken)).decode_to(&latents, &mut canvas, &mut ()))),
+                ] {
+                    assert_eq!(error, format!("{who} panicked: broken"), "{executor}");
+                }
+            }
+            sender.send(()).unwrap();
+        });
+        receiver.recv_timeout(std::time::Duration::from_mins(2)).expect("all runs end with their errors");
     }
 
     #[test]
