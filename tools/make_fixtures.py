@@ -1,14 +1,15 @@
 """Writes the golden files that the tests compare with, by running diffusers.
 
-    python tools/make_fixtures.py [kl] [wan]
+    python tools/make_fixtures.py [files] [kl] [wan]
 """
 
 import argparse
 
+import fixtures_files
 import fixtures_kl
 import fixtures_wan
 
-FAMILIES = {"kl": fixtures_kl, "wan": fixtures_wan}
+FAMILIES = {"files": fixtures_files, "kl": fixtures_kl, "wan": fixtures_wan}
 
 
 def main():

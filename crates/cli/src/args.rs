@@ -92,7 +92,8 @@ impl Command {
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Decode {
-    /// Latents: .safetensors (the tensor `latents`) or .npy, [b,c,h,w] or [b,c,t,h,w].
+    /// Latents: .safetensors (the tensor `latents`) or .npy, [b,c,h,w] or [b,c,t,h,w], with or without b; or those of ComfyUI (.latent), torch (.pt), kohya
+    /// (.npz) and musubi-tuner.
     pub(crate) latents: PathBuf,
     /// Picture (.png, .jpg, .webp, .tiff); clip (a folder of frames, .y4m, .gif, or .mp4, .webm, .mkv and so on through ffmpeg); or raw samples
     /// (.safetensors, .npy). A batch is numbered NAME-0, NAME-1, ...

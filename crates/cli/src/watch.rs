@@ -131,11 +131,11 @@ impl Progress for Watch {
 
 /// The bar counts frames, of all tiles; with one frame a tile, tiles.
 fn show_total(bar: &ProgressBar, done: Done) {
-    bar.set_length(done.of_frames as u64);
-    bar.set_position(done.frames as u64);
+    bar.set_length(done.of_tile_frames as u64);
+    bar.set_position(done.tile_frames as u64);
     let tiles = format!("{}/{} tiles", done.tiles, done.of_tiles);
-    let is_clip = done.of_frames > done.of_tiles;
-    bar.set_message(if is_clip { format!("{tiles}, {}/{} frames", done.frames, done.of_frames) } else { tiles });
+    let is_clip = done.of_output_frames > 1;
+    bar.set_message(if is_clip { format!("{tiles}, {}/{} frames", done.tile_frames, done.of_tile_frames) } else { tiles });
 }
 
 impl Drop for Watch {

@@ -1,21 +1,27 @@
 use std::num::NonZeroUsize;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Condvar, Mutex};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, SendTimeoutError, Sender, bounded};
-use tiling::{Block, Compositor, Region, TilePlan, TileSource};
+use tiling::{Block, Compositor, Party, Stop, TilePlan, guard};
 
-use crate::error::guarded;
 use crate::line::{Item, Ledger, Line, Message, Shared, Unit};
-use crate::schedule::{Rules, Scheduler, Task, Turn, Verdict};
+use crate::schedule::{Blame, Rules, Scheduler};
+use crate::seam::{self, Input, Listener};
 use crate::sequential::{all_finite, unknown_frames};
 use crate::trace::{Recorder, Subject};
-use crate::{Count, Done, Event, ExecError, Job, Progress, RunStats, Stage, Stop, Worker, WorkerStats};
+use crate::{Count, Done, Event, ExecError, Job, Progress, RunStats, Stage, Worker, WorkerStats};
 
 /// How long anybody waits before looking again without being told that something has happened.
 const PATIENCE: Duration = Duration::from_millis(20);
+
+/// How long a run that has ended waits for workers to come back from what they are at.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// The silence of a worker on its first tile that others wait for.
+pub(crate) const SILENCE: Duration = Duration::from_mins(5);
 
 /// Messages of each worker that may wait for the calling thread; pieces of answers are among them.
 const MESSAGES: usize = 4;
@@ -26,6 +32,8 @@ pub(crate) struct Settings {
     pub(crate) retries: usize,
     pub(crate) batch: Count,
     pub(crate) timeout: Option<Duration>,
+    /// How long a worker that has not finished a tile yet may give no sign of life before others that have nothing to do run its tile, too.
+    pub(crate) silence: Duration,
     /// Tiles, or stacks of them, that a worker has in work at once, its stages overlapping; none: one at a time, one stage after the other.
     pub(crate) in_flight: Option<NonZeroUsize>,
 }
@@ -36,38 +44,47 @@ impl Settings {
     }
 
     pub(crate) fn held_tiles(&self, plan: &TilePlan, workers: usize) -> usize {
-        plan.held_tiles(workers.min(plan.tiles.len()), self.at_once() * Rules::largest_batch(self.batch))
+        plan.held_tiles(workers.min(plan.tiles.len()), self.at_once().saturating_mul(Rules::largest_batch(self.batch)))
     }
 }
 
 /// Runs a job: for each worker a thread here reads its tiles, and threads of its [`Line`] work on them; the calling thread blends.
 pub(crate) fn run(settings: Settings, job: Job<'_>, progress: &mut dyn Progress) -> Result<RunStats, ExecError> {
-    let Job { plan, source, workers, compositor, stop } = job;
+    let Job { plan, source, workers, mut compositor, stop } = job;
+    let input = Input::new(source, plan)?;
+    seam::prepare(&mut compositor)?;
     let recorder = Recorder::new();
     let workers: Arc<[_]> = workers.into();
-    let rules =
-        Rules { window: settings.held_tiles(plan, workers.len()), at_once: settings.at_once(), batch: settings.batch, retries: settings.retries };
+    let rules = Rules {
+        window: settings.held_tiles(plan, workers.len()),
+        at_once: settings.at_once(),
+        batch: settings.batch,
+        retries: settings.retries,
+        timeout: settings.timeout,
+        silence: settings.silence,
+    };
     let work = plan.tiles.iter().map(|tile| tile.input.volume() as f64).collect();
-    let scheduler = Scheduler::new(work, classes(plan), workers.len(), rules);
+    let scheduler = Scheduler::new(work, classes(plan), workers.iter().map(|worker| worker.device).collect(), rules);
     let shared = Arc::new(Shared {
-        ledger: Mutex::new(Ledger { scheduler, causes: vec![None; workers.len()] }),
+        ledger: Mutex::new(Ledger::new(scheduler, workers.len())),
         changed: workers.iter().map(|_| Condvar::new()).collect(),
         stop: stop.branch(),
         recorder,
         moved: workers.iter().map(|_| Default::default()).collect(),
+        frames: plan.geometry.frames,
+        answers: plan.tiles.iter().map(|tile| tile.output.size).collect(),
     });
     let (messages, inbox) = bounded(MESSAGES * workers.len());
     let mut lines = Vec::new();
     let mut feeders = Vec::new();
     for worker in 0..workers.len() {
         let (inlet, outlet) = bounded(1);
-        let line = Line { workers: workers.clone(), shared: shared.clone(), messages: messages.clone() };
-        lines.push(line.start(worker, outlet, settings.in_flight.is_some()).map_err(ExecError::Thread)?);
-        feeders.push(Feeder { worker, workers: workers.clone(), shared: shared.clone(), messages: messages.clone(), plan, source, inlet });
+        let line = Line { worker, workers: workers.clone(), shared: shared.clone(), messages: messages.clone() };
+        lines.push(line.start(outlet, settings.in_flight.is_some()).map_err(ExecError::Thread)?);
+        feeders.push(Feeder { line, plan, input, inlet });
     }
     drop(messages);
     let mut foreman = Foreman {
-        settings,
         shared: shared.clone(),
         plan,
         compositor,
@@ -77,13 +94,16 @@ pub(crate) fn run(settings: Settings, job: Job<'_>, progress: &mut dyn Progress)
         upcast_tiles: 0,
         has_given_up: vec![false; workers.len()],
         workers,
-        progress,
+        progress: Listener(progress),
     };
     let outcome = thread::scope(|scope| {
-        for feeder in feeders {
-            scope.spawn(move || feeder.feed());
-        }
-        let outcome = foreman.attend(&inbox, stop);
+        let mut feeders = feeders.into_iter();
+        let fed = feeders.try_for_each(|feeder| thread::Builder::new().spawn_scoped(scope, move || feeder.work()).map(drop));
+        drop(feeders);
+        let outcome = match fed {
+            Ok(()) => guard(Party::Engine, || foreman.attend(&inbox, stop)).map_err(ExecError::from).flatten(),
+            Err(error) => Err(ExecError::Thread(error)),
+        };
         shared.stop();
         // Whoever still wants to send learns that nobody listens.
         drop(inbox);
@@ -102,99 +122,83 @@ fn classes(plan: &TilePlan) -> Vec<usize> {
 
 /// Fetches tiles for a worker and reads them.
 struct Feeder<'a> {
-    worker: usize,
-    workers: Arc<[Worker]>,
-    shared: Arc<Shared>,
-    messages: Sender<Message>,
+    line: Line,
     plan: &'a TilePlan,
-    source: &'a dyn TileSource,
+    input: Input<'a>,
     inlet: Sender<Item<Block>>,
 }
 
 impl Feeder<'_> {
-    fn feed(&self) {
-        while let Some(Task { tiles, is_upcast }) = self.next_task() {
-            let unit = Unit { worker: self.worker, tiles, is_upcast, is_finite: AtomicBool::new(true), is_over: AtomicBool::new(false) };
-            let unit = Arc::new(unit);
-            if self.messages.send(Message::Started { worker: self.worker, tiles: unit.tiles.clone() }).is_err() {
-                return;
-            }
-            match self.hand_over(&unit) {
-                Ok(true) => {}
-                Ok(false) => return,
-                Err(error) => {
-                    let _ = self.messages.send(Message::Fatal(error));
-                    return;
-                }
-            }
+    fn work(self) {
+        let messages = self.line.messages.clone();
+        if let Err(error) = guard(Party::Engine, || self.feed()).map_err(ExecError::from).flatten() {
+            let _ = messages.send(Message::Fatal(error));
         }
     }
 
-    /// Waits for tiles; none when there is nothing left to do.
-    fn next_task(&self) -> Option<Task> {
-        let mut ledger = self.shared.ledger();
-        while !self.shared.is_stopped() {
-            match ledger.scheduler.turn(self.worker, self.shared.recorder.now()) {
-                Turn::Run(task) => return Some(task),
-                Turn::Leave => return None,
-                Turn::Wait => ledger = self.shared.changed[self.worker].wait_timeout(ledger, PATIENCE).unwrap_or_else(PoisonError::into_inner).0,
+    fn feed(self) -> Result<(), ExecError> {
+        while let Some(unit) = self.line.shared.next_unit(self.line.worker, PATIENCE) {
+            if let Some(other) = unit.beside {
+                let [name, other] = [self.line.worker, other].map(|worker| &self.line.workers[worker].name);
+                tracing::warn!("{other} has given no sign of life for long; {name} runs its tile {}, too", unit.tiles[0]);
+            }
+            let started = Message::Started { worker: self.line.worker, tiles: unit.tiles.clone() };
+            if self.line.messages.send(started).is_err() || !self.hand_over(&unit)? {
+                break;
             }
         }
-        None
+        Ok(())
     }
 
     /// Reads the pieces of a unit and hands them to the line. False when that does not take them any more.
     fn hand_over(&self, unit: &Arc<Unit>) -> Result<bool, ExecError> {
-        let mut chunks = self.workers[self.worker].op(unit.is_upcast).chunks(self.plan.input[0]).into_iter().peekable();
+        let Line { worker, workers, shared, .. } = &self.line;
+        let chunks = match seam::chunks(workers[*worker].op(unit.is_upcast), self.plan.geometry.frames, unit.tiles[0], self.plan.input[0]) {
+            Ok(chunks) => chunks,
+            Err(error) => {
+                self.line.fail(unit, Some(Blame::Tile), error);
+                return Ok(true);
+            }
+        };
+        let mut chunks = chunks.into_iter().peekable();
         while let Some(frames) = chunks.next() {
-            if unit.is_over.load(Ordering::Relaxed) {
+            if unit.stop.is_stopped() {
                 break;
             }
-            let subject = Subject { worker: Some(self.worker), tile: unit.tiles[0], stacked: unit.tiles.len(), frame: frames.start };
-            let pieces = self.shared.recorder.time(Stage::Read, subject, || {
-                unit.tiles.iter().map(|&tile| self.read(tile, &self.plan.tiles[tile].input.frames(&frames))).collect::<Result<Vec<_>, _>>()
+            let subject = Subject { worker: Some(*worker), tile: unit.tiles[0], stacked: unit.tiles.len(), frame: frames.start };
+            let pieces = shared.recorder.time(Stage::Read, subject, || {
+                unit.tiles.iter().map(|&tile| self.input.read(tile, &self.plan.tiles[tile].input.frames(&frames))).collect::<Result<Vec<_>, _>>()
             });
             let load = Block::join_batch(pieces?);
             if !all_finite(&load) {
                 unit.is_finite.store(false, Ordering::Relaxed);
             }
-            let mut item = Item { unit: unit.clone(), frame: frames.start, is_last: chunks.peek().is_none(), load };
+            let mut item = Item { unit: unit.clone(), frames, is_last: chunks.peek().is_none(), load };
             loop {
                 item = match self.inlet.send_timeout(item, PATIENCE) {
                     Ok(()) => break,
                     Err(SendTimeoutError::Timeout(item)) if !self.is_dismissed() => item,
                     Err(_) => {
-                        self.give_back(unit);
+                        shared.ledger().give_back(unit);
+                        shared.tell_all();
                         return Ok(false);
                     }
                 };
+                if unit.stop.is_stopped() {
+                    return Ok(true);
+                }
             }
         }
         Ok(true)
     }
 
-    fn read(&self, tile: usize, region: &Region) -> Result<Block, ExecError> {
-        guarded(tile, || self.source.read(region)).map_err(|error| match error {
-            ExecError::Tile { tile, source } => ExecError::Source { tile, source },
-            error => error,
-        })
-    }
-
-    /// What a worker has not read to the end when it is retired goes to others.
-    fn give_back(&self, unit: &Unit) {
-        unit.is_over.store(true, Ordering::Relaxed);
-        self.shared.ledger().scheduler.give_back(self.worker, &unit.tiles);
-        self.shared.tell_all();
-    }
-
     fn is_dismissed(&self) -> bool {
-        self.shared.is_stopped() || self.shared.ledger().scheduler.is_retired(self.worker)
+        self.line.shared.is_stopped() || self.line.shared.ledger().scheduler.is_retired(self.line.worker)
     }
 }
 
 /// The calling thread: blends, counts, and watches over the workers.
 struct Foreman<'a, 'b> {
-    settings: Settings,
     shared: Arc<Shared>,
     workers: Arc<[Worker]>,
     plan: &'a TilePlan,
@@ -206,20 +210,37 @@ struct Foreman<'a, 'b> {
     upcast_tiles: usize,
     /// Workers that did not come back.
     has_given_up: Vec<bool>,
-    progress: &'b mut dyn Progress,
+    progress: Listener<'b>,
 }
 
 impl Foreman<'_, '_> {
     fn attend(&mut self, inbox: &Receiver<Message>, stop: &Stop) -> Result<(), ExecError> {
-        self.progress.hear(&Event::Started { workers: self.workers.iter().map(|worker| worker.name.clone()).collect(), done: self.done });
+        self.progress.hear(&Event::Started { workers: self.workers.iter().map(|worker| worker.name.clone()).collect(), done: self.done })?;
+        let mut looked = self.shared.recorder.now();
         while self.done.tiles < self.done.of_tiles || self.compositor.placed_tiles() < self.done.of_tiles {
             if stop.is_stopped() {
                 return Err(ExecError::Stopped);
             }
             match inbox.recv_timeout(PATIENCE) {
-                Ok(message) => self.take(message)?,
-                Err(RecvTimeoutError::Timeout) => self.look_for_stalled()?,
-                Err(RecvTimeoutError::Disconnected) => break,
+                Ok(message) => {
+                    let is_failure = matches!(message, Message::Failed { .. });
+                    self.take(message)?;
+                    if is_failure {
+                        self.look_for_hope(inbox)?;
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) if stop.is_stopped() => return Err(ExecError::Stopped),
+                Err(RecvTimeoutError::Disconnected) => {
+                    self.look_for_hope(inbox)?;
+                    break;
+                }
+            }
+            // However much there is to do.
+            if self.shared.recorder.now() - looked >= PATIENCE {
+                self.look_for_stalled()?;
+                self.look_for_hope(inbox)?;
+                looked = self.shared.recorder.now();
             }
         }
         Ok(())
@@ -229,7 +250,7 @@ impl Foreman<'_, '_> {
         match message {
             Message::Started { worker, tiles } => {
                 for tile in tiles {
-                    self.progress.hear(&Event::TileStarted { worker, tile });
+                    self.progress.hear(&Event::TileStarted { worker, tile })?;
                 }
             }
             Message::Piece { tile, first, piece } => self.blend(tile, first, piece)?,
@@ -238,29 +259,30 @@ impl Foreman<'_, '_> {
                     self.done.tiles += 1;
                     self.stats[worker].tiles += 1;
                     self.stats[worker].work += self.plan.tiles[tile].input.volume() as f64;
-                    self.progress.hear(&Event::TileFinished { worker, tile, done: self.done });
+                    self.progress.hear(&Event::TileFinished { worker, tile, done: self.done })?;
                 }
             }
             Message::Failed { worker, tiles, message, is_retired } => {
                 let name = &self.workers[worker].name;
-                tracing::warn!("{name}: {message}; the tile is run again");
+                let consequence = if tiles.is_empty() { "" } else { "; the tile is run again" };
+                tracing::warn!("{name}: {message}{consequence}");
                 if is_retired {
                     tracing::warn!("{name} gets no more tiles, or none so large");
                 }
                 self.stats[worker].faults += 1;
                 for tile in tiles {
-                    self.progress.hear(&Event::TileFailed { worker, tile, message: message.clone() });
+                    self.progress.hear(&Event::TileFailed { worker, tile, message: message.clone() })?;
                 }
                 if is_retired {
                     self.stats[worker].retired = Some(message.clone());
-                    self.progress.hear(&Event::WorkerRetired { worker, message });
+                    self.progress.hear(&Event::WorkerRetired { worker, message })?;
                 }
             }
             Message::Upcast { worker, tiles } => {
                 tracing::warn!("the answer for tile {} is not finite; it is run again in a wider dtype", tiles[0]);
                 self.upcast_tiles += tiles.len();
                 for tile in tiles {
-                    self.progress.hear(&Event::TileUpcast { worker, tile });
+                    self.progress.hear(&Event::TileUpcast { worker, tile })?;
                 }
             }
             Message::Fatal(error) => return Err(error),
@@ -271,51 +293,54 @@ impl Foreman<'_, '_> {
     fn blend(&mut self, tile: usize, mut first: usize, piece: Block) -> Result<(), ExecError> {
         let frame = first;
         let Some(fresh) = unknown_frames(piece, &mut first, &mut self.known[tile]) else { return Ok(()) };
-        self.done.frames += fresh.shape()[2];
+        self.done.tile_frames += fresh.shape()[2];
         let subject = Subject { worker: None, tile, stacked: 1, frame };
         let before = self.compositor.placed_tiles();
-        let placed = self.shared.recorder.time(Stage::Blend, subject, || self.compositor.push(tile, fresh));
-        placed.map_err(|source| ExecError::Composite { tile, source })?;
+        self.shared.recorder.time(Stage::Blend, subject, || seam::push(&mut self.compositor, tile, fresh))?;
+        self.done.output_frames = self.compositor.finished_frames();
         if self.compositor.placed_tiles() > before {
             self.shared.ledger().scheduler.placed(self.compositor.placed_tiles());
             self.shared.tell_all();
         }
-        self.progress.hear(&Event::Advanced(self.done));
-        Ok(())
+        self.progress.hear(&Event::Advanced(self.done))
     }
 
     /// Takes their tiles from workers that do not come back.
     fn look_for_stalled(&mut self) -> Result<(), ExecError> {
-        let shared = self.shared.clone();
-        let mut ledger = shared.ledger();
-        let stalled = ledger.scheduler.stalled(shared.recorder.now(), self.settings.timeout);
-        if stalled.is_empty() {
-            return Ok(());
-        }
-        for worker in stalled {
+        let mut ledger = self.shared.ledger();
+        let stalled = ledger.scheduler.stalled(self.shared.recorder.now());
+        let mut given_up = Vec::new();
+        for (worker, tile) in stalled {
             self.has_given_up[worker] = true;
-            let (tiles, is_hopeless) = ledger.scheduler.give_up(worker);
-            let error = ExecError::Stalled { tile: tiles[0], worker: self.workers[worker].name.clone() };
-            let verdict = Verdict { is_retired: true, is_hopeless };
-            let message = ledger.judge(&self.workers, worker, &tiles, verdict, error);
-            self.take(message)?;
+            given_up.push(ledger.give_up(worker, ExecError::Stalled { tile, worker: self.workers[worker].name.clone() }));
         }
         drop(ledger);
-        shared.tell_all();
-        Ok(())
+        if !given_up.is_empty() {
+            self.shared.tell_all();
+        }
+        given_up.into_iter().try_for_each(|message| self.take(message))
+    }
+
+    /// Ends a run that can come to no good end, after what is known of it.
+    fn look_for_hope(&mut self, inbox: &Receiver<Message>) -> Result<(), ExecError> {
+        let verdict = self.shared.ledger().verdict(&self.workers);
+        let Some(error) = verdict else { return Ok(()) };
+        while let Ok(message) = inbox.try_recv() {
+            self.take(message)?;
+        }
+        Err(error)
     }
 
     /// Waits for the threads of all workers but those that do not come back.
     fn dismiss(&mut self, lines: Vec<Vec<JoinHandle<()>>>) {
+        let begun = Instant::now();
         for (worker, line) in lines.into_iter().enumerate() {
-            for thread in line {
-                while !self.has_given_up[worker] && !thread.is_finished() {
-                    let stalled = self.shared.ledger().scheduler.stalled(self.shared.recorder.now(), self.settings.timeout);
-                    for worker in stalled {
-                        self.has_given_up[worker] = true;
-                    }
-                    thread::sleep(Duration::from_micros(200));
+            while !self.has_given_up[worker] && !line.iter().all(JoinHandle::is_finished) {
+                if begun.elapsed() > GRACE {
+                    tracing::warn!("{} does not come back from its tile; it is left behind", self.workers[worker].name);
+                    break;
                 }
+                thread::sleep(Duration::from_micros(200));
             }
         }
     }

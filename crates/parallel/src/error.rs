@@ -1,8 +1,7 @@
-use std::any::Any;
 use std::error::Error;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::ops::Range;
 
-use tiling::{BoxError, CompositeError};
+use tiling::{BoxError, CompositeError, Panicked, Party, catch};
 
 /// What CUDA, wgpu, Vulkan and CubeCL's memory management say when there is no more memory, in lower case.
 const OUT_OF_MEMORY: [&str; 9] = [
@@ -22,16 +21,24 @@ const OUT_OF_MEMORY: [&str; 9] = [
 #[non_exhaustive]
 pub enum ExecError {
     /// More devices than the executor can use.
-    #[error("the {executor} executor runs on one device, {got} are named")]
+    #[error("the {executor} executor runs on one device and worker, {got} are configured; `executor.kind` chooses one that uses many")]
     TooManyDevices {
         /// The executor.
         executor: &'static str,
-        /// Devices that were given.
+        /// Devices, or workers, that were given.
         got: usize,
     },
     /// No device was given.
     #[error("no device is named")]
     NoDevice,
+    /// An input that is not the one that was planned for.
+    #[error("the input is {got:?} (batch, channels, frames, height, width); none may be 0, and the plan is for {expected:?} (frames, height, width)")]
+    InputShape {
+        /// What the source says of itself.
+        got: [usize; 5],
+        /// Frames, height and width of the plan.
+        expected: [usize; 3],
+    },
     /// The input of a tile could not be read.
     #[error("the input of tile {tile} could not be read")]
     Source {
@@ -62,6 +69,26 @@ pub enum ExecError {
         /// The tile's index.
         tile: usize,
     },
+    /// The operation takes a tile in pieces that do not follow on each other, or leave out frames that the answer needs.
+    #[error("tile {tile} failed: the operation takes its {frames} frames in the pieces {got:?}")]
+    Chunks {
+        /// The tile's index.
+        tile: usize,
+        /// Frames of the tile.
+        frames: usize,
+        /// The pieces, or the first of them.
+        got: Vec<Range<usize>>,
+    },
+    /// The answer for a tile has not the shape that the operation's geometry says.
+    #[error("tile {tile} failed: the answer is {got:?} (batch, channels, frames, height, width), {expected:?} (frames, height, width) were to come")]
+    AnswerShape {
+        /// The tile's index.
+        tile: usize,
+        /// What came, with the frames that came before.
+        got: [usize; 5],
+        /// Frames, height and width by the plan.
+        expected: [usize; 3],
+    },
     /// A worker did not come back with a tile.
     #[error("tile {tile} failed: {worker} did not come back with it in time")]
     Stalled {
@@ -86,6 +113,14 @@ pub enum ExecError {
         tile: usize,
         /// Why.
         source: CompositeError,
+    },
+    /// The sink, the progress listener, the source, or whatever else the caller brought, panicked; or the engine did.
+    #[error("{who} panicked: {message}")]
+    PartyPanicked {
+        /// Whose code it was.
+        who: Party,
+        /// What the panic said.
+        message: String,
     },
     /// Somebody threw the switch.
     #[error("the run was stopped")]
@@ -114,11 +149,17 @@ impl ExecError {
     }
 }
 
+impl From<Panicked> for ExecError {
+    fn from(Panicked { who, message }: Panicked) -> Self {
+        Self::PartyPanicked { who, message }
+    }
+}
+
 /// Calls an operation; a panic, which is how Burn reports most errors, becomes an error.
 pub(crate) fn guarded<T>(tile: usize, call: impl FnOnce() -> Result<T, BoxError>) -> Result<T, ExecError> {
-    match catch_unwind(AssertUnwindSafe(call)) {
+    match catch(call) {
         Ok(answer) => answer.map_err(|source| ExecError::Tile { tile, source: in_one_line(source) }),
-        Err(panic) => Err(ExecError::Panicked { tile, message: essence(&panic_message(panic.as_ref())) }),
+        Err(message) => Err(ExecError::Panicked { tile, message: essence(&message) }),
     }
 }
 
@@ -134,11 +175,6 @@ fn essence(text: &str) -> String {
     let lines = text.lines().map(str::trim).take_while(|line| !line.starts_with("[Source]"));
     let lines: Vec<&str> = lines.filter(|line| !says_nothing(line)).collect();
     if lines.is_empty() { text.trim().to_owned() } else { lines.join(": ") }
-}
-
-fn panic_message(panic: &(dyn Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
-    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "the operation panicked".to_owned())
 }
 
 #[cfg(test)]

@@ -30,12 +30,14 @@ pub struct Worker {
     pub op: Arc<dyn TileOp>,
     /// The same operation in a wider dtype, for tiles whose answer is not finite otherwise.
     pub upcast: Option<Arc<dyn TileOp>>,
+    /// A number that it has in common with the other workers of its device, where there may be any: none of them steps in when another is silent.
+    pub device: Option<usize>,
 }
 
 impl Worker {
-    /// A worker that has no wider dtype.
+    /// A worker that has no wider dtype, on a device of its own.
     pub fn new(name: impl Into<String>, op: Arc<dyn TileOp>) -> Self {
-        Self { name: name.into(), op, upcast: None }
+        Self { name: name.into(), op, upcast: None, device: None }
     }
 
     /// The operation, in a wider dtype where asked for and possible.
@@ -67,7 +69,7 @@ pub trait Executor: Debug + Send + Sync {
     /// Runs every tile. The compositor and `progress` are called on the calling thread.
     ///
     /// # Errors
-    /// What the run could not get over; no tile is started after it.
+    /// What the run could not get over; no tile is started after it. A panic of whatever is called becomes an error, too.
     fn run(&self, job: Job<'_>, progress: &mut dyn Progress) -> Result<RunStats, ExecError>;
 }
 
@@ -146,15 +148,22 @@ pub struct Done {
     pub tiles: usize,
     /// All tiles.
     pub of_tiles: usize,
-    /// Output frames that are finished, counted in each tile.
-    pub frames: usize,
+    /// Output frames that are finished, from edge to edge. Where the output is tiled, none is before the last tile comes.
+    #[serde(rename = "frames")]
+    pub output_frames: usize,
+    /// All output frames.
+    #[serde(rename = "of_frames")]
+    pub of_output_frames: usize,
+    /// Output frames that came, counted in each tile: how much of the work is done.
+    pub tile_frames: usize,
     /// The output frames of all tiles.
-    pub of_frames: usize,
+    pub of_tile_frames: usize,
 }
 
 impl Done {
     pub(crate) fn nothing(plan: &TilePlan) -> Self {
-        Self { of_tiles: plan.tiles.len(), of_frames: plan.tiles.len() * plan.output[0], ..Self::default() }
+        let (tiles, frames) = (plan.tiles.len(), plan.output[0]);
+        Self { of_tiles: tiles, of_output_frames: frames, of_tile_frames: tiles * frames, ..Self::default() }
     }
 }
 

@@ -10,6 +10,7 @@ mod line;
 mod multi_device;
 mod pipelined;
 mod schedule;
+mod seam;
 mod sequential;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;

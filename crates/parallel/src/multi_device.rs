@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use tiling::TilePlan;
 
-use crate::engine::{self, Settings};
+use crate::engine::{self, SILENCE, Settings};
 use crate::{Count, ExecError, Executor, Job, Progress, RunStats};
 
 /// Tiles run at once on all workers, one at a time on each; the calling thread blends.
@@ -12,11 +12,12 @@ use crate::{Count, ExecError, Executor, Job, Progress, RunStats};
 /// Finished tiles wait for their turn to be blended; when too many wait (see [`Executor::held_tiles`]), so do workers.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct MultiDevice {
-    /// How often a tile may fail before the run does. It is tried on every worker before that.
+    /// How often a tile may fail before the run does. It is tried on every worker before that, and the last worker is not retired for it.
     pub retries: usize,
     /// Tiles of one shape that run in one stack.
     pub batch_tiles: Count,
-    /// How long a tile may take before its worker is given up; none: many times as long as is to be expected.
+    /// How long a worker may be inside its operation for a tile before it is given up; none: many times as long as is to be expected, and a first tile that
+    /// gives no sign of life is run by others, too.
     pub tile_timeout: Option<Duration>,
 }
 
@@ -28,7 +29,7 @@ impl Default for MultiDevice {
 
 impl MultiDevice {
     fn settings(self) -> Settings {
-        Settings { retries: self.retries, batch: self.batch_tiles, timeout: self.tile_timeout, in_flight: None }
+        Settings { retries: self.retries, batch: self.batch_tiles, timeout: self.tile_timeout, silence: SILENCE, in_flight: None }
     }
 }
 

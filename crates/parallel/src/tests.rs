@@ -1,5 +1,7 @@
 //! Every executor against an operation whose tiles can be slow, fail, panic or answer nonsense.
 
+mod faults;
+
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
@@ -41,7 +43,12 @@ struct Heard {
 impl Progress for Heard {
     fn hear(&mut self, event: &Event) {
         if let Event::Advanced(done) | Event::TileFinished { done, .. } = *event {
-            assert!(done.tiles >= self.done.tiles && done.frames >= self.done.frames && done.tiles <= done.of_tiles);
+            assert!(
+                done.tiles >= self.done.tiles
+                    && done.tile_frames >= self.done.tile_frames
+                    && done.output_frames >= self.done.output_frames
+                    && done.tiles <= done.of_tiles
+            );
             self.done = done;
         }
         self.events.push(event.clone());
@@ -53,7 +60,8 @@ fn run_to(executor: &dyn Executor, source: &dyn TileSource, workers: &[Worker], 
     let mut heard = Heard::default();
     let compositor = Compositor::new(&plan, &Cascade, sink);
     let stats = executor.run(Job { plan: &plan, source, workers, compositor, stop: &Stop::default() }, &mut heard)?;
-    let all = Done { tiles: plan.tiles.len(), of_tiles: plan.tiles.len(), frames: 2 * plan.tiles.len(), of_frames: 2 * plan.tiles.len() };
+    let [tiles, frames] = [plan.tiles.len(), 2 * plan.tiles.len()];
+    let all = Done { tiles, of_tiles: tiles, output_frames: 2, of_output_frames: 2, tile_frames: frames, of_tile_frames: frames };
     assert_eq!((heard.done, stats.tiles, stats.frames), (all, plan.tiles.len(), 2));
     assert_eq!(stats.workers.iter().map(|worker| worker.tiles).sum::<usize>(), plan.tiles.len());
     Ok((stats, heard.events))

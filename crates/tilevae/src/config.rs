@@ -4,15 +4,19 @@ use std::path::{Path, PathBuf};
 
 use parallel::{Count, ExecutorConfig};
 use serde::{Deserialize, Serialize};
-use tiling::{BlendConfig, GridConfig};
+use tiling::{BlendConfig, GridConfig, PerAxis};
 use toml::{Table, Value};
 use vae_core::layers::Precision;
 use vae_core::{DeviceName, Posterior};
 
 use crate::Error;
+use crate::io::{Axes, Background};
 
 /// The embedded configuration that holds every default.
 const DEFAULT: &str = include_str!("default.toml");
+
+/// Keys that have another name now: their section, and their names then and now.
+const RENAMED: [(&str, &str, &str); 1] = [("model", "on_nan", "on_non_finite")];
 
 /// What a run is made of. Layers: the defaults, a file, single keys; later ones win.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -48,7 +52,7 @@ pub struct ModelConfig {
     /// How near to direct products f32 is computed on the CPU.
     pub precision: Precision,
     /// What becomes of a tile whose answer in 16 bits is not finite.
-    pub on_nan: OnNan,
+    pub on_non_finite: OnNonFinite,
     /// Latent frames of a clip that run at once, after the first.
     pub frames_per_chunk: NonZeroUsize,
 }
@@ -70,7 +74,7 @@ pub enum DtypeConfig {
 /// What becomes of a tile whose answer in 16 bits is not finite, though its input is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum OnNan {
+pub enum OnNonFinite {
     /// It is run again in f32, with weights that are loaded then.
     Upcast,
     /// It is a failure.
@@ -127,8 +131,31 @@ pub struct IoConfig {
     pub seed: u64,
     /// What becomes of sample frames that do not fill a latent frame.
     pub frames: FrameRemainder,
+    /// What becomes of latents and raw samples that are NaN or infinite.
+    pub on_non_finite: OnNonFiniteInput,
+    /// The tensor to read of a file that holds several.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tensor: Option<String>,
+    /// The axes of a tensor that is read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub axes: Option<Axes>,
+    /// Height and width of the picture whose latents are read as packed patches.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub packed_size_px: Option<PerAxis<usize>>,
+    /// What transparent px are laid over.
+    pub background: Background,
     /// The quality of JPEG files.
     pub jpeg_quality: u8,
+}
+
+/// What becomes of latents and raw samples that are NaN or infinite.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnNonFiniteInput {
+    /// They are an error.
+    Refuse,
+    /// They are run as they are.
+    Allow,
 }
 
 /// What becomes of sample frames that do not fill a latent frame.
@@ -182,6 +209,12 @@ impl Config {
         let mut merged = parse(DEFAULT, "the default configuration")?;
         for layer in layers {
             merge(&mut merged, layer);
+        }
+        for (section, old, new) in RENAMED {
+            if merged.get(section).is_some_and(|section| section.get(old).is_some()) {
+                let message = format!("the key is now called `{section}.{new}`");
+                return Err(Error::ConfigValue { key: format!("{section}.{old}"), message });
+            }
         }
         serde_path_to_error::deserialize(merged)
             .map_err(|error| Error::ConfigValue { key: error.path().to_string(), message: error.inner().message().to_owned() })
@@ -303,6 +336,11 @@ mod tests {
             ("devices.dtype.gpu=f16", ["`devices.dtype", "vulkan:N"]),
             ("io.latent_space=raw", ["`io.latent_space`", "diffusion"]),
             ("tile.kind=off", ["tile", "tiling"]),
+            ("model.on_nan=fail", ["`model.on_nan`", "`model.on_non_finite`"]),
+            ("model.on_nan=upcast", ["`model.on_nan`", "`model.on_non_finite`"]),
+            ("io.on_non_finite=upcast", ["`io.on_non_finite`", "refuse"]),
+            ("io.axes=bcthwx", ["`io.axes`", "cthw"]),
+            ("io.packed_size_px=[1,2,3]", ["`io.packed_size_px`", "[height, width]"]),
         ] {
             let error = with(&[given]).unwrap_err();
             assert!(fragments.iter().all(|fragment| error.contains(fragment)), "{given}: {error}");

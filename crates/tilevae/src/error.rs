@@ -2,6 +2,8 @@ use std::path::PathBuf;
 
 use vae_core::{DeviceName, RegistryError, VaeError, WeightError};
 
+use crate::NonFinite;
+
 /// What a run can be refused for, or fail with.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -51,6 +53,22 @@ pub enum Error {
         fewer: usize,
         /// The nearest number above.
         more: usize,
+    },
+    /// An input that is not finite.
+    #[error("of the {what}, {found}; io.on_non_finite = \"allow\" takes them as they are")]
+    NonFinite {
+        /// `latents` or `samples`.
+        what: &'static str,
+        /// How many, and where.
+        found: NonFinite,
+    },
+    /// An input that could not be looked through.
+    #[error("the {what} cannot be read")]
+    Source {
+        /// `latents` or `samples`.
+        what: &'static str,
+        /// Why.
+        source: tiling::BoxError,
     },
     /// A device that this program was not built for.
     #[error("{device} needs the Cargo feature `{feature}`, which this program was built without; it has: {available}")]

@@ -1,5 +1,5 @@
 use tiling::{Block, BoxError, Region, TileSource};
-use vae_core::FrameRule;
+use vae_core::{FrameRule, VaeError};
 
 use crate::{Error, FrameRemainder};
 
@@ -13,9 +13,12 @@ impl<'a> FittedFrames<'a> {
     /// Brings `samples` to a number of frames that `rule` encodes without a remainder.
     ///
     /// # Errors
-    /// [`Error::Frames`] when there is one and it is to be refused.
+    /// [`Error::Frames`] when there is one and it is to be refused, and when there are no frames at all.
     pub fn new(samples: &'a dyn TileSource, rule: FrameRule, remainder: FrameRemainder) -> Result<Self, Error> {
         let got = samples.shape()[2];
+        if got == 0 {
+            return Err(VaeError::Frames { what: "samples", got }.into());
+        }
         let FrameRule::Causal { ratio } = rule else { return Ok(Self { samples, frames: got }) };
         let [fewer, more] = rule.nearest(got);
         let frames = match remainder {
@@ -42,6 +45,10 @@ impl TileSource for FittedFrames<'_> {
     fn shape(&self) -> [usize; 5] {
         let [b, c, _, h, w] = self.samples.shape();
         [b, c, self.frames, h, w]
+    }
+
+    fn is_in_memory(&self) -> bool {
+        self.samples.is_in_memory()
     }
 
     fn read(&self, region: &Region) -> Result<Block, BoxError> {
@@ -87,6 +94,12 @@ mod tests {
             let clip = clip(frames);
             for remainder in [FrameRemainder::Refuse, FrameRemainder::Drop, FrameRemainder::Pad] {
                 assert_eq!(fitted(&clip, remainder).unwrap(), clip);
+            }
+        }
+        for remainder in [FrameRemainder::Refuse, FrameRemainder::Drop, FrameRemainder::Pad] {
+            for rule in [FrameRule::Causal { ratio: 4 }, FrameRule::Image] {
+                let error = FittedFrames::new(&clip(0), rule, remainder).err().unwrap();
+                assert!(error.to_string().contains("0 frames"), "{error}");
             }
         }
         let six = clip(6);

@@ -4,11 +4,11 @@
 //! model allows it, frame by frame, and hands what is finished to a sink while the rest still runs.
 //!
 //! ```no_run
-//! use tilevae::{Config, Pipeline, io};
+//! use tilevae::{Config, Direction, Pipeline, io};
 //!
 //! let config = Config::from_toml(r#"model.path = "models/demo-kl""#)?;
 //! let pipeline = Pipeline::load(&config)?;
-//! let latents = io::Tensors::read("latents.safetensors".as_ref())?.latents()?;
+//! let latents = io::Tensors::read("latents.safetensors".as_ref())?.input(Direction::Decode, pipeline.spec(), &config.io)?.read()?;
 //! let samples = pipeline.decode(&latents.block, &mut ())?;
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
@@ -16,6 +16,7 @@
 mod config;
 mod devices;
 mod error;
+mod finite;
 mod frames;
 pub mod io;
 pub mod metrics;
@@ -27,10 +28,12 @@ mod running_tests;
 mod workers;
 
 pub use config::{
-    Config, CpuConfig, DevicesConfig, DtypeConfig, FrameRemainder, IoConfig, LatentSpace, ModelConfig, OnMissing, OnNan, parse_override,
+    Config, CpuConfig, DevicesConfig, DtypeConfig, FrameRemainder, IoConfig, LatentSpace, ModelConfig, OnMissing, OnNonFinite, OnNonFiniteInput,
+    parse_override,
 };
 pub use devices::{DeviceInfo, OpenDevice, list_devices, open_device, open_devices};
 pub use error::Error;
+pub use finite::NonFinite;
 pub use frames::FittedFrames;
 pub use parallel::{Count, Done, Event, ExecutorConfig, Progress, RunStats, Span, Stage, Stop, Trace, WorkerStats};
 pub use pipeline::{Encoded, Pipeline, open_model};

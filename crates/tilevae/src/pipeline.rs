@@ -8,8 +8,11 @@ use tiling::{BlendPolicy, Block, BoxError, Canvas, Compositor, FrameScale, Geome
 use vae_core::layers::{Rounding, Run};
 use vae_core::{Clamp, Decode, DeviceName, Encode, Model, Posterior, Registry, Vae, VaeError, VaeSpec, is_in_host_memory};
 
+use crate::finite::FiniteSource;
 use crate::workers::{self, Late, Seat, check_devices, seats};
-use crate::{Config, Direction, DtypeConfig, Error, FittedFrames, LatentSpace, OnNan, OpenDevice, RunPlan, io, open_devices};
+use crate::{
+    Config, Direction, DtypeConfig, Error, FittedFrames, LatentSpace, NonFinite, OnNonFinite, OnNonFiniteInput, OpenDevice, RunPlan, io, open_devices,
+};
 
 /// Finds the model that a configuration names. No weights are loaded.
 ///
@@ -140,7 +143,7 @@ impl Pipeline {
         let wide = vaes.iter().filter(|vae| vae.dtype() == DType::F32).cloned().collect();
         let wide = Arc::new(Wide { model: model.clone(), replicas: Mutex::new(wide) });
         let replica = |vae: Arc<dyn Vae>| {
-            let is_narrow = vae.dtype() != DType::F32 && config.model.on_nan == OnNan::Upcast;
+            let is_narrow = vae.dtype() != DType::F32 && config.model.on_non_finite == OnNonFinite::Upcast;
             Arc::new(Replica { vae, wide: is_narrow.then(|| wide.clone()) })
         };
         let vaes = vaes.into_iter().map(replica).collect();
@@ -244,7 +247,7 @@ impl Pipeline {
     /// `[b, latent_channels, t, h, w]` to `[b, output_channels, t', h * ratio, w * ratio]`, about -1 to 1.
     ///
     /// # Errors
-    /// When the model does not take the latents or a tile fails.
+    /// When the model does not take the latents, some are not finite (unless the configuration allows it), or a tile fails.
     pub fn decode(&self, latents: &dyn TileSource, progress: &mut dyn Progress) -> Result<Block, Error> {
         let mut canvas = Canvas::default();
         self.decode_to(latents, &mut canvas, progress)?;
@@ -254,9 +257,10 @@ impl Pipeline {
     /// Decodes to a sink, which takes parts of the picture and frames of the clip as they are finished.
     ///
     /// # Errors
-    /// When the model does not take the latents, a tile fails or the sink does.
+    /// When the model does not take the latents, some are not finite (unless the configuration allows it), a tile fails or the sink does.
     pub fn decode_to(&self, latents: &dyn TileSource, sink: &mut dyn Sink, progress: &mut dyn Progress) -> Result<RunStats, Error> {
         let plan = self.plan(Direction::Decode, latents.shape())?;
+        io::check_space(&std::env::temp_dir(), plan.scratch_bytes())?;
         let workers = self.decoders(sink.rounds_to_eight_bits() && !plan.tiles.is_tiled());
         let own = OwnLatents { latents, spec: self.spec(), space: self.config.io.latent_space };
         self.run(&plan, &own, &workers, sink, progress)
@@ -270,10 +274,11 @@ impl Pipeline {
     /// `[b, input_channels, t', h, w]`, -1 to 1, to `[b, latent_channels, t, h / ratio, w / ratio]`.
     ///
     /// # Errors
-    /// When the model does not take the samples or a tile fails.
+    /// When the model does not take the samples, some are not finite (unless the configuration allows it), or a tile fails.
     pub fn encode(&self, samples: &dyn TileSource, progress: &mut dyn Progress) -> Result<Encoded, Error> {
         let samples = FittedFrames::new(samples, self.spec().frames, self.config.io.frames)?;
         let plan = self.plan(Direction::Encode, samples.shape())?;
+        io::check_space(&std::env::temp_dir(), plan.scratch_bytes())?;
         let mut canvas = Canvas::default();
         let stats = self.run(&plan, &samples, &self.encoders(), &mut canvas, progress)?;
         let moments = canvas.into_block();
@@ -317,6 +322,35 @@ impl Pipeline {
     }
 
     fn run(
+        &self,
+        plan: &RunPlan,
+        source: &dyn TileSource,
+        workers: &[Worker],
+        sink: &mut dyn Sink,
+        progress: &mut dyn Progress,
+    ) -> Result<RunStats, Error> {
+        if self.config.io.on_non_finite == OnNonFiniteInput::Allow {
+            return self.run_any(plan, source, workers, sink, progress);
+        }
+        let what = if plan.direction == Direction::Decode { "latents" } else { "samples" };
+        let look = || match NonFinite::in_source(source) {
+            Ok(None) => Ok(()),
+            Ok(Some(found)) => Err(Error::NonFinite { what, found }),
+            Err(source) => Err(Error::Source { what, source }),
+        };
+        if source.is_in_memory() {
+            look()?;
+        }
+        let finite = FiniteSource::new(source);
+        let ran = self.run_any(plan, &finite, workers, sink, progress);
+        // A piece tells what is in it alone.
+        if finite.has_failed() {
+            look()?;
+        }
+        ran
+    }
+
+    fn run_any(
         &self,
         plan: &RunPlan,
         source: &dyn TileSource,
@@ -415,6 +449,10 @@ impl TileSource for OwnLatents<'_> {
         }
         Ok(tile)
     }
+
+    fn is_in_memory(&self) -> bool {
+        self.latents.is_in_memory()
+    }
 }
 
 #[cfg(all(test, feature = "flex", feature = "kl"))]
@@ -443,6 +481,47 @@ mod tests {
         // Processors compute in f32 unless they are told not to.
         assert_eq!(decode(DEMO, "auto", 16), decode(DEMO, "f32", 16));
         assert_ne!(decode(DEMO, "f16", 16), decode(DEMO, "f32", 16));
+    }
+
+    /// A source of which nothing is known but what is read.
+    struct Stream(Block);
+
+    impl TileSource for Stream {
+        fn shape(&self) -> [usize; 5] {
+            self.0.shape()
+        }
+
+        fn read(&self, region: &Region) -> Result<Block, BoxError> {
+            Ok(self.0.region(region))
+        }
+    }
+
+    #[test]
+    fn what_is_not_finite_is_refused_from_any_source() {
+        let mut wrong = latents(16);
+        // In the last tile, and out of range once it is scaled.
+        wrong.row_mut(2, 5)[9] = f32::NAN;
+        wrong.row_mut(7, 5)[8] = f32::MAX;
+        let expected = |error: Error, what: &str, at: &str, count: usize| {
+            let message = error.to_string();
+            assert!(matches!(error, Error::NonFinite { .. }) && message.contains(what) && message.contains(at), "{message}");
+            assert!(message.contains(&format!("{count} of ")) && message.contains("io.on_non_finite"), "{message}");
+        };
+        for executor in ["sequential", "multi-device", "pipelined"] {
+            let text = format!("model.path = {DEMO:?}\ntiling.tile_px = 32\nexecutor.kind = {executor:?}");
+            let pipeline = Pipeline::load(&Config::from_toml(&text).unwrap()).unwrap();
+            let count = if pipeline.spec().latent_norm.scale.iter().any(|&scale| scale > 1.0) { 2 } else { 1 };
+            expected(pipeline.decode(&wrong, &mut ()).unwrap_err(), "latents", "[0, 2, 0, 5, 9]", count);
+            expected(pipeline.decode(&Stream(wrong.clone()), &mut ()).unwrap_err(), "latents", "[0, 2, 0, 5, 9]", count);
+            let mut samples = Block::zeros([1, 3, 1, 48, 80]);
+            samples.row_mut(1, 40)[79] = f32::NEG_INFINITY;
+            expected(pipeline.encode(&samples, &mut ()).unwrap_err(), "samples", "[0, 1, 0, 40, 79]", 1);
+            expected(pipeline.encode(&Stream(samples.clone()), &mut ()).unwrap_err(), "samples", "[0, 1, 0, 40, 79]", 1);
+            let allowing = Pipeline::load(&Config::from_toml(&format!("{text}\nio.on_non_finite = \"allow\"")).unwrap()).unwrap();
+            let answer = allowing.decode(&wrong, &mut ()).unwrap();
+            assert!(answer.data().iter().any(|value| value.is_nan()));
+            allowing.encode(&Stream(samples), &mut ()).unwrap();
+        }
     }
 
     #[test]

@@ -1,5 +1,5 @@
 use serde::{Deserialize, Serialize};
-use tiling::{Geometry, Grid, TilePlan};
+use tiling::{FrameScale, Geometry, Grid, TilePlan};
 use vae_core::VaeSpec;
 
 use crate::workers::count_workers;
@@ -96,6 +96,12 @@ impl RunPlan {
     /// When the model does not take such an input, or the grid cannot be laid.
     pub fn new(config: &Config, family: &str, spec: &VaeSpec, direction: Direction, input_shape: [usize; 5]) -> Result<Self, Error> {
         Self::with_grid(direction.grid(config, spec)?.as_ref(), config, family, spec, direction, input_shape)
+    }
+
+    /// Bytes that the scratch file of a clip's run takes at least, in the folder for temporary files.
+    pub fn scratch_bytes(&self) -> u64 {
+        let is_in_file = self.tiles.is_tiled() && self.tiles.geometry.frames != FrameScale::Same;
+        if is_in_file { self.bytes.strips as u64 } else { 0 }
     }
 
     /// Lays a grid over an input, in place of the configured one.

@@ -50,7 +50,7 @@ impl Seat {
                 pool: self.pool.clone(),
             })
         };
-        Worker { name: self.name.clone(), op: seated(op), upcast: upcast.map(seated) }
+        Worker { name: self.name.clone(), op: seated(op), upcast: upcast.map(seated), device: Some(self.device) }
     }
 }
 

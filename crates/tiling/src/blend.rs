@@ -5,7 +5,7 @@ use std::fmt::Debug;
 /// At each px of an overlap the later tile (below, or to the right) gets [`weight`](Self::weight) and the earlier one the rest, so that the
 /// weights of a px sum to 1 whatever the policy.
 pub trait BlendPolicy: Debug + Send + Sync {
-    /// The share of the later tile, 0 to 1, at px `offset` (from 0) of an overlap of `extent` px.
+    /// The share of the later tile, 0 to 1, at px `offset` (from 0) of an overlap of `extent` px. Anything else ends the run with an error.
     fn weight(&self, offset: usize, extent: usize) -> f64;
 
     /// What happens where four tiles meet.

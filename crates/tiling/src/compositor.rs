@@ -1,9 +1,10 @@
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
+use std::collections::btree_map::{BTreeMap, Entry};
 use std::fs::File;
 
 use crate::plan::shared;
 use crate::shelf::{Kept, Shelf};
-use crate::{BlendPolicy, Block, BoxError, CompositeError, Corner, Sink, TilePlan};
+use crate::{BlendPolicy, Block, BoxError, CompositeError, Corner, Party, Sink, TilePlan, guard};
 
 /// Blends tiles and hands what is finished to a sink.
 ///
@@ -12,6 +13,8 @@ use crate::{BlendPolicy, Block, BoxError, CompositeError, Corner, Sink, TilePlan
 pub struct Compositor<'a> {
     plan: &'a TilePlan,
     policy: &'a dyn BlendPolicy,
+    /// What the policy says, once it was asked.
+    blend: Option<Blend>,
     sink: &'a mut dyn Sink,
     /// Frames that came of each tile.
     received: Vec<usize>,
@@ -30,6 +33,13 @@ pub struct Compositor<'a> {
     right: VecDeque<Kept>,
 }
 
+/// A blend policy's answers.
+struct Blend {
+    corner: Corner,
+    /// The weights of the earlier and the later tile over overlaps of so many px.
+    ramps: BTreeMap<usize, Vec<[f32; 2]>>,
+}
+
 impl<'a> Compositor<'a> {
     /// A compositor that waits for the tiles of `plan`.
     pub fn new(plan: &'a TilePlan, policy: &'a dyn BlendPolicy, sink: &'a mut dyn Sink) -> Self {
@@ -37,6 +47,7 @@ impl<'a> Compositor<'a> {
         Self {
             plan,
             policy,
+            blend: None,
             sink,
             received: vec![0; plan.tiles.len()],
             early: BTreeMap::new(),
@@ -57,11 +68,33 @@ impl<'a> Compositor<'a> {
         Self { shelf: Shelf::in_file(file), ..self }
     }
 
-    /// Takes the next frames of the answer for the tile `index`.
+    /// Asks the blend policy for all weights that will be needed, where that has not been done. [`push`](Self::push) does so, but then tiles were run already.
     ///
     /// # Errors
-    /// When the tile is not waited for or has not the planned shape, or when the sink fails.
+    /// When a weight is not from 0 to 1, or the policy panics.
+    pub fn prepare(&mut self) -> Result<(), CompositeError> {
+        if self.blend.is_some() {
+            return Ok(());
+        }
+        let (plan, policy) = (self.plan, self.policy);
+        let mut blend = Blend { corner: guard(Party::Blend, || policy.corner())?, ramps: BTreeMap::new() };
+        for spans in [&plan.rows, &plan.columns] {
+            for extent in (0..spans.len()).map(|i| shared(spans, i)) {
+                if let Entry::Vacant(ramp) = blend.ramps.entry(extent) {
+                    ramp.insert(guard(Party::Blend, || ramp_of(policy, plan.geometry.grain, extent))??);
+                }
+            }
+        }
+        self.blend = Some(blend);
+        Ok(())
+    }
+
+    /// Takes the next frames of the answer for the tile `index`. A piece that is refused changes nothing; once the sink has failed, no more is to be pushed.
+    ///
+    /// # Errors
+    /// When the tile is not waited for or has not the planned shape, when the sink fails or panics, or as [`prepare`](Self::prepare).
     pub fn push(&mut self, index: usize, piece: Block) -> Result<(), CompositeError> {
+        self.prepare()?;
         let frames = self.plan.output[0];
         let tile = self.plan.tiles.get(index).filter(|_| self.received[index] < frames);
         let tile = tile.ok_or(CompositeError::UnexpectedTile { tile: index })?;
@@ -97,6 +130,15 @@ impl<'a> Compositor<'a> {
         self.next
     }
 
+    /// Frames of the output that are handed on from edge to edge. In a tiled output none is before the last tile comes.
+    pub fn finished_frames(&self) -> usize {
+        match self.plan.tiles.len() - self.next {
+            0 => self.plan.output[0],
+            1 => self.placed,
+            _ => 0,
+        }
+    }
+
     /// Ends the run.
     ///
     /// # Errors
@@ -119,7 +161,7 @@ impl<'a> Compositor<'a> {
     fn place(&mut self, piece: Block) -> Result<(), CompositeError> {
         let count = piece.shape()[2];
         if !self.plan.is_tiled() {
-            self.sink.take([self.placed, 0, 0], self.plan.output, piece).map_err(CompositeError::Sink)?;
+            self.hand_on([self.placed, 0, 0], piece)?;
         } else if count == 1 {
             self.place_frame(self.placed, piece)?;
         } else {
@@ -137,7 +179,8 @@ impl<'a> Compositor<'a> {
         let (rows, columns) = (&self.plan.rows, &self.plan.columns);
         let [kept_height, kept_width] = [kept(rows, row), kept(columns, column)];
         let [.., height, width] = tile.shape();
-        let ramps = [self.ramp(shared(rows, row)), self.ramp(shared(columns, column))];
+        let Some(Blend { corner, ramps }) = &self.blend else { unreachable!("prepared when the piece came") };
+        let ramps = [&ramps[&shared(rows, row)], &ramps[&shared(columns, column)]];
         let above = self.above[column].pop_front().map(|strip| self.shelf.take(strip)).transpose().map_err(CompositeError::Scratch)?;
         let left = self.left.pop_front().map(|strip| self.shelf.take(strip)).transpose().map_err(CompositeError::Scratch)?;
         let mut keep = |strips: &mut VecDeque<Kept>, strip: Block| -> Result<(), CompositeError> {
@@ -145,10 +188,10 @@ impl<'a> Compositor<'a> {
             Ok(())
         };
         let [has_below, has_right] = [row + 1 < rows.len(), column + 1 < columns.len()];
-        match self.policy.corner() {
+        match corner {
             Corner::Cascade => {
-                blend_rows(above.as_ref(), &mut tile, &ramps[0]);
-                blend_columns(left.as_ref(), &mut tile, &ramps[1]);
+                blend_rows(above.as_ref(), &mut tile, ramps[0]);
+                blend_columns(left.as_ref(), &mut tile, ramps[1]);
                 if has_below {
                     keep(&mut self.below[column], tile.window([kept_height, 0], [height - kept_height, width]))?;
                 }
@@ -157,12 +200,12 @@ impl<'a> Compositor<'a> {
                 }
             }
             Corner::Separable => {
-                blend_columns(left.as_ref(), &mut tile, &ramps[1]);
+                blend_columns(left.as_ref(), &mut tile, ramps[1]);
                 if has_right {
                     keep(&mut self.right, tile.window([0, kept_width], [height, width - kept_width]))?;
                     tile = tile.cropped([height, kept_width]);
                 }
-                blend_rows(above.as_ref(), &mut tile, &ramps[0]);
+                blend_rows(above.as_ref(), &mut tile, ramps[0]);
                 if has_below {
                     keep(&mut self.below[column], tile.window([kept_height, 0], [height - kept_height, kept_width]))?;
                 }
@@ -171,15 +214,22 @@ impl<'a> Compositor<'a> {
         if tile.extent() != [1, kept_height, kept_width] {
             tile = tile.cropped([kept_height, kept_width]);
         }
-        self.sink.take([frame, rows[row].start, columns[column].start], self.plan.output, tile).map_err(CompositeError::Sink)
+        self.hand_on([frame, rows[row].start, columns[column].start], tile)
     }
 
-    /// The weights of the earlier and the later tile over an overlap: computed in f64 and rounded once, as diffusers does.
-    fn ramp(&self, extent: usize) -> Vec<[f32; 2]> {
-        let grain = self.plan.geometry.grain;
-        let weights = (0..extent).map(|offset| self.policy.weight(offset / grain, extent.div_ceil(grain)));
-        weights.map(|later| [(1.0 - later) as f32, later as f32]).collect()
+    fn hand_on(&mut self, start: [usize; 3], piece: Block) -> Result<(), CompositeError> {
+        guard(Party::Sink, || self.sink.take(start, self.plan.output, piece))?.map_err(CompositeError::Sink)
     }
+}
+
+/// The weights of the earlier and the later tile over an overlap: computed in f64 and rounded once, as diffusers does.
+fn ramp_of(policy: &dyn BlendPolicy, grain: usize, px: usize) -> Result<Vec<[f32; 2]>, CompositeError> {
+    let extent = px.div_ceil(grain);
+    let weight = |offset| match policy.weight(offset, extent) {
+        later if (0.0..=1.0).contains(&later) => Ok([(1.0 - later) as f32, later as f32]),
+        got => Err(CompositeError::Weight { offset, extent, got }),
+    };
+    (0..px).map(|px| weight(px / grain)).collect()
 }
 
 /// Px of span `i` that no later span covers.

@@ -1,4 +1,4 @@
-use crate::Axis;
+use crate::{Axis, Panicked, Span};
 
 /// The error of an operation, a source or a sink that this crate knows nothing about.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -96,6 +96,56 @@ pub enum GridError {
     /// A grid that needs one key of several.
     #[error("kind = \"uniform\" needs `tile_px` or `splits`")]
     UniformNeedsSize,
+    /// An input without frames.
+    #[error("the input has no frames")]
+    NoFrames,
+    /// A geometry that counts something in units of nothing.
+    #[error("the operation's {what} is 0, at least 1 is needed")]
+    Geometry {
+        /// `ratio of px`, `ratio of frames` or `grain`.
+        what: &'static str,
+    },
+    /// An input whose px, or those of its output, cannot be counted.
+    #[error(
+        "the input of {input:?} (frames, height, width) is too large: no side may have more than {most} px, in or out, and all px must be countable"
+    )]
+    InputTooLarge {
+        /// Frames, height and width of the input.
+        input: [usize; 3],
+        /// The most px of a side.
+        most: usize,
+    },
+    /// More tiles than anybody can run.
+    #[error("the grid has {rows} rows and {columns} columns of tiles, more than {most} tiles; larger tiles or less overlap make fewer")]
+    TooManyTiles {
+        /// Rows, or as many as were counted.
+        rows: usize,
+        /// Columns, or as many as were counted.
+        columns: usize,
+        /// The most tiles of a plan.
+        most: usize,
+    },
+    /// An axis for which a grid gives no spans.
+    #[error("the grid gives no spans on the {axis} axis")]
+    NoSpans {
+        /// The axis.
+        axis: Axis,
+    },
+    /// A span that does not follow the one before it, or that reaches out of the input.
+    #[error("the grid's span {index} on the {axis} axis (px {} to {}) {problem}", span.start, span.start.saturating_add(span.length))]
+    BadSpan {
+        /// The axis.
+        axis: Axis,
+        /// Its place among the spans of the axis.
+        index: usize,
+        /// The span.
+        span: Span,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// A grid of the caller's own panicked.
+    #[error(transparent)]
+    Panicked(#[from] Panicked),
 }
 
 /// A tile that could not be composed.
@@ -136,6 +186,19 @@ pub enum CompositeError {
         /// Tiles of the plan.
         total: usize,
     },
+    /// A blend policy gave a weight that is none.
+    #[error("the blend policy gives the later tile a share of {got} at px {offset} of an overlap of {extent} px; it must be from 0 to 1")]
+    Weight {
+        /// The px, counted from the beginning of the overlap.
+        offset: usize,
+        /// Px of the overlap.
+        extent: usize,
+        /// The share.
+        got: f64,
+    },
+    /// The sink or the blend policy panicked.
+    #[error(transparent)]
+    Panicked(#[from] Panicked),
     /// The sink did not take what is finished.
     #[error("the finished part could not be written")]
     Sink(#[source] BoxError),

@@ -4,6 +4,11 @@ use serde::Serialize;
 
 use crate::{GridError, Scale};
 
+/// The most tiles of a plan.
+const MOST_TILES: usize = 1 << 20;
+/// Strides to each side of one that does not do, among which the nearest that does is looked for.
+const LOOKED_AT: usize = 1 << 16;
+
 /// An axis that is cut into tiles.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Axis {
@@ -47,7 +52,8 @@ impl Span {
 pub trait Grid: fmt::Debug + Send + Sync {
     /// The rows and the columns of tiles of an input of `input` px (height, width), in input px.
     ///
-    /// Spans start at whole cells of `scale`, begin at 0 and end at the input's end, their starts rise and no px lies between two of them.
+    /// Spans start at whole cells of `scale`, begin at 0 and end at the input's end (but for a remainder that is no cell), their starts rise and no px lies
+    /// between two of them. [`TilePlan::new`](crate::TilePlan::new) refuses others.
     ///
     /// # Errors
     /// When the grid cannot be laid, with the nearest one that can.
@@ -120,11 +126,13 @@ impl Grid for DiffusersGrid {
                 Overlap::Share(share) => stride_of_share(axis, scale, tile_px, share[i])?,
                 Overlap::StridePx(stride) => check_stride(axis, scale.ratio(), tile_px, stride[i])?,
             };
-            steps[i] = [tile_px, stride_px].map(|px| scale.input(px * self.unit_px / scale.ratio()));
+            let unit_px = self.unit_px.max(1);
+            steps[i] = [tile_px, stride_px].map(|px| scale.input(px.saturating_mul(unit_px) / scale.ratio()));
         }
         if (0..2).all(|i| input[i] <= scale.input(self.tile_px[i] / scale.ratio())) {
             return Off.spans(scale, input);
         }
+        check_count([0, 1].map(|i| input[i].div_ceil(steps[i][1])))?;
         Ok([0, 1].map(|i| {
             let [tile, stride] = steps[i];
             let mut spans: Vec<Span> = Vec::new();
@@ -139,6 +147,12 @@ impl Grid for DiffusersGrid {
             spans
         }))
     }
+}
+
+/// Refuses so many rows and columns that nobody can list them.
+pub(crate) fn check_count([rows, columns]: [usize; 2]) -> Result<(), GridError> {
+    let is_few = rows.checked_mul(columns).is_some_and(|tiles| tiles <= MOST_TILES);
+    if is_few { Ok(()) } else { Err(GridError::TooManyTiles { rows, columns, most: MOST_TILES }) }
 }
 
 fn check_tile(axis: Axis, tile_px: usize, ratio: usize) -> Result<(), GridError> {
@@ -176,7 +190,10 @@ fn stride_of_share(axis: Axis, scale: Scale, tile_px: usize, share: f64) -> Resu
     };
     let nearest = || {
         let cells = tile_px / scale.ratio();
-        let shares = (1..=cells).map(|stride| 1.0 - stride as f64 / cells as f64).filter(|&share| aligned(share));
+        // Far from the share that is asked for nobody has to look.
+        let around = (cells as f64 * (1.0 - share)) as usize;
+        let strides = around.saturating_sub(LOOKED_AT).max(1)..=cells.min(around.saturating_add(LOOKED_AT));
+        let shares = strides.map(|stride| 1.0 - stride as f64 / cells as f64).filter(|&share| aligned(share));
         shares.min_by(|a, b| (a - share).abs().total_cmp(&(b - share).abs())).unwrap_or(0.0)
     };
     if !(0.0..1.0).contains(&share) {
@@ -243,7 +260,9 @@ impl Uniform {
                     return Err(GridError::SplitsIllegal { axis, splits: count, cells });
                 }
                 let fits = |tile: &usize| count * tile >= cells + (count - 1) * overlap_of(*tile);
-                Ok((count, (cells.div_ceil(count)..cells).find(fits).unwrap_or(cells)))
+                // What is smaller does not fit even if overlaps were not rounded up.
+                let least = (cells as f64 / (count as f64 - (count - 1) as f64 * share)) as usize;
+                Ok((count, (cells.div_ceil(count).max(least.saturating_sub(1))..cells).find(fits).unwrap_or(cells)))
             }
         }
     }
@@ -251,10 +270,12 @@ impl Uniform {
 
 impl Grid for Uniform {
     fn spans(&self, scale: Scale, input: [usize; 2]) -> Result<[Vec<Span>; 2], GridError> {
+        let cells = input.map(|length| scale.cells(length));
+        let sizes = [self.count_and_size(0, cells[0], scale.ratio())?, self.count_and_size(1, cells[1], scale.ratio())?];
+        check_count(sizes.map(|(count, _)| count))?;
         let mut axes = [Vec::new(), Vec::new()];
         for (i, spans) in axes.iter_mut().enumerate() {
-            let cells = scale.cells(input[i]);
-            let (count, tile) = self.count_and_size(i, cells, scale.ratio())?;
+            let (cells, (count, tile)) = (cells[i], sizes[i]);
             let mut starts: Vec<usize> = (0..count).map(|n| n * (cells - tile) / (count - 1).max(1)).collect();
             starts.dedup();
             spans.extend(starts.into_iter().map(|start| {

@@ -13,7 +13,8 @@ pub trait TileOp: Send + Sync {
     /// How an input region maps to an output region.
     fn geometry(&self) -> Geometry;
 
-    /// The pieces in which a tile of `frames` is taken, from the first frame to the last.
+    /// The pieces in which a tile of `frames` is taken, one after the other from the first frame on. Frames may be left out at the end of which no output frame
+    /// comes.
     fn chunks(&self, frames: usize) -> Vec<Range<usize>> {
         std::iter::once(0..frames).collect()
     }
@@ -29,7 +30,8 @@ pub trait TileOp: Send + Sync {
     /// Begins a tile. Once `stop` is thrown, nobody waits for the answer any more: whatever takes long had better look at it and fail.
     fn begin(&self, stop: &Stop) -> TileRun<'_>;
 
-    /// Brings a piece of an answer back. By default it is a [`Block`].
+    /// Brings a piece of an answer back. By default it is a [`Block`]. All pieces of a tile have its batch items, and together the frames, height and width
+    /// that [`geometry`](Self::geometry) says.
     ///
     /// # Errors
     /// Whatever kept it from getting here.
@@ -104,11 +106,16 @@ pub trait TileSource: Sync {
     /// `[batch, channels, frames, height, width]` of the whole input.
     fn shape(&self) -> [usize; 5];
 
-    /// The region of every batch item and channel.
+    /// The region of every batch item and channel: `[batch, channels]` of [`shape`](Self::shape), and the region's frames, height and width.
     ///
     /// # Errors
     /// Whatever kept the input from being read.
     fn read(&self, region: &Region) -> Result<Block, BoxError>;
+
+    /// Whether all of it lies in memory, so that looking through it costs next to nothing.
+    fn is_in_memory(&self) -> bool {
+        false
+    }
 }
 
 impl TileSource for Block {
@@ -119,6 +126,10 @@ impl TileSource for Block {
     fn read(&self, region: &Region) -> Result<Block, BoxError> {
         Ok(self.region(region))
     }
+
+    fn is_in_memory(&self) -> bool {
+        true
+    }
 }
 
 /// Where the finished output goes, each px once. A tile's part comes when the tile is blended, so the parts of one frame come in raster order, and
@@ -127,7 +138,7 @@ pub trait Sink: Send {
     /// Takes `piece` (`[batch, channels, frames, rows, columns]`), whose first frame, row and column are `start` in an output of `extent`.
     ///
     /// # Errors
-    /// Whatever kept the piece from being kept; the run then stops.
+    /// Whatever kept the piece from being kept. The run then stops, as it does after a panic, and nothing more comes.
     fn take(&mut self, start: [usize; 3], extent: [usize; 3], piece: Block) -> Result<(), BoxError>;
 
     /// Whether all that it keeps of a value from -1 to 1 is the nearest of 256. What needs no blending may then be rounded before it is handed on.

@@ -1,6 +1,10 @@
 use serde::Serialize;
 
-use crate::{Axis, Geometry, Grid, GridError, Region, Span};
+use crate::grid::check_count;
+use crate::{Axis, FrameScale, Geometry, Grid, GridError, Party, Region, Scale, Span, guard};
+
+/// The most px of a side, of the input or the output.
+const MOST_PX: usize = i32::MAX as usize;
 
 /// One tile of a plan.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -40,15 +44,24 @@ impl TilePlan {
     /// Lays `grid` over an input of `[frames, height, width]`.
     ///
     /// # Errors
-    /// When the grid cannot be laid or the input is too small for a single output px.
+    /// When the grid cannot be laid, or not as [`Grid::spans`] says, or the input is too small for a single output px or too large to be counted.
     pub fn new(grid: &dyn Grid, geometry: Geometry, input: [usize; 3]) -> Result<Self, GridError> {
+        check_geometry(geometry)?;
         let scale = geometry.scale;
+        if input[0] == 0 {
+            return Err(GridError::NoFrames);
+        }
         for (axis, length) in Axis::BOTH.into_iter().zip([input[1], input[2]]) {
             if scale.cells(length) == 0 {
                 return Err(GridError::InputTooSmall { axis, length, minimum: scale.input(1) });
             }
         }
-        let inputs = grid.spans(scale, [input[1], input[2]])?;
+        check_size(geometry, input)?;
+        let inputs = guard(Party::Grid, || grid.spans(scale, [input[1], input[2]]))??;
+        check_count(inputs.each_ref().map(Vec::len))?;
+        for ((axis, spans), length) in Axis::BOTH.into_iter().zip(&inputs).zip([input[1], input[2]]) {
+            check_spans(axis, spans, scale, length)?;
+        }
         let outputs = inputs.each_ref().map(|spans| spans.iter().map(|span| output_span(geometry, span)).collect::<Vec<_>>());
         let output = geometry.output(input);
         let mut tiles = Vec::with_capacity(inputs[0].len() * inputs[1].len());
@@ -104,7 +117,7 @@ impl TilePlan {
     /// Tiles that are begun and not yet blended, at most, when `workers` have each `at_once` tiles in work: as many again may wait for an earlier tile,
     /// and two more for each worker. No tile is begun beyond that, however slow whoever takes the output is.
     pub fn held_tiles(&self, workers: usize, at_once: usize) -> usize {
-        self.tiles.len().min(2 * workers * (at_once + 1))
+        self.tiles.len().min(workers.saturating_mul(2).saturating_mul(at_once.saturating_add(1)))
     }
 
     /// Output px of the strips that the compositor holds at most when tiles come in raster order: those under a row of tiles, and one beside a tile.
@@ -114,6 +127,65 @@ impl TilePlan {
         let width: usize = self.columns.iter().map(|span| span.length).sum();
         self.output[0] * (widest(&self.rows) * width + tallest * widest(&self.columns))
     }
+}
+
+fn check_geometry(geometry: Geometry) -> Result<(), GridError> {
+    let frames = match geometry.frames {
+        FrameScale::Same => 1,
+        FrameScale::CausalUp(ratio) | FrameScale::CausalDown(ratio) => ratio,
+    };
+    let units = [("ratio of px", geometry.scale.ratio()), ("ratio of frames", frames), ("grain", geometry.grain)];
+    units.into_iter().try_for_each(|(what, unit)| if unit == 0 { Err(GridError::Geometry { what }) } else { Ok(()) })
+}
+
+/// Whether all lengths and volumes of a run are numbers that can be worked with.
+fn check_size(geometry: Geometry, input: [usize; 3]) -> Result<(), GridError> {
+    let most_in = |ratio: usize| MOST_PX / ratio;
+    let (most_frames, most_px) = match (geometry.frames, geometry.scale) {
+        (FrameScale::CausalUp(frames), Scale::Up(px)) => (most_in(frames), most_in(px)),
+        (FrameScale::CausalUp(frames), Scale::Down(_)) => (most_in(frames), MOST_PX),
+        (_, Scale::Up(px)) => (MOST_PX, most_in(px)),
+        (_, Scale::Down(_)) => (MOST_PX, MOST_PX),
+    };
+    let bytes_of = |sides: [usize; 3]| sides.iter().try_fold(size_of::<f32>(), |bytes, &side| bytes.checked_mul(side));
+    let is_countable = |sides| bytes_of(sides).is_some_and(|bytes| isize::try_from(bytes).is_ok());
+    let is_small = input[0] <= most_frames && input[1].max(input[2]) <= most_px;
+    if is_small && is_countable(input) && is_countable(geometry.output(input)) {
+        Ok(())
+    } else {
+        Err(GridError::InputTooLarge { input, most: MOST_PX })
+    }
+}
+
+/// Whether spans are as [`Grid::spans`] says.
+fn check_spans(axis: Axis, spans: &[Span], scale: Scale, length: usize) -> Result<(), GridError> {
+    let (Some(_), Some(last)) = (spans.first(), spans.last()) else { return Err(GridError::NoSpans { axis }) };
+    let bad = |index: usize, problem: String| Err(GridError::BadSpan { axis, index, span: spans[index], problem });
+    let end_of = |span: &Span| scale.cells(span.start) + scale.cells(span.length);
+    for (index, span) in spans.iter().enumerate() {
+        let before = index.checked_sub(1).map(|before| spans[before]);
+        if span.start.checked_add(span.length).is_none_or(|end| end > length) {
+            return bad(index, format!("reaches past the input's {length} px"));
+        }
+        if scale.cells(span.length) == 0 {
+            return bad(index, format!("is shorter than the {} px that are needed", scale.input(1)));
+        }
+        if !span.start.is_multiple_of(scale.input(1)) {
+            return bad(index, format!("does not start at a multiple of {} px", scale.input(1)));
+        }
+        match before {
+            None if span.start > 0 => return bad(index, "does not start at 0".to_owned()),
+            Some(before) if span.start <= before.start => return bad(index, format!("does not start after the one before it (px {})", before.start)),
+            Some(before) if scale.cells(span.start) > end_of(&before) => {
+                return bad(index, format!("leaves a gap: the one before it ends at px {}", before.end()));
+            }
+            _ => {}
+        }
+    }
+    if end_of(last) < scale.cells(length) {
+        return bad(spans.len() - 1, format!("is the last, and the input ends at px {length}"));
+    }
+    Ok(())
 }
 
 fn output_span(geometry: Geometry, input: &Span) -> Span {

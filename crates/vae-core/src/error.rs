@@ -1,3 +1,5 @@
+use std::ops::RangeInclusive;
+
 use crate::WeightError;
 
 /// What a VAE, its configuration or its weights can refuse.
@@ -53,6 +55,16 @@ pub enum VaeError {
         /// What would be right.
         expected: String,
     },
+    /// A [`VaeSpec`](crate::VaeSpec) with which nothing can be computed: a fault of the family.
+    #[error("the family says that {field} is {got}; {expected}")]
+    Spec {
+        /// The field.
+        field: &'static str,
+        /// Its value.
+        got: String,
+        /// What would be right.
+        expected: &'static str,
+    },
     /// A decode or an encode with a model of which only the other half was loaded.
     #[error("the {half} of this model was not loaded")]
     NotLoaded {
@@ -65,4 +77,19 @@ pub enum VaeError {
     /// Weights that do not fit the configuration.
     #[error(transparent)]
     Weights(#[from] WeightError),
+}
+
+impl VaeError {
+    /// Checks a number of a configuration, so that what is computed with it stays within memory and time.
+    ///
+    /// # Errors
+    /// [`VaeError::ConfigValue`] when `value` is outside `range`.
+    pub fn check_range(field: &'static str, value: usize, range: RangeInclusive<usize>) -> Result<(), Self> {
+        let expected = match value {
+            _ if range.contains(&value) => return Ok(()),
+            _ if value < *range.start() => format!("it must be at least {}", range.start()),
+            _ => format!("it must be at most {}", range.end()),
+        };
+        Err(Self::ConfigValue { field, got: value.to_string(), expected })
+    }
 }

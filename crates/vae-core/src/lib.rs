@@ -13,6 +13,7 @@ mod ops;
 mod posterior;
 mod registry;
 mod spec;
+pub mod tensor_file;
 #[cfg(feature = "testing")]
 pub mod testing;
 mod vae;

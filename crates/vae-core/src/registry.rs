@@ -38,12 +38,15 @@ pub enum RegistryError {
         hint: Option<String>,
     },
     /// A checkpoint without a configuration whose weights no family knows.
-    #[error("{} has no config.json and its tensors are not those of {}", path.display(), if family == "auto" { "a known VAE family" } else { family })]
+    #[error("{} has no config.json{} and its tensors are not those of {}", path.display(), not_used.as_ref().map(|why| format!(" of its own ({why})")).unwrap_or_default(),
+        if family == "auto" { "a known VAE family" } else { family })]
     Unrecognised {
         /// The checkpoint.
         path: PathBuf,
         /// The family asked for, or `auto`.
         family: String,
+        /// Why a `config.json` beside it is not used.
+        not_used: Option<String>,
     },
     /// The family refused the configuration.
     #[error(transparent)]

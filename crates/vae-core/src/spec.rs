@@ -1,3 +1,5 @@
+use std::fmt;
+
 use serde::Serialize;
 use tiling::{Block, FrameScale, Geometry, GridDefaults, Overlap, Scale};
 
@@ -45,11 +47,42 @@ impl VaeSpec {
             frames: FrameRule::Image,
             latent_norm: LatentNorm::identity(),
             clamp: Clamp::Never,
-            grid: GridDefaults { tile_px: [64 * spatial_ratio; 2], overlap: Overlap::Share([0.25; 2]) },
+            grid: GridDefaults { tile_px: [spatial_ratio.saturating_mul(64); 2], overlap: Overlap::Share([0.25; 2]) },
             force_upcast: false,
-            peak_values_per_px: 2 * channels,
+            peak_values_per_px: channels.saturating_mul(2),
             cache_values_per_cell: [0, 0],
         }
+    }
+
+    /// Refuses what cannot be computed with: what a family says is checked before anything relies on it.
+    pub(crate) fn checked(self) -> Result<Self, VaeError> {
+        let [above, below] = self.grid.tile_px;
+        for (field, value) in [
+            ("input_channels", self.input_channels),
+            ("output_channels", self.output_channels),
+            ("latent_channels", self.latent_channels),
+            ("spatial_ratio", self.spatial_ratio),
+            ("patch", self.patch),
+            ("frames.ratio", self.frames.ratio()),
+            ("grid.tile_px", above.min(below)),
+        ] {
+            if value == 0 {
+                return Err(VaeError::Spec { field, got: "0".to_owned(), expected: "it must be at least 1" });
+            }
+        }
+        for (field, values) in [("latent_norm.scale", &self.latent_norm.scale), ("latent_norm.shift", &self.latent_norm.shift)] {
+            if ![1, self.latent_channels].contains(&values.len()) {
+                return Err(VaeError::Spec {
+                    field,
+                    got: format!("{} values", values.len()),
+                    expected: "there must be one, or one a latent channel",
+                });
+            }
+        }
+        if !self.latent_norm.is_invertible() {
+            return Err(VaeError::Spec { field: "latent_norm", got: format!("{:?}", self.latent_norm), expected: "latents must come back from it" });
+        }
+        Ok(self)
     }
 
     /// How a region of latents maps to a region of samples.
@@ -143,7 +176,10 @@ impl FrameRule {
     pub fn nearest(self, frames: usize) -> [usize; 2] {
         match self {
             Self::Image => [1, 1],
-            Self::Causal { ratio } => [1 + (frames.max(1) - 1) / ratio * ratio, 1 + (frames.max(1) - 1).div_ceil(ratio) * ratio],
+            Self::Causal { ratio } => {
+                let (ratio, later) = (ratio.max(1), frames.max(1) - 1);
+                [1 + later / ratio * ratio, later.div_ceil(ratio).saturating_mul(ratio).saturating_add(1)]
+            }
         }
     }
 
@@ -173,6 +209,11 @@ impl LatentNorm {
         Self { scale: vec![1.0], shift: vec![0.0] }
     }
 
+    /// Whether all factors and summands are finite and no factor is 0.
+    pub fn is_invertible(&self) -> bool {
+        self.scale.iter().all(|scale| scale.is_normal() && (1.0 / scale).is_finite()) && self.shift.iter().all(|shift| shift.is_finite())
+    }
+
     /// From a pipeline's latents to the VAE's own, in place.
     pub fn to_vae(&self, latents: &mut Block) {
         self.apply(latents, |value, scale, shift| value * scale + shift);
@@ -192,6 +233,22 @@ impl LatentNorm {
             for value in values {
                 *value = f(*value, scale, shift);
             }
+        }
+    }
+}
+
+/// As `config.json`s say it, where one factor does for all channels.
+impl fmt::Display for LatentNorm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // A factor of f32 is exact to seven digits.
+        let rounded = |value: f64| (value * 1e6).round() / 1e6;
+        match (&self.scale[..], &self.shift[..]) {
+            ([scale], [shift]) if *scale == 1.0 && *shift == 0.0 => f.write_str("latents that are not scaled"),
+            ([scale], [shift]) => {
+                write!(f, "scaling_factor {}", rounded(1.0 / f64::from(*scale)))?;
+                if *shift == 0.0 { Ok(()) } else { write!(f, " and shift_factor {}", rounded(f64::from(*shift))) }
+            }
+            (scale, shift) => write!(f, "latents_mean and latents_std of {} channels", scale.len().max(shift.len())),
         }
     }
 }

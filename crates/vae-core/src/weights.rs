@@ -1,17 +1,18 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::io;
 use std::path::{Component, Path, PathBuf};
 
 use burn::module::Module;
-use burn::store::bridge::deferred;
 use burn::store::burn_pack::{Error as PackError, Tensor};
-use burn::store::{ApplyError, FloatCastAdapter, ModuleAdapter, ModuleContext, ModuleSnapshot, ModuleStore, PytorchStore, SafetensorsStore};
-use burn::tensor::DType;
+use burn::store::{ApplyError, FloatCastAdapter, ModuleSnapshot};
+use burn::tensor::{BoolStore, Bytes, DType};
+use half::{bf16, slice::HalfFloatSliceExt};
 use serde_json::Value;
 
 use crate::layers::{check_stop, is_stopped};
+use crate::tensor_file::{Content, Source, StoredDtype, StoredTensor, content, read_tensors};
 
 /// What can be wrong with a checkpoint.
 #[derive(Debug, thiserror::Error)]
@@ -41,16 +42,34 @@ pub enum WeightError {
         /// File names.
         looked_for: &'static str,
     },
-    /// A file whose name ends in none of the known ways.
-    #[error("{} is not a kind of checkpoint that can be read; kinds are {kinds}", path.display())]
-    UnknownKind {
+    /// The name of a model on a hub, or its address, where a folder or file should be.
+    #[error("there is no `{name}` here, and nothing is downloaded: {way_out}")]
+    NotLocal {
+        /// What was given.
+        name: String,
+        /// How to have it here.
+        way_out: String,
+    },
+    /// A file that is sound and no checkpoint.
+    #[error("{} is {what}, no checkpoint; {hint}", path.display())]
+    NotWeights {
         /// The file.
         path: PathBuf,
-        /// File name endings.
-        kinds: &'static str,
+        /// What it is.
+        what: String,
+        /// What to do.
+        hint: &'static str,
     },
-    /// A weight file that is damaged or not what its name says.
-    #[error("{} is damaged or not a checkpoint: {message}", path.display())]
+    /// A checkpoint that is sound, of a kind that is not implemented.
+    #[error("{} cannot be read: {message}", path.display())]
+    Unsupported {
+        /// The file.
+        path: PathBuf,
+        /// Of what kind it is, and the way out.
+        message: String,
+    },
+    /// A file that is cut or contradicts itself.
+    #[error("{} is damaged: {message}", path.display())]
     Damaged {
         /// The file.
         path: PathBuf,
@@ -101,14 +120,26 @@ impl fmt::Display for Mismatch {
     }
 }
 
+/// How the weight files of a folder of diffusers begin.
+const WEIGHTS: &str = "diffusion_pytorch_model";
 const FOLDER_FILES: &str = "diffusion_pytorch_model[.VARIANT].safetensors, its .index[.VARIANT].json, or diffusion_pytorch_model.bin";
-const KINDS: &str = ".safetensors, .safetensors.index.json, .pth, .pt, .bin, .ckpt";
 
 /// A checkpoint on disk: a diffusers folder, a whole pipeline's folder (its `vae` is taken), or a single file.
 #[derive(Debug, Clone)]
 pub struct Checkpoint {
     path: PathBuf,
-    config: Option<Value>,
+    config: Option<(PathBuf, Value)>,
+    neighbour: Option<Neighbour>,
+}
+
+/// The `config.json` that lies beside a single file, whose it need not be.
+#[derive(Debug, Clone)]
+pub(crate) struct Neighbour {
+    pub(crate) path: PathBuf,
+    /// Its fields, or why they cannot be read.
+    pub(crate) config: Result<Value, String>,
+    /// Another file of weights, whose it may be.
+    pub(crate) rival: Option<String>,
 }
 
 impl Checkpoint {
@@ -117,42 +148,81 @@ impl Checkpoint {
     /// # Errors
     /// When `path` does not exist or a configuration cannot be read.
     pub fn open(path: &Path, config: Option<&Path>) -> Result<Self, WeightError> {
-        let meta = fs::metadata(path).map_err(|source| WeightError::Io { path: path.to_owned(), source })?;
+        let meta = fs::metadata(path).map_err(|source| missing(path, source))?;
         let path = if meta.is_dir() && path.join("vae/config.json").is_file() { path.join("vae") } else { path.to_owned() };
         let beside = if meta.is_dir() { path.join("config.json") } else { path.with_file_name("config.json") };
-        // A file in a folder of other things: the configuration there is its own only if it says what it is.
-        let own = |config: &Value| meta.is_dir() || config.get("_class_name").is_some();
-        let config = match config {
-            Some(given) => Some(read_json(given)?),
-            None if beside.is_file() => Some(read_json(&beside)?).filter(own),
-            None => None,
-        };
-        Ok(Self { path, config })
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let is_own = meta.is_dir() || name.starts_with(WEIGHTS);
+        let own = config.map(Path::to_owned).or_else(|| Some(beside.clone()).filter(|beside| is_own && beside.is_file()));
+        let neighbour = (config.is_none() && !is_own && beside.is_file()).then(|| Neighbour {
+            config: read_json(&beside).map_err(|error| error.to_string()),
+            rival: rival(&path, name),
+            path: beside,
+        });
+        let config = own.map(|own| read_json(&own).map(|config| (own, config))).transpose()?;
+        Ok(Self { path, config, neighbour })
     }
 
-    /// The fields of the configuration.
+    /// The fields of the configuration: the one given, that of the folder, or that beside a `diffusion_pytorch_model*`. Whether a `config.json` beside another single file is
+    /// the file's own is for [`Model::open`](crate::Model::open) to judge.
     pub fn config(&self) -> Option<&Value> {
-        self.config.as_ref()
+        self.config.as_ref().map(|(_, config)| config)
     }
 
     /// The class that the configuration names.
     pub fn class_name(&self) -> Option<&str> {
-        self.config.as_ref()?.get("_class_name")?.as_str()
+        self.config()?.get("_class_name")?.as_str()
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(crate) fn config_path(&self) -> Option<&Path> {
+        self.config.as_ref().map(|(path, _)| path.as_path())
+    }
+
+    pub(crate) fn neighbour(&self) -> Option<&Neighbour> {
+        self.neighbour.as_ref()
     }
 
     /// The names, shapes and dtypes of all tensors. Values are read when they are applied.
     ///
     /// # Errors
-    /// When there is no weight file, or one is damaged.
+    /// When there is no weight file, or one cannot be read.
     pub fn weights(&self) -> Result<Weights, WeightError> {
         let file = if self.path.is_dir() { weight_file(&self.path)? } else { self.path.clone() };
-        let name = file.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        let files = if is_index(name) { shards(&file)? } else { vec![file] };
+        let files = if content(&Source::open(&file)?)? == Content::Json { shards(&file)? } else { vec![file] };
         let mut tensors = BTreeMap::new();
         for file in files {
-            tensors.extend(read_tensors(&file)?.into_iter().map(|tensor| (tensor.name.clone(), tensor)));
+            tensors.extend(read_tensors(&file)?.into_iter().map(|tensor| (tensor.name().to_owned(), tensor)));
         }
-        Ok(Weights { path: self.path.clone(), tensors, halves: Halves::Both })
+        Ok(Weights { path: self.path.clone(), tensors, beside: Vec::new(), halves: Halves::Both })
+    }
+}
+
+/// Why there is nothing at `path`.
+fn missing(path: &Path, source: io::Error) -> WeightError {
+    let not_found = matches!(source.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory);
+    let Some(given) = path.to_str().filter(|_| not_found) else { return WeightError::Io { path: path.to_owned(), source } };
+    if let Some((_, address)) = given.split_once("https:/").or_else(|| given.split_once("http:/")) {
+        let way_out = "download the file, and give its path".to_owned();
+        return WeightError::NotLocal { name: format!("https://{}", address.trim_start_matches('/')), way_out };
+    }
+    // `organisation/model`, in the working folder or in that of a configuration.
+    let words: Vec<&str> = given.rsplit('/').take(2).collect();
+    let is_word = |word: &&str| !word.is_empty() && !word.starts_with('.') && word.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
+    let is_file = ENDINGS.iter().chain(&[".json"]).any(|end| given.to_ascii_lowercase().ends_with(end));
+    let above = path.parent().and_then(Path::parent).is_some_and(|above| above.as_os_str().is_empty() || above.is_dir());
+    match words[..] {
+        [model, organisation] if !is_file && above && !path.parent().is_some_and(Path::exists) && [model, organisation].iter().all(is_word) => {
+            let name = format!("{organisation}/{model}");
+            let way_out = format!(
+                "if it is the name of a model on the Hugging Face Hub, `hf download {name} --local-dir {model}` fetches it, and `{model}` is its path"
+            );
+            WeightError::NotLocal { name, way_out }
+        }
+        _ => WeightError::Io { path: path.to_owned(), source },
     }
 }
 
@@ -161,23 +231,36 @@ fn read_json(path: &Path) -> Result<Value, WeightError> {
     serde_json::from_str(&text).map_err(|source| WeightError::Json { path: path.to_owned(), source })
 }
 
-/// `NAME.safetensors.index.json`, and with a variant `NAME.safetensors.index.fp16.json`.
-fn is_index(name: &str) -> bool {
-    name.contains(".index.") && Path::new(name).extension().is_some_and(|extension| extension == "json")
+/// How names of weight files end, in small letters.
+const ENDINGS: [&str; 6] = [".safetensors", ".sft", ".bin", ".pt", ".pth", ".ckpt"];
+
+/// The name of a weight file of another model beside `path`; one of diffusers comes first.
+fn rival(path: &Path, name: &str) -> Option<String> {
+    // Of one model are the kinds and variants of one name.
+    let stem = |name: &str| {
+        let lower = name.to_ascii_lowercase();
+        let stem = ENDINGS.iter().find_map(|end| lower.strip_suffix(end))?;
+        Some(["fp16", "bf16", "fp32"].iter().find_map(|variant| stem.strip_suffix(variant)?.strip_suffix(['.', '-', '_'])).unwrap_or(stem).to_owned())
+    };
+    let own = stem(name).unwrap_or_else(|| name.to_ascii_lowercase());
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let names = fs::read_dir(folder).ok()?.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    names.filter(|name| stem(name).is_some_and(|stem| stem != own)).min_by_key(|name| (!name.starts_with(WEIGHTS), name.clone()))
 }
 
 fn weight_file(folder: &Path) -> Result<PathBuf, WeightError> {
     let entries = fs::read_dir(folder).map_err(|source| WeightError::Io { path: folder.to_owned(), source })?;
     let mut names: Vec<String> = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect();
     names.sort();
-    let is = |name: &str, end: &str| name.starts_with("diffusion_pytorch_model.") && name.ends_with(end);
+    let is = |name: &str, end: &str| name.starts_with(WEIGHTS) && name.to_ascii_lowercase().ends_with(end);
     // The plain file first, then its index, then variants (`.fp16.`) and theirs, then pickles.
-    let orders: [&dyn Fn(&str) -> bool; 5] = [
+    let orders: [&dyn Fn(&str) -> bool; 6] = [
         &|name| name == "diffusion_pytorch_model.safetensors",
         &|name| name == "diffusion_pytorch_model.safetensors.index.json",
         &|name| is(name, ".safetensors") && !name.contains("-of-"),
-        &is_index,
-        &|name| is(name, ".bin"),
+        &|name| is(name, ".json") && name.contains(".index."),
+        &|name| is(name, ".sft"),
+        &|name| ENDINGS.iter().any(|end| is(name, end)) && !name.contains("-of-"),
     ];
     let found = orders.iter().find_map(|fits| names.iter().find(|name| fits(name)));
     found.map(|name| folder.join(name)).ok_or_else(|| WeightError::NoWeights { path: folder.to_owned(), looked_for: FOLDER_FILES })
@@ -197,31 +280,6 @@ fn shards(index: &Path) -> Result<Vec<PathBuf>, WeightError> {
         _ => Err(WeightError::ShardPath { path: index.to_owned(), shard: name }),
     };
     names.into_iter().map(beside).collect()
-}
-
-fn read_tensors(path: &Path) -> Result<Vec<Tensor>, WeightError> {
-    fs::File::open(path).map_err(|source| WeightError::Io { path: path.to_owned(), source })?;
-    let damaged = |message: String| WeightError::Damaged { path: path.to_owned(), message };
-    let extension = path.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
-    // The pickle reader meets arbitrary bytes: a panic of its own is one more way of saying that the file is damaged.
-    let read = catch_unwind(AssertUnwindSafe(|| match extension {
-        "safetensors" => Ok(tensors_of(SafetensorsStore::from_file(path))),
-        "pth" | "pt" | "bin" | "ckpt" => {
-            let store = || PytorchStore::from_file(path).map_indices_contiguous(false);
-            let nested = tensors_of(store().with_top_level_key("state_dict")).ok().filter(|tensors| !tensors.is_empty());
-            Ok(nested.map_or_else(|| tensors_of(store()), Ok))
-        }
-        _ => Err(WeightError::UnknownKind { path: path.to_owned(), kinds: KINDS }),
-    }));
-    match read {
-        Ok(Ok(tensors)) => tensors.map_err(damaged),
-        Ok(Err(unknown)) => Err(unknown),
-        Err(_) => Err(damaged("the reader could not make sense of it".to_owned())),
-    }
-}
-
-fn tensors_of(mut store: impl ModuleStore) -> Result<Vec<Tensor>, String> {
-    store.get_all_tensors().map(|tensors| tensors.values().cloned().collect()).map_err(|error| error.to_string())
 }
 
 /// Which halves of a VAE run, and so are loaded.
@@ -252,8 +310,39 @@ impl Halves {
 #[derive(Debug, Clone)]
 pub struct Weights {
     path: PathBuf,
-    tensors: BTreeMap<String, Tensor>,
+    tensors: BTreeMap<String, StoredTensor>,
+    /// Names of the file that are not the model's.
+    beside: Vec<String>,
     halves: Halves,
+}
+
+/// Words that stand before the names of a VAE's tensors, in any nest, those that speak of a VAE first. In one file with a VAE, tensors below other such words are another
+/// model's.
+const NESTS: [&str; 16] = [
+    "vae",
+    "first_stage_model",
+    "autoencoder",
+    "state_dict",
+    "model_state_dict",
+    "model",
+    "module",
+    "_orig_mod",
+    "net",
+    "params",
+    "ema",
+    "model_ema",
+    "ema_model",
+    "ema_state_dict",
+    "state_dict_ema",
+    "params_ema",
+];
+const VAE_NESTS: usize = 3;
+
+/// Of nests that hold the same tensors, the one that is taken: a VAE's before others, plain ones before averages, then the shallowest.
+fn rank(nest: &str) -> Option<(bool, bool, Vec<usize>)> {
+    let words = nest.split_terminator('.').map(|word| NESTS.iter().position(|known| *known == word)).collect::<Option<Vec<usize>>>()?;
+    let is_average = words.iter().any(|&word| NESTS[word].contains("ema"));
+    Some((!words.iter().any(|&word| word < VAE_NESTS), is_average, words))
 }
 
 impl Weights {
@@ -278,6 +367,31 @@ impl Weights {
         self
     }
 
+    /// The tensors below the nest of known words (`vae.`, `module.first_stage_model.`, …) in which one of `markers` lies, without that nest. Those below other such words,
+    /// or outside the nest, are left out; [`Weights::file_has`] still knows their names. As it is, when there is none.
+    #[must_use]
+    pub(crate) fn of_model(self, markers: &[&str]) -> Self {
+        let nests = self.tensors.keys().filter_map(|name| markers.iter().find_map(|marker| name.strip_suffix(marker)));
+        let Some(nest) = nests.filter_map(|nest| Some((rank(nest)?, nest))).min().map(|(_, nest)| nest.to_owned()) else { return self };
+        let mut beside = self.beside;
+        let mut tensors = BTreeMap::new();
+        for (name, mut tensor) in self.tensors {
+            match name.strip_prefix(&nest).filter(|own| !own.split_once('.').is_some_and(|(word, _)| NESTS.contains(&word))) {
+                Some(own) => {
+                    tensor.rename(own.to_owned());
+                    tensors.insert(own.to_owned(), tensor);
+                }
+                None => beside.push(name),
+            }
+        }
+        Self { tensors, beside, ..self }
+    }
+
+    /// Whether the file has a tensor whose name contains `part`, of this model or another.
+    pub fn file_has(&self, part: &str) -> bool {
+        self.names().chain(self.beside.iter().map(String::as_str)).any(|name| name.contains(part))
+    }
+
     /// All names, sorted.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.tensors.keys().map(String::as_str)
@@ -285,38 +399,40 @@ impl Weights {
 
     /// The shape of a tensor, when there is one of that name.
     pub fn shape(&self, name: &str) -> Option<Vec<usize>> {
-        self.tensors.get(name).map(|tensor| tensor.shape.to_vec())
+        self.tensors.get(name).map(|tensor| tensor.shape().to_vec())
     }
 
     /// The dtype of most of the values.
     pub fn dtype(&self) -> DType {
         let mut bytes: Vec<(DType, usize)> = Vec::new();
-        for tensor in self.tensors.values().filter(|tensor| tensor.dtype.is_float()) {
-            match bytes.iter_mut().find(|(dtype, _)| *dtype == tensor.dtype) {
-                Some((_, sum)) => *sum += tensor.byte_len(),
-                None => bytes.push((tensor.dtype, tensor.byte_len())),
+        for (dtype, size) in self.tensors.values().map(|tensor| (burn_dtype(tensor.dtype()), tensor.values())).filter(|(dtype, _)| dtype.is_float()) {
+            match bytes.iter_mut().find(|(known, _)| *known == dtype) {
+                Some((_, sum)) => *sum = sum.saturating_add(size),
+                None => bytes.push((dtype, size)),
             }
         }
-        bytes.into_iter().max_by_key(|&(_, sum)| sum).map_or(DType::F32, |(dtype, _)| dtype)
+        bytes.into_iter().max_by_key(|&(dtype, sum)| sum.saturating_mul(dtype.size())).map_or(DType::F32, |(dtype, _)| dtype)
     }
 
     /// Renames every tensor; those for which `rename` gives `None` are left out.
     #[must_use]
     pub fn renamed(self, rename: impl Fn(&str) -> Option<String>) -> Self {
         let tensors = self.tensors.into_iter().filter_map(|(name, mut tensor)| {
-            tensor.name = rename(&name)?;
-            Some((tensor.name.clone(), tensor))
+            let name = rename(&name)?;
+            tensor.rename(name.clone());
+            Some((name, tensor))
         });
-        Self { tensors: tensors.collect(), path: self.path, halves: self.halves }
+        Self { tensors: tensors.collect(), ..self }
     }
 
     /// Gives every tensor the shape that `shape` makes of its name and shape; where the number of values would change, it stays as it is.
     #[must_use]
     pub fn reshaped(mut self, shape: impl Fn(&str, &[usize]) -> Option<Vec<usize>>) -> Self {
         for tensor in self.tensors.values_mut() {
-            let fresh = shape(&tensor.name, &tensor.shape).filter(|fresh| fresh.iter().product::<usize>() == tensor.shape.iter().product::<usize>());
+            let values = |shape: &[usize]| shape.iter().try_fold(1_usize, |values, &side| values.checked_mul(side));
+            let fresh = shape(tensor.name(), tensor.shape()).filter(|fresh| values(fresh) == Some(tensor.values()));
             if let Some(fresh) = fresh {
-                tensor.shape = fresh.into();
+                tensor.reshape(fresh);
             }
         }
         self
@@ -328,9 +444,15 @@ impl Weights {
     /// When names are missing or left over, shapes differ, or values cannot be read: all of it in one error.
     pub fn apply<M: Module>(self, mut module: M, dtype: DType) -> Result<M, WeightError> {
         let path = self.path;
-        let result = module.apply(self.tensors.into_values().collect(), None, Some(Box::new(Watchful.chain(FloatCastAdapter::to(dtype)))), true);
+        let unread: BTreeMap<String, StoredDtype> = self
+            .tensors
+            .values()
+            .filter(|tensor| tensor.dtype().size().is_none())
+            .map(|tensor| (tensor.name().to_owned(), tensor.dtype().clone()))
+            .collect();
+        let result = module.apply(self.tensors.into_values().map(deferred).collect(), None, Some(Box::new(FloatCastAdapter::to(dtype))), true);
         check_stop();
-        let mut wrong: Vec<String> = result.errors.iter().map(describe).collect();
+        let mut wrong: Vec<String> = result.errors.iter().map(|error| describe(error, &unread)).collect();
         wrong.sort();
         let named_wrong = |name: &str| wrong.iter().any(|text| text.starts_with(&format!("{name} ")));
         let mut missing: Vec<String> = result.missing.into_iter().map(|(name, _)| name).filter(|name| !named_wrong(name)).collect();
@@ -344,30 +466,60 @@ impl Weights {
     }
 }
 
-/// Has nothing more read once the run that loads is stopped. Burn does not let a panic out of here.
-#[derive(Debug, Clone)]
-struct Watchful;
-
-impl ModuleAdapter for Watchful {
-    fn adapt(&self, tensor: Tensor, _: ModuleContext<'_>) -> Tensor {
-        if !is_stopped() {
-            return tensor;
-        }
-        let Tensor { name, dtype, shape, .. } = tensor;
-        deferred(name, dtype, shape, None, || Err(PackError::ValidationError(String::new())))
+fn describe(error: &ApplyError, unread: &BTreeMap<String, StoredDtype>) -> String {
+    let (ApplyError::ShapeMismatch { path, .. }
+    | ApplyError::DTypeMismatch { path, .. }
+    | ApplyError::AdapterError { path, .. }
+    | ApplyError::LoadError { path, .. }) = error;
+    if let Some(dtype) = unread.get(path) {
+        return format!("{path} is stored as {dtype}, which is not implemented");
     }
-
-    fn clone_box(&self) -> Box<dyn ModuleAdapter> {
-        Box::new(self.clone())
-    }
-}
-
-fn describe(error: &ApplyError) -> String {
     match error {
         ApplyError::ShapeMismatch { path, expected, found } => {
             format!("{path} has the shape {:?}, expected {:?}", found.to_vec(), expected.to_vec())
         }
         ApplyError::DTypeMismatch { path, expected, found } => format!("{path} holds {found:?}, expected {expected:?}"),
         ApplyError::AdapterError { path, message } | ApplyError::LoadError { path, message } => format!("{path} cannot be read: {message}"),
+    }
+}
+
+/// A tensor for Burn, read when it is asked for.
+fn deferred(tensor: StoredTensor) -> Tensor {
+    let dtype = burn_dtype(tensor.dtype());
+    let (name, shape) = (tensor.name().to_owned(), tensor.shape().to_vec());
+    let bytes = tensor.values().saturating_mul(dtype.size());
+    Tensor::deferred(name, dtype, shape, None, bytes, move || {
+        // Burn does not let a panic out of here.
+        if is_stopped() {
+            return Err(PackError::ValidationError("the run was stopped".to_owned()));
+        }
+        let failed = |error: WeightError| PackError::ValidationError(error.to_string());
+        if matches!(tensor.dtype(), StoredDtype::F8E4m3 | StoredDtype::F8E5m2) {
+            let values = tensor.read_f32().map_err(failed)?;
+            let mut narrow = vec![bf16::ZERO; values.len()];
+            narrow.convert_from_f32_slice(&values);
+            return Ok(Bytes::from_elems(narrow));
+        }
+        Ok(Bytes::from_bytes_vec(tensor.read_bytes().map_err(failed)?))
+    })
+}
+
+/// The type in which Burn gets values. It has none of eight bits: bf16 holds all their values.
+fn burn_dtype(dtype: &StoredDtype) -> DType {
+    match dtype {
+        StoredDtype::F64 => DType::F64,
+        StoredDtype::F16 => DType::F16,
+        StoredDtype::Bf16 | StoredDtype::F8E4m3 | StoredDtype::F8E5m2 => DType::BF16,
+        StoredDtype::I64 => DType::I64,
+        StoredDtype::I32 => DType::I32,
+        StoredDtype::I16 => DType::I16,
+        StoredDtype::I8 => DType::I8,
+        StoredDtype::U64 => DType::U64,
+        StoredDtype::U32 => DType::U32,
+        StoredDtype::U16 => DType::U16,
+        StoredDtype::U8 => DType::U8,
+        StoredDtype::Bool => DType::Bool(BoolStore::Native),
+        // What cannot be read says so when it is asked for.
+        StoredDtype::F32 | StoredDtype::Other(_) => DType::F32,
     }
 }

@@ -5,6 +5,11 @@ use vae_core::{LatentNorm, VaeError, VaeSpec};
 use crate::Activation;
 use crate::blocks::{DOWN_BLOCKS, UP_BLOCKS};
 
+/// Bounds of what a configuration may say, far above every published model: what is computed of it stays within memory and time.
+const MAX_CHANNELS: usize = 1 << 16;
+const MAX_LAYERS: usize = 256;
+const MAX_SIDE: usize = 1 << 20;
+
 /// The fields of `AutoencoderKL`'s `config.json`, by their names there, with its defaults.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -92,7 +97,7 @@ impl Default for KlConfig {
 impl KlConfig {
     /// Sample px in a latent px.
     pub fn spatial_ratio(&self) -> usize {
-        1 << (self.block_out_channels.len() - 1)
+        1_usize.checked_shl(self.block_out_channels.len().saturating_sub(1) as u32).unwrap_or(usize::MAX)
     }
 
     /// What planning needs, once every field is checked.
@@ -106,6 +111,23 @@ impl KlConfig {
             peak_values_per_px: self.peak_values_per_px(),
             ..VaeSpec::image(self.out_channels, self.latent_channels, self.spatial_ratio())
         })
+    }
+
+    /// How latents are scaled, and whose models do so.
+    pub(crate) fn scaling(&self) -> String {
+        if self.latents_mean.is_some() {
+            return format!("its latents_mean and latents_std, and scaling_factor {}", self.scaling_factor);
+        }
+        let shift = self.shift_factor.filter(|&shift| shift != 0.0);
+        let known = [
+            (0.18215, None, " (Stable Diffusion 1.x and 2.x)"),
+            (0.13025, None, " (SDXL)"),
+            (1.5305, Some(0.0609), " (SD3)"),
+            (0.3611, Some(0.1159), " (FLUX.1)"),
+        ];
+        let whose = known.iter().find(|known| (known.0, known.1) == (self.scaling_factor, shift)).map_or("", |known| known.2);
+        let shift = shift.map(|shift| format!(" and shift_factor {shift}")).unwrap_or_default();
+        format!("scaling_factor {}{shift}{whose}", self.scaling_factor)
     }
 
     fn latent_norm(&self) -> LatentNorm {
@@ -150,19 +172,25 @@ impl KlConfig {
             ("in_channels", self.in_channels),
             ("out_channels", self.out_channels),
             ("latent_channels", self.latent_channels),
-            ("layers_per_block", self.layers_per_block),
             ("norm_num_groups", self.norm_num_groups),
-            ("sample_size", self.sample_size.0[0].min(self.sample_size.0[1])),
         ] {
-            if value == 0 {
-                return wrong(field, "0".to_owned(), "it must be at least 1".to_owned());
-            }
+            VaeError::check_range(field, value, 1..=MAX_CHANNELS)?;
         }
-        if let Some(channels) = self.block_out_channels.iter().find(|&&channels| channels == 0 || channels % self.norm_num_groups != 0) {
+        VaeError::check_range("layers_per_block", self.layers_per_block, 1..=MAX_LAYERS)?;
+        for side in self.sample_size.0 {
+            VaeError::check_range("sample_size", side, 1..=MAX_SIDE)?;
+        }
+        for &channels in &self.block_out_channels {
+            VaeError::check_range("block_out_channels", channels, 1..=MAX_CHANNELS)?;
+        }
+        if let Some(channels) = self.block_out_channels.iter().find(|&&channels| channels % self.norm_num_groups != 0) {
             return wrong("block_out_channels", channels.to_string(), format!("it must be a multiple of norm_num_groups, {}", self.norm_num_groups));
         }
-        if self.scaling_factor == 0.0 || !self.scaling_factor.is_finite() {
-            return wrong("scaling_factor", self.scaling_factor.to_string(), "it divides, so it must not be 0".to_owned());
+        let plain = LatentNorm { scale: vec![(1.0 / self.scaling_factor) as f32], shift: vec![self.shift_factor.unwrap_or(0.0) as f32] };
+        if !plain.is_invertible() {
+            let (field, got) =
+                if plain.shift[0].is_finite() { ("scaling_factor", Some(self.scaling_factor)) } else { ("shift_factor", self.shift_factor) };
+            return wrong(field, got.unwrap_or_default().to_string(), "latents are divided and shifted by it, and must come back".to_owned());
         }
         for (field, values) in [("latents_mean", &self.latents_mean), ("latents_std", &self.latents_std)] {
             if let Some(values) = values.as_ref().filter(|values| values.len() != self.latent_channels) {
@@ -171,6 +199,14 @@ impl KlConfig {
         }
         if self.latents_mean.is_some() != self.latents_std.is_some() {
             return wrong("latents_mean", "given without its pair".to_owned(), "latents_mean and latents_std belong together".to_owned());
+        }
+        if !self.latent_norm().is_invertible() {
+            let field = if self.latent_norm().shift.iter().all(|shift| shift.is_finite()) { "latents_std" } else { "latents_mean" };
+            return wrong(
+                field,
+                "0 or past all bounds in a channel".to_owned(),
+                "latents are divided and shifted by it, and must come back".to_owned(),
+            );
         }
         Ok(())
     }

@@ -8,34 +8,38 @@ use vae_core::Weights;
 use crate::blocks::{DOWN_BLOCKS, UP_BLOCKS};
 use crate::{KlConfig, SampleSize};
 
-/// Where a whole Stable Diffusion checkpoint keeps its VAE.
-const WHOLE: &str = "first_stage_model.";
+/// The first convolution of encoder and decoder, in diffusers' layout and in the original one.
+pub(crate) const MARKERS: [&str; 4] = [
+    "encoder.down_blocks.0.resnets.0.conv1.weight",
+    "decoder.up_blocks.0.resnets.0.conv1.weight",
+    "encoder.down.0.block.0.conv1.weight",
+    "decoder.up.0.block.0.conv1.weight",
+];
 /// The parts of a VAE, which a bare checkpoint of the original layout may hold beside others.
 const PARTS: [&str; 4] = ["encoder.", "decoder.", "quant_conv.", "post_quant_conv."];
 
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Layout {
     Diffusers,
-    /// Latent diffusion's, with the prefix before its names.
-    Ldm(&'static str),
+    /// Latent diffusion's.
+    Ldm,
 }
 
 fn layout(weights: &Weights) -> Option<Layout> {
     // The kernels of video VAEs, some of which have the same names, have three axes.
     let has = |name: &str| weights.shape(name).is_some_and(|shape| shape.len() == 4);
-    if has("encoder.down_blocks.0.resnets.0.conv1.weight") {
+    let [diffusers, ldm] = [[MARKERS[0], MARKERS[1]], [MARKERS[2], MARKERS[3]]];
+    if diffusers.into_iter().any(has) {
         return Some(Layout::Diffusers);
     }
-    [WHOLE, ""].into_iter().find(|prefix| has(&format!("{prefix}encoder.down.0.block.0.conv1.weight"))).map(Layout::Ldm)
+    ldm.into_iter().any(has).then_some(Layout::Ldm)
 }
 
 /// The tensors under the names and shapes of diffusers. Others keep their names, for the strict load to name.
 pub(crate) fn to_diffusers(weights: Weights, config: &KlConfig) -> Weights {
     let blocks = config.block_out_channels.len();
     let weights = match layout(&weights) {
-        Some(Layout::Ldm(prefix)) => weights.renamed(|name| {
-            let name = name.strip_prefix(prefix)?;
-            PARTS.iter().any(|part| name.starts_with(part)).then(|| from_ldm(name, blocks))
-        }),
+        Some(Layout::Ldm) => weights.renamed(|name| PARTS.iter().any(|part| name.starts_with(part)).then(|| from_ldm(name, blocks))),
         Some(Layout::Diffusers) | None => weights.renamed(|name| Some(from_old_attention(name))),
     };
     // Attention maps may be stored as 1x1 convolutions.
@@ -52,7 +56,8 @@ fn from_ldm(name: &str, blocks: usize) -> String {
         [_, side @ ("down" | "up"), index, kind, ..] => {
             if side == "up" {
                 // The original counts up blocks from the finest to the coarsest.
-                mirrored = index.parse::<usize>().ok().and_then(|i| (blocks - 1).checked_sub(i)).map_or(index.to_owned(), |i| i.to_string());
+                mirrored =
+                    index.parse::<usize>().ok().and_then(|i| (blocks.saturating_sub(1)).checked_sub(i)).map_or(index.to_owned(), |i| i.to_string());
                 parts[2] = &mirrored;
             }
             parts[1] = if side == "down" { "down_blocks" } else { "up_blocks" };
@@ -104,11 +109,12 @@ fn from_old_attention(name: &str) -> String {
 /// The configuration that names and shapes tell. What they do not tell is taken from the model that they look like: SDXL, SD3 and SD 1.x by what lies
 /// beside the VAE in a whole checkpoint; alone, 16 latent channels mean FLUX.1 and others SD 1.x.
 pub(crate) fn infer(weights: &Weights) -> Option<KlConfig> {
-    let (prefix, ldm) = match layout(weights)? {
-        Layout::Diffusers => ("", false),
-        Layout::Ldm(prefix) => (prefix, true),
-    };
-    let dim = |name: &str, axis: usize| weights.shape(&format!("{prefix}{name}")).and_then(|shape| shape.get(axis).copied());
+    let ldm = layout(weights)? == Layout::Ldm;
+    // FLUX.2's has the same names, and scales latents by these besides.
+    if weights.shape("bn.running_mean").is_some() {
+        return None;
+    }
+    let dim = |name: &str, axis: usize| weights.shape(name).and_then(|shape| shape.get(axis).copied());
     let (down, resnet, mid_attention) =
         if ldm { ("down", "block", "mid.attn_1.norm") } else { ("down_blocks", "resnets", "mid_block.attentions.0.group_norm") };
     let width = |block: usize| dim(&format!("encoder.{down}.{block}.{resnet}.0.conv1.weight"), 0);
@@ -116,15 +122,13 @@ pub(crate) fn infer(weights: &Weights) -> Option<KlConfig> {
     let layers =
         (0..weights.names().count()).take_while(|layer| dim(&format!("encoder.{down}.0.{resnet}.{layer}.conv1.weight"), 0).is_some()).count();
     let latent_channels = dim("decoder.conv_in.weight", 1)?;
-    let beside = |part: &str| weights.names().any(|name| name.contains(part));
-    let (scaling_factor, shift_factor, sample_size) = if beside("joint_blocks.") {
-        (1.5305, Some(0.0609), 1024)
-    } else if beside("conditioner.embedders.1.") {
-        (0.13025, None, 1024)
-    } else if latent_channels == 16 {
-        (0.3611, Some(0.1159), 1024)
-    } else {
-        (0.18215, None, 512)
+    let (scaling_factor, shift_factor, sample_size) = match whole_model(weights) {
+        Some(Whole::Sd3) => (1.5305, Some(0.0609), 1024),
+        Some(Whole::Sdxl) => (0.13025, None, 1024),
+        Some(Whole::Sd) => (0.18215, None, 512),
+        Some(Whole::Flux) => (0.3611, Some(0.1159), 1024),
+        None if latent_channels == 16 => (0.3611, Some(0.1159), 1024),
+        None => (0.18215, None, 512),
     };
     Some(KlConfig {
         in_channels: dim("encoder.conv_in.weight", 1)?,
@@ -142,4 +146,50 @@ pub(crate) fn infer(weights: &Weights) -> Option<KlConfig> {
         block_out_channels,
         ..KlConfig::default()
     })
+}
+
+/// The model whose other parts lie in a whole checkpoint beside its VAE.
+#[derive(Clone, Copy)]
+enum Whole {
+    Sd,
+    Sdxl,
+    Sd3,
+    Flux,
+}
+
+fn whole_model(weights: &Weights) -> Option<Whole> {
+    let latent_channels = *weights.shape("decoder.conv_in.weight")?.get(1)?;
+    // Upscalers, which have other scalings, halve less often.
+    let halves_thrice =
+        ["encoder.down.3.block.0.conv1.weight", "encoder.down_blocks.3.resnets.0.conv1.weight"].iter().any(|name| weights.shape(name).is_some());
+    let parts: &[(&str, Whole)] = match latent_channels {
+        4 => &[("conditioner.embedders.", Whole::Sdxl), ("cond_stage_model.", Whole::Sd)],
+        16 => &[("joint_blocks.", Whole::Sd3), ("double_blocks.", Whole::Flux)],
+        _ => &[],
+    };
+    parts.iter().find(|(part, _)| halves_thrice && weights.file_has(part)).map(|&(_, whole)| whole)
+}
+
+/// Whether the other parts in the file tell how latents are scaled.
+pub(crate) fn is_told(weights: &Weights) -> bool {
+    whole_model(weights).is_some()
+}
+
+/// Whether the tensors can be of a model of this configuration, as far as they tell. Of one half alone they tell nothing.
+pub(crate) fn fits(config: &KlConfig, weights: &Weights) -> bool {
+    layout(weights).is_some()
+        && infer(weights).is_none_or(|told| {
+            let same = KlConfig {
+                in_channels: told.in_channels,
+                out_channels: told.out_channels,
+                block_out_channels: told.block_out_channels,
+                layers_per_block: told.layers_per_block,
+                latent_channels: told.latent_channels,
+                use_quant_conv: told.use_quant_conv,
+                use_post_quant_conv: told.use_post_quant_conv,
+                mid_block_add_attention: told.mid_block_add_attention,
+                ..config.clone()
+            };
+            same == *config
+        })
 }

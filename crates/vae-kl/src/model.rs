@@ -15,6 +15,7 @@ impl VaeFamily for Kl {
     const NAME: &'static str = "kl";
     const ALIASES: &'static [&'static str] = &["AutoencoderKL"];
     const SUMMARY: &'static str = "AutoencoderKL, the image VAE of SD 1.x, SD 2.x, SDXL, SD3 and FLUX.1";
+    const MARKERS: &'static [&'static str] = &layouts::MARKERS;
     type Config = KlConfig;
 
     fn spec(config: &KlConfig) -> Result<VaeSpec, VaeError> {
@@ -23,6 +24,18 @@ impl VaeFamily for Kl {
 
     fn infer(weights: &Weights) -> Option<KlConfig> {
         layouts::infer(weights)
+    }
+
+    fn is_told(weights: &Weights) -> bool {
+        layouts::is_told(weights)
+    }
+
+    fn fits(config: &KlConfig, weights: &Weights) -> bool {
+        layouts::fits(config, weights)
+    }
+
+    fn scaling(config: &KlConfig) -> Option<String> {
+        Some(config.scaling())
     }
 
     fn load(config: &KlConfig, weights: Weights, device: &Device, dtype: DType) -> Result<Box<dyn Vae>, VaeError> {

@@ -5,6 +5,11 @@ use vae_core::{Clamp, FrameRule, LatentNorm, VaeError, VaeSpec};
 /// Frames that a temporal convolution remembers.
 const REMEMBERED: usize = 2;
 
+/// Bounds of what a configuration may say, far above every published model: what is computed of it stays within memory and time.
+const MAX_CHANNELS: usize = 1 << 16;
+const MAX_LAYERS: usize = 256;
+const MAX_PATCH: usize = 64;
+
 /// Mean and deviation of the latent channels of Wan 2.1 (and the defaults of `AutoencoderKLWan`).
 const WAN_2_1: [[f64; 2]; 16] = [
     [-0.7571, 2.8184],
@@ -104,6 +109,11 @@ impl Default for WanConfig {
     }
 }
 
+/// Doubles a number some times; what is too large for a usize was never checked.
+fn shifted(number: usize, times: usize) -> usize {
+    number.checked_mul(1_usize.checked_shl(times as u32).unwrap_or(usize::MAX)).unwrap_or(usize::MAX)
+}
+
 impl WanConfig {
     /// Height and width of a patch, 1 without patches.
     pub fn patch(&self) -> usize {
@@ -112,12 +122,12 @@ impl WanConfig {
 
     /// Sample px in a latent px, on each axis.
     pub fn spatial_ratio(&self) -> usize {
-        self.patch() << (self.dim_mult.len() - 1)
+        shifted(self.patch(), self.dim_mult.len().saturating_sub(1))
     }
 
     /// Sample frames in a latent frame.
     pub fn temporal_ratio(&self) -> usize {
-        1 << self.temperal_downsample.iter().filter(|&&time| time).count()
+        shifted(1, self.temperal_downsample.iter().filter(|&&time| time).count())
     }
 
     /// Channels before the encoder's first block and after each.
@@ -134,6 +144,20 @@ impl WanConfig {
     /// Whether the encoder's residual blocks attend in block `block`.
     pub(crate) fn attends_at(&self, block: usize) -> bool {
         !self.is_residual && self.attn_scales.contains(&0.5_f64.powi(i32::try_from(block).unwrap_or(i32::MAX)))
+    }
+
+    /// How latents are scaled, and whose models do so.
+    pub(crate) fn scaling(&self) -> String {
+        let own = [&self.latents_mean, &self.latents_std];
+        let is_published = |z_dim| Self::published_latents(z_dim).iter().eq(own);
+        if self.latents_mean.iter().all(|&mean| mean == 0.0) && self.latents_std.iter().all(|&std| std == 1.0) {
+            return "latents that are not scaled".to_owned();
+        }
+        match self.z_dim {
+            16 if is_published(16) => "Wan 2.1's latents_mean and latents_std".to_owned(),
+            48 if is_published(48) => "Wan 2.2's latents_mean and latents_std".to_owned(),
+            z_dim => format!("latents_mean and latents_std of its own for {z_dim} channels"),
+        }
     }
 
     /// Mean and deviation of the published model with so many latent channels.
@@ -228,14 +252,16 @@ impl WanConfig {
             ("base_dim", self.base_dim),
             ("decoder_base_dim", self.decoder_base_dim.unwrap_or(1)),
             ("z_dim", self.z_dim),
-            ("num_res_blocks", self.num_res_blocks),
             ("in_channels", self.in_channels),
             ("out_channels", self.out_channels),
-            ("patch_size", self.patch()),
         ] {
-            if value == 0 {
-                return wrong(field, "0".to_owned(), "it must be at least 1".to_owned());
-            }
+            VaeError::check_range(field, value, 1..=MAX_CHANNELS)?;
+        }
+        VaeError::check_range("num_res_blocks", self.num_res_blocks, 1..=MAX_LAYERS)?;
+        VaeError::check_range("patch_size", self.patch(), 1..=MAX_PATCH)?;
+        let base = self.base_dim.max(self.decoder_base_dim.unwrap_or(1));
+        if let Some(multiple) = self.dim_mult.iter().find(|&&multiple| multiple > MAX_CHANNELS / base) {
+            return wrong("dim_mult", multiple.to_string(), format!("{base} channels times it must be at most {MAX_CHANNELS}"));
         }
         if self.temperal_downsample.len() != blocks - 1 {
             let got = format!("{:?}", self.temperal_downsample);
@@ -261,8 +287,13 @@ impl WanConfig {
                 return wrong(field, format!("{} values", values.len()), format!("z_dim is {}", self.z_dim));
             }
         }
-        if let Some(zero) = self.latents_std.iter().find(|&&std| std == 0.0 || !std.is_finite()) {
-            return wrong("latents_std", zero.to_string(), "it divides, so it must not be 0".to_owned());
+        let norm = |scale: f64, shift: f64| LatentNorm { scale: vec![scale as f32], shift: vec![shift as f32] };
+        let expected = || "latents are divided and shifted by it, and must come back".to_owned();
+        if let Some(std) = self.latents_std.iter().find(|&&std| !norm(std, 0.0).is_invertible()) {
+            return wrong("latents_std", std.to_string(), expected());
+        }
+        if let Some(mean) = self.latents_mean.iter().find(|&&mean| !norm(1.0, mean).is_invertible()) {
+            return wrong("latents_mean", mean.to_string(), expected());
         }
         if !self.is_residual {
             if let Some(width) = self.decoder_widths()[1..blocks].iter().find(|&&width| width % 2 != 0) {

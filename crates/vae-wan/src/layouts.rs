@@ -3,14 +3,19 @@
 //! Source of the names: `convert_wan_vae_to_diffusers` in diffusers' `loaders/single_file_utils.py` (Wan 2.1), and `convert_vae_22` in its
 //! `scripts/convert_wan_to_diffusers.py` (Wan 2.2).
 
+use std::num::NonZeroUsize;
+
 use vae_core::Weights;
 
 use crate::WanConfig;
 
+/// A layer at the ends of encoder and decoder, in diffusers' layout and in the original one.
+pub(crate) const MARKERS: [&str; 4] = ["encoder.norm_out.gamma", "decoder.norm_out.gamma", "encoder.head.0.gamma", "decoder.head.0.gamma"];
+
 /// The tensors under the names and shapes of the modules here. Those of neither layout keep their names, for the strict load to name.
 pub(crate) fn to_modules(weights: Weights) -> Weights {
-    let weights = match up_block_length(&weights) {
-        Some(length) => weights.renamed(|name| Some(from_original(name, length))),
+    let weights = match up_blocks(&weights) {
+        Some(blocks) => weights.renamed(|name| Some(from_original(name, blocks))),
         None => weights,
     };
     // The convolution of a sampler is the second entry of a torch `Sequential`.
@@ -21,16 +26,27 @@ pub(crate) fn to_modules(weights: Weights) -> Weights {
     })
 }
 
-/// Of the original layout, the number of layers in an up block: residual blocks and the doubling.
-fn up_block_length(weights: &Weights) -> Option<usize> {
-    weights.shape("decoder.middle.0.residual.0.gamma")?;
-    let nested = weights.shape("decoder.upsamples.0.upsamples.0.residual.0.gamma").is_some();
-    let doubling = (0..=weights.names().count()).find(|layer| weights.shape(&format!("decoder.upsamples.{layer}.resample.1.weight")).is_some());
-    // A model without doublings has one up block. The nested layout of Wan 2.2 divides its blocks itself.
-    Some(if nested { 0 } else { doubling.map_or(usize::MAX, |layer| layer + 1) })
+/// How the original layout lists the layers of up blocks.
+#[derive(Clone, Copy)]
+enum UpBlocks {
+    /// Wan 2.2: in blocks.
+    Nested,
+    /// Wan 2.1: one after the other, so many in a block: residual blocks and the doubling.
+    OfLength(NonZeroUsize),
 }
 
-fn from_original(name: &str, up_block_length: usize) -> String {
+/// Of the original layout, the division of the decoder's layers.
+fn up_blocks(weights: &Weights) -> Option<UpBlocks> {
+    weights.shape("decoder.middle.0.residual.0.gamma").or_else(|| weights.shape("encoder.middle.0.residual.0.gamma"))?;
+    if weights.shape("decoder.upsamples.0.upsamples.0.residual.0.gamma").is_some() {
+        return Some(UpBlocks::Nested);
+    }
+    // A model without doublings has one up block.
+    let doubling = (0..=weights.names().count()).find(|layer| weights.shape(&format!("decoder.upsamples.{layer}.resample.1.weight")).is_some());
+    Some(UpBlocks::OfLength(NonZeroUsize::MIN.saturating_add(doubling.unwrap_or(usize::MAX))))
+}
+
+fn from_original(name: &str, up_blocks: UpBlocks) -> String {
     let Some((coder, rest)) = name.split_once('.') else { return name.to_owned() };
     if let Some(own) = [("conv1", "quant_conv"), ("conv2", "post_quant_conv")].iter().find(|(old, _)| *old == coder) {
         return format!("{}.{rest}", own.1);
@@ -51,13 +67,13 @@ fn from_original(name: &str, up_block_length: usize) -> String {
         }
         // Wan 2.1: one list of layers.
         ["downsamples", index, ..] => format!("down_blocks.{index}.{}", layer(&parts[2..])),
-        ["upsamples", index, ..] => match index.parse::<usize>() {
-            Ok(index) => {
-                let (block, index) = (index / up_block_length, index % up_block_length);
+        ["upsamples", index, ..] => match (index.parse::<usize>(), up_blocks) {
+            (Ok(index), UpBlocks::OfLength(length)) => {
+                let (block, index) = (index / length, index % length);
                 let place = if is_sampler(&parts[2..]) { "upsamplers.0".to_owned() } else { format!("resnets.{index}") };
                 format!("up_blocks.{block}.{place}.{}", layer(&parts[2..]))
             }
-            Err(_) => rest.to_owned(),
+            _ => rest.to_owned(),
         },
         _ => rest.to_owned(),
     };
@@ -86,6 +102,10 @@ pub(crate) fn infer(weights: &Weights) -> Option<WanConfig> {
     let dim = |name: &str, axis: usize| weights.shape(name).and_then(|shape| shape.get(axis).copied());
     let blocks = EncoderBlocks::of(&weights);
     let (base_dim, z_dim) = (dim("encoder.conv_in.weight", 0)?, dim("post_quant_conv.weight", 0)?);
+    // Such names with such lengths are not this family's.
+    if base_dim == 0 || blocks.widths.len() > 16 || z_dim > 1 << 16 {
+        return None;
+    }
     // Kernels of 3x3x3 px: the image VAEs that have such names have 3x3.
     dim("encoder.conv_in.weight", 4)?;
     let dim_mult: Vec<usize> = blocks.widths.iter().map(|width| width / base_dim).collect();
@@ -114,6 +134,35 @@ pub(crate) fn infer(weights: &Weights) -> Option<WanConfig> {
     Some(WanConfig { scale_factor_temporal: temporal, scale_factor_spatial: spatial, ..config })
 }
 
+/// Whether the widths are those of a published model, whose scaling of latents is known.
+pub(crate) fn is_told(weights: &Weights) -> bool {
+    infer(weights).is_some_and(|told| {
+        [(16, 96, None, vec![1, 2, 4, 4]), (48, 160, Some(256), vec![1, 2, 4, 4])].contains(&(
+            told.z_dim,
+            told.base_dim,
+            told.decoder_base_dim,
+            told.dim_mult,
+        ))
+    })
+}
+
+/// Whether the tensors can be of a model of this configuration, as far as they tell. Of one half alone they tell nothing.
+pub(crate) fn fits(config: &WanConfig, weights: &Weights) -> bool {
+    let or_plain = |given: Option<usize>, plain: usize| given.unwrap_or(plain);
+    infer(weights).is_none_or(|told| {
+        let own_attention = |scales: &[f64]| (0..16).filter(|&block| scales.contains(&0.5_f64.powi(block))).collect::<Vec<_>>();
+        told.base_dim == config.base_dim
+            && or_plain(told.decoder_base_dim, told.base_dim) == or_plain(config.decoder_base_dim, config.base_dim)
+            && told.z_dim == config.z_dim
+            && told.dim_mult == config.dim_mult
+            && told.num_res_blocks == config.num_res_blocks
+            && told.temperal_downsample == config.temperal_downsample
+            && told.is_residual == config.is_residual
+            && [told.in_channels, told.out_channels] == [config.in_channels, config.out_channels]
+            && (config.is_residual || own_attention(&told.attn_scales) == own_attention(&config.attn_scales))
+    })
+}
+
 /// What the encoder's list of layers tells.
 #[derive(Default)]
 struct EncoderBlocks {
@@ -131,7 +180,7 @@ impl EncoderBlocks {
         let mut found = Self::default();
         for index in 0..weights.names().count() {
             let name = |part: &str| format!("encoder.down_blocks.{index}.{part}.weight");
-            let width = |part: &str| weights.shape(&name(part)).map(|shape| shape[0]);
+            let width = |part: &str| weights.shape(&name(part)).and_then(|shape| shape.first().copied());
             let has = |part: &str| weights.shape(&name(part)).is_some();
             if let Some(width) = width("resnets.0.conv1") {
                 // Wan 2.2: a whole block.

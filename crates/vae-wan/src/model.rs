@@ -14,6 +14,7 @@ impl VaeFamily for Wan {
     const NAME: &'static str = "wan";
     const ALIASES: &'static [&'static str] = &["AutoencoderKLWan"];
     const SUMMARY: &'static str = "AutoencoderKLWan, the video VAE of Wan 2.1 and Wan 2.2";
+    const MARKERS: &'static [&'static str] = &layouts::MARKERS;
     type Config = WanConfig;
 
     fn spec(config: &WanConfig) -> Result<VaeSpec, VaeError> {
@@ -22,6 +23,18 @@ impl VaeFamily for Wan {
 
     fn infer(weights: &Weights) -> Option<WanConfig> {
         layouts::infer(weights)
+    }
+
+    fn is_told(weights: &Weights) -> bool {
+        layouts::is_told(weights)
+    }
+
+    fn fits(config: &WanConfig, weights: &Weights) -> bool {
+        layouts::fits(config, weights)
+    }
+
+    fn scaling(config: &WanConfig) -> Option<String> {
+        Some(config.scaling())
     }
 
     fn load(config: &WanConfig, weights: Weights, device: &Device, dtype: DType) -> Result<Box<dyn Vae>, VaeError> {
@@ -37,10 +50,19 @@ impl VaeFamily for QwenImage {
     const NAME: &'static str = "qwen-image";
     const ALIASES: &'static [&'static str] = &["AutoencoderKLQwenImage"];
     const SUMMARY: &'static str = "AutoencoderKLQwenImage, the VAE of Qwen-Image, which is Wan 2.1's with other weights";
+    const MARKERS: &'static [&'static str] = &layouts::MARKERS;
     type Config = QwenImageConfig;
 
     fn spec(config: &QwenImageConfig) -> Result<VaeSpec, VaeError> {
         config.spec()
+    }
+
+    fn fits(config: &QwenImageConfig, weights: &Weights) -> bool {
+        layouts::fits(&config.to_wan(), weights)
+    }
+
+    fn scaling(config: &QwenImageConfig) -> Option<String> {
+        Some(config.to_wan().scaling())
     }
 
     fn load(config: &QwenImageConfig, weights: Weights, device: &Device, dtype: DType) -> Result<Box<dyn Vae>, VaeError> {

@@ -20,7 +20,7 @@ pub(crate) fn bench(common: &Common, args: &Bench) -> anyhow::Result<()> {
     let (direction, shape) = plan::input_shape(&args.input, args.direction, &model.spec, &config)?;
     RunPlan::new(&config, model.entry.name, &model.spec, direction, shape)?;
     let model = model.only(if direction == Direction::Decode { Halves::Decoder } else { Halves::Encoder });
-    let input = Input::read(&args.input, direction, shape, &model)?;
+    let input = Input::read(&args.input, direction, shape, &model, &config)?;
     let mut rows: Vec<Row> = Vec::new();
     for config in configurations(&config, args)? {
         let executor = name(&config.executor)?;
@@ -127,15 +127,15 @@ enum Input {
 }
 
 impl Input {
-    fn read(input: &str, direction: Direction, shape: [usize; 5], model: &Model) -> anyhow::Result<Self> {
+    fn read(input: &str, direction: Direction, shape: [usize; 5], model: &Model, config: &Config) -> anyhow::Result<Self> {
         let path = PathBuf::from(input);
         if plan::clip_size(input).is_some() || (direction == Direction::Decode && !is_tensor(&path)?) {
             let values = normal_noise(0, 0).take(shape.iter().product());
             return Ok(Self::Block(Block::new(shape, values.collect()).context("as many values as the shape says")?));
         }
         Ok(match direction {
-            Direction::Decode => Self::Block(Tensors::read(&path)?.latents()?.block),
-            Direction::Encode => Self::Samples(Samples::read(&[path], &model.spec)?),
+            Direction::Decode => Self::Block(Tensors::read(&path)?.input(direction, &model.spec, &config.io)?.read()?.block),
+            Direction::Encode => Self::Samples(Samples::read(&[path], &model.spec, config)?),
         })
     }
 
@@ -148,8 +148,7 @@ impl Input {
 }
 
 fn is_tensor(path: &std::path::Path) -> Result<bool, io::IoError> {
-    let kind = io::FileKind::of(path)?;
-    Ok(!kind.is_picture() && !kind.is_clip())
+    Ok(io::FileKind::of(path)?.is_tensors())
 }
 
 fn run(common: &Common, pipeline: &Pipeline, input: &Input, direction: Direction, model: &Model) -> anyhow::Result<(RunStats, String)> {

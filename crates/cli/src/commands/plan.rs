@@ -1,4 +1,4 @@
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde_json::json;
 use tilevae::io::{self, Clip, FileKind, Tensors};
@@ -48,14 +48,13 @@ pub(super) fn input_shape(input: &str, asked: Option<Direction>, spec: &VaeSpec,
         return Ok((direction, picture_shape(frames, clip.size(), direction, spec)));
     }
     if kind.is_picture() {
+        let (frames, size) = io::Media::probe_picture(&path, spec)?;
+        let frames = fitted_frames(frames, spec, config)?;
         let direction = asked.unwrap_or(Direction::Encode);
-        return Ok((direction, picture_shape(1, io::picture_size(&path)?, direction, spec)));
+        let frames = if direction == Direction::Encode { frames } else { spec.encode_geometry().frames.output(frames) };
+        return Ok((direction, picture_shape(frames, size, direction, spec)));
     }
-    let tensor_shape = |direction| -> Result<[usize; 5], io::IoError> {
-        let tensors = Tensors::read(Path::new(&path))?;
-        let tensor = if direction == Direction::Decode { tensors.latents() } else { tensors.samples() }?;
-        Ok(tensor.block.shape())
-    };
+    let tensor_shape = |direction| Ok::<_, io::IoError>(Tensors::read(&path)?.input(direction, spec, &config.io)?.shape());
     match asked {
         Some(direction) => Ok((direction, tensor_shape(direction)?)),
         None => match tensor_shape(Direction::Decode) {
@@ -63,6 +62,10 @@ pub(super) fn input_shape(input: &str, asked: Option<Direction>, spec: &VaeSpec,
             Ok(shape) if shape[1] != spec.latent_channels && shape[1] == spec.input_channels => Ok((Direction::Encode, shape)),
             Ok(shape) => Ok((Direction::Decode, shape)),
             Err(io::IoError::NoTensor { .. }) => Ok((Direction::Encode, tensor_shape(Direction::Encode)?)),
+            // What cannot be latents may be samples.
+            Err(error @ io::IoError::Shape { .. }) => {
+                tensor_shape(Direction::Encode).map(|shape| (Direction::Encode, shape)).map_err(|_| error.into())
+            }
             Err(error) => Err(error.into()),
         },
     }

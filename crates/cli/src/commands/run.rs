@@ -21,12 +21,13 @@ pub(crate) fn decode(common: &Common, args: &args::Decode) -> anyhow::Result<()>
     let config = super::configuration(common)?;
     let output = Output::new(&args.output)?;
     check_writable(&args.traces)?;
-    let tensor = Tensors::read(&args.latents)?.latents()?;
+    let tensors = Tensors::read(&args.latents)?;
     let model = super::open_model(&config)?.only(Halves::Decoder);
-    let plan = RunPlan::new(&config, model.entry.name, &model.spec, Direction::Decode, tensor.block.shape())?;
+    let tensor = tensors.input(Direction::Decode, &model.spec, &config.io)?;
+    let plan = RunPlan::new(&config, model.entry.name, &model.spec, Direction::Decode, tensor.shape())?;
     let devices = open_devices(&config)?;
     let mut shape = plan.output_shape;
-    let origin = tensor.origin;
+    let origin = tensor.origin();
     if let Some(frames) = origin.frames.filter(|&frames| model.spec.frames.nearest(frames)[1] == shape[2]) {
         shape[2] = frames;
     }
@@ -35,7 +36,11 @@ pub(crate) fn decode(common: &Common, args: &args::Decode) -> anyhow::Result<()>
         [shape[3], shape[4]] = size;
     }
     let fps = args.fps.or(origin.fps).unwrap_or(Fps::DEFAULT);
-    let mut sink = output.sink(shape, tensor.rank, fps, &config)?;
+    let frames_in_parts = if output.kind.is_clip() && plan.tiles.is_tiled() { bytes_of(shape) / size_of::<f32>() as u64 } else { 0 };
+    let hashed = if args.hash { bytes_of(plan.output_shape) } else { 0 };
+    let mut sink = output.sink(shape, tensor.rank(), fps, &config)?;
+    check_scratch([plan.scratch_bytes(), frames_in_parts, hashed])?;
+    let tensor = tensor.read()?;
     let pipeline = super::load_pipeline(&config, &model, &devices)?;
     super::warm_up(&pipeline, &plan)?;
     let mut watch = Watch::new(common, "decode");
@@ -54,7 +59,7 @@ pub(crate) fn decode(common: &Common, args: &args::Decode) -> anyhow::Result<()>
 
 pub(crate) fn encode(common: &Common, args: &args::Encode) -> anyhow::Result<()> {
     let config = super::configuration(common)?;
-    let kind = FileKind::of(&args.output)?;
+    let kind = FileKind::of_output(&args.output)?;
     if kind.is_picture() || kind.is_clip() {
         let what = if kind.is_picture() { "a picture" } else { "a clip" };
         return Err(UsageError(format!("{} would be {what}; latents are written as .safetensors or .npy", args.output.display())).into());
@@ -65,9 +70,15 @@ pub(crate) fn encode(common: &Common, args: &args::Encode) -> anyhow::Result<()>
         return Err(io::IoError::OneTensor { path: args.output.clone() }.into());
     }
     let model = super::open_model(&config)?.only(Halves::Encoder);
-    let samples = Samples::read(&args.samples, &model.spec)?;
+    let samples = Samples::read(&args.samples, &model.spec, &config)?;
     let fitted = FittedFrames::new(samples.source(), model.spec.frames, config.io.frames)?;
     let plan = RunPlan::new(&config, model.entry.name, &model.spec, Direction::Encode, fitted.shape())?;
+    check_scratch([plan.scratch_bytes()])?;
+    if args.output.is_file() || !args.output.exists() {
+        // The planned output is the moments, twice the latents.
+        let tensors = if config.io.posterior == tilevae::Posterior::Moments { 3 } else { 1 };
+        io::check_space(io::folder_of(&args.output), bytes_of(plan.output_shape) / 2 * tensors)?;
+    }
     let devices = open_devices(&config)?;
     let origin = Origin { size: samples.picture_size(), frames: fitted.is_padded().then(|| fitted.own_frames()), fps: args.fps.or(samples.fps()) };
     let pipeline = super::load_pipeline(&config, &model, &devices)?;
@@ -89,7 +100,7 @@ pub(crate) fn roundtrip(common: &Common, args: &args::Roundtrip) -> anyhow::Resu
     let output = args.output.as_deref().map(Output::new).transpose()?;
     check_writable(&args.traces)?;
     let model = super::open_model(&config)?;
-    let samples = Samples::read(&args.samples, &model.spec)?;
+    let samples = Samples::read(&args.samples, &model.spec, &config)?;
     let fitted = FittedFrames::new(samples.source(), model.spec.frames, config.io.frames)?;
     let planned = |direction, shape| RunPlan::new(&config, model.entry.name, &model.spec, direction, shape);
     let there = planned(Direction::Encode, fitted.shape())?;
@@ -107,6 +118,7 @@ pub(crate) fn roundtrip(common: &Common, args: &args::Roundtrip) -> anyhow::Resu
     let fps = args.fps.or(samples.fps()).unwrap_or(Fps::DEFAULT);
     let mut sink = output.map(|output| output.sink(shape, samples.rank(), fps, &config)).transpose()?;
     let mut decoded = SampleFile::scratch(shape)?;
+    check_scratch([there.scratch_bytes().max(back.scratch_bytes())])?;
 
     let pipeline = super::load_pipeline(&config, &model, &devices)?;
     for plan in [&there, &back] {
@@ -154,6 +166,16 @@ pub(crate) fn roundtrip(common: &Common, args: &args::Roundtrip) -> anyhow::Resu
 /// The devices, so that one that is not there is told before weights load.
 fn open_devices(config: &Config) -> Result<Vec<OpenDevice>, tilevae::Error> {
     tilevae::open_devices(&config.devices)
+}
+
+/// Checks that scratch files of these bytes find room, before work is spent on them.
+fn check_scratch<const N: usize>(bytes: [u64; N]) -> Result<(), io::IoError> {
+    io::check_space(&std::env::temp_dir(), bytes.into_iter().fold(0, u64::saturating_add))
+}
+
+/// Bytes of values of a shape, in f32.
+fn bytes_of(shape: [usize; 5]) -> u64 {
+    shape.iter().fold(size_of::<f32>() as u64, |bytes, &side| bytes.saturating_mul(side as u64))
 }
 
 fn check_writable(files: &Traces) -> Result<(), io::IoError> {
@@ -250,24 +272,21 @@ struct Output {
 
 impl Output {
     fn new(path: &Path) -> anyhow::Result<Self> {
-        let kind = FileKind::of(path)?;
+        let kind = FileKind::of_output(path)?;
         io::check_writable(path)?;
         Ok(Self { path: path.to_owned(), kind })
     }
 
     fn is_raw(&self) -> bool {
-        matches!(self.kind, FileKind::Safetensors | FileKind::Npy)
+        self.kind.is_tensors()
     }
 
     /// What takes samples of `shape`, and leaves out what comes beyond it.
     fn sink(self, shape: [usize; 5], rank: usize, fps: Fps, config: &Config) -> anyhow::Result<SampleSink> {
         Ok(match self.kind {
-            FileKind::Picture(_) => {
-                let crop = Some([shape[3], shape[4]]);
-                SampleSink::Picture(PictureSink::new(&self.path, [shape[1], shape[2]], crop, config.io.jpeg_quality)?)
-            }
+            FileKind::Picture(_) => SampleSink::Picture(PictureSink::new(&self.path, shape, config.io.jpeg_quality)?),
             FileKind::Clip(_) => SampleSink::Clip(ClipSink::new(&self.path, shape, fps)?),
-            FileKind::Safetensors | FileKind::Npy => SampleSink::Raw(TensorSink::new(&self.path, shape, rank)?),
+            FileKind::Safetensors | FileKind::Npy | FileKind::Foreign => SampleSink::Raw(TensorSink::new(&self.path, shape, rank)?),
         })
     }
 }

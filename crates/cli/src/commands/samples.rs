@@ -1,9 +1,7 @@
 use std::path::PathBuf;
 
-use tilevae::io::{self, Clip, FileKind, Fps, Pictures, Tensors};
-use tilevae::{TileSource, VaeSpec};
-
-use crate::commands::UsageError;
+use tilevae::io::{self, Clip, FileKind, Fps, Media, Pictures, Tensors};
+use tilevae::{Config, Direction, TileSource, VaeSpec};
 
 /// What is encoded: pictures, a clip, or a raw tensor.
 pub(super) enum Samples {
@@ -13,18 +11,16 @@ pub(super) enum Samples {
 }
 
 impl Samples {
-    pub(super) fn read(paths: &[PathBuf], spec: &VaeSpec) -> anyhow::Result<Self> {
-        let kinds = paths.iter().map(|path| FileKind::of(path)).collect::<Result<Vec<_>, io::IoError>>()?;
-        let (channels, ratio) = (spec.input_channels, spec.spatial_ratio);
-        match kinds[..] {
-            [FileKind::Safetensors | FileKind::Npy] => Ok(Self::Raw(Tensors::read(&paths[0])?.samples()?)),
-            [FileKind::Clip(_)] => Ok(Self::Clip(Clip::read(&paths[0], channels, ratio)?)),
-            ref kinds if kinds.iter().all(|kind| kind.is_picture()) => Ok(Self::Pictures(Pictures::read(paths, channels, ratio)?)),
-            _ => {
-                let text = "several inputs must all be pictures of one batch; the frames of a clip lie in a folder, and raw samples come as one file";
-                Err(UsageError(text.to_owned()).into())
-            }
+    pub(super) fn read(paths: &[PathBuf], spec: &VaeSpec, config: &Config) -> Result<Self, io::IoError> {
+        if let [path] = paths
+            && FileKind::of(path)?.is_tensors()
+        {
+            return Ok(Self::Raw(Tensors::read(path)?.input(Direction::Encode, spec, &config.io)?.read()?));
         }
+        Ok(match Media::read(paths, spec, config.io.background)? {
+            Media::Pictures(pictures) => Self::Pictures(pictures),
+            Media::Clip(clip) => Self::Clip(clip),
+        })
     }
 
     pub(super) fn source(&self) -> &dyn TileSource {

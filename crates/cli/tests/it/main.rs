@@ -3,6 +3,7 @@
 mod clips;
 mod files;
 mod information;
+mod latents;
 mod parity;
 mod refusals;
 #[cfg(feature = "remote")]

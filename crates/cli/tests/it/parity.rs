@@ -208,8 +208,10 @@ fn tiles_that_overflow_in_f16_are_run_again_in_f32() {
         assert!(printed.contains("20 tiles were not finite and run again in f32"), "{printed}");
         assert!(std::fs::read(&wide).unwrap() == std::fs::read(&narrow).unwrap(), "{executor}");
     }
-    let refused =
-        super::refused(1, &[&["decode", &large, "-o", &narrow, "--set", "model.dtype=f16", "--set", "model.on_nan=fail"], &common[..]].concat());
+    let refused = super::refused(
+        1,
+        &[&["decode", &large, "-o", &narrow, "--set", "model.dtype=f16", "--set", "model.on_non_finite=fail"], &common[..]].concat(),
+    );
     assert!(refused.contains("tile 0 failed: the answer to a finite input is not finite"), "{refused}");
 }
 

@@ -1,25 +1,38 @@
-//! Files in and out: raw tensors (`.safetensors`, `.npy`), pictures (png, jpeg, webp, tiff) and clips (folders of frames, y4m, gif, and what an installed
+//! Files in and out: raw tensors (`.safetensors`, `.npy`, and read what other programs save), pictures (png, jpeg, webp, tiff) and clips (folders of frames, y4m, gif, and what an installed
 //! ffmpeg knows). Outputs are written beside their place and renamed.
 
+mod background;
 mod clips;
+mod formats;
 mod hash;
+mod limits;
+mod media;
+mod pending;
 mod pictures;
 mod scratch;
+mod space;
 mod tensors;
 
+pub use background::Background;
 pub use clips::{Clip, ClipKind, ClipSink, Fps};
 pub use hash::{HashingSink, sha256};
+pub use limits::check_output;
+pub use media::Media;
+pub use pending::remove_pending;
 pub use pictures::{PictureSink, Pictures, picture_size};
 pub use scratch::SampleFile;
 pub(crate) use scratch::scratch_file;
-pub use tensors::{Origin, Tensor, TensorSink, Tensors, write_tensors};
+pub use space::check_space;
+pub use tensors::{Axes, Origin, Tensor, TensorInput, TensorSink, Tensors, write_tensors, write_tensors_of_kind};
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use image::ImageFormat;
-use tempfile::NamedTempFile;
+use pending::{PendingFile, PendingFolder};
+
+use crate::NonFinite;
 
 /// A file that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -57,15 +70,75 @@ pub enum IoError {
         /// What the reader found.
         message: String,
     },
+    /// A file that is sound and not one of tensors that can be read.
+    #[error("{} cannot be used here: {message}", path.display())]
+    Unsupported {
+        /// The file.
+        path: PathBuf,
+        /// What it is, and the way out.
+        message: String,
+    },
     /// A tensor file that lacks the tensor.
-    #[error("{} holds no tensor named `{wanted}`; it holds: {}", path.display(), found.join(", "))]
+    #[error("{} holds no tensor named `{wanted}`; it holds: {}; io.tensor names another", path.display(), found.join(", "))]
     NoTensor {
         /// The file.
         path: PathBuf,
         /// The name that was looked for.
-        wanted: &'static str,
+        wanted: String,
         /// The names that are there.
         found: Vec<String>,
+    },
+    /// A file with several tensors that may be meant.
+    #[error("{} holds several tensors that may be the latents: {}; set io.tensor to the name of one", path.display(), found.join(", "))]
+    SeveralTensors {
+        /// The file.
+        path: PathBuf,
+        /// Their names.
+        found: Vec<String>,
+    },
+    /// A tensor whose axes can be taken for several.
+    #[error("`{name}` in {} has the shape {shape:?}: {message}", path.display())]
+    Ambiguous {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        name: String,
+        /// Its shape.
+        shape: Vec<usize>,
+        /// What it could be, and how to say what it is.
+        message: String,
+    },
+    /// A tensor that cannot be what the model takes.
+    #[error("`{name}` in {} has the shape {shape:?}: {message}", path.display())]
+    Shape {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        name: String,
+        /// Its shape.
+        shape: Vec<usize>,
+        /// What is expected.
+        message: String,
+    },
+    /// Values that are NaN or infinite.
+    #[error("of the {what} in {}, {found}; io.on_non_finite = \"allow\" takes them as they are", path.display())]
+    NonFinite {
+        /// The file.
+        path: PathBuf,
+        /// `latents` or `samples`.
+        what: &'static str,
+        /// How many, and where.
+        found: NonFinite,
+    },
+    /// A disk without room.
+    #[error("{} has room for {}, {} are needed", folder.display(), bytes(*free), bytes(*needed))]
+    NoSpace {
+        /// Where it would have to be.
+        folder: PathBuf,
+        /// Bytes that are needed.
+        needed: u64,
+        /// Bytes that are free.
+        free: u64,
     },
     /// A tensor that is no picture and no clip.
     #[error("`{name}` in {} has the shape {shape:?}; expected [batch, channels, height, width] or [batch, channels, frames, height, width]", path.display())]
@@ -78,7 +151,7 @@ pub enum IoError {
         shape: Vec<usize>,
     },
     /// Values that are no floats.
-    #[error("`{name}` in {} holds {dtype}; expected f64, f32, f16 or bf16", path.display())]
+    #[error("`{name}` in {} holds {dtype}; expected f64, f32, f16, bf16 or f8", path.display())]
     Dtype {
         /// The file.
         path: PathBuf,
@@ -87,8 +160,64 @@ pub enum IoError {
         /// What it holds.
         dtype: String,
     },
-    /// A picture that cannot be read or written.
-    #[error("{} is not a picture that can be used", path.display())]
+    /// A file that lacks a part.
+    #[error("{} is incomplete: {missing}", path.display())]
+    Truncated {
+        /// The file.
+        path: PathBuf,
+        /// What is missing.
+        missing: String,
+    },
+    /// A picture of a kind that is not known here.
+    #[error("{} cannot be read: it is {what}", path.display())]
+    UnsupportedPicture {
+        /// The file.
+        path: PathBuf,
+        /// What it is, and what to do.
+        what: String,
+    },
+    /// Several frames where one is taken.
+    #[error("{} has {frames} frames, and one is taken here: models of pictures and batches take single pictures; give it alone to a model of video, or save a frame of it as a picture", path.display())]
+    Animated {
+        /// The file.
+        path: PathBuf,
+        /// Its frames.
+        frames: usize,
+    },
+    /// A file that is no picture, among several.
+    #[error("{} is no picture: several inputs must all be pictures of one batch; the frames of a clip lie in a folder, and raw samples come as one file", path.display())]
+    NotOneBatch {
+        /// The file.
+        path: PathBuf,
+    },
+    /// More px than a kind of file can hold.
+    #[error("{} cannot have {} x {} px (height, width): such files end at {limit} px a side; write {}", path.display(), size[0], size[1], if size.iter().all(|&side| side < i32::MAX as usize) { "a .png, .tif, .safetensors or .npy file" } else { "a .safetensors or .npy file" })]
+    TooLarge {
+        /// The file.
+        path: PathBuf,
+        /// Height and width.
+        size: [usize; 2],
+        /// The largest side.
+        limit: usize,
+    },
+    /// More bytes than a kind of file can hold.
+    #[error("{} cannot have {bytes} bytes of px: such files end at 4 GiB; write a .png, .safetensors or .npy file", path.display())]
+    TooManyBytes {
+        /// The file.
+        path: PathBuf,
+        /// What is asked for.
+        bytes: u64,
+    },
+    /// A picture that cannot be encoded.
+    #[error("{} cannot be encoded", path.display())]
+    Encode {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: image::ImageError,
+    },
+    /// A picture that cannot be decoded.
+    #[error("{} cannot be decoded", path.display())]
     Picture {
         /// The file.
         path: PathBuf,
@@ -167,7 +296,17 @@ impl IoError {
     pub fn is_usage(&self) -> bool {
         matches!(
             self,
-            Self::UnknownKind { .. } | Self::NotAPicture { .. } | Self::OneTensor { .. } | Self::FolderInUse { .. } | Self::NoFfmpeg { .. }
+            Self::Animated { .. }
+                | Self::NotOneBatch { .. }
+                | Self::TooLarge { .. }
+                | Self::TooManyBytes { .. }
+                | Self::UnknownKind { .. }
+                | Self::NotAPicture { .. }
+                | Self::OneTensor { .. }
+                | Self::FolderInUse { .. }
+                | Self::NoFfmpeg { .. }
+                | Self::SeveralTensors { .. }
+                | Self::Ambiguous { .. }
         )
     }
 }
@@ -179,6 +318,8 @@ pub enum FileKind {
     Safetensors,
     /// One raw tensor.
     Npy,
+    /// Raw tensors as other programs save them; they are not written so.
+    Foreign,
     /// A picture.
     Picture(ImageFormat),
     /// A clip.
@@ -186,7 +327,8 @@ pub enum FileKind {
 }
 
 impl FileKind {
-    const TENSORS: &'static str = ".safetensors, .npy";
+    const TENSORS: &'static str = ".safetensors, .npy, .latent, .npz, .pt, .pth";
+    const WRITTEN_TENSORS: &'static str = ".safetensors, .npy";
     const PICTURES: &'static str = ".png, .jpg, .jpeg, .webp, .tif, .tiff";
     const CLIPS: &'static str = "a folder of frames, .y4m, .gif, .mp4, .webm, .mkv, .mov, .m4v, .avi";
     const ALL: &'static str =
@@ -202,8 +344,9 @@ impl FileKind {
             return Ok(Self::Clip(ClipKind::Folder));
         }
         Ok(match extension.as_str() {
-            "safetensors" => Self::Safetensors,
+            "safetensors" | "sft" => Self::Safetensors,
             "npy" => Self::Npy,
+            "latent" | "npz" | "pt" | "pth" => Self::Foreign,
             "png" => Self::Picture(ImageFormat::Png),
             "jpg" | "jpeg" => Self::Picture(ImageFormat::Jpeg),
             "webp" => Self::Picture(ImageFormat::WebP),
@@ -213,6 +356,22 @@ impl FileKind {
             "mp4" | "webm" | "mkv" | "mov" | "m4v" | "avi" => Self::Clip(ClipKind::Video),
             _ => return Err(IoError::UnknownKind { path: path.to_owned(), kinds: Self::ALL }),
         })
+    }
+
+    /// The same of a file that is to be written.
+    ///
+    /// # Errors
+    /// [`IoError::UnknownKind`].
+    pub fn of_output(path: &Path) -> Result<Self, IoError> {
+        match Self::of(path)? {
+            Self::Foreign => Err(IoError::UnknownKind { path: path.to_owned(), kinds: Self::WRITTEN_TENSORS }),
+            kind => Ok(kind),
+        }
+    }
+
+    /// Whether it holds raw tensors.
+    pub fn is_tensors(self) -> bool {
+        matches!(self, Self::Safetensors | Self::Npy | Self::Foreign)
     }
 
     /// Whether it is a picture.
@@ -229,12 +388,12 @@ impl FileKind {
 /// Checks that a file can be written at `path`, before work is spent on it.
 ///
 /// # Errors
-/// When its folder is not there or the path is a folder (for frames: one that is not empty).
+/// When its folder is not there or cannot be written to, or the path is a folder (for frames: one that is not empty).
 pub fn check_writable(path: &Path) -> Result<(), IoError> {
     let error = |kind, text: String| Err(IoError::Write { path: path.to_owned(), source: std::io::Error::new(kind, text) });
     if path.is_dir() && FileKind::of(path)?.is_clip() {
         let mut entries = std::fs::read_dir(path).map_err(|source| IoError::Read { path: path.to_owned(), source })?;
-        return if entries.next().is_some() { Err(IoError::FolderInUse { path: path.to_owned() }) } else { Ok(()) };
+        return if entries.next().is_some() { Err(IoError::FolderInUse { path: path.to_owned() }) } else { PendingFolder::new(path).map(drop) };
     }
     if path.is_dir() {
         return error(std::io::ErrorKind::IsADirectory, "it is a folder".to_owned());
@@ -242,34 +401,71 @@ pub fn check_writable(path: &Path) -> Result<(), IoError> {
     if !folder_of(path).is_dir() {
         return error(std::io::ErrorKind::NotFound, format!("there is no folder {}", folder_of(path).display()));
     }
-    Ok(())
+    PendingFile::new(path).map(drop)
 }
 
-/// Writes a file under a temporary name in its own folder and renames it when all is written.
+/// Writes a file that gets its name when all is written. A symbolic link is followed; `-` is standard output.
 ///
 /// # Errors
 /// When that fails; the file that was there before, if any, is then as it was.
 pub fn write_atomically(path: &Path, write: impl FnOnce(&mut BufWriter<&File>) -> Result<(), IoError>) -> Result<(), IoError> {
     let error = |source| IoError::Write { path: path.to_owned(), source };
-    let temporary = temporary_beside(path)?;
-    let mut writer = BufWriter::with_capacity(1 << 20, temporary.as_file());
+    let pending = PendingFile::new(path)?;
+    let mut writer = BufWriter::with_capacity(1 << 20, pending.file());
     write(&mut writer)?;
     writer.flush().map_err(error)?;
     drop(writer);
-    temporary.persist(path).map_err(|failed| error(failed.error))?;
-    Ok(())
+    pending.publish()
 }
 
-/// A temporary file in the folder of `path`, with its ending, gone when it is dropped before it gets its name.
-fn temporary_beside(path: &Path) -> Result<NamedTempFile, IoError> {
-    let mut builder = tempfile::Builder::new();
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    let ending = path.extension().map(|extension| format!(".{}", extension.to_string_lossy())).unwrap_or_default();
-    let temporary = builder.prefix(".tilevae-").suffix(&ending).tempfile_in(folder_of(path));
-    temporary.map_err(|source| IoError::Write { path: path.to_owned(), source })
+/// A number of bytes in words.
+fn bytes(count: u64) -> String {
+    let units = ["bytes", "KiB", "MiB", "GiB"];
+    let unit = (0..3).take_while(|&unit| count >> (10 * (unit + 1)) > 0).count();
+    if unit == 0 { format!("{count} bytes") } else { format!("{:.1} {}", count as f64 / f64::from(1 << (10 * unit)), units[unit]) }
 }
 
-fn folder_of(path: &Path) -> &Path {
+/// The folder that a file is in.
+pub fn folder_of(path: &Path) -> &Path {
     path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_written_is_found_before_the_work() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        std::fs::write(at("file"), "no folder").unwrap();
+        let mut wrong = vec![at("file/out.png"), at("none/out.png"), folder.path().to_owned()];
+        if cfg!(target_os = "linux") {
+            // Nobody can write there, whoever runs this.
+            wrong.extend(["/sys/out.png", "/sys/frames"].map(PathBuf::from));
+        }
+        for path in wrong {
+            assert!(matches!(check_writable(&path), Err(IoError::Write { .. } | IoError::FolderInUse { .. })), "{}", path.display());
+        }
+        std::fs::create_dir(at("empty")).unwrap();
+        for name in ["out.png", "file", "frames", "empty"] {
+            check_writable(&at(name)).unwrap();
+        }
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2, "nothing is left");
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn a_full_disk_is_called_that() {
+        use tiling::Sink;
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["out.png", "out.jpg", "out.webp", "out.tif"] {
+            let path = folder.path().join(name);
+            std::os::unix::fs::symlink("/dev/full", &path).unwrap();
+            let mut sink = PictureSink::new(&path, [1, 3, 1, 4, 4], 90).unwrap();
+            sink.take([0; 3], [1, 4, 4], tiling::Block::zeros([1, 3, 1, 4, 4])).unwrap();
+            let error = sink.write().unwrap_err();
+            assert!(matches!(&error, IoError::Write { source, .. } if source.kind() == std::io::ErrorKind::StorageFull), "{error:?}");
+        }
+    }
 }

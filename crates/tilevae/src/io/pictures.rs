@@ -1,15 +1,14 @@
-use std::io::BufReader;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use image::codecs::jpeg::JpegEncoder;
-use image::{DynamicImage, ExtendedColorType, ImageDecoder, ImageFormat, ImageReader, Limits};
+use image::{DynamicImage, ExtendedColorType, ImageError, ImageFormat};
 use tiling::{Block, BoxError, Region, Sink, TileSource};
 use vae_core::{from_eight_bits, to_eight_bits};
 
-use super::{FileKind, IoError, write_atomically};
-
-/// The most memory that one picture may take to read.
-const READ_LIMIT: u64 = 8 << 30;
+use super::background::{is_transparent, laid_over};
+use super::formats::PictureFile;
+use super::{Background, FileKind, IoError, check_output, write_atomically};
 
 /// Pictures of one size, as a source of samples from -1 to 1. They stay in 8 or 16 bits; a tile is made into floats when it is read.
 ///
@@ -35,10 +34,19 @@ impl Pictures {
     /// Reads pictures with `channels` channels (1: grey, 3: colour, 4: colour and alpha), to be padded to multiples of `ratio` px.
     ///
     /// # Errors
-    /// When one cannot be read, or their sizes differ.
+    /// When one cannot be read to its end or is animated, or their sizes differ.
     pub fn read(paths: &[PathBuf], channels: usize, ratio: usize) -> Result<Self, IoError> {
+        Self::read_over(paths, channels, ratio, Background::None)
+    }
+
+    /// As [`read`](Self::read), laid over `background` where the channels have no alpha.
+    ///
+    /// # Errors
+    /// As those of [`read`](Self::read).
+    pub fn read_over(paths: &[PathBuf], channels: usize, ratio: usize, background: Background) -> Result<Self, IoError> {
         let mut pixels = Vec::with_capacity(paths.len());
         let mut common = None;
+        let mut unshown = UnshownAlpha::default();
         for path in paths {
             let picture = read_picture(path)?;
             let got = [picture.height() as usize, picture.width() as usize];
@@ -46,8 +54,13 @@ impl Pictures {
             if got != expected {
                 return Err(IoError::PictureSize { path: path.clone(), got, expected });
             }
-            pixels.push(interleaved(&picture, channels).ok_or_else(|| IoError::NotAPicture { path: path.clone(), channels, frames: 1 })?);
+            pixels.push(interleaved(picture, channels, background, || unshown.add(path)).ok_or_else(|| IoError::NotAPicture {
+                path: path.clone(),
+                channels,
+                frames: 1,
+            })?);
         }
+        unshown.warn();
         let size = common.unwrap_or_default();
         Ok(Self { pixels, channels, size, padded: size.map(|side| side.next_multiple_of(ratio)) })
     }
@@ -58,46 +71,58 @@ impl Pictures {
     }
 }
 
-/// Height and width of a picture, in px, from its header.
+/// Height and width of a picture, in px, from its structure.
 ///
 /// # Errors
 /// When it cannot be read.
 pub fn picture_size(path: &Path) -> Result<[usize; 2], IoError> {
-    let mut decoder = open_picture(path)?;
-    let (width, height) = decoder.dimensions();
-    let turned = decoder.orientation().map_err(|source| IoError::Picture { path: path.to_owned(), source })?.to_exif() >= 5;
-    let size = [height as usize, width as usize];
-    Ok(if turned { [size[1], size[0]] } else { size })
+    PictureFile::open(path).map(|picture| picture.size())
 }
 
-fn open_picture(path: &Path) -> Result<impl ImageDecoder + use<>, IoError> {
-    let read = |source| IoError::Read { path: path.to_owned(), source };
-    let file = BufReader::new(std::fs::File::open(path).map_err(read)?);
-    let mut reader = ImageReader::new(file).with_guessed_format().map_err(read)?;
-    let mut limits = Limits::default();
-    limits.max_alloc = Some(READ_LIMIT);
-    reader.limits(limits);
-    reader.into_decoder().map_err(|source| IoError::Picture { path: path.to_owned(), source })
-}
-
+/// A picture that has one frame.
 pub(super) fn read_picture(path: &Path) -> Result<DynamicImage, IoError> {
-    let picture = |source| IoError::Picture { path: path.to_owned(), source };
-    let mut decoder = open_picture(path)?;
-    let orientation = decoder.orientation().map_err(picture)?;
-    let mut image = DynamicImage::from_decoder(decoder).map_err(picture)?;
-    image.apply_orientation(orientation);
-    Ok(image)
+    PictureFile::open(path)?.read()
 }
 
-pub(super) fn interleaved(picture: &DynamicImage, channels: usize) -> Option<Pixels> {
+/// Pictures whose alpha has no place in the samples, to be told once.
+#[derive(Debug, Default)]
+pub(super) struct UnshownAlpha {
+    first: Option<PathBuf>,
+    count: usize,
+}
+
+impl UnshownAlpha {
+    pub(super) fn add(&mut self, path: &Path) {
+        self.first.get_or_insert_with(|| path.to_owned());
+        self.count += 1;
+    }
+
+    pub(super) fn warn(&self) {
+        let Some(first) = &self.first else { return };
+        let others = if self.count > 1 { format!(" (and {} more)", self.count - 1) } else { String::new() };
+        tracing::warn!(
+            "{}{others} has transparent px: their alpha is dropped and their colours are taken as stored, as diffusers does; io.background = \"white\", \"black\" or \"#rrggbb\" lays them over a colour",
+            first.display()
+        );
+    }
+}
+
+/// The values of a picture with `channels` channels, if there is a way to show it so. `unshown` hears of alpha that is dropped.
+pub(super) fn interleaved(mut picture: DynamicImage, channels: usize, background: Background, unshown: impl FnOnce()) -> Option<Pixels> {
+    if channels < 4 && is_transparent(&picture) {
+        match background {
+            Background::None => unshown(),
+            Background::Color(color) => picture = laid_over(picture, color),
+        }
+    }
     let sixteen = picture.color().bytes_per_pixel() / picture.color().channel_count() > 1;
     Some(match (channels, sixteen) {
-        (1, false) => Pixels::Eight(picture.to_luma8().into_raw()),
-        (3, false) => Pixels::Eight(picture.to_rgb8().into_raw()),
-        (4, false) => Pixels::Eight(picture.to_rgba8().into_raw()),
-        (1, true) => Pixels::Sixteen(picture.to_luma16().into_raw()),
-        (3, true) => Pixels::Sixteen(picture.to_rgb16().into_raw()),
-        (4, true) => Pixels::Sixteen(picture.to_rgba16().into_raw()),
+        (1, false) => Pixels::Eight(picture.into_luma8().into_raw()),
+        (3, false) => Pixels::Eight(picture.into_rgb8().into_raw()),
+        (4, false) => Pixels::Eight(picture.into_rgba8().into_raw()),
+        (1, true) => Pixels::Sixteen(picture.into_luma16().into_raw()),
+        (3, true) => Pixels::Sixteen(picture.into_rgb16().into_raw()),
+        (4, true) => Pixels::Sixteen(picture.into_rgba16().into_raw()),
         _ => return None,
     })
 }
@@ -127,27 +152,26 @@ pub struct PictureSink {
     path: PathBuf,
     format: ImageFormat,
     jpeg_quality: u8,
-    crop: Option<[usize; 2]>,
     pixels: Vec<Vec<u8>>,
     channels: usize,
+    /// Height and width.
     size: [usize; 2],
 }
 
 impl PictureSink {
-    /// Pictures to be written at `path`, cropped at the right and bottom to `crop` px (height, width) when given.
+    /// Pictures to be written at `path` of samples of `shape` (`[batch, channels, frames, height, width]`), cropped at the right and bottom to that shape where
+    /// more comes.
     ///
     /// # Errors
-    /// When the name is not a picture's, or samples of `channels` channels and `frames` frames cannot be shown in it.
-    pub fn new(path: &Path, [channels, frames]: [usize; 2], crop: Option<[usize; 2]>, jpeg_quality: u8) -> Result<Self, IoError> {
+    /// When the name is not a picture's, or such samples cannot be shown in it.
+    pub fn new(path: &Path, shape: [usize; 5], jpeg_quality: u8) -> Result<Self, IoError> {
         let FileKind::Picture(format) = FileKind::of(path)? else {
             return Err(IoError::UnknownKind { path: path.to_owned(), kinds: FileKind::PICTURES });
         };
-        let shown = frames == 1 && (matches!(channels, 1 | 3) || (channels == 4 && format != ImageFormat::Jpeg));
-        if !shown {
-            return Err(IoError::NotAPicture { path: path.to_owned(), channels, frames });
-        }
-        let jpeg_quality = jpeg_quality.clamp(1, 100);
-        Ok(Self { path: path.to_owned(), format, jpeg_quality, crop, pixels: Vec::new(), channels, size: [0, 0] })
+        check_output(path, shape)?;
+        let [batch, channels, _, height, width] = shape;
+        let pixels = vec![Vec::new(); batch];
+        Ok(Self { path: path.to_owned(), format, jpeg_quality: jpeg_quality.clamp(1, 100), pixels, channels, size: [height, width] })
     }
 
     /// Writes what came, and gives the names of the files: `path`, or `NAME-0.EXT`, `NAME-1.EXT`, … for a batch.
@@ -179,9 +203,18 @@ impl PictureSink {
                 ImageFormat::Jpeg => JpegEncoder::new_with_quality(&mut encoded, self.jpeg_quality).encode(pixels, width, height, color),
                 format => image::write_buffer_with_format(&mut encoded, pixels, width, height, color, format),
             }
-            .map_err(|source| IoError::Picture { path: path.to_owned(), source })?;
-            std::io::Write::write_all(writer, encoded.get_ref()).map_err(|source| IoError::Write { path: path.to_owned(), source })
+            .map_err(|error| not_encoded(path, error))?;
+            writer.write_all(encoded.get_ref()).map_err(|source| IoError::Write { path: path.to_owned(), source })
         })
+    }
+}
+
+/// The error of an encoder.
+pub(super) fn not_encoded(path: &Path, error: ImageError) -> IoError {
+    let path = path.to_owned();
+    match error {
+        ImageError::IoError(source) => IoError::Write { path, source },
+        source => IoError::Encode { path, source },
     }
 }
 
@@ -192,16 +225,12 @@ pub(super) fn numbered(path: &Path, item: usize) -> PathBuf {
 }
 
 impl Sink for PictureSink {
-    fn take(&mut self, [_, top, left]: [usize; 3], [_, height, width]: [usize; 3], piece: Block) -> Result<(), BoxError> {
-        let [batch, channels, _, rows, columns] = piece.shape();
-        if self.pixels.is_empty() {
-            let [crop_height, crop_width] = self.crop.unwrap_or([height, width]);
-            self.size = [height.min(crop_height), width.min(crop_width)];
-            self.pixels = vec![vec![0; self.size[0] * self.size[1] * channels]; batch];
-        }
+    fn take(&mut self, [_, top, left]: [usize; 3], _: [usize; 3], piece: Block) -> Result<(), BoxError> {
+        let [_, channels, _, rows, columns] = piece.shape();
         let [height, width] = self.size;
         let shown = columns.min(width.saturating_sub(left));
         for (item, pixels) in self.pixels.iter_mut().enumerate() {
+            pixels.resize(height * width * channels, 0);
             for y in 0..rows.min(height.saturating_sub(top)) {
                 let start = ((top + y) * width + left.min(width)) * channels;
                 let line = &mut pixels[start..start + shown * channels];

@@ -8,6 +8,7 @@ use tiling::{Block, BoxError, Region, Sink, TileSource};
 
 use super::IoError;
 use super::pictures::Pixels;
+use super::space::reserve;
 
 /// A new scratch file, in the folder for temporary files (`TMPDIR`).
 pub(crate) fn scratch_file() -> Result<File, IoError> {
@@ -16,6 +17,11 @@ pub(crate) fn scratch_file() -> Result<File, IoError> {
 
 fn scratch(source: std::io::Error) -> IoError {
     IoError::Scratch { folder: std::env::temp_dir(), source }
+}
+
+/// Bytes of samples of a shape, in f32.
+pub(super) fn bytes_of(shape: [usize; 5]) -> u64 {
+    shape.iter().fold(size_of::<f32>() as u64, |bytes, &side| bytes.saturating_mul(side as u64))
 }
 
 /// A file that is read and written at places.
@@ -95,7 +101,7 @@ impl FrameStore {
     pub(super) fn push(&mut self, pixels: Pixels) -> Result<(), IoError> {
         let bytes: Vec<u8> = match (pixels, self.depth) {
             (Pixels::Eight(values), Depth::Eight) => values,
-            (Pixels::Sixteen(values), Depth::Eight) => values.into_iter().map(|value| (u32::from(value) * 255 / 65535) as u8).collect(),
+            (Pixels::Sixteen(values), Depth::Eight) => values.into_iter().map(|value| ((u32::from(value) + 128) / 257) as u8).collect(),
             (Pixels::Eight(values), Depth::Sixteen) => values.into_iter().flat_map(|value| (u16::from(value) * 257).to_le_bytes()).collect(),
             (Pixels::Sixteen(values), Depth::Sixteen) => values.into_iter().flat_map(u16::to_le_bytes).collect(),
         };
@@ -134,12 +140,14 @@ pub struct SampleFile {
 }
 
 impl SampleFile {
-    /// A scratch file for samples of a shape. What comes beyond it is left out.
+    /// A scratch file for samples of a shape, for which room is taken at once. What comes beyond it is left out.
     ///
     /// # Errors
-    /// When there is no room for one.
+    /// When there is no room for them.
     pub fn scratch(shape: [usize; 5]) -> Result<Self, IoError> {
-        Ok(Self::in_file(scratch_file()?, 0, shape))
+        let file = scratch_file()?;
+        reserve(&file, &std::env::temp_dir(), bytes_of(shape))?;
+        Ok(Self::in_file(file, 0, shape))
     }
 
     pub(super) fn in_file(file: File, header: u64, shape: [usize; 5]) -> Self {
@@ -223,6 +231,7 @@ mod tests {
         for (start, size) in [([0, 0, 0], [4, 3, 6]), ([0, 3, 0], [1, 2, 4]), ([0, 3, 4], [1, 2, 2]), ([1, 3, 0], [3, 2, 6])] {
             file.take(start, all, samples.region(&Region { start, size })).unwrap();
         }
+        assert!(matches!(SampleFile::scratch([1 << 20, 3, 1 << 10, 1 << 15, 1 << 15]), Err(IoError::NoSpace { .. })));
         for (start, size) in [([0; 3], all), ([1, 2, 3], [2, 3, 2])] {
             let region = Region { start, size };
             assert_eq!(file.read(&region).unwrap(), samples.region(&region));

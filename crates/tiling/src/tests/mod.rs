@@ -1,6 +1,7 @@
 //! Grids, blends and the compositor against plain re-tellings of what they stand for, on small sizes exhaustively.
 
 mod composing;
+mod foreign;
 mod grids;
 
 use crate::{BlendPolicy, Block, Canvas, Compositor, Geometry, Scale, Sink, TilePlan};

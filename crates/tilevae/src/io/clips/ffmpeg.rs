@@ -4,9 +4,9 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use image::codecs::pnm::PnmDecoder;
 use image::{DynamicImage, ImageDecoder};
-use tempfile::TempPath;
 
-use super::super::{IoError, temporary_beside};
+use super::super::IoError;
+use super::super::pending::PendingFile;
 use super::{ClipFormat, Fps, FrameWriter, Frames};
 
 /// Starts a program of ffmpeg's.
@@ -104,7 +104,7 @@ impl Drop for Reader {
 /// Hands raw frames to ffmpeg, which chooses the codec by the file's name.
 pub(super) struct Writer {
     path: PathBuf,
-    temporary: Option<TempPath>,
+    pending: Option<PendingFile>,
     child: Child,
     stdin: Option<ChildStdin>,
 }
@@ -112,16 +112,16 @@ pub(super) struct Writer {
 impl Writer {
     pub(super) fn new(format: &ClipFormat) -> Result<Self, IoError> {
         let path = format.path.to_owned();
-        let temporary = temporary_beside(&path)?.into_temp_path();
+        let pending = PendingFile::named(&path)?;
         let [height, width] = format.size;
         let mut command = Command::new("ffmpeg");
         command.args(["-v", "error", "-y", "-f", "rawvideo", "-pix_fmt", "rgb24", "-s", &format!("{width}x{height}")]);
         command.args(["-r", &format.fps.to_string(), "-i", "-"]);
         // Most players want colour at half the size, which wants even sides.
-        command.args(["-pix_fmt", "yuv420p", "-vf", "pad=ceil(iw/2)*2:ceil(ih/2)*2"]).arg(argument(&temporary));
+        command.args(["-pix_fmt", "yuv420p", "-vf", "pad=ceil(iw/2)*2:ceil(ih/2)*2"]).arg(argument(&pending.name().unwrap_or_default()));
         let mut child = start(&path, "written", command.stdin(Stdio::piped()).stdout(Stdio::null()))?;
         let stdin = child.stdin.take();
-        Ok(Self { path, temporary: Some(temporary), child, stdin })
+        Ok(Self { path, pending: Some(pending), child, stdin })
     }
 }
 
@@ -141,10 +141,7 @@ impl FrameWriter for Writer {
     fn finish(mut self: Box<Self>) -> Result<(), IoError> {
         self.stdin = None;
         end(&self.path, &mut self.child)?;
-        if let Some(temporary) = self.temporary.take() {
-            temporary.persist(&self.path).map_err(|failed| IoError::Write { path: self.path.clone(), source: failed.error })?;
-        }
-        Ok(())
+        self.pending.take().map_or(Ok(()), PendingFile::publish)
     }
 }
 

@@ -1,67 +1,100 @@
+use std::io::Cursor;
 use std::path::{Path, PathBuf};
 
 use image::{ExtendedColorType, ImageFormat};
-use tempfile::TempDir;
 
-use super::super::pictures::read_picture;
-use super::super::{FileKind, IoError, folder_of};
+use super::super::pending::PendingFolder;
+use super::super::pictures::{not_encoded, read_picture};
+use super::super::{FileKind, IoError};
 use super::{ClipFormat, Fps, FrameWriter, Frames};
 
 pub(super) fn open(path: &Path) -> Result<(Frames, Option<Fps>), IoError> {
+    let read = |source| IoError::Read { path: path.to_owned(), source };
     let mut frames = Vec::new();
-    for entry in std::fs::read_dir(path).map_err(|source| IoError::Read { path: path.to_owned(), source })? {
-        let frame = entry.map_err(|source| IoError::Read { path: path.to_owned(), source })?.path();
-        if frame.is_file() && FileKind::of(&frame).is_ok_and(FileKind::is_picture) {
-            frames.push((number(&frame), frame));
+    for entry in std::fs::read_dir(path).map_err(read)? {
+        let entry = entry.map_err(read)?;
+        let (name, frame) = (entry.file_name().to_string_lossy().into_owned(), entry.path());
+        // macOS puts a file `._NAME` beside NAME on foreign file systems.
+        if name.starts_with('.') || !frame.is_file() {
+            continue;
+        }
+        if FileKind::of(&frame).is_ok_and(FileKind::is_picture) {
+            frames.push((name, frame));
+        } else if FileKind::of(&frame).is_err() && ImageFormat::from_path(&frame).is_ok() {
+            return Err(IoError::UnknownKind { path: frame, kinds: FileKind::PICTURES });
         }
     }
-    frames.sort();
+    frames.sort_by(|(a, _), (b, _)| natural(a).cmp(&natural(b)).then_with(|| a.cmp(b)));
     Ok((Box::new(frames.into_iter().map(|(_, frame)| read_picture(&frame))), None))
 }
 
-/// The last number in a file's name.
-fn number(path: &Path) -> Option<u64> {
-    let stem = path.file_stem()?.to_str()?;
-    let digits = stem.split(|c: char| !c.is_ascii_digit()).rfind(|part| !part.is_empty())?;
-    digits.parse().ok()
+/// A key by which names are in the order that people expect: text by text and number by number, each number as large as it is.
+fn natural(name: &str) -> Vec<(&str, usize, &str)> {
+    let mut rest = name;
+    let mut parts = Vec::new();
+    while !rest.is_empty() {
+        let (text, after) = rest.split_at(rest.find(|c: char| c.is_ascii_digit()).unwrap_or(rest.len()));
+        let (digits, after) = after.split_at(after.find(|c: char| !c.is_ascii_digit()).unwrap_or(after.len()));
+        // Of numbers without leading zeros, the longer is the larger.
+        let digits = digits.trim_start_matches('0');
+        parts.push((text, digits.len(), digits));
+        rest = after;
+    }
+    parts
 }
 
 /// Writes `frame-00000.png`, … to a folder that gets its name when all are there.
 pub(super) struct Writer {
     path: PathBuf,
-    temporary: TempDir,
+    pending: PendingFolder,
     size: [usize; 2],
     count: usize,
 }
 
 impl Writer {
     pub(super) fn new(format: &ClipFormat) -> Result<Self, IoError> {
-        let mut builder = tempfile::Builder::new();
-        #[cfg(unix)]
-        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o777));
-        let temporary = builder.prefix(".tilevae-").tempdir_in(folder_of(format.path));
-        let temporary = temporary.map_err(|source| IoError::Write { path: format.path.to_owned(), source })?;
-        Ok(Self { path: format.path.to_owned(), temporary, size: format.size, count: 0 })
+        let pending = PendingFolder::new(format.path)?;
+        Ok(Self { path: format.path.to_owned(), pending, size: format.size, count: 0 })
     }
 }
 
 impl FrameWriter for Writer {
     fn write(&mut self, pixels: &[u8]) -> Result<(), IoError> {
-        let file = self.temporary.path().join(format!("frame-{:05}.png", self.count));
+        let file = self.pending.folder().join(format!("frame-{:05}.png", self.count));
         self.count += 1;
         let [height, width] = self.size.map(|side| side as u32);
-        image::save_buffer_with_format(file, pixels, width, height, ExtendedColorType::Rgb8, ImageFormat::Png)
-            .map_err(|source| IoError::Picture { path: self.path.clone(), source })
+        // An encoder that writes to a file by itself says nothing when the end does not fit on the disk.
+        let mut encoded = Cursor::new(Vec::new());
+        image::write_buffer_with_format(&mut encoded, pixels, width, height, ExtendedColorType::Rgb8, ImageFormat::Png)
+            .map_err(|error| not_encoded(&self.path, error))?;
+        std::fs::write(file, encoded.into_inner()).map_err(|source| IoError::Write { path: self.path.clone(), source })
     }
 
     fn finish(self: Box<Self>) -> Result<(), IoError> {
-        let error = |source| IoError::Write { path: self.path.clone(), source };
-        if self.path.is_dir() {
-            // Only an empty folder can be removed so.
-            std::fs::remove_dir(&self.path).map_err(error)?;
+        self.pending.publish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_number_of_a_name_counts() {
+        for names in [
+            ["f2.png", "f10.png", "f100.png"],
+            ["frame2_640x480.png", "frame10_640x480.png", "frame11_640x480.png"],
+            ["clip_3_v2.png", "clip_10_v1.png", "clip_10_v2.png"],
+            ["a9b2.png", "a10b1.png", "b1.png"],
+            ["002.png", "3.png", "0010.png"],
+            ["1.png", "1_2.png", "1_10.png"],
+            ["99999999999999999999.png", "100000000000000000000.png", "100000000000000000001.png"],
+            ["f1.png", "f\u{e9}1.png", "f\u{e9}2.png"],
+        ] {
+            let mut sorted = names;
+            sorted.reverse();
+            sorted.sort_by_key(|name| natural(name));
+            assert_eq!(sorted, names);
         }
-        std::fs::rename(self.temporary.path(), &self.path).map_err(error)?;
-        let _moved = self.temporary.keep();
-        Ok(())
     }
 }

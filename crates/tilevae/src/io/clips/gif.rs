@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use image::codecs::gif::{GifDecoder, GifEncoder, Repeat};
 use image::{AnimationDecoder, Delay, DynamicImage, Frame, RgbaImage};
-use tempfile::NamedTempFile;
 
-use super::super::{IoError, temporary_beside};
+use super::super::IoError;
+use super::super::pending::PendingFile;
 use super::{ClipFormat, Fps, FrameWriter, Frames};
 
 pub(super) fn open(path: &Path) -> Result<(Frames, Option<Fps>), IoError> {
@@ -26,7 +26,7 @@ pub(super) fn open(path: &Path) -> Result<(Frames, Option<Fps>), IoError> {
 /// Writes an animation that repeats for ever. Each frame has 256 colours of its own.
 pub(super) struct Writer {
     path: PathBuf,
-    temporary: NamedTempFile,
+    pending: PendingFile,
     encoder: GifEncoder<File>,
     size: [usize; 2],
     delay: Delay,
@@ -39,13 +39,13 @@ impl Writer {
     pub(super) fn new(format: &ClipFormat) -> Result<Self, IoError> {
         let path = format.path.to_owned();
         let picture = |source| IoError::Picture { path: path.clone(), source };
-        let temporary = temporary_beside(&path)?;
-        let file = temporary.as_file().try_clone().map_err(|source| IoError::Write { path: path.clone(), source })?;
+        let pending = PendingFile::new(&path)?;
+        let file = pending.file().try_clone().map_err(|source| IoError::Write { path: path.clone(), source })?;
         let mut encoder = GifEncoder::new_with_speed(file, SPEED);
         encoder.set_repeat(Repeat::Infinite).map_err(picture)?;
         let seconds = f64::from(format.fps.denominator) / f64::from(format.fps.numerator);
         let delay = Delay::from_saturating_duration(Duration::from_secs_f64(seconds));
-        Ok(Self { path, temporary, encoder, size: format.size, delay })
+        Ok(Self { path, pending, encoder, size: format.size, delay })
     }
 }
 
@@ -59,10 +59,9 @@ impl FrameWriter for Writer {
     }
 
     fn finish(self: Box<Self>) -> Result<(), IoError> {
-        let Self { path, temporary, encoder, .. } = *self;
+        let Self { pending, encoder, .. } = *self;
         // The encoder writes the end of the file when it is dropped.
         drop(encoder);
-        temporary.persist(&path).map_err(|failed| IoError::Write { path, source: failed.error })?;
-        Ok(())
+        pending.publish()
     }
 }

@@ -1,5 +1,6 @@
 //! Clips in and out: folders of numbered frames, `.y4m` and animated `.gif` by crates, other video by an installed ffmpeg.
 
+mod animation;
 mod ffmpeg;
 mod folder;
 mod gif;
@@ -13,9 +14,9 @@ use image::DynamicImage;
 use tiling::{Block, BoxError, Region, Sink, TileSource};
 use vae_core::{from_eight_bits, to_eight_bits};
 
-use super::pictures::{Pixels, interleaved, numbered};
+use super::pictures::{Pixels, UnshownAlpha, interleaved, numbered};
 use super::scratch::{Depth, FrameStore};
-use super::{FileKind, IoError};
+use super::{Background, FileKind, IoError, check_output};
 
 /// What a clip is kept in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -106,20 +107,37 @@ pub struct Clip {
 }
 
 impl Clip {
-    /// Reads a clip with `channels` channels (1: grey, 3: colour, 4: colour and alpha), to be padded to multiples of `ratio` px.
+    /// Reads a clip, or a picture of one or more frames, with `channels` channels (1: grey, 3: colour, 4: colour and alpha), to be padded to multiples of
+    /// `ratio` px.
     ///
     /// # Errors
-    /// When it cannot be read, has no frames, or its frames differ in size.
+    /// When it cannot be read to its end, has no frames, or its frames differ in size.
     pub fn read(path: &Path, channels: usize, ratio: usize) -> Result<Self, IoError> {
-        let FileKind::Clip(kind) = FileKind::of(path)? else {
-            return Err(IoError::UnknownKind { path: path.to_owned(), kinds: FileKind::CLIPS });
+        Self::read_over(path, channels, ratio, Background::None)
+    }
+
+    /// As [`read`](Self::read), laid over `background` where the channels have no alpha.
+    ///
+    /// # Errors
+    /// As those of [`read`](Self::read).
+    pub fn read_over(path: &Path, channels: usize, ratio: usize, background: Background) -> Result<Self, IoError> {
+        let (frames, fps) = match FileKind::of(path)? {
+            FileKind::Clip(kind) => open(path, kind)?,
+            FileKind::Picture(_) => animation::open(path)?,
+            FileKind::Safetensors | FileKind::Npy | FileKind::Foreign => {
+                return Err(IoError::UnknownKind { path: path.to_owned(), kinds: FileKind::CLIPS });
+            }
         };
-        let (frames, fps) = open(path, kind)?;
+        let mut unshown = UnshownAlpha::default();
         let mut store: Option<FrameStore> = None;
         for frame in frames {
             let frame = frame?;
             let got = [frame.height() as usize, frame.width() as usize];
-            let pixels = interleaved(&frame, channels).ok_or_else(|| IoError::NotAPicture { path: path.to_owned(), channels, frames: 1 })?;
+            let pixels = interleaved(frame, channels, background, || unshown.add(path)).ok_or_else(|| IoError::NotAPicture {
+                path: path.to_owned(),
+                channels,
+                frames: 1,
+            })?;
             let store = match &mut store {
                 Some(store) => store,
                 None => store.insert(FrameStore::new(got, channels, Depth::of(&pixels))?),
@@ -129,9 +147,15 @@ impl Clip {
             }
             store.push(pixels)?;
         }
+        unshown.warn();
         let store = store.ok_or_else(|| IoError::NoFrames { path: path.to_owned() })?;
         let padded = store.size().map(|side| side.next_multiple_of(ratio));
         Ok(Self { store, channels, fps, padded })
+    }
+
+    /// Frames of the clip.
+    pub fn frames(&self) -> usize {
+        self.store.frames()
     }
 
     /// Height and width of the frames, in px.
@@ -212,10 +236,8 @@ impl ClipSink {
         let FileKind::Clip(kind) = FileKind::of(path)? else {
             return Err(IoError::UnknownKind { path: path.to_owned(), kinds: FileKind::CLIPS });
         };
+        check_output(path, shape)?;
         let [batch, channels, frames, height, width] = shape;
-        if !matches!(channels, 1 | 3) {
-            return Err(IoError::NotAPicture { path: path.to_owned(), channels, frames });
-        }
         let paths: Vec<PathBuf> = if batch == 1 { vec![path.to_owned()] } else { (0..batch).map(|item| numbered(path, item)).collect() };
         let size = [height, width];
         let begin = |path: &PathBuf| -> Result<Box<dyn FrameWriter>, IoError> {
@@ -360,7 +382,7 @@ mod tests {
     #[test]
     fn folders_are_read_in_the_order_of_their_numbers() {
         let folder = tempfile::tempdir().unwrap();
-        for (name, value) in [("f10.png", 30_u8), ("f9.png", 20), ("f1.png", 10), ("notes.txt", 0)] {
+        for (name, value) in [("f10.png", 30_u8), ("f9.png", 20), ("f1.png", 10), ("notes.txt", 0), ("._f1.png", 0), (".hidden.png", 0)] {
             let path = folder.path().join(name);
             if value == 0 {
                 std::fs::write(path, "no frame").unwrap();

@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use image::{DynamicImage, RgbImage};
-use tempfile::NamedTempFile;
 use y4m::{Colorspace, Decoder, Encoder, Error, Frame, Ratio};
 
-use super::super::{IoError, temporary_beside};
+use super::super::IoError;
+use super::super::pending::PendingFile;
 use super::{ClipFormat, Fps, FrameWriter, Frames};
 
 pub(super) fn open(path: &Path) -> Result<(Frames, Option<Fps>), IoError> {
@@ -114,20 +114,20 @@ fn to_yuv([r, g, b]: [u8; 3]) -> [u8; 3] {
 /// Writes 4:4:4 video.
 pub(super) struct Writer {
     path: PathBuf,
-    temporary: NamedTempFile,
+    pending: PendingFile,
     encoder: Encoder<BufWriter<File>>,
 }
 
 impl Writer {
     pub(super) fn new(format: &ClipFormat) -> Result<Self, IoError> {
         let path = format.path.to_owned();
-        let temporary = temporary_beside(&path)?;
-        let file = temporary.as_file().try_clone().map_err(|source| IoError::Write { path: path.clone(), source })?;
+        let pending = PendingFile::new(&path)?;
+        let file = pending.file().try_clone().map_err(|source| IoError::Write { path: path.clone(), source })?;
         let [height, width] = format.size;
         let rate = Ratio::new(format.fps.numerator as usize, format.fps.denominator as usize);
         let header = y4m::encode(width, height, rate).with_colorspace(Colorspace::C444);
         let encoder = header.write_header(BufWriter::new(file)).map_err(|error| written(&path, error))?;
-        Ok(Self { path, temporary, encoder })
+        Ok(Self { path, pending, encoder })
     }
 }
 
@@ -151,12 +151,11 @@ impl FrameWriter for Writer {
     }
 
     fn finish(self: Box<Self>) -> Result<(), IoError> {
-        let Self { path, temporary, encoder } = *self;
+        let Self { path, pending, encoder } = *self;
         // The encoder keeps its writer to itself: what is still buffered is written when it is dropped, and checked against the disk here.
         drop(encoder);
-        temporary.as_file().sync_all().map_err(|source| IoError::Write { path: path.clone(), source })?;
-        temporary.persist(&path).map_err(|failed| IoError::Write { path, source: failed.error })?;
-        Ok(())
+        pending.file().sync_all().map_err(|source| IoError::Write { path: path.clone(), source })?;
+        pending.publish()
     }
 }
 

@@ -1,0 +1,277 @@
+//! Encoded pictures, told by what they hold. A picture is read whole or not at all: what decoders pass over without a word (a file that was cut off, frames after
+//! the first, a header that promises more px than its data can make) is looked for here.
+
+mod jpeg;
+mod png;
+#[cfg(test)]
+mod tests;
+mod tiff;
+mod webp;
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Cursor, Read};
+use std::path::{Path, PathBuf};
+
+use image::codecs::gif::GifDecoder;
+use image::codecs::jpeg::JpegDecoder;
+use image::codecs::png::PngDecoder;
+use image::codecs::pnm::PnmDecoder;
+use image::codecs::webp::WebPDecoder;
+use image::metadata::Orientation;
+use image::{AnimationDecoder, Delay, DynamicImage, ImageDecoder, ImageError, ImageFormat, Limits};
+
+use super::IoError;
+
+/// The most memory that one picture may take to read.
+const READ_LIMIT: u64 = 8 << 30;
+
+/// Pictures of so many bytes are decoded whatever the size of their files.
+const SMALL: u64 = 16 << 20;
+
+/// What is wrong with an encoded picture.
+#[derive(Debug)]
+enum Fault {
+    /// What is missing.
+    Incomplete(String),
+    /// What is wrong.
+    Damaged(String),
+    /// What is sound, and not known here.
+    Unsupported(String),
+    /// What a decoder says.
+    Decoder(ImageError),
+    Read(std::io::Error),
+}
+
+impl Fault {
+    fn incomplete(text: &str) -> Self {
+        Self::Incomplete(text.to_owned())
+    }
+
+    fn damaged(text: &str) -> Self {
+        Self::Damaged(text.to_owned())
+    }
+
+    fn unsupported(text: &str) -> Self {
+        Self::Unsupported(text.to_owned())
+    }
+
+    fn reading<T>(result: std::io::Result<T>) -> Result<T, Self> {
+        result.map_err(|error| Self::from(ImageError::IoError(error)))
+    }
+
+    fn of(self, path: &Path) -> IoError {
+        let path = path.to_owned();
+        match self {
+            Self::Incomplete(missing) => IoError::Truncated { path, missing },
+            Self::Damaged(message) => IoError::Damaged { path, message },
+            Self::Unsupported(what) => IoError::UnsupportedPicture { path, what },
+            Self::Decoder(source) => IoError::Picture { path, source },
+            Self::Read(source) => IoError::Read { path, source },
+        }
+    }
+}
+
+impl From<ImageError> for Fault {
+    fn from(error: ImageError) -> Self {
+        match error {
+            ImageError::IoError(source) if source.kind() == std::io::ErrorKind::UnexpectedEof => {
+                Self::incomplete("its data ends before the picture does")
+            }
+            ImageError::IoError(source) => Self::Read(source),
+            source => Self::Decoder(source),
+        }
+    }
+}
+
+/// Refuses a picture of `decoded` bytes that takes `needed` bytes of data at least, and has `data`.
+fn plausible(decoded: u64, needed: u64, data: u64) -> Result<(), Fault> {
+    if decoded > SMALL && needed > data {
+        return Err(Fault::Damaged(format!("its header promises more px than {data} bytes of data can hold")));
+    }
+    if decoded > READ_LIMIT {
+        return Err(Fault::unsupported("a picture of more than 8 GiB"));
+    }
+    Ok(())
+}
+
+fn open(path: &Path) -> Result<BufReader<File>, Fault> {
+    File::open(path).map(BufReader::new).map_err(Fault::Read)
+}
+
+/// A frame of an animation, and how long it is shown. Pages of a TIFF file do not say.
+pub(super) type TimedFrame = Result<(DynamicImage, Option<Delay>), IoError>;
+
+/// A picture or an animation whose structure has been found sound.
+#[derive(Debug)]
+pub(super) struct PictureFile {
+    path: PathBuf,
+    kind: Kind,
+    /// Height and width as they are stored.
+    size: [usize; 2],
+    orientation: Orientation,
+    frames: usize,
+}
+
+#[derive(Debug)]
+enum Kind {
+    /// The content of the file.
+    Jpeg(Vec<u8>),
+    Png,
+    WebP(Option<webp::Animation>),
+    Tiff(tiff::Pages),
+    Gif,
+    Pnm,
+}
+
+impl PictureFile {
+    /// Opens a picture, whatever kind its name says.
+    pub(super) fn open(path: &Path) -> Result<Self, IoError> {
+        Self::open_file(path).map_err(|fault| fault.of(path))
+    }
+
+    fn open_file(path: &Path) -> Result<Self, Fault> {
+        let mut file = open(path)?;
+        let length = file.get_ref().metadata().map_err(Fault::Read)?.len();
+        let begin = file.fill_buf().map_err(Fault::Read)?;
+        if begin.is_empty() {
+            return Err(Fault::incomplete("it is empty"));
+        }
+        let format = match begin.first_chunk() {
+            // BigTIFF.
+            Some(b"II+\0" | b"MM\0+") => Some(ImageFormat::Tiff),
+            _ => image::guess_format(begin).ok(),
+        };
+        let mut frames = 1;
+        let kind = match format {
+            Some(ImageFormat::Jpeg) => {
+                let mut content = Vec::new();
+                Fault::reading(file.read_to_end(&mut content))?;
+                jpeg::check(&content)?;
+                Kind::Jpeg(content)
+            }
+            Some(ImageFormat::Png) => {
+                frames = png::frames(&mut file, length)?;
+                Kind::Png
+            }
+            Some(ImageFormat::WebP) => {
+                let animation = webp::Animation::find(&mut file, length)?;
+                frames = animation.as_ref().map_or(1, webp::Animation::frames);
+                Kind::WebP(animation)
+            }
+            Some(ImageFormat::Tiff) => {
+                let pages = tiff::Pages::open(file, length)?;
+                let (size, orientation, frames) = (pages.size(), pages.orientation(), pages.count());
+                return Ok(Self { path: path.to_owned(), kind: Kind::Tiff(pages), size, orientation, frames });
+            }
+            Some(ImageFormat::Gif) => Kind::Gif,
+            Some(ImageFormat::Pnm) => Kind::Pnm,
+            Some(other) => return Err(Fault::Unsupported(format!("a picture of the kind {other:?}"))),
+            None => return Err(Fault::damaged("it begins like no kind of picture that is known here")),
+        };
+        let mut picture = Self { path: path.to_owned(), kind, size: [0; 2], orientation: Orientation::NoTransforms, frames };
+        let mut decoder = picture.decoder()?;
+        let (width, height) = decoder.dimensions();
+        let (px, decoded) = (u64::from(height) * u64::from(width), decoder.total_bytes());
+        if px == 0 {
+            return Err(Fault::Damaged(format!("its header says {height}x{width} px")));
+        }
+        let orientation = decoder.orientation()?;
+        drop(decoder);
+        match picture.kind {
+            // A code of 12 bits stands for 4096 px at most. Two canvases of 4 bytes a px are kept.
+            Kind::Gif => plausible(8 * px, px / 2731, length)?,
+            // libwebp makes one byte of 26 000 px where a picture has one colour.
+            Kind::WebP(_) => plausible(decoded, px >> 15, length)?,
+            Kind::Pnm => plausible(decoded, px / 8, length)?,
+            // Found sound before.
+            Kind::Jpeg(_) | Kind::Png | Kind::Tiff(_) => plausible(decoded, 0, length)?,
+        }
+        (picture.size, picture.orientation) = ([height, width].map(|side| side as usize), orientation);
+        if matches!(picture.kind, Kind::Gif) {
+            // Its header does not say how many there are.
+            picture.frames = GifDecoder::new(open(path)?)?.into_frames().try_fold(0, |count, frame| frame.map(|_| count + 1))?;
+            if picture.frames == 0 {
+                return Err(Fault::incomplete("it holds no frame"));
+            }
+        }
+        Ok(picture)
+    }
+
+    fn png(&self) -> Result<PngDecoder<BufReader<File>>, Fault> {
+        let mut limits = Limits::no_limits();
+        limits.max_alloc = Some(READ_LIMIT);
+        Ok(PngDecoder::with_limits(open(&self.path)?, limits)?)
+    }
+
+    /// What decodes the first frame.
+    fn decoder(&self) -> Result<Box<dyn ImageDecoder + '_>, Fault> {
+        Ok(match &self.kind {
+            Kind::Jpeg(content) => Box::new(JpegDecoder::new(Cursor::new(content))?),
+            Kind::Png => Box::new(self.png()?),
+            Kind::WebP(_) => Box::new(WebPDecoder::new(open(&self.path)?)?),
+            Kind::Gif => Box::new(GifDecoder::new(open(&self.path)?)?),
+            Kind::Pnm => Box::new(PnmDecoder::new(open(&self.path)?)?),
+            Kind::Tiff(_) => unreachable!("pages are read by `Pages`"),
+        })
+    }
+
+    /// Height and width of what is shown, in px.
+    pub(super) fn size(&self) -> [usize; 2] {
+        let [height, width] = self.size;
+        if self.orientation.to_exif() >= 5 { [width, height] } else { [height, width] }
+    }
+
+    /// 1 for a picture, more for an animation or a file of several pages.
+    pub(super) fn frames(&self) -> usize {
+        self.frames
+    }
+
+    /// The only frame.
+    ///
+    /// # Errors
+    /// When there are more, or it cannot be decoded.
+    pub(super) fn read(self) -> Result<DynamicImage, IoError> {
+        if self.frames > 1 {
+            return Err(IoError::Animated { path: self.path, frames: self.frames });
+        }
+        let none = IoError::NoFrames { path: self.path.clone() };
+        self.into_frames()?.next().unwrap_or(Err(none)).map(|(image, _)| image)
+    }
+
+    /// All frames, one after the other.
+    pub(super) fn into_frames(self) -> Result<Box<dyn Iterator<Item = TimedFrame>>, IoError> {
+        let (path, orientation) = (self.path.clone(), self.orientation);
+        let frames = self.decoded_frames().map_err(|fault| fault.of(&path))?;
+        Ok(Box::new(frames.map(move |frame| {
+            let (mut image, delay) = frame.map_err(|fault| fault.of(&path))?;
+            image.apply_orientation(orientation);
+            Ok((image, delay))
+        })))
+    }
+
+    fn decoded_frames(self) -> Result<Box<dyn Iterator<Item = Result<(DynamicImage, Option<Delay>), Fault>>>, Fault> {
+        let animated = |frames: image::Frames<'static>| {
+            frames.map(|frame| {
+                let frame = frame?;
+                let delay = frame.delay();
+                Ok((DynamicImage::ImageRgba8(frame.into_buffer()), Some(delay)))
+            })
+        };
+        Ok(match self.kind {
+            Kind::Png if self.frames > 1 => {
+                let decoder = self.png()?;
+                if decoder.color_type().bytes_per_pixel() > decoder.color_type().channel_count() {
+                    return Err(Fault::unsupported("an animation of 16 bits a channel"));
+                }
+                Box::new(animated(decoder.apng()?.into_frames()))
+            }
+            Kind::Gif if self.frames > 1 => Box::new(animated(GifDecoder::new(open(&self.path)?)?.into_frames())),
+            Kind::WebP(Some(animation)) => Box::new(animation.read(open(&self.path)?)),
+            Kind::Tiff(pages) => Box::new(pages.read()),
+            _ => {
+                let image = DynamicImage::from_decoder(self.decoder()?)?;
+                Box::new(std::iter::once(Ok((image, None))))
+            }
+        })
+    }
+}

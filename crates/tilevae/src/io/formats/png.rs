@@ -1,0 +1,57 @@
+use std::io::{ErrorKind, Read, Seek, SeekFrom};
+
+use super::{Fault, plausible};
+
+/// Checks that all chunks of a PNG file of `length` bytes are there and can hold the picture, and counts its frames.
+pub(super) fn frames(file: &mut (impl Read + Seek), length: u64) -> Result<usize, Fault> {
+    let (mut at, mut declared, mut controls, mut data) = (8, None, 0, 0);
+    // Bytes of the decoded picture, and of its rows.
+    let mut sizes = [0; 2];
+    loop {
+        let mut head = [0; 8];
+        read(file, at, &mut head, "it ends before its end chunk")?;
+        let [l0, l1, l2, l3, kind @ ..] = head;
+        let size = u32::from_be_bytes([l0, l1, l2, l3]);
+        let name = kind.escape_ascii();
+        let end = at + 12 + u64::from(size);
+        if size > i32::MAX as u32 || !kind.iter().all(u8::is_ascii_alphabetic) {
+            return Err(Fault::Damaged(format!("a chunk `{name}` of {size} bytes begins at byte {at}")));
+        }
+        if end > length {
+            return Err(Fault::Incomplete(format!("its chunk `{name}` at byte {at} has {} of {size} bytes", (length - at - 8).min(u64::from(size)))));
+        }
+        match &kind {
+            b"IHDR" => {
+                let mut header = [0; 10];
+                read(file, at + 8, &mut header, "its header is cut off")?;
+                let [w0, w1, w2, w3, h0, h1, h2, h3, depth, color] = header;
+                let [width, height] = [[w0, w1, w2, w3], [h0, h1, h2, h3]].map(|side| u64::from(u32::from_be_bytes(side)));
+                let channels = [1, 1, 3, 1, 2, 1, 4][usize::from(color.min(6))];
+                let row = 1 + (width * channels * u64::from(depth)).div_ceil(8);
+                sizes = [width.saturating_mul(height).saturating_mul(8), row.saturating_mul(height)];
+            }
+            b"acTL" => {
+                let mut count = [0; 4];
+                read(file, at + 8, &mut count, "its animation header is cut off")?;
+                declared = Some(u32::from_be_bytes(count) as usize);
+            }
+            b"fcTL" => controls += 1,
+            b"IDAT" => data += u64::from(size),
+            b"IEND" => break,
+            _ => {}
+        }
+        at = end;
+    }
+    plausible(sizes[0], sizes[1].div_ceil(1032), data)?;
+    match declared {
+        Some(declared) if controls < declared => Err(Fault::Incomplete(format!("it holds {controls} of {declared} frames"))),
+        declared => Ok(declared.unwrap_or(1).max(1)),
+    }
+}
+
+fn read(file: &mut (impl Read + Seek), at: u64, bytes: &mut [u8], missing: &str) -> Result<(), Fault> {
+    file.seek(SeekFrom::Start(at)).and_then(|_| file.read_exact(bytes)).map_err(|error| match error.kind() {
+        ErrorKind::UnexpectedEof => Fault::incomplete(missing),
+        _ => Fault::Read(error),
+    })
+}

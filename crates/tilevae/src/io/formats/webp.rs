@@ -1,0 +1,138 @@
+use std::io::{Cursor, Read, Seek, SeekFrom};
+
+use image::codecs::webp::WebPDecoder;
+use image::{Delay, DynamicImage, RgbaImage, imageops};
+
+use super::Fault;
+
+/// The animation in a WebP file. Decoders leave out frames that are not there, and one does not clear what a frame asks to be cleared: so each frame is
+/// decoded as a picture of its own, and put on the canvas here.
+#[derive(Debug)]
+pub(super) struct Animation {
+    /// Width and height.
+    canvas: [u32; 2],
+    has_alpha: bool,
+    frames: Vec<Frame>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Frame {
+    /// Left and top.
+    place: [u32; 2],
+    /// Width and height.
+    size: [u32; 2],
+    milliseconds: u32,
+    /// Whether it is blended with what is there, or replaces it.
+    is_blended: bool,
+    /// Whether its place is cleared after it.
+    is_cleared: bool,
+    /// Where its data begin, and their bytes.
+    data: (u64, u64),
+}
+
+/// Three bytes, the lowest first.
+fn number(bytes: &[u8]) -> u32 {
+    u32::from_le_bytes([bytes[0], bytes[1], bytes[2], 0])
+}
+
+impl Animation {
+    /// Checks that a file of `length` bytes is all there. Nothing for a single picture.
+    pub(super) fn find(file: &mut (impl Read + Seek), length: u64) -> Result<Option<Self>, Fault> {
+        let mut bytes = [0; 24];
+        Fault::reading(file.read_exact(&mut bytes[..12]))?;
+        let total = 8 + u64::from(u32::from_le_bytes([bytes[4], bytes[5], bytes[6], bytes[7]]));
+        if length < total {
+            return Err(Fault::Incomplete(format!("it has {length} of {total} bytes")));
+        }
+        let mut at = 12;
+        let mut animation: Option<Self> = None;
+        while at + 8 <= total {
+            Fault::reading(file.seek(SeekFrom::Start(at)).and_then(|_| file.read_exact(&mut bytes[..8])))?;
+            let size = u64::from(u32::from_le_bytes([bytes[4], bytes[5], bytes[6], bytes[7]]));
+            let kind = [bytes[0], bytes[1], bytes[2], bytes[3]];
+            let begin = at + 8;
+            let wrong = || Fault::Damaged(format!("a chunk `{}` of {size} bytes begins at byte {begin}", kind.escape_ascii()));
+            at = begin + size.next_multiple_of(2);
+            if begin + size > total {
+                return Err(wrong());
+            }
+            match (&kind, &mut animation) {
+                (b"VP8X", _) if begin == 20 && size >= 10 => {
+                    Fault::reading(file.read_exact(&mut bytes[..10]))?;
+                    let canvas = [number(&bytes[4..]) + 1, number(&bytes[7..]) + 1];
+                    if bytes[0] & 2 > 0 {
+                        animation = Some(Self { canvas, has_alpha: bytes[0] & 16 > 0, frames: Vec::new() });
+                    }
+                }
+                (b"ANMF", Some(animation)) => {
+                    let data = (begin + 16, size.checked_sub(16).ok_or_else(wrong)?);
+                    Fault::reading(file.read_exact(&mut bytes[..16]))?;
+                    let place = [number(&bytes[0..]) * 2, number(&bytes[3..]) * 2];
+                    let size = [number(&bytes[6..]) + 1, number(&bytes[9..]) + 1];
+                    if (0..2).any(|axis| place[axis] + size[axis] > animation.canvas[axis]) {
+                        return Err(Fault::damaged("a frame reaches past its canvas"));
+                    }
+                    let milliseconds = number(&bytes[12..]);
+                    let (is_blended, is_cleared) = (bytes[15] & 2 == 0, bytes[15] & 1 > 0);
+                    animation.frames.push(Frame { place, size, milliseconds, is_blended, is_cleared, data });
+                }
+                _ => {}
+            }
+        }
+        match animation {
+            Some(Self { frames, .. }) if frames.is_empty() => Err(Fault::incomplete("it is an animation without a frame")),
+            animation => Ok(animation),
+        }
+    }
+
+    pub(super) fn frames(&self) -> usize {
+        self.frames.len()
+    }
+
+    /// The frames, put on their canvas.
+    pub(super) fn read(self, mut file: impl Read + Seek) -> impl Iterator<Item = Result<(DynamicImage, Option<Delay>), Fault>> {
+        let [width, height] = self.canvas;
+        let mut canvas = RgbaImage::new(width, height);
+        let mut to_clear: Option<Frame> = None;
+        self.frames.into_iter().map(move |frame| {
+            let [left, top] = frame.place.map(i64::from);
+            let image = picture(&mut file, &frame)?;
+            if let Some(Frame { place, size, .. }) = to_clear {
+                imageops::replace(&mut canvas, &RgbaImage::new(size[0], size[1]), place[0].into(), place[1].into());
+            }
+            if frame.is_blended {
+                imageops::overlay(&mut canvas, &image, left, top);
+            } else {
+                imageops::replace(&mut canvas, &image, left, top);
+            }
+            to_clear = frame.is_cleared.then_some(frame);
+            let whole = DynamicImage::ImageRgba8(canvas.clone());
+            let whole = if self.has_alpha { whole } else { DynamicImage::ImageRgb8(whole.into_rgb8()) };
+            Ok((whole, Some(Delay::from_numer_denom_ms(frame.milliseconds, 1))))
+        })
+    }
+}
+
+/// A frame as a picture.
+fn picture(file: &mut (impl Read + Seek), frame: &Frame) -> Result<RgbaImage, Fault> {
+    let (begin, size) = frame.data;
+    let mut data = Vec::new();
+    Fault::reading(file.seek(SeekFrom::Start(begin)).and_then(|_| file.take(size).read_to_end(&mut data)))?;
+    let mut content = b"WEBP".to_vec();
+    if data.starts_with(b"ALPH") {
+        // Alpha lies beside the picture only where an extended header says so.
+        content.extend(b"VP8X\x0A\0\0\0\x10\0\0\0");
+        for side in frame.size {
+            content.extend(&(side - 1).to_le_bytes()[..3]);
+        }
+    }
+    content.extend(data);
+    let mut riff = b"RIFF".to_vec();
+    riff.extend((content.len() as u32).to_le_bytes());
+    riff.extend(content);
+    let image = DynamicImage::from_decoder(WebPDecoder::new(Cursor::new(riff))?)?.into_rgba8();
+    if [image.width(), image.height()] != frame.size {
+        return Err(Fault::damaged("a frame has not the size that its header says"));
+    }
+    Ok(image)
+}
