@@ -41,11 +41,11 @@ pub(super) fn input_shape(input: &str, asked: Option<Direction>, spec: &VaeSpec,
         );
     }
     if kind.is_clip() {
-        let clip = Clip::read(&path, spec.input_channels, spec.spatial_ratio)?;
-        let frames = FittedFrames::new(&clip, spec.frames, config.io.frames)?.shape()[2];
+        let clip = Clip::probe(&path)?;
+        let frames = fitted_frames(clip.frames, spec, config)?;
         let direction = asked.unwrap_or(Direction::Encode);
         let frames = if direction == Direction::Encode { frames } else { spec.encode_geometry().frames.output(frames) };
-        return Ok((direction, picture_shape(frames, clip.size(), direction, spec)));
+        return Ok((direction, picture_shape(frames, clip.size, direction, spec)));
     }
     if kind.is_picture() {
         let (frames, size) = io::Media::probe_picture(&path, spec)?;

@@ -8,6 +8,7 @@ mod parity;
 mod refusals;
 #[cfg(feature = "remote")]
 mod remote;
+mod video;
 mod watching;
 
 use std::path::{Path, PathBuf};

@@ -14,7 +14,7 @@ mod space;
 mod tensors;
 
 pub use background::Background;
-pub use clips::{Clip, ClipKind, ClipSink, Fps};
+pub use clips::{Clip, ClipInfo, ClipKind, ClipSink, Fps};
 pub use hash::{HashingSink, sha256};
 pub use limits::check_output;
 pub use media::Media;
@@ -70,7 +70,7 @@ pub enum IoError {
         /// What the reader found.
         message: String,
     },
-    /// A file that is sound and not one of tensors that can be read.
+    /// A file that is sound and not one that can be read.
     #[error("{} cannot be used here: {message}", path.display())]
     Unsupported {
         /// The file.
@@ -253,6 +253,31 @@ pub enum IoError {
         /// The clip.
         path: PathBuf,
     },
+    /// A clip that ends early, or of which some frames are damaged.
+    #[error(
+        "{} is cut off or damaged: {frames}{} frames can be read; {message}",
+        path.display(), expected.map(|all| format!(" of {all}")).unwrap_or_default()
+    )]
+    IncompleteClip {
+        /// The clip.
+        path: PathBuf,
+        /// Frames that came.
+        frames: usize,
+        /// Frames that there should be, when the clip says it.
+        expected: Option<usize>,
+        /// What the reader found.
+        message: String,
+    },
+    /// A rate that a kind of clip cannot have.
+    #[error("{} cannot have {fps} frames a second: {limits}; another rate is given with --fps", path.display())]
+    Rate {
+        /// The clip.
+        path: PathBuf,
+        /// The rate.
+        fps: Fps,
+        /// What it can have.
+        limits: &'static str,
+    },
     /// A folder for frames that holds other things.
     #[error("{} is a folder with something in it; frames are written to a new or empty one", path.display())]
     FolderInUse {
@@ -305,6 +330,7 @@ impl IoError {
                 | Self::OneTensor { .. }
                 | Self::FolderInUse { .. }
                 | Self::NoFfmpeg { .. }
+                | Self::Rate { .. }
                 | Self::SeveralTensors { .. }
                 | Self::Ambiguous { .. }
         )

@@ -4,11 +4,23 @@ use std::path::{Path, PathBuf};
 use image::{ExtendedColorType, ImageFormat};
 
 use super::super::pending::PendingFolder;
-use super::super::pictures::{not_encoded, read_picture};
+use super::super::pictures::{not_encoded, picture_size, read_picture};
 use super::super::{FileKind, IoError};
-use super::{ClipFormat, Fps, FrameWriter, Frames};
+use super::{ClipFormat, ClipInfo, Fps, FrameWriter, Frames};
 
 pub(super) fn open(path: &Path) -> Result<(Frames, Option<Fps>), IoError> {
+    Ok((Box::new(list(path)?.into_iter().map(|frame| read_picture(&frame).map(|image| (image, None)))), None))
+}
+
+/// Looks at the first frame's header alone.
+pub(super) fn probe(path: &Path) -> Result<ClipInfo, IoError> {
+    let frames = list(path)?;
+    let first = frames.first().ok_or_else(|| IoError::NoFrames { path: path.to_owned() })?;
+    Ok(ClipInfo { size: picture_size(first)?, frames: frames.len(), fps: None })
+}
+
+/// The frames in a folder, in their order.
+fn list(path: &Path) -> Result<Vec<PathBuf>, IoError> {
     let read = |source| IoError::Read { path: path.to_owned(), source };
     let mut frames = Vec::new();
     for entry in std::fs::read_dir(path).map_err(read)? {
@@ -25,7 +37,7 @@ pub(super) fn open(path: &Path) -> Result<(Frames, Option<Fps>), IoError> {
         }
     }
     frames.sort_by(|(a, _), (b, _)| natural(a).cmp(&natural(b)).then_with(|| a.cmp(b)));
-    Ok((Box::new(frames.into_iter().map(|(_, frame)| read_picture(&frame))), None))
+    Ok(frames.into_iter().map(|(_, frame)| frame).collect())
 }
 
 /// A key by which names are in the order that people expect: text by text and number by number, each number as large as it is.

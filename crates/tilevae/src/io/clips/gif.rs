@@ -1,67 +1,305 @@
 use std::fs::File;
-use std::io::BufReader;
+use std::io::{BufReader, BufWriter, Write};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-use image::codecs::gif::{GifDecoder, GifEncoder, Repeat};
-use image::{AnimationDecoder, Delay, DynamicImage, Frame, RgbaImage};
+use gif::{DecodeOptions, DecodingError, EncodingError, Frame, Repeat};
+use image::codecs::gif::GifDecoder;
+use image::{AnimationDecoder, Delay, DynamicImage, ImageDecoder, Limits};
 
 use super::super::IoError;
 use super::super::pending::PendingFile;
-use super::{ClipFormat, Fps, FrameWriter, Frames};
+use super::delays::Delays;
+use super::{ClipFormat, ClipInfo, Fps, FrameWriter, Frames};
 
+/// Delays of a GIF are in hundredths of a second.
+const TICKS_PER_SECOND: u64 = 100;
+/// The most memory that a frame may take to read.
+const READ_LIMIT: u64 = 8 << 30;
+/// Canvases of no more px are read without asking whether the file can fill them.
+const SMALL: u64 = 1 << 21;
+
+/// What is in a file, from its blocks alone: no px are decoded.
+pub(super) fn probe(path: &Path) -> Result<ClipInfo, IoError> {
+    let read = |source| IoError::Read { path: path.to_owned(), source };
+    let file = File::open(path).map_err(read)?;
+    let length = file.metadata().map_err(read)?.len();
+    let mut options = DecodeOptions::new();
+    options.skip_frame_decoding(true);
+    let mut decoder = options.read_info(BufReader::new(file)).map_err(|error| failed(path, 0, &error))?;
+    let size = [decoder.height(), decoder.width()].map(usize::from);
+    // A code of 12 bits stands for 4096 px at most.
+    let px = size[0] as u64 * size[1] as u64;
+    if px == 0 || (px > SMALL && px / 2731 > length) {
+        let message = format!("its header promises {}x{} px (height, width), and {length} bytes cannot hold them", size[0], size[1]);
+        return Err(IoError::Damaged { path: path.to_owned(), message });
+    }
+    let (mut frames, mut delays) = (0, Delays::default());
+    while let Some(frame) = decoder.next_frame_info().map_err(|error| failed(path, frames, &error))? {
+        delays.add(Delay::from_numer_denom_ms(10 * u32::from(frame.delay), 1));
+        frames += 1;
+    }
+    if frames == 0 {
+        return Err(IoError::NoFrames { path: path.to_owned() });
+    }
+    Ok(ClipInfo { size, frames, fps: delays.fps() })
+}
+
+fn failed(path: &Path, frames: usize, error: &DecodingError) -> IoError {
+    let is_cut = match error {
+        DecodingError::UnexpectedEof => true,
+        DecodingError::Io(error) => error.kind() == std::io::ErrorKind::UnexpectedEof,
+        _ => false,
+    };
+    if is_cut && frames > 0 {
+        return IoError::IncompleteClip { path: path.to_owned(), frames, expected: None, message: "it has no end".to_owned() };
+    }
+    IoError::Damaged {
+        path: path.to_owned(),
+        message: if is_cut { "it ends within its header or first frame".to_owned() } else { error.to_string() },
+    }
+}
+
+/// Their delays make the rate.
 pub(super) fn open(path: &Path) -> Result<(Frames, Option<Fps>), IoError> {
+    let expected = probe(path)?.frames;
     let owned = path.to_owned();
-    let picture = move |source| IoError::Picture { path: owned.clone(), source };
     let file = File::open(path).map_err(|source| IoError::Read { path: path.to_owned(), source })?;
-    let mut frames = GifDecoder::new(BufReader::new(file)).map_err(&picture)?.into_frames().peekable();
-    let fps = frames.peek().and_then(|frame| frame.as_ref().ok()).and_then(|frame| {
-        let (numerator, denominator) = frame.delay().numer_denom_ms();
-        Fps::new(denominator.checked_mul(1000)?, numerator).map(Fps::reduced)
+    let picture = |source| IoError::Picture { path: path.to_owned(), source };
+    let mut decoder = GifDecoder::new(BufReader::new(file)).map_err(picture)?;
+    let mut limits = Limits::no_limits();
+    limits.max_alloc = Some(READ_LIMIT);
+    decoder.set_limits(limits).map_err(picture)?;
+    let images = decoder.into_frames().enumerate().map(move |(frames, frame)| match frame {
+        Ok(frame) => {
+            let delay = frame.delay();
+            Ok((DynamicImage::ImageRgba8(frame.into_buffer()), Some(delay)))
+        }
+        Err(error) => Err(IoError::IncompleteClip { path: owned.clone(), frames, expected: Some(expected), message: error.to_string() }),
     });
-    let images = frames.map(move |frame| frame.map(|frame| DynamicImage::ImageRgba8(frame.into_buffer())).map_err(&picture));
-    Ok((Box::new(images), fps))
+    // A damaged frame is told once.
+    let mut is_over = false;
+    Ok((Box::new(images.take_while(move |frame| !std::mem::replace(&mut is_over, frame.is_err()))), None))
+}
+
+/// Refuses a rate that a GIF cannot hold.
+pub(super) fn check_rate(path: &Path, fps: Fps) -> Result<(), IoError> {
+    let [frames, seconds] = [fps.numerator, fps.denominator].map(u64::from);
+    if frames > seconds * TICKS_PER_SECOND || seconds * TICKS_PER_SECOND > frames * u64::from(u16::MAX) {
+        return Err(IoError::Rate { path: path.to_owned(), fps, limits: "a frame lasts 1 to 65535 hundredths of a second in a GIF" });
+    }
+    if 2 * frames > seconds * TICKS_PER_SECOND {
+        tracing::warn!(
+            "{}: players show frames of a GIF that last less than 1/50 s for 1/10 s; {fps} frames a second will look slow",
+            path.display()
+        );
+    }
+    Ok(())
 }
 
 /// Writes an animation that repeats for ever. Each frame has 256 colours of its own.
 pub(super) struct Writer {
     path: PathBuf,
     pending: PendingFile,
-    encoder: GifEncoder<File>,
-    size: [usize; 2],
-    delay: Delay,
+    encoder: Encoder<BufWriter<File>>,
 }
-
-/// 1 is the slowest and best choice of colours, 30 the fastest.
-const SPEED: i32 = 10;
 
 impl Writer {
     pub(super) fn new(format: &ClipFormat) -> Result<Self, IoError> {
         let path = format.path.to_owned();
-        let picture = |source| IoError::Picture { path: path.clone(), source };
+        let error = |source| IoError::Write { path: path.clone(), source };
         let pending = PendingFile::new(&path)?;
-        let file = pending.file().try_clone().map_err(|source| IoError::Write { path: path.clone(), source })?;
-        let mut encoder = GifEncoder::new_with_speed(file, SPEED);
-        encoder.set_repeat(Repeat::Infinite).map_err(picture)?;
-        let seconds = f64::from(format.fps.denominator) / f64::from(format.fps.numerator);
-        let delay = Delay::from_saturating_duration(Duration::from_secs_f64(seconds));
-        Ok(Self { path, pending, encoder, size: format.size, delay })
+        let file = pending.file().try_clone().map_err(error)?;
+        let encoder = Encoder::new(BufWriter::with_capacity(1 << 20, file), format.size, format.fps).map_err(error)?;
+        Ok(Self { path, pending, encoder })
     }
 }
 
 impl FrameWriter for Writer {
     fn write(&mut self, pixels: &[u8]) -> Result<(), IoError> {
-        let [height, width] = self.size.map(|side| side as u32);
-        let opaque = pixels.as_chunks::<3>().0.iter().flat_map(|&[r, g, b]| [r, g, b, u8::MAX]).collect();
-        let image = RgbaImage::from_raw(width, height, opaque).expect("as many pixels as the size says");
-        let frame = Frame::from_parts(image, 0, 0, self.delay);
-        self.encoder.encode_frame(frame).map_err(|source| IoError::Picture { path: self.path.clone(), source })
+        self.encoder.write(pixels).map_err(|source| IoError::Write { path: self.path.clone(), source })
     }
 
     fn finish(self: Box<Self>) -> Result<(), IoError> {
-        let Self { pending, encoder, .. } = *self;
-        // The encoder writes the end of the file when it is dropped.
-        drop(encoder);
+        let Self { path, pending, encoder } = *self;
+        // Some file systems tell only now that there was no room.
+        encoder.finish().and_then(|_| pending.file().sync_all()).map_err(|source| IoError::Write { path, source })?;
         pending.publish()
+    }
+}
+
+struct Encoder<W: Write> {
+    to: gif::Encoder<W>,
+    size: [u16; 2],
+    fps: Fps,
+    frames: u64,
+}
+
+/// 1 is the slowest and best choice of colours, 30 the fastest.
+const SPEED: i32 = 10;
+
+impl<W: Write> Encoder<W> {
+    fn new(to: W, size: [usize; 2], fps: Fps) -> std::io::Result<Self> {
+        let [height, width] = size.map(|side| side.min(usize::from(u16::MAX)) as u16);
+        let mut to = gif::Encoder::new(to, width, height, &[]).map_err(of_io)?;
+        to.set_repeat(Repeat::Infinite).map_err(of_io)?;
+        Ok(Self { to, size: [height, width], fps, frames: 0 })
+    }
+
+    /// The tick at which a frame begins: the nearest, so that delays are a tick too long or too short in turn and the whole lasts as long as it should.
+    fn begin(&self, frame: u64) -> u64 {
+        let [numerator, denominator] = [self.fps.numerator, self.fps.denominator].map(u128::from);
+        let ticks = (2 * u128::from(frame) * u128::from(TICKS_PER_SECOND) * denominator + numerator) / (2 * numerator);
+        u64::try_from(ticks).unwrap_or(u64::MAX)
+    }
+
+    fn write(&mut self, pixels: &[u8]) -> std::io::Result<()> {
+        let [height, width] = self.size;
+        let mut frame = Frame::from_rgb_speed(width, height, pixels, SPEED);
+        let ticks = self.begin(self.frames + 1) - self.begin(self.frames);
+        frame.delay = u16::try_from(ticks).unwrap_or(u16::MAX);
+        self.frames += 1;
+        self.to.write_frame(&frame).map_err(of_io)
+    }
+
+    /// Writes the end, too: whoever drops an encoder hears of no error.
+    fn finish(self) -> std::io::Result<W> {
+        let mut to = self.to.into_inner().map_err(of_io)?;
+        to.flush()?;
+        Ok(to)
+    }
+}
+
+fn of_io(error: EncodingError) -> std::io::Error {
+    match error {
+        EncodingError::Io(error) => error,
+        other => std::io::Error::other(other.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Clip;
+    use super::super::testing::{CANVAS, Limited, levels};
+    use super::*;
+
+    fn write(path: &Path, delays: &[u16]) {
+        let mut encoder = gif::Encoder::new(File::create(path).unwrap(), CANVAS as u16, CANVAS as u16, &[]).unwrap();
+        for (index, &delay) in delays.iter().enumerate() {
+            let mut frame = Frame::from_rgb_speed(CANVAS as u16, CANVAS as u16, &levels(index as u8), SPEED);
+            frame.delay = delay;
+            encoder.write_frame(&frame).unwrap();
+        }
+    }
+
+    fn delays(bytes: &[u8]) -> Vec<u16> {
+        let mut decoder = DecodeOptions::new().read_info(bytes).unwrap();
+        std::iter::from_fn(|| decoder.next_frame_info().unwrap().map(|frame| frame.delay)).collect()
+    }
+
+    #[test]
+    fn clips_last_as_long_as_they_did() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("clip.gif");
+        for (read, fps, written) in [
+            (&[200, 4, 4, 4, 4][..], Fps::new(125, 54), &[43, 43, 44, 43, 43][..]),
+            (&[4, 4, 4, 4], Fps::new(25, 1), &[4, 4, 4, 4]),
+            (&[3, 4, 3], Fps::new(30, 1), &[3, 4, 3]),
+            (&[65_535, 65_535], Fps::new(20, 13_107), &[65_535, 65_535]),
+            // As players do: these are shown for a tenth of a second.
+            (&[0, 0, 0], Fps::new(10, 1), &[10, 10, 10]),
+            (&[1, 5], Fps::new(40, 3), &[8, 7]),
+        ] {
+            write(&path, read);
+            let info = probe(&path).unwrap();
+            assert_eq!((info.size, info.frames, info.fps), ([CANVAS; 2], read.len(), fps), "{read:?}");
+            let clip = Clip::read(&path, 3, 1).unwrap();
+            assert_eq!((clip.frames(), clip.fps()), (read.len(), fps));
+            let mut encoder = Encoder::new(Vec::new(), info.size, fps.unwrap()).unwrap();
+            for _ in read {
+                encoder.write(&levels(0)).unwrap();
+            }
+            assert_eq!(delays(&encoder.finish().unwrap()), written, "{read:?}");
+        }
+    }
+
+    #[test]
+    fn delays_that_are_no_ticks_are_rounded_in_turn() {
+        for (fps, count) in [("30", 300), ("24000/1001", 240), ("16", 17), ("29.97", 1000), ("0.3", 7), ("60", 60)] {
+            let fps: Fps = fps.parse().unwrap();
+            let mut encoder = Encoder::new(Vec::new(), [CANVAS; 2], fps).unwrap();
+            for _ in 0..count {
+                encoder.write(&levels(9)).unwrap();
+            }
+            let (delays, exact) = (delays(&encoder.finish().unwrap()), 100.0 / fps.value());
+            let all: f64 = delays.iter().map(|&delay| f64::from(delay)).sum();
+            assert!((all - exact * f64::from(count)).abs() <= 0.5, "{fps}: {all}");
+            assert!(delays.iter().all(|&delay| (f64::from(delay) - exact).abs() < 1.0), "{fps}: {delays:?}");
+        }
+    }
+
+    #[test]
+    fn rates_that_a_gif_cannot_hold_are_refused() {
+        let check = |fps: &str| check_rate(Path::new("a.gif"), fps.parse().unwrap()).map_err(|error| (error.is_usage(), error.to_string()));
+        for fps in ["100", "60", "0.01", "100/65535"] {
+            assert_eq!(check(fps), Ok(()), "{fps}");
+        }
+        for fps in ["101", "120", "100001/1000", "0.001", "100/65536"] {
+            let (is_usage, message) = check(fps).unwrap_err();
+            assert!(is_usage && message.contains("--fps") && message.contains("a.gif"), "{message}");
+        }
+    }
+
+    #[test]
+    fn what_is_cut_off_is_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("clip.gif");
+        write(&path, &[5, 5, 5]);
+        let whole = std::fs::read(&path).unwrap();
+        let mut most = 0;
+        for length in 0..whole.len() {
+            std::fs::write(&path, &whole[..length]).unwrap();
+            let errors = [open(&path).and_then(|(frames, _)| frames.collect::<Result<Vec<_>, _>>()).err(), probe(&path).err()];
+            for error in errors {
+                match error.unwrap_or_else(|| panic!("{length} of {} bytes were read", whole.len())) {
+                    IoError::IncompleteClip { frames, .. } => most = most.max(frames),
+                    IoError::Damaged { .. } => {}
+                    other => panic!("{length}: {other}"),
+                }
+            }
+        }
+        assert_eq!(most, 3);
+        // What follows the end is nobody's.
+        std::fs::write(&path, [&whole[..], b"trailing"].concat()).unwrap();
+        assert_eq!(open(&path).unwrap().0.collect::<Result<Vec<_>, _>>().unwrap().len(), 3);
+    }
+
+    #[test]
+    fn frames_are_counted_without_being_decoded() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("clip.gif");
+        write(&path, &[5, 5, 5]);
+        let mut bytes = std::fs::read(&path).unwrap();
+        // The data of the last frame, which ends with an empty block and the end of the file.
+        let end = bytes.len() - 2;
+        bytes[end - 12..end].fill(0xff);
+        std::fs::write(&path, bytes).unwrap();
+        assert_eq!(probe(&path).unwrap().frames, 3);
+        let error = open(&path).and_then(|(frames, _)| frames.collect::<Result<Vec<_>, _>>()).unwrap_err();
+        assert!(matches!(error, IoError::IncompleteClip { frames: 2, expected: Some(3), .. }), "{error:?}");
+    }
+
+    #[test]
+    fn a_full_disk_is_heard_of() {
+        let write = |limit: Option<usize>| {
+            let mut encoder = Encoder::new(BufWriter::new(Limited(limit.unwrap_or(usize::MAX))), [CANVAS; 2], Fps::DEFAULT)?;
+            (0..2).try_for_each(|level| encoder.write(&levels(level)))?;
+            encoder.finish().map(|_| ())
+        };
+        let mut encoder = Encoder::new(Vec::new(), [CANVAS; 2], Fps::DEFAULT).unwrap();
+        for level in 0..2 {
+            encoder.write(&levels(level)).unwrap();
+        }
+        let whole = encoder.finish().unwrap().len();
+        assert!((0..whole).all(|limit| write(Some(limit)).is_err()) && write(Some(whole)).is_ok());
     }
 }

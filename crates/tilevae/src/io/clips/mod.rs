@@ -1,6 +1,7 @@
 //! Clips in and out: folders of numbered frames, `.y4m` and animated `.gif` by crates, other video by an installed ffmpeg.
 
 mod animation;
+mod delays;
 mod ffmpeg;
 mod folder;
 mod gif;
@@ -10,10 +11,11 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use image::DynamicImage;
 use tiling::{Block, BoxError, Region, Sink, TileSource};
 use vae_core::{from_eight_bits, to_eight_bits};
 
+use self::delays::Delays;
+use super::formats::TimedFrame;
 use super::pictures::{Pixels, UnshownAlpha, interleaved, numbered};
 use super::scratch::{Depth, FrameStore};
 use super::{Background, FileKind, IoError, check_output};
@@ -47,13 +49,21 @@ impl Fps {
         (numerator > 0 && denominator > 0).then_some(Self { numerator, denominator })
     }
 
-    /// The same rate in the smallest numbers.
-    fn reduced(self) -> Self {
-        let (mut a, mut b) = (self.numerator, self.denominator);
+    /// `numerator / denominator` in the smallest numbers, or near it.
+    fn of(numerator: u128, denominator: u128) -> Option<Self> {
+        let (mut a, mut b) = (numerator, denominator);
         while b > 0 {
             (a, b) = (b, a % b);
         }
-        Self { numerator: self.numerator / a, denominator: self.denominator / a }
+        let (numerator, denominator) = (numerator.checked_div(a)?, denominator.checked_div(a)?);
+        match (u32::try_from(numerator), u32::try_from(denominator)) {
+            (Ok(numerator), Ok(denominator)) => Self::new(numerator, denominator),
+            _ => Self::of(numerator / 2, denominator / 2),
+        }
+    }
+
+    fn value(self) -> f64 {
+        f64::from(self.numerator) / f64::from(self.denominator)
     }
 }
 
@@ -81,10 +91,44 @@ impl fmt::Display for Fps {
     }
 }
 
-/// The frames of a clip, one after the other.
-type Frames = Box<dyn Iterator<Item = Result<DynamicImage, IoError>>>;
+/// How RGB becomes luma and colour, where nothing says it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Matrix {
+    /// ITU-R BT.601.
+    Bt601,
+    /// ITU-R BT.709.
+    Bt709,
+}
 
-/// Frames and their rate, when the clip says it.
+impl Matrix {
+    /// That of HD for what is larger than PAL, as players take it.
+    fn of([height, width]: [usize; 2]) -> Self {
+        if width >= 1280 || height > 576 { Self::Bt709 } else { Self::Bt601 }
+    }
+}
+
+/// What is known of a clip without decoding it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ClipInfo {
+    /// Height and width of the frames, in px.
+    pub size: [usize; 2],
+    /// Their number.
+    pub frames: usize,
+    /// Frames a second, when the clip says it.
+    pub fps: Option<Fps>,
+}
+
+/// The frames of a clip, one after the other.
+type Frames = Box<dyn Iterator<Item = TimedFrame>>;
+
+fn clip_kind(path: &Path) -> Result<ClipKind, IoError> {
+    match FileKind::of(path)? {
+        FileKind::Clip(kind) => Ok(kind),
+        _ => Err(IoError::UnknownKind { path: path.to_owned(), kinds: FileKind::CLIPS }),
+    }
+}
+
+/// Frames and their rate, when the clip says it and they do not.
 fn open(path: &Path, kind: ClipKind) -> Result<(Frames, Option<Fps>), IoError> {
     match kind {
         ClipKind::Folder => folder::open(path),
@@ -128,10 +172,13 @@ impl Clip {
                 return Err(IoError::UnknownKind { path: path.to_owned(), kinds: FileKind::CLIPS });
             }
         };
-        let mut unshown = UnshownAlpha::default();
+        let (mut unshown, mut delays) = (UnshownAlpha::default(), Delays::default());
         let mut store: Option<FrameStore> = None;
         for frame in frames {
-            let frame = frame?;
+            let (frame, delay) = frame?;
+            if let Some(delay) = delay {
+                delays.add(delay);
+            }
             let got = [frame.height() as usize, frame.width() as usize];
             let pixels = interleaved(frame, channels, background, || unshown.add(path)).ok_or_else(|| IoError::NotAPicture {
                 path: path.to_owned(),
@@ -148,9 +195,23 @@ impl Clip {
             store.push(pixels)?;
         }
         unshown.warn();
+        delays.warn(path);
         let store = store.ok_or_else(|| IoError::NoFrames { path: path.to_owned() })?;
         let padded = store.size().map(|side| side.next_multiple_of(ratio));
-        Ok(Self { store, channels, fps, padded })
+        Ok(Self { store, channels, fps: fps.or(delays.fps()), padded })
+    }
+
+    /// Size, number of frames and rate of a clip. Its frames are counted, and not decoded: what is damaged within them is found when they are read.
+    ///
+    /// # Errors
+    /// When it cannot be read, is cut off, or has no frames.
+    pub fn probe(path: &Path) -> Result<ClipInfo, IoError> {
+        match clip_kind(path)? {
+            ClipKind::Folder => folder::probe(path),
+            ClipKind::Y4m => y4m::probe(path),
+            ClipKind::Gif => gif::probe(path),
+            ClipKind::Video => ffmpeg::probe(path),
+        }
     }
 
     /// Frames of the clip.
@@ -231,12 +292,13 @@ impl ClipSink {
     /// cut to that shape where more comes.
     ///
     /// # Errors
-    /// When the name is not a clip's, the samples cannot be shown in it, or the file cannot be begun.
+    /// When the name is not a clip's, the samples cannot be shown in it, or the file cannot be begun. For what ffmpeg writes, it is tried with one frame.
     pub fn new(path: &Path, shape: [usize; 5], fps: Fps) -> Result<Self, IoError> {
-        let FileKind::Clip(kind) = FileKind::of(path)? else {
-            return Err(IoError::UnknownKind { path: path.to_owned(), kinds: FileKind::CLIPS });
-        };
+        let kind = clip_kind(path)?;
         check_output(path, shape)?;
+        if kind == ClipKind::Gif {
+            gif::check_rate(path, fps)?;
+        }
         let [batch, channels, frames, height, width] = shape;
         let paths: Vec<PathBuf> = if batch == 1 { vec![path.to_owned()] } else { (0..batch).map(|item| numbered(path, item)).collect() };
         let size = [height, width];
@@ -310,6 +372,36 @@ impl Sink for ClipSink {
     }
 }
 
+/// What tests of the writers share.
+#[cfg(test)]
+mod testing {
+    /// Height and width of small frames.
+    pub(super) const CANVAS: usize = 8;
+
+    /// A frame of grey levels.
+    pub(super) fn levels(level: u8) -> Vec<u8> {
+        (0..CANVAS * CANVAS).flat_map(|place| [(3 * place) as u8 ^ level; 3]).collect()
+    }
+
+    /// A disk with room for so many bytes.
+    pub(super) struct Limited(pub(super) usize);
+
+    impl std::io::Write for Limited {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            let count = bytes.len().min(self.0);
+            if count == 0 && !bytes.is_empty() {
+                return Err(std::io::ErrorKind::StorageFull.into());
+            }
+            self.0 -= count;
+            Ok(count)
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -320,6 +412,15 @@ mod tests {
         assert_eq!(["16", "23.976", "24000/1001", "0.5"].map(|text| read(text).unwrap()), ["16", "23976/1000", "24000/1001", "500/1000"]);
         for wrong in ["0", "-3", "x", "1/0", "1e9", "NaN", ""] {
             assert!(read(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn rates_are_reduced() {
+        for (numerator, denominator, expected) in
+            [(500, 216, "125/54"), (0, 3, "none"), (3, 0, "none"), (1 << 40, 1 << 36, "16"), ((1 << 40) + 1, 1 << 38, "4")]
+        {
+            assert_eq!(Fps::of(numerator, denominator).map_or("none".to_owned(), |fps| fps.to_string()), expected);
         }
     }
 
