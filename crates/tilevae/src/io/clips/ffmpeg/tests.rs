@@ -400,12 +400,10 @@ fn what_is_cut_is_refused_and_what_is_odd_is_not() {
     let (part, fps) = read(&at("part.mp4"));
     assert_eq!((part.shape()[2], fps), (Clip::probe(&at("part.mp4")).unwrap().frames, Fps::new(24, 1)));
     assert!(part.shape()[2] < 48);
-    for name in ["unequal.mkv", "unequal.mp4"] {
-        ffmpeg(folder.path(), &format!("{source} -vf select='not(mod(n,4))+lt(n,9)' -c:v mpeg4 {name}"));
-        let (clip, fps) = read(&at(name));
-        let mean = fps.unwrap().value();
-        assert!(clip.shape()[2] == 48 && mean > 6.0 && mean < 8.5, "{name}: {mean}");
-    }
+    ffmpeg(folder.path(), &format!("{source} -vf select='not(mod(n,4))+lt(n,9)' -c:v mpeg4 unequal.mkv"));
+    let (clip, fps) = read(&at("unequal.mkv"));
+    let mean = fps.unwrap().value();
+    assert!(clip.shape()[2] == 48 && mean > 6.0 && mean < 8.5, "{mean}");
     ffmpeg(folder.path(), "-i mpeg4.mkv -f lavfi -i sine=duration=9 -map 0 -map 1 -c:v copy sound.mkv");
     assert_eq!((read(&at("sound.mkv")).0.shape()[2], read(&at("sound.mkv")).1), (48, Fps::new(24, 1)));
     ffmpeg(folder.path(), "-f lavfi -i sine=duration=1 sound.mp4");
