@@ -26,7 +26,7 @@ pub(crate) struct Common {
     /// Configuration file; `tilevae config` prints one with every key.
     #[arg(long, global = true, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
-    /// Checkpoint: a diffusers folder, a pipeline's folder, or a .safetensors, .pth, .pt, .bin or .ckpt file.
+    /// Checkpoint: a diffusers folder, a pipeline's folder, or a file: safetensors, or what torch.save has written.
     #[arg(long, global = true, value_name = "DIR|FILE")]
     pub(crate) model: Option<PathBuf>,
     /// Devices, as `tilevae devices` lists them, or remote://HOST:PORT/N.

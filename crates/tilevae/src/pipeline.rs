@@ -1,6 +1,5 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::thread;
 
 use burn::tensor::{DType, Device};
 use parallel::{ExecError, Executor, Job, Progress, RunStats, Stop, Worker};
@@ -9,6 +8,7 @@ use vae_core::layers::{Rounding, Run};
 use vae_core::{Clamp, Decode, DeviceName, Encode, Model, Posterior, Registry, Vae, VaeError, VaeSpec, is_in_host_memory};
 
 use crate::finite::FiniteSource;
+use crate::warming;
 use crate::workers::{self, Late, Seat, check_devices, seats};
 use crate::{
     Config, Direction, DtypeConfig, Error, FittedFrames, LatentSpace, NonFinite, OnNonFinite, OnNonFiniteInput, OpenDevice, RunPlan, io, open_devices,
@@ -211,7 +211,8 @@ impl Pipeline {
 
     /// Runs zeros through every GPU, all at once, in a tile of each shape: what they compile and tune is there then when a run begins.
     ///
-    /// A GPU that fails here does so again in a run, where others take over its tiles; so it is only told in the log. The pipeline's switch ends it.
+    /// A GPU that fails here does so again in a run, where others take over its tiles; so it is only told in the log, as is one that does not come back within ten
+    /// minutes. The pipeline's switch ends it.
     ///
     /// # Errors
     /// When the model does not take such an input, or the grid cannot be laid.
@@ -222,22 +223,15 @@ impl Pipeline {
             Direction::Encode => self.encoders(),
         };
         let gpus = self.seats.iter().zip(&workers).filter(|(seat, _)| vae_core::adapter(&self.vaes[seat.device].vae.device()).is_some());
-        thread::scope(|scope| {
-            let gpus: Vec<_> = gpus
-                .map(|(_, Worker { name, op, .. })| {
-                    let shapes = plan.tiles.shapes().into_iter().take_while(|_| !self.stop.is_stopped());
-                    let run = move || shapes.into_iter().try_for_each(|shape| workers::run_zeros(op.as_ref(), &self.stop, input_shape, shape));
-                    (name, scope.spawn(run))
-                })
-                .collect();
-            for (name, gpu) in gpus {
-                match gpu.join() {
-                    Ok(Ok(())) => tracing::debug!("{name} is warm"),
-                    Ok(Err(error)) => tracing::warn!("{name} cannot be warmed up: {error}"),
-                    Err(_) => tracing::warn!("{name} cannot be warmed up: it panicked"),
-                }
-            }
+        let tasks = gpus.map(|(_, Worker { name, op, .. })| {
+            let (op, stop, shapes) = (op.clone(), self.stop.clone(), plan.tiles.shapes());
+            let run = move || {
+                let mut shapes = shapes.into_iter().take_while(|_| !stop.is_stopped());
+                shapes.try_for_each(|shape| workers::run_zeros(op.as_ref(), &stop, input_shape, shape))
+            };
+            (name.clone(), Box::new(run) as _)
         });
+        warming::warm(tasks.collect(), &self.stop, warming::LIMIT);
         Ok(())
     }
 

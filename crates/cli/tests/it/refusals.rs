@@ -48,7 +48,7 @@ fn an_impossible_tile_is_refused_before_weights_are_read() {
     let message = refused(2, &["decode", EXAMPLE, "-o", &out, "--model", &model, "--set", "tiling.tile_px=12"]);
     assert!(message.contains("tile_px is 12"), "{message}");
     let message = refused(1, &["decode", EXAMPLE, "-o", &out, "--model", &model]);
-    assert!(message.contains("damaged"), "{message}");
+    assert!(message.contains("a text (`not weights`), no checkpoint"), "{message}");
 }
 
 #[test]
@@ -72,7 +72,8 @@ fn checkpoints_that_cannot_be() {
     let out = folder.path("out.png");
     let decode = |model: &str| refused(1, &["decode", EXAMPLE, "-o", &out, "--model", model]);
     assert!(decode(&folder.path("nowhere")).contains("cannot be read"));
-    assert!(decode("README.md").contains("kinds are .safetensors"));
+    assert!(decode("README.md").contains("README.md is a text"));
+    assert!(decode("stabilityai/sdxl-vae").contains("hf download stabilityai/sdxl-vae"));
     assert!(decode(EXAMPLE).contains("not those of a known VAE family"));
 
     let cut = folder.path("cut.safetensors");
