@@ -64,12 +64,12 @@ impl Wide {
         }
         let source = replicas.iter().find(|replica| is_in_host_memory(&replica.device()));
         let load = || {
-            Run::new(stop).during(|| match source {
-                Some(replica) => Ok(replica.to_device(device)),
-                None => {
-                    tracing::info!("loading the model in f32, too");
-                    self.model.load(device, DType::F32)
+            Run::new(stop).during(|| {
+                if let Some(replica) = source {
+                    return Ok(replica.to_device(device));
                 }
+                tracing::info!("loading the model in f32, too");
+                self.model.load(device, DType::F32)
             })?
         };
         let replica: Arc<dyn Vae> = workers::on_own_threads(load)?.into();

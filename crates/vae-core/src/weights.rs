@@ -6,7 +6,7 @@ use std::path::{Component, Path, PathBuf};
 
 use burn::module::Module;
 use burn::store::burn_pack::{Error as PackError, Tensor};
-use burn::store::{ApplyError, FloatCastAdapter, ModuleAdapter, ModuleContext, ModuleSnapshot, bridge};
+use burn::store::{ApplyError, FloatCastAdapter, ModuleSnapshot};
 use burn::tensor::{BoolStore, Bytes, DType};
 use half::{bf16, slice::HalfFloatSliceExt};
 use serde::de::DeserializeOwned;
@@ -496,24 +496,6 @@ impl Weights {
     }
 }
 
-/// Has nothing more read once the run that loads is stopped. Burn does not let a panic out of here.
-#[derive(Debug, Clone)]
-struct Watchful;
-
-impl ModuleAdapter for Watchful {
-    fn adapt(&self, tensor: Tensor, _: ModuleContext<'_>) -> Tensor {
-        if !is_stopped() {
-            return tensor;
-        }
-        let Tensor { name, dtype, shape, .. } = tensor;
-        bridge::deferred(name, dtype, shape, None, || Err(PackError::ValidationError(String::new())))
-    }
-
-    fn clone_box(&self) -> Box<dyn ModuleAdapter> {
-        Box::new(self.clone())
-    }
-}
-
 fn describe(error: &ApplyError, unread: &BTreeMap<String, StoredDtype>) -> String {
     let (ApplyError::ShapeMismatch { path, .. }
     | ApplyError::DTypeMismatch { path, .. }
@@ -537,6 +519,10 @@ fn deferred(tensor: StoredTensor) -> Tensor {
     let (name, shape) = (tensor.name().to_owned(), tensor.shape().to_vec());
     let bytes = tensor.values().saturating_mul(dtype.size());
     Tensor::deferred(name, dtype, shape, None, bytes, move || {
+        // Burn does not let a panic out of here.
+        if is_stopped() {
+            return Err(PackError::ValidationError("the run was stopped".to_owned()));
+        }
         let failed = |error: WeightError| PackError::ValidationError(error.to_string());
         if matches!(tensor.dtype(), StoredDtype::F8E4m3 | StoredDtype::F8E5m2) {
             let values = tensor.read_f32().map_err(failed)?;
