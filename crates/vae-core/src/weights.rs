@@ -479,8 +479,7 @@ impl Weights {
             .filter(|tensor| tensor.dtype().size().is_none())
             .map(|tensor| (tensor.name().to_owned(), tensor.dtype().clone()))
             .collect();
-        let result =
-            module.apply(self.tensors.into_values().map(deferred).collect(), None, Some(Box::new(Watchful.chain(FloatCastAdapter::to(dtype)))), true);
+        let result = module.apply(self.tensors.into_values().map(deferred).collect(), None, Some(Box::new(FloatCastAdapter::to(dtype))), true);
         check_stop();
         let mut wrong: Vec<String> = result.errors.iter().map(|error| describe(error, &unread)).collect();
         wrong.sort();

@@ -1,7 +1,7 @@
 use std::path::Path;
 
 use serde_json::json;
-use tilevae::io::{self, Clip, FileKind, Tensors};
+use tilevae::io::{self, FileKind, Tensors};
 use tilevae::tiling::Scale;
 use tilevae::{Config, Direction, FittedFrames, RunPlan, TileSource, VaeSpec};
 
@@ -47,19 +47,12 @@ pub(super) fn input_shape(path: &Path, asked: Option<Direction>, spec: &VaeSpec,
             UsageError(format!("there is no file or folder {input}, and it is no size in px, as 1024x768 (height, width) or 81x480x832")).into()
         );
     }
-    if kind.is_clip() {
-        let clip = Clip::probe(path)?;
-        let frames = fitted_frames(clip.frames, spec, config)?;
+    if kind.is_clip() || kind.is_picture() {
+        let info = io::Media::probe(path, spec)?;
+        let frames = fitted_frames(info.frames, spec, config)?;
         let direction = asked.unwrap_or(Direction::Encode);
         let frames = if direction == Direction::Encode { frames } else { spec.encode_geometry().frames.output(frames) };
-        return Ok((direction, picture_shape(frames, clip.size, direction, spec)));
-    }
-    if kind.is_picture() {
-        let (frames, size) = io::Media::probe_picture(path, spec)?;
-        let frames = fitted_frames(frames, spec, config)?;
-        let direction = asked.unwrap_or(Direction::Encode);
-        let frames = if direction == Direction::Encode { frames } else { spec.encode_geometry().frames.output(frames) };
-        return Ok((direction, picture_shape(frames, size, direction, spec)));
+        return Ok((direction, picture_shape(frames, info.size, direction, spec)));
     }
     let tensor_shape = |direction| Ok::<_, io::IoError>(Tensors::read(path)?.input(direction, spec, &config.io)?.shape());
     match asked {

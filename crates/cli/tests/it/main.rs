@@ -8,6 +8,7 @@ mod latents;
 mod outputs;
 mod parity;
 mod paths;
+mod pictures;
 mod refusals;
 #[cfg(feature = "remote")]
 mod remote;

@@ -3,7 +3,7 @@ use std::path::{Path, PathBuf};
 use vae_core::{FrameRule, VaeSpec};
 
 use super::formats::PictureFile;
-use super::{Background, Clip, ClipKind, FileKind, IoError, Pictures};
+use super::{Background, Clip, ClipInfo, ClipKind, FileKind, IoError, Pictures};
 
 /// What pictures and clips are encoded as.
 #[derive(Debug)]
@@ -25,11 +25,8 @@ impl Media {
         if let [path] = paths
             && is_clip(path, spec)?
         {
-            let clip = Clip::read_over(path, channels, ratio, background)?;
-            return match clip.frames() {
-                frames if frames > 1 && spec.frames == FrameRule::Image => Err(IoError::Animated { path: path.clone(), frames }),
-                _ => Ok(Self::Clip(clip)),
-            };
+            Self::probe(path, spec)?;
+            return Clip::read_over(path, channels, ratio, background).map(Self::Clip);
         }
         for path in paths {
             if !matches!(FileKind::of(path)?, FileKind::Picture(_) | FileKind::Clip(ClipKind::Gif)) {
@@ -39,15 +36,15 @@ impl Media {
         Ok(Self::Pictures(Pictures::read_over(paths, channels, ratio, background)?))
     }
 
-    /// The frames, height and width of a picture or an animated picture, from its structure.
+    /// What is known of a picture or a clip for a model without decoding it.
     ///
     /// # Errors
     /// When it cannot be read, or holds more frames than the model takes.
-    pub fn probe_picture(path: &Path, spec: &VaeSpec) -> Result<(usize, [usize; 2]), IoError> {
-        let picture = PictureFile::open(path)?;
-        match picture.frames() {
+    pub fn probe(path: &Path, spec: &VaeSpec) -> Result<ClipInfo, IoError> {
+        let info = Clip::probe(path)?;
+        match info.frames {
             frames if frames > 1 && spec.frames == FrameRule::Image => Err(IoError::Animated { path: path.to_owned(), frames }),
-            frames => Ok((frames, picture.size())),
+            _ => Ok(info),
         }
     }
 }
@@ -109,10 +106,9 @@ mod tests {
                 let error = read(spec, &paths).unwrap_err();
                 assert!(matches!(error, IoError::Animated { frames: 5, .. }) && error.is_usage(), "{error}");
             }
-            if FileKind::of(&path).unwrap().is_picture() {
-                assert_eq!(Media::probe_picture(&path, &video).unwrap(), (5, [8, 8]));
-                assert!(matches!(Media::probe_picture(&path, &image), Err(IoError::Animated { frames: 5, .. })));
-            }
+            let info = Media::probe(&path, &video).unwrap();
+            assert_eq!((info.frames, info.size, info.fps), (5, [8, 8], clip.fps()));
+            assert!(matches!(Media::probe(&path, &image), Err(IoError::Animated { frames: 5, .. })));
         }
         for path in [pages(&folder, "page.tif", &[8]), gif(&folder, "still.gif", 1)] {
             let Ok(Media::Pictures(pictures)) = Media::read(&[path.clone(), path.clone()], &image, Background::None) else { panic!("{path:?}") };

@@ -168,14 +168,6 @@ pub enum IoError {
         /// What is missing.
         missing: String,
     },
-    /// A picture of a kind that is not known here.
-    #[error("{} cannot be read: it is {what}", path.display())]
-    UnsupportedPicture {
-        /// The file.
-        path: PathBuf,
-        /// What it is, and what to do.
-        what: String,
-    },
     /// Several frames where one is taken.
     #[error("{} has {frames} frames, and one is taken here: models of pictures and batches take single pictures; give it alone to a model of video, or save a frame of it as a picture", path.display())]
     Animated {

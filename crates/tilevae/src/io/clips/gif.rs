@@ -7,6 +7,7 @@ use image::codecs::gif::GifDecoder;
 use image::{AnimationDecoder, Delay, DynamicImage, ImageDecoder, Limits};
 
 use super::super::IoError;
+use super::super::formats::check_gif;
 use super::super::pending::PendingFile;
 use super::delays::Delays;
 use super::{ClipFormat, ClipInfo, Fps, FrameWriter, Frames};
@@ -15,24 +16,13 @@ use super::{ClipFormat, ClipInfo, Fps, FrameWriter, Frames};
 const TICKS_PER_SECOND: u64 = 100;
 /// The most memory that a frame may take to read.
 const READ_LIMIT: u64 = 8 << 30;
-/// Canvases of no more px are read without asking whether the file can fill them.
-const SMALL: u64 = 1 << 21;
-
 /// What is in a file, from its blocks alone: no px are decoded.
 pub(super) fn probe(path: &Path) -> Result<ClipInfo, IoError> {
-    let read = |source| IoError::Read { path: path.to_owned(), source };
-    let file = File::open(path).map_err(read)?;
-    let length = file.metadata().map_err(read)?.len();
+    let file = File::open(path).map_err(|source| IoError::Read { path: path.to_owned(), source })?;
     let mut options = DecodeOptions::new();
     options.skip_frame_decoding(true);
     let mut decoder = options.read_info(BufReader::new(file)).map_err(|error| failed(path, 0, &error))?;
     let size = [decoder.height(), decoder.width()].map(usize::from);
-    // A code of 12 bits stands for 4096 px at most.
-    let px = size[0] as u64 * size[1] as u64;
-    if px == 0 || (px > SMALL && px / 2731 > length) {
-        let message = format!("its header promises {}x{} px (height, width), and {length} bytes cannot hold them", size[0], size[1]);
-        return Err(IoError::Damaged { path: path.to_owned(), message });
-    }
     let (mut frames, mut delays) = (0, Delays::default());
     while let Some(frame) = decoder.next_frame_info().map_err(|error| failed(path, frames, &error))? {
         delays.add(Delay::from_numer_denom_ms(10 * u32::from(frame.delay), 1));
@@ -41,6 +31,7 @@ pub(super) fn probe(path: &Path) -> Result<ClipInfo, IoError> {
     if frames == 0 {
         return Err(IoError::NoFrames { path: path.to_owned() });
     }
+    check_gif(path, size)?;
     Ok(ClipInfo { size, frames, fps: delays.fps() })
 }
 

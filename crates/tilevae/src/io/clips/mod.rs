@@ -202,16 +202,18 @@ impl Clip {
         Ok(Self { store, channels, fps: fps.or(delays.fps()), padded })
     }
 
-    /// Size, number of frames and rate of a clip. Its frames are counted, and not decoded: what is damaged within them is found when they are read.
+    /// Size, number of frames and rate of a clip or picture. Its frames are counted, and not decoded: what is damaged within them is found when they are read.
     ///
     /// # Errors
     /// When it cannot be read, is cut off, or has no frames.
     pub fn probe(path: &Path) -> Result<ClipInfo, IoError> {
-        match clip_kind(path)? {
-            ClipKind::Folder => folder::probe(path),
-            ClipKind::Y4m => y4m::probe(path),
-            ClipKind::Gif => gif::probe(path),
-            ClipKind::Video => ffmpeg::probe(path),
+        match FileKind::of(path)? {
+            FileKind::Clip(ClipKind::Folder) => folder::probe(path),
+            FileKind::Clip(ClipKind::Y4m) => y4m::probe(path),
+            FileKind::Clip(ClipKind::Gif) => gif::probe(path),
+            FileKind::Clip(ClipKind::Video) => ffmpeg::probe(path),
+            FileKind::Picture(_) => animation::probe(path),
+            FileKind::Safetensors | FileKind::Npy | FileKind::Foreign => Err(IoError::UnknownKind { path: path.to_owned(), kinds: FileKind::CLIPS }),
         }
     }
 

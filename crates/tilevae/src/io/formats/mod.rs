@@ -64,7 +64,7 @@ impl Fault {
         match self {
             Self::Incomplete(missing) => IoError::Truncated { path, missing },
             Self::Damaged(message) => IoError::Damaged { path, message },
-            Self::Unsupported(what) => IoError::UnsupportedPicture { path, what },
+            Self::Unsupported(what) => IoError::Unsupported { path, message: format!("it is {what}") },
             Self::Decoder(source) => IoError::Picture { path, source },
             Self::Read(source) => IoError::Read { path, source },
         }
@@ -101,6 +101,58 @@ fn open(path: &Path) -> Result<BufReader<File>, Fault> {
 /// A frame of an animation, and how long it is shown. Pages of a TIFF file do not say.
 pub(super) type TimedFrame = Result<(DynamicImage, Option<Delay>), IoError>;
 
+/// Refuses a GIF file whose canvas is larger than its frames can fill.
+pub(super) fn check_gif(path: &Path, size: [usize; 2]) -> Result<(), IoError> {
+    plausible_gif(path, size).map_err(|fault| fault.of(path))
+}
+
+/// A code of 12 bits can stand for 4096 px, so that the size of a file says little: what is large is gone through before memory is taken for it.
+fn plausible_gif(path: &Path, size: [usize; 2]) -> Result<(), Fault> {
+    let [height, width] = size.map(|side| side as u64);
+    if height * width == 0 {
+        return Err(Fault::Damaged(format!("its header says {height}x{width} px")));
+    }
+    let px = |frame: &gif::Frame| u64::from(frame.width) * u64::from(frame.height);
+    let mut options = gif::DecodeOptions::new();
+    options.skip_frame_decoding(true);
+    let mut decoder = options.read_info(open(path)?).map_err(of_gif)?;
+    let mut largest = height * width;
+    while let Some(frame) = decoder.next_frame_info().map_err(of_gif)? {
+        largest = largest.max(px(frame));
+    }
+    // Two canvases of 4 bytes a px are kept, and a frame.
+    if 12 * largest <= SMALL {
+        return Ok(());
+    }
+    let mut decoder = gif::Decoder::new(open(path)?).map_err(of_gif)?;
+    let mut largest = 0;
+    while let Some(frame) = decoder.next_frame_info().map_err(of_gif)? {
+        let px = px(frame);
+        let mut left = px;
+        let mut indices = [0; 1 << 14];
+        while left > 0 {
+            let part = left.min(indices.len() as u64);
+            if !decoder.fill_buffer(&mut indices[..part as usize]).map_err(of_gif)? {
+                return Err(Fault::incomplete("its data ends before the picture does"));
+            }
+            left -= part;
+        }
+        largest = largest.max(px);
+    }
+    if largest < height * width / 16 {
+        return Err(Fault::unsupported("an animation whose frames cover only a small part of its canvas"));
+    }
+    plausible(8 * height * width, 0, 0)
+}
+
+fn of_gif(error: gif::DecodingError) -> Fault {
+    match error {
+        gif::DecodingError::UnexpectedEof => Fault::incomplete("its data ends before the picture does"),
+        gif::DecodingError::Io(error) => Fault::from(ImageError::IoError(error)),
+        other => Fault::Damaged(other.to_string()),
+    }
+}
+
 /// A picture or an animation whose structure has been found sound.
 #[derive(Debug)]
 pub(super) struct PictureFile {
@@ -110,6 +162,8 @@ pub(super) struct PictureFile {
     size: [usize; 2],
     orientation: Orientation,
     frames: usize,
+    /// Of frames; none of pages and pictures.
+    delays: Vec<Delay>,
 }
 
 #[derive(Debug)]
@@ -141,7 +195,7 @@ impl PictureFile {
             Some(b"II+\0" | b"MM\0+") => Some(ImageFormat::Tiff),
             _ => image::guess_format(begin).ok(),
         };
-        let mut frames = 1;
+        let mut delays = Vec::new();
         let kind = match format {
             Some(ImageFormat::Jpeg) => {
                 let mut content = Vec::new();
@@ -150,25 +204,29 @@ impl PictureFile {
                 Kind::Jpeg(content)
             }
             Some(ImageFormat::Png) => {
-                frames = png::frames(&mut file, length)?;
+                delays = png::delays(&mut file, length)?;
                 Kind::Png
             }
             Some(ImageFormat::WebP) => {
                 let animation = webp::Animation::find(&mut file, length)?;
-                frames = animation.as_ref().map_or(1, webp::Animation::frames);
+                delays = animation.as_ref().map(webp::Animation::delays).unwrap_or_default();
                 Kind::WebP(animation)
             }
             Some(ImageFormat::Tiff) => {
                 let pages = tiff::Pages::open(file, length)?;
                 let (size, orientation, frames) = (pages.size(), pages.orientation(), pages.count());
-                return Ok(Self { path: path.to_owned(), kind: Kind::Tiff(pages), size, orientation, frames });
+                return Ok(Self { path: path.to_owned(), kind: Kind::Tiff(pages), size, orientation, frames, delays });
             }
-            Some(ImageFormat::Gif) => Kind::Gif,
+            Some(ImageFormat::Gif) => {
+                delays = gif_delays(&mut file)?;
+                Kind::Gif
+            }
             Some(ImageFormat::Pnm) => Kind::Pnm,
             Some(other) => return Err(Fault::Unsupported(format!("a picture of the kind {other:?}"))),
             None => return Err(Fault::damaged("it begins like no kind of picture that is known here")),
         };
-        let mut picture = Self { path: path.to_owned(), kind, size: [0; 2], orientation: Orientation::NoTransforms, frames };
+        let frames = delays.len().max(1);
+        let mut picture = Self { path: path.to_owned(), kind, size: [0; 2], orientation: Orientation::NoTransforms, frames, delays };
         let mut decoder = picture.decoder()?;
         let (width, height) = decoder.dimensions();
         let (px, decoded) = (u64::from(height) * u64::from(width), decoder.total_bytes());
@@ -178,22 +236,12 @@ impl PictureFile {
         let orientation = decoder.orientation()?;
         drop(decoder);
         match picture.kind {
-            // A code of 12 bits stands for 4096 px at most. Two canvases of 4 bytes a px are kept.
-            Kind::Gif => plausible(8 * px, px / 2731, length)?,
-            // libwebp makes one byte of 26 000 px where a picture has one colour.
-            Kind::WebP(_) => plausible(decoded, px >> 15, length)?,
+            Kind::Gif => plausible_gif(path, [height, width].map(|side| side as usize))?,
             Kind::Pnm => plausible(decoded, px / 8, length)?,
             // Found sound before.
-            Kind::Jpeg(_) | Kind::Png | Kind::Tiff(_) => plausible(decoded, 0, length)?,
+            Kind::Jpeg(_) | Kind::Png | Kind::WebP(_) | Kind::Tiff(_) => plausible(decoded, 0, length)?,
         }
         (picture.size, picture.orientation) = ([height, width].map(|side| side as usize), orientation);
-        if matches!(picture.kind, Kind::Gif) {
-            // Its header does not say how many there are.
-            picture.frames = GifDecoder::new(open(path)?)?.into_frames().try_fold(0, |count, frame| frame.map(|_| count + 1))?;
-            if picture.frames == 0 {
-                return Err(Fault::incomplete("it holds no frame"));
-            }
-        }
         Ok(picture)
     }
 
@@ -226,6 +274,16 @@ impl PictureFile {
         self.frames
     }
 
+    /// How long each frame of an animation is shown; nothing says it for pages.
+    pub(super) fn delays(&self) -> impl Iterator<Item = Delay> {
+        self.delays.iter().copied()
+    }
+
+    /// Whether it is a GIF file.
+    pub(super) fn is_gif(&self) -> bool {
+        matches!(self.kind, Kind::Gif)
+    }
+
     /// The only frame.
     ///
     /// # Errors
@@ -239,24 +297,19 @@ impl PictureFile {
     }
 
     /// All frames, one after the other.
-    pub(super) fn into_frames(self) -> Result<Box<dyn Iterator<Item = TimedFrame>>, IoError> {
-        let (path, orientation) = (self.path.clone(), self.orientation);
+    pub(super) fn into_frames(mut self) -> Result<Box<dyn Iterator<Item = TimedFrame>>, IoError> {
+        let (path, orientation, delays) = (self.path.clone(), self.orientation, std::mem::take(&mut self.delays));
         let frames = self.decoded_frames().map_err(|fault| fault.of(&path))?;
-        Ok(Box::new(frames.map(move |frame| {
-            let (mut image, delay) = frame.map_err(|fault| fault.of(&path))?;
+        let delays = delays.into_iter().map(Some).chain(std::iter::repeat(None));
+        Ok(Box::new(frames.zip(delays).map(move |(frame, delay)| {
+            let mut image = frame.map_err(|fault| fault.of(&path))?;
             image.apply_orientation(orientation);
             Ok((image, delay))
         })))
     }
 
-    fn decoded_frames(self) -> Result<Box<dyn Iterator<Item = Result<(DynamicImage, Option<Delay>), Fault>>>, Fault> {
-        let animated = |frames: image::Frames<'static>| {
-            frames.map(|frame| {
-                let frame = frame?;
-                let delay = frame.delay();
-                Ok((DynamicImage::ImageRgba8(frame.into_buffer()), Some(delay)))
-            })
-        };
+    fn decoded_frames(self) -> Result<Box<dyn Iterator<Item = Result<DynamicImage, Fault>>>, Fault> {
+        let animated = |frames: image::Frames<'static>| frames.map(|frame| Ok(DynamicImage::ImageRgba8(frame?.into_buffer())));
         Ok(match self.kind {
             Kind::Png if self.frames > 1 => {
                 let decoder = self.png()?;
@@ -270,8 +323,20 @@ impl PictureFile {
             Kind::Tiff(pages) => Box::new(pages.read()),
             _ => {
                 let image = DynamicImage::from_decoder(self.decoder()?)?;
-                Box::new(std::iter::once(Ok((image, None))))
+                Box::new(std::iter::once(Ok(image)))
             }
         })
     }
+}
+
+/// How long each frame of a GIF file is shown, from its blocks alone.
+fn gif_delays(file: &mut BufReader<File>) -> Result<Vec<Delay>, Fault> {
+    let mut options = gif::DecodeOptions::new();
+    options.skip_frame_decoding(true);
+    let mut decoder = options.read_info(file).map_err(of_gif)?;
+    let mut delays = Vec::new();
+    while let Some(frame) = decoder.next_frame_info().map_err(of_gif)? {
+        delays.push(Delay::from_numer_denom_ms(10 * u32::from(frame.delay), 1));
+    }
+    if delays.is_empty() { Err(Fault::incomplete("it holds no frame")) } else { Ok(delays) }
 }

@@ -1,10 +1,13 @@
 use std::io::{ErrorKind, Read, Seek, SeekFrom};
 
+use image::Delay;
+
 use super::{Fault, plausible};
 
-/// Checks that all chunks of a PNG file of `length` bytes are there and can hold the picture, and counts its frames.
-pub(super) fn frames(file: &mut (impl Read + Seek), length: u64) -> Result<usize, Fault> {
-    let (mut at, mut declared, mut controls, mut data) = (8, None, 0, 0);
+/// Checks that all chunks of a PNG file of `length` bytes are there and can hold the picture. Gives how long each frame of an animation is shown; nothing for a
+/// picture.
+pub(super) fn delays(file: &mut (impl Read + Seek), length: u64) -> Result<Vec<Delay>, Fault> {
+    let (mut at, mut declared, mut delays, mut data) = (8, 0, Vec::new(), 0);
     // Bytes of the decoded picture, and of its rows.
     let mut sizes = [0; 2];
     loop {
@@ -33,9 +36,15 @@ pub(super) fn frames(file: &mut (impl Read + Seek), length: u64) -> Result<usize
             b"acTL" => {
                 let mut count = [0; 4];
                 read(file, at + 8, &mut count, "its animation header is cut off")?;
-                declared = Some(u32::from_be_bytes(count) as usize);
+                declared = u32::from_be_bytes(count) as usize;
             }
-            b"fcTL" => controls += 1,
+            b"fcTL" => {
+                let mut delay = [0; 4];
+                read(file, at + 8 + 20, &mut delay, "its frame header is cut off")?;
+                let [n0, n1, d0, d1] = delay;
+                let [numerator, denominator] = [[n0, n1], [d0, d1]].map(|number| u32::from(u16::from_be_bytes(number)));
+                delays.push(Delay::from_numer_denom_ms(1000 * numerator, if denominator == 0 { 100 } else { denominator }));
+            }
             b"IDAT" => data += u64::from(size),
             b"IEND" => break,
             _ => {}
@@ -43,10 +52,11 @@ pub(super) fn frames(file: &mut (impl Read + Seek), length: u64) -> Result<usize
         at = end;
     }
     plausible(sizes[0], sizes[1].div_ceil(1032), data)?;
-    match declared {
-        Some(declared) if controls < declared => Err(Fault::Incomplete(format!("it holds {controls} of {declared} frames"))),
-        declared => Ok(declared.unwrap_or(1).max(1)),
+    if delays.len() < declared {
+        return Err(Fault::Incomplete(format!("it holds {} of {declared} frames", delays.len())));
     }
+    delays.truncate(declared);
+    Ok(delays)
 }
 
 fn read(file: &mut (impl Read + Seek), at: u64, bytes: &mut [u8], missing: &str) -> Result<(), Fault> {

@@ -1,8 +1,9 @@
+use std::collections::HashSet;
 use std::fs::File;
 use std::io::{BufReader, Read, Seek, SeekFrom};
 
 use image::metadata::Orientation;
-use image::{Delay, DynamicImage, GrayAlphaImage, GrayImage, ImageBuffer, RgbImage, RgbaImage};
+use image::{DynamicImage, GrayAlphaImage, GrayImage, ImageBuffer, RgbImage, RgbaImage};
 use tiff::decoder::{Decoder, DecodingResult, Limits};
 use tiff::tags::Tag;
 use tiff::{ColorType, TiffError};
@@ -33,7 +34,9 @@ pub(super) struct Pages {
 
 impl Pages {
     /// Finds the pages of a file of `length` bytes.
-    pub(super) fn open(file: BufReader<File>, length: u64) -> Result<Self, Fault> {
+    pub(super) fn open(mut file: BufReader<File>, length: u64) -> Result<Self, Fault> {
+        check_directories(&mut file, length)?;
+        Fault::reading(file.rewind())?;
         let mut limits = Limits::default();
         limits.decoding_buffer_size = usize::try_from(READ_LIMIT).unwrap_or(usize::MAX);
         limits.intermediate_buffer_size = limits.decoding_buffer_size;
@@ -70,13 +73,59 @@ impl Pages {
         self.pages.len()
     }
 
-    pub(super) fn read(mut self) -> impl Iterator<Item = Result<(DynamicImage, Option<Delay>), Fault>> {
+    pub(super) fn read(mut self) -> impl Iterator<Item = Result<DynamicImage, Fault>> {
         let pages = std::mem::take(&mut self.pages);
         pages.into_iter().map(move |index| {
             self.decoder.seek_to_image(index)?;
-            Ok((page(&mut self.decoder, self.length)?, None))
+            page(&mut self.decoder, self.length)
         })
     }
+}
+
+/// Checks that the values of no tag are more than the file has bytes: memory is taken for them at once.
+fn check_directories(file: &mut (impl Read + Seek), length: u64) -> Result<(), Fault> {
+    let mut read = |at: u64, bytes: &mut [u8]| Fault::reading(file.seek(SeekFrom::Start(at)).and_then(|_| file.read_exact(bytes)));
+    let mut header = [0; 16];
+    read(0, &mut header[..8])?;
+    let is_big_endian = header[0] == b'M';
+    let number = |bytes: &[u8]| {
+        let digit = |all, &byte: &u8| all << 8 | u64::from(byte);
+        if is_big_endian { bytes.iter().fold(0, digit) } else { bytes.iter().rev().fold(0, digit) }
+    };
+    let is_big = number(&header[2..4]) == 43;
+    // Bytes of a place, and of the number of entries.
+    let [wide, of_count] = if is_big { [8, 8] } else { [4, 2] };
+    if is_big {
+        read(8, &mut header[8..])?;
+    }
+    let mut next = number(if is_big { &header[8..] } else { &header[4..8] });
+    let mut seen = HashSet::new();
+    while next > 0 && seen.insert(next) {
+        let mut bytes = [0; 8];
+        read(next, &mut bytes[..of_count])?;
+        let (entries, begin) = (number(&bytes[..of_count]), next.saturating_add(of_count as u64));
+        let size = 4 + 2 * wide as u64;
+        for entry in 0..entries {
+            let mut bytes = [0; 12];
+            let bytes = &mut bytes[..4 + wide];
+            read(begin.saturating_add(entry * size), bytes)?;
+            let width = match number(&bytes[2..4]) {
+                3 | 8 => 2,
+                4 | 9 | 11 | 13 => 4,
+                5 | 10 | 12 | 16..=18 => 8,
+                _ => 1,
+            };
+            let count = number(&bytes[4..]);
+            if count.saturating_mul(width) > length {
+                let tag = number(&bytes[..2]);
+                return Err(Fault::Damaged(format!("its tag {tag} is said to have {count} values, which are more than the file holds")));
+            }
+        }
+        let mut place = [0; 8];
+        read(begin.saturating_add(entries.saturating_mul(size)), &mut place[..wide])?;
+        next = number(&place[..wide]);
+    }
+    Ok(())
 }
 
 /// The values of samples that are no more than 16 bits.
@@ -100,7 +149,7 @@ fn page(decoder: &mut Decoder<BufReader<File>>, length: u64) -> Result<DynamicIm
         _ => None,
     };
     if let Some(kind) = kind {
-        return Err(Fault::Unsupported(format!("a TIFF picture of {kind}: save it as grey or RGB")));
+        return Err(Fault::Unsupported(format!("a TIFF picture of {kind} (save it as grey or RGB)")));
     }
     let color = decoder.colortype()?;
     let bits = color.bit_depth();
@@ -112,13 +161,13 @@ fn page(decoder: &mut Decoder<BufReader<File>>, length: u64) -> Result<DynamicIm
     };
     if number != "unsigned integers" || !matches!(bits, 1 | 2 | 4 | 8 | 16) {
         return Err(Fault::Unsupported(format!(
-            "a TIFF picture of {bits}-bit {number}: save it with 8 or 16 bits, unsigned, or its samples from -1 to 1 as .npy or .safetensors"
+            "a TIFF picture of {bits}-bit {number} (save it with 8 or 16 bits, unsigned, or its samples from -1 to 1 as .npy or .safetensors)"
         )));
     }
     let extra: Vec<u16> = decoder.find_tag_unsigned_vec(Tag::ExtraSamples)?.unwrap_or_default();
     let channels = match color {
         _ if compression == 7 && !matches!(color, ColorType::Gray(8) | ColorType::RGB(8) | ColorType::RGBA(8)) => {
-            return Err(Fault::unsupported("a TIFF picture with JPEG data of other than grey and RGB: save it without JPEG"));
+            return Err(Fault::unsupported("a TIFF picture with JPEG data of other than grey and RGB (save it without JPEG)"));
         }
         ColorType::Gray(_) => 1,
         ColorType::Multiband { num_samples: 2, .. } if matches!(extra[..], [1 | 2]) => 2,
@@ -126,7 +175,7 @@ fn page(decoder: &mut Decoder<BufReader<File>>, length: u64) -> Result<DynamicIm
         ColorType::RGBA(8 | 16) | ColorType::CMYK(8 | 16) => 4,
         _ => {
             return Err(Fault::Unsupported(format!(
-                "a TIFF picture of {} channels of {bits} bits: save it as grey, RGB or RGBA",
+                "a TIFF picture of {} channels of {bits} bits (save it as grey, RGB or RGBA)",
                 color.num_samples()
             )));
         }
@@ -135,7 +184,7 @@ fn page(decoder: &mut Decoder<BufReader<File>>, length: u64) -> Result<DynamicIm
     // Channels beyond those of colours are left out, where the decoder can.
     if samples != channels && ([predictor, planes] != [1, 1] || samples < channels) {
         return Err(Fault::Unsupported(format!(
-            "a TIFF picture of {samples} channels, of which {channels} are colours: save it as grey, RGB or RGBA"
+            "a TIFF picture of {samples} channels, of which {channels} are colours (save it as grey, RGB or RGBA)"
         )));
     }
     check_data(decoder, length, compression, u64::from(bits) * samples)?;

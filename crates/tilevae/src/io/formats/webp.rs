@@ -1,7 +1,7 @@
 use std::io::{Cursor, Read, Seek, SeekFrom};
 
 use image::codecs::webp::WebPDecoder;
-use image::{Delay, DynamicImage, RgbaImage, imageops};
+use image::{Delay, DynamicImage, ImageDecoder, RgbaImage, imageops};
 
 use super::Fault;
 
@@ -46,6 +46,8 @@ impl Animation {
         }
         let mut at = 12;
         let mut animation: Option<Self> = None;
+        // px of what is decoded at once.
+        let mut px = 0;
         while at + 8 <= total {
             Fault::reading(file.seek(SeekFrom::Start(at)).and_then(|_| file.read_exact(&mut bytes[..8])))?;
             let size = u64::from(u32::from_le_bytes([bytes[4], bytes[5], bytes[6], bytes[7]]));
@@ -60,9 +62,20 @@ impl Animation {
                 (b"VP8X", _) if begin == 20 && size >= 10 => {
                     Fault::reading(file.read_exact(&mut bytes[..10]))?;
                     let canvas = [number(&bytes[4..]) + 1, number(&bytes[7..]) + 1];
+                    px = u64::from(canvas[0]) * u64::from(canvas[1]);
                     if bytes[0] & 2 > 0 {
                         animation = Some(Self { canvas, has_alpha: bytes[0] & 16 > 0, frames: Vec::new() });
                     }
+                }
+                (b"VP8L", None) if size >= 5 => {
+                    Fault::reading(file.read_exact(&mut bytes[..5]))?;
+                    let sides = u32::from_le_bytes([bytes[1], bytes[2], bytes[3], bytes[4]]);
+                    px = px.max(u64::from((sides & 0x3FFF) + 1) * u64::from((sides >> 14 & 0x3FFF) + 1));
+                }
+                (b"VP8 ", None) if size >= 10 => {
+                    Fault::reading(file.read_exact(&mut bytes[..10]))?;
+                    let [width, height] = [[bytes[6], bytes[7]], [bytes[8], bytes[9]]].map(|side| u64::from(u16::from_le_bytes(side) & 0x3FFF));
+                    px = px.max(width * height);
                 }
                 (b"ANMF", Some(animation)) => {
                     let data = (begin + 16, size.checked_sub(16).ok_or_else(wrong)?);
@@ -79,18 +92,26 @@ impl Animation {
                 _ => {}
             }
         }
+        // A picture of one colour takes next to nothing, and the decoder takes memory for all px at once: nothing tells one from a file that is made to exhaust it.
+        let often = if animation.is_some() { 2 } else { 1 };
+        if px * often > (1 << 22) + 1024 * total {
+            return Err(Fault::Unsupported(format!(
+                "a WebP picture of {px} px in {total} bytes, which might be made to exhaust memory (save it as PNG)"
+            )));
+        }
         match animation {
             Some(Self { frames, .. }) if frames.is_empty() => Err(Fault::incomplete("it is an animation without a frame")),
             animation => Ok(animation),
         }
     }
 
-    pub(super) fn frames(&self) -> usize {
-        self.frames.len()
+    /// How long each frame is shown.
+    pub(super) fn delays(&self) -> Vec<Delay> {
+        self.frames.iter().map(|frame| Delay::from_numer_denom_ms(frame.milliseconds, 1)).collect()
     }
 
     /// The frames, put on their canvas.
-    pub(super) fn read(self, mut file: impl Read + Seek) -> impl Iterator<Item = Result<(DynamicImage, Option<Delay>), Fault>> {
+    pub(super) fn read(self, mut file: impl Read + Seek) -> impl Iterator<Item = Result<DynamicImage, Fault>> {
         let [width, height] = self.canvas;
         let mut canvas = RgbaImage::new(width, height);
         let mut to_clear: Option<Frame> = None;
@@ -107,8 +128,7 @@ impl Animation {
             }
             to_clear = frame.is_cleared.then_some(frame);
             let whole = DynamicImage::ImageRgba8(canvas.clone());
-            let whole = if self.has_alpha { whole } else { DynamicImage::ImageRgb8(whole.into_rgb8()) };
-            Ok((whole, Some(Delay::from_numer_denom_ms(frame.milliseconds, 1))))
+            Ok(if self.has_alpha { whole } else { DynamicImage::ImageRgb8(whole.into_rgb8()) })
         })
     }
 }
@@ -130,9 +150,9 @@ fn picture(file: &mut (impl Read + Seek), frame: &Frame) -> Result<RgbaImage, Fa
     let mut riff = b"RIFF".to_vec();
     riff.extend((content.len() as u32).to_le_bytes());
     riff.extend(content);
-    let image = DynamicImage::from_decoder(WebPDecoder::new(Cursor::new(riff))?)?.into_rgba8();
-    if [image.width(), image.height()] != frame.size {
+    let decoder = WebPDecoder::new(Cursor::new(riff))?;
+    if <[u32; 2]>::from(decoder.dimensions()) != frame.size {
         return Err(Fault::damaged("a frame has not the size that its header says"));
     }
-    Ok(image)
+    Ok(DynamicImage::from_decoder(decoder)?.into_rgba8())
 }

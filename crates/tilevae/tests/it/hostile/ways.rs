@@ -164,7 +164,7 @@ fn toml(path: &Path) -> Outcome {
 
 /// What a configuration leads to before a model is loaded.
 fn configured(config: &Config) -> Outcome {
-    assert_eq!(Config::from_toml(&config.to_toml())?, *config, "a configuration that is written is read as it was");
+    assert_eq!(Config::from_toml(&config.to_toml()?)?, *config, "a configuration that is written is read as it was");
     let spec = VaeSpec { frames: FrameRule::Causal { ratio: 4 }, ..VaeSpec::image(3, 4, 8) };
     for (direction, shape) in [(Direction::Decode, [1, 4, 3, 40, 50]), (Direction::Encode, [1, 3, 9, 320, 400]), (Direction::Decode, [1, 4, 1, 1, 1])]
     {
