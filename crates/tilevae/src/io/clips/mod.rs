@@ -122,13 +122,6 @@ pub struct ClipInfo {
 /// The frames of a clip, one after the other.
 type Frames = Box<dyn Iterator<Item = TimedFrame>>;
 
-fn clip_kind(path: &Path) -> Result<ClipKind, IoError> {
-    match FileKind::of(path)? {
-        FileKind::Clip(kind) => Ok(kind),
-        _ => Err(IoError::UnknownKind { path: path.to_owned(), kinds: FileKind::CLIPS }),
-    }
-}
-
 /// Frames and their rate, when the clip says it and they do not.
 fn open(path: &Path, kind: ClipKind) -> Result<(Frames, Option<Fps>), IoError> {
     match kind {
