@@ -8,6 +8,14 @@ check:
     cargo clippy --release --workspace --all-targets -- -D warnings
     cargo test --release --workspace
 
+# Damaged files: so many cases of every way in, of a seed.
+fuzz cases seed="0":
+    TILEVAE_FUZZ_CASES={{cases}} TILEVAE_FUZZ_SEED={{seed}} cargo test --release -p tilevae --test it -- hostile
+
+# The same ways in by coverage: each target (all when none is named) for so many seconds. Needs nightly Rust and `cargo install cargo-fuzz`.
+fuzz-coverage seconds *targets:
+    bash tools/fuzz.sh {{seconds}} {{targets}}
+
 # The golden case on Burn's ndarray backend; compiling it takes over ten minutes of processor time.
 ndarray:
     cargo test --release -p tilevae-cli --features ndarray ndarray
@@ -35,6 +43,10 @@ cuda-nvrtc:
 # Golden files from diffusers (see tools/requirements.txt).
 fixtures:
     python tools/make_fixtures.py
+
+# The small valid files that `just fuzz` damages.
+seeds:
+    python tools/make_seeds.py
 
 # The example clip and its latents.
 examples:

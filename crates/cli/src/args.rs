@@ -26,7 +26,7 @@ pub(crate) struct Common {
     /// Configuration file; `tilevae config` prints one with every key.
     #[arg(long, global = true, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
-    /// Checkpoint: a diffusers folder, a pipeline's folder, or a .safetensors, .pth, .pt, .bin or .ckpt file.
+    /// Checkpoint: a diffusers folder, a pipeline's folder, or a file: safetensors, or what torch.save has written.
     #[arg(long, global = true, value_name = "DIR|FILE")]
     pub(crate) model: Option<PathBuf>,
     /// Devices, as `tilevae devices` lists them, or remote://HOST:PORT/N.
@@ -41,7 +41,7 @@ pub(crate) struct Common {
     /// How results are printed. With json, what happens in a run is told on standard error, too, as one JSON object a line.
     #[arg(long, global = true, value_enum, default_value_t = Format::Text)]
     pub(crate) format: Format,
-    /// No progress, no events and no warnings.
+    /// No progress, no events and no warnings; only errors.
     #[arg(short, long, global = true)]
     pub(crate) quiet: bool,
     /// Say more; twice for debugging.
@@ -53,6 +53,21 @@ pub(crate) struct Common {
 pub(crate) enum Format {
     Text,
     Json,
+}
+
+/// What is written where the name of a file does not say it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum OutputFormat {
+    Safetensors,
+    Npy,
+    Png,
+    #[value(alias = "jpeg")]
+    Jpg,
+    Webp,
+    #[value(alias = "tif")]
+    Tiff,
+    Y4m,
+    Gif,
 }
 
 #[derive(Debug, Subcommand)]
@@ -93,12 +108,15 @@ impl Command {
 #[derive(Debug, clap::Args)]
 pub(crate) struct Decode {
     /// Latents: .safetensors (the tensor `latents`) or .npy, [b,c,h,w] or [b,c,t,h,w], with or without b; or those of ComfyUI (.latent), torch (.pt), kohya
-    /// (.npz) and musubi-tuner.
+    /// (.npz) and musubi-tuner. - is standard input.
     pub(crate) latents: PathBuf,
     /// Picture (.png, .jpg, .webp, .tiff); clip (a folder of frames, .y4m, .gif, or .mp4, .webm, .mkv and so on through ffmpeg); or raw samples
-    /// (.safetensors, .npy). A batch is numbered NAME-0, NAME-1, ...
+    /// (.safetensors, .npy). A batch is numbered NAME-0, NAME-1, ... - is standard output. A file that is there is replaced.
     #[arg(short, long, value_name = "FILE|DIR")]
     pub(crate) output: PathBuf,
+    /// What is written, where the name of the output does not say it, as - does not.
+    #[arg(long, value_enum, value_name = "KIND")]
+    pub(crate) output_format: Option<OutputFormat>,
     /// Frames a second of the clip that is written, as 16, 23.976 or 24000/1001. By default the rate that the latents' file remembers, or 16.
     #[arg(long, value_name = "RATE")]
     pub(crate) fps: Option<Fps>,
@@ -112,12 +130,15 @@ pub(crate) struct Decode {
 #[derive(Debug, clap::Args)]
 pub(crate) struct Encode {
     /// Pictures of one size (a batch); one clip (a folder of numbered frames, .y4m, .gif, .mp4 and so on); or raw samples: .safetensors (the tensor
-    /// `samples`) or .npy.
+    /// `samples`) or .npy. - is standard input.
     #[arg(required = true)]
     pub(crate) samples: Vec<PathBuf>,
-    /// Latents: .safetensors or .npy.
+    /// Latents: .safetensors or .npy; - is standard output. A file that is there is replaced.
     #[arg(short, long, value_name = "FILE")]
     pub(crate) output: PathBuf,
+    /// What is written, where the name of the output does not say it, as - does not: safetensors or npy.
+    #[arg(long, value_enum, value_name = "KIND")]
+    pub(crate) output_format: Option<OutputFormat>,
     /// Frames a second that the latents' file remembers. By default the clip's own rate.
     #[arg(long, value_name = "RATE")]
     pub(crate) fps: Option<Fps>,
@@ -131,12 +152,15 @@ pub(crate) struct Encode {
 #[derive(Debug, clap::Args)]
 pub(crate) struct Roundtrip {
     /// Pictures of one size (a batch); one clip (a folder of numbered frames, .y4m, .gif, .mp4 and so on); or raw samples: .safetensors (the tensor
-    /// `samples`) or .npy.
+    /// `samples`) or .npy. - is standard input.
     #[arg(required = true)]
     pub(crate) samples: Vec<PathBuf>,
-    /// What comes back: a picture, a clip, or raw samples.
+    /// What comes back: a picture, a clip, or raw samples; - is standard output. A file that is there is replaced.
     #[arg(short, long, value_name = "FILE|DIR")]
     pub(crate) output: Option<PathBuf>,
+    /// What is written, where the name of the output does not say it, as - does not.
+    #[arg(long, value_enum, value_name = "KIND", requires = "output")]
+    pub(crate) output_format: Option<OutputFormat>,
     /// Frames a second of the clip that is written. By default the clip's own rate, or 16.
     #[arg(long, value_name = "RATE")]
     pub(crate) fps: Option<Fps>,
@@ -165,8 +189,8 @@ pub(crate) struct Worker {
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Plan {
-    /// Latents, a picture, a clip or raw samples; or a size in px, as HEIGHTxWIDTH or FRAMESxHEIGHTxWIDTH.
-    pub(crate) input: String,
+    /// Latents, a picture, a clip or raw samples, or - for standard input; or a size in px, as HEIGHTxWIDTH or FRAMESxHEIGHTxWIDTH.
+    pub(crate) input: PathBuf,
     /// Which way. By default latents and sizes are decoded, pictures and samples encoded.
     #[arg(long, value_parser = direction, value_name = "decode|encode")]
     pub(crate) direction: Option<Direction>,
@@ -181,7 +205,7 @@ pub(crate) struct Plan {
     loss: the time taken against that of workers that are all busy to the end.")]
 pub(crate) struct Bench {
     /// Latents, a picture, a clip or raw samples; or a size in px, as HEIGHTxWIDTH or FRAMESxHEIGHTxWIDTH, for noise.
-    pub(crate) input: String,
+    pub(crate) input: PathBuf,
     /// Which way. By default latents and sizes are decoded, pictures and samples encoded.
     #[arg(long, value_parser = direction, value_name = "decode|encode")]
     pub(crate) direction: Option<Direction>,
@@ -189,10 +213,10 @@ pub(crate) struct Bench {
     #[arg(long, value_delimiter = ',', value_name = "NAME", default_value = "sequential,multi-device,pipelined")]
     pub(crate) executor: Vec<String>,
     /// Numbers of CPU workers for executors that use many.
-    #[arg(long, value_delimiter = ',', value_name = "N", default_value = "1,2,4")]
+    #[arg(long, value_delimiter = ',', value_parser = at_least_one, value_name = "N", default_value = "1,2,4")]
     pub(crate) workers: Vec<NonZeroUsize>,
     /// Runs of each, of which the median is shown.
-    #[arg(long, value_name = "N", default_value = "1")]
+    #[arg(long, value_parser = at_least_one, value_name = "N", default_value = "1")]
     pub(crate) runs: NonZeroUsize,
 }
 
@@ -201,6 +225,10 @@ pub(crate) struct Config {
     /// The embedded defaults with comments, in place of what would be used.
     #[arg(long)]
     pub(crate) defaults: bool,
+}
+
+fn at_least_one(text: &str) -> Result<NonZeroUsize, String> {
+    text.parse().map_err(|_| "it takes a whole number of at least 1".to_owned())
 }
 
 fn direction(name: &str) -> Result<Direction, String> {

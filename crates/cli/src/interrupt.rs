@@ -1,27 +1,120 @@
-use std::sync::LazyLock;
+//! Signals that end the program. Those that were ignored when it began stay ignored, as `nohup` and shells want it.
 
-use tilevae::Stop;
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+use tilevae::{Error, Stop, io};
+
+use crate::{output, watch};
 
 /// The exit code of a program that a signal ended, as shells count it.
 pub(crate) const INTERRUPTED: u8 = 130;
 
 static STOP: LazyLock<Stop> = LazyLock::new(Stop::default);
 
-/// The switch that Ctrl-C throws.
+/// What a signal finds.
+static STATE: AtomicU8 = AtomicU8::new(NO_RUN);
+
+const NO_RUN: u8 = 0;
+const RUNNING: u8 = 1;
+const STOPPING: u8 = 2;
+const ENDING: u8 = 3;
+
+/// The switch that a signal throws during a run.
 pub(crate) fn stop() -> Stop {
     STOP.clone()
 }
 
-/// Ends runs at the first Ctrl-C (or request to terminate) once the tiles that run are finished, so that nothing half-written is left; and the program
-/// at the second.
-pub(crate) fn listen() {
-    let heard = ctrlc::set_handler(|| {
-        if STOP.is_stopped() {
-            std::process::exit(i32::from(INTERRUPTED));
+/// Runs tiles. Meanwhile a signal only stops the run, which is then an error even if its last tile was finished.
+pub(crate) fn during<T>(run: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
+    let turn = |from, to| STATE.compare_exchange(from, to, Ordering::SeqCst, Ordering::SeqCst);
+    if turn(NO_RUN, RUNNING).is_ok() {
+        let answer = run();
+        match turn(RUNNING, NO_RUN) {
+            Ok(_) => return answer,
+            Err(STOPPING) => return Err(Error::stopped()),
+            Err(_) => {}
         }
-        STOP.stop();
-    });
-    if let Err(error) = heard {
-        tracing::warn!("Ctrl-C will leave temporary files behind: {error}");
     }
+    wait_for_end()
+}
+
+/// Does not return when a signal is just ending the program.
+pub(crate) fn let_end() {
+    if STATE.load(Ordering::SeqCst) == ENDING {
+        wait_for_end();
+    }
+}
+
+fn wait_for_end() -> ! {
+    loop {
+        thread::park();
+    }
+}
+
+fn hear() {
+    if STATE.compare_exchange(RUNNING, STOPPING, Ordering::SeqCst, Ordering::SeqCst).is_ok() {
+        say(watch::tell_stopping);
+        STOP.stop();
+        return;
+    }
+    let stopping = STATE.swap(ENDING, Ordering::SeqCst) == STOPPING;
+    io::remove_pending();
+    say(move || output::print_interrupted(stopping));
+    exit();
+}
+
+/// Says something on standard error; where nobody reads it, signals are heard all the same.
+fn say(text: impl FnOnce() + Send + 'static) {
+    let (sender, said) = mpsc::channel();
+    thread::spawn(move || {
+        text();
+        sender.send(())
+    });
+    let _ = said.recv_timeout(Duration::from_millis(200));
+}
+
+/// Ends runs at the first Ctrl-C (or request to terminate), and the program at the second; without a run, at the first. Nothing half-written is left.
+#[cfg(unix)]
+pub(crate) fn listen() {
+    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+    use signal_hook::iterator::Signals;
+
+    let signals = [SIGINT, SIGTERM, SIGHUP].into_iter().filter(|&signal| !is_ignored(signal));
+    let listening = Signals::new(signals).and_then(|mut signals| {
+        let listen = move || signals.forever().for_each(|_| hear());
+        thread::Builder::new().name("signals".to_owned()).spawn(listen)
+    });
+    if let Err(error) = listening {
+        tracing::warn!("Ctrl-C may leave temporary files behind: {error}");
+    }
+}
+
+#[cfg(unix)]
+#[expect(unsafe_code, reason = "sigaction is a C function")]
+fn is_ignored(signal: std::ffi::c_int) -> bool {
+    let mut action = std::mem::MaybeUninit::<libc::sigaction>::zeroed();
+    // SAFETY: without a new action sigaction only writes the present one, to a place of its type, of which all bytes are valid when they are zero.
+    unsafe { libc::sigaction(signal, std::ptr::null(), action.as_mut_ptr()) == 0 && action.assume_init().sa_sigaction == libc::SIG_IGN }
+}
+
+#[cfg(unix)]
+fn exit() -> ! {
+    // Without destructors: threads are still at work.
+    signal_hook::low_level::exit(i32::from(INTERRUPTED))
+}
+
+#[cfg(not(unix))]
+pub(crate) fn listen() {
+    if let Err(error) = ctrlc::set_handler(hear) {
+        tracing::warn!("Ctrl-C may leave temporary files behind: {error}");
+    }
+}
+
+#[cfg(not(unix))]
+fn exit() -> ! {
+    std::process::exit(i32::from(INTERRUPTED))
 }

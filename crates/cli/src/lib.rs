@@ -10,9 +10,10 @@ mod plan_picture;
 mod timeline;
 mod watch;
 
-use std::io::IsTerminal;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::ffi::OsString;
+use std::panic::{AssertUnwindSafe, PanicHookInfo, catch_unwind};
 use std::process::ExitCode;
+use std::sync::{Mutex, PoisonError};
 
 use clap::Parser;
 use tracing_subscriber::Layer;
@@ -20,38 +21,71 @@ use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
-use args::{Args, Command};
+use args::{Args, Command, Format};
 
 /// Runs the command line of this process.
 ///
 /// Exit codes: 0 done, 1 the run failed, 2 the arguments or the configuration ask for something that cannot be, 130 interrupted.
 pub fn main() -> ExitCode {
     allocator::tune();
-    let args = Args::parse();
+    let arguments: Vec<OsString> = std::env::args_os().collect();
+    let args = match Args::try_parse_from(&arguments) {
+        Ok(args) => args,
+        Err(error) if error.use_stderr() => {
+            output::set_format(if asks_for_json(&arguments) { Format::Json } else { Format::Text }, false);
+            output::print_argument_error(&error);
+            return ExitCode::from(2);
+        }
+        // Help and version.
+        Err(shown) => {
+            let _ = shown.print();
+            return ExitCode::SUCCESS;
+        }
+    };
+    output::set_format(args.common.format, args.common.quiet);
     log_to_stderr(&args);
-    // Burn reports most errors by panicking. Executors make errors of panics; the hook's own message would only come before theirs.
-    std::panic::set_hook(Box::new(|panic| tracing::debug!("{panic}")));
+    std::panic::set_hook(Box::new(note_panic));
     interrupt::listen();
     let run = catch_unwind(AssertUnwindSafe(|| run(&args)));
-    match run.unwrap_or_else(|_| Err(anyhow::anyhow!("an internal error; run again with -vv to see where, and please report it"))) {
+    interrupt::let_end();
+    let internal = |_| {
+        let panic = PANIC.lock().unwrap_or_else(PoisonError::into_inner).take();
+        Err(output::InternalError(panic.unwrap_or_else(|| "the program panicked".to_owned())).into())
+    };
+    match run.unwrap_or_else(internal) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if output::is_broken_pipe(&error) => ExitCode::SUCCESS,
-        Err(error) if error.downcast_ref().is_some_and(tilevae::Error::is_stop) => {
-            output::print_error(&error);
-            ExitCode::from(interrupt::INTERRUPTED)
-        }
-        Err(error) => {
-            output::print_error(&error);
-            let usage = error.is::<commands::UsageError>()
-                || error.downcast_ref().is_some_and(tilevae::Error::is_usage)
-                || error.downcast_ref().is_some_and(tilevae::io::IoError::is_usage);
-            ExitCode::from(if usage { 2 } else { 1 })
-        }
+        Err(error) => ExitCode::from(output::print_error(&error)),
+    }
+}
+
+/// Whether arguments that cannot be read ask for JSON.
+fn asks_for_json(arguments: &[OsString]) -> bool {
+    let pairs = arguments.windows(2).any(|pair| pair[0] == "--format" && pair[1] == "json");
+    pairs || arguments.iter().any(|argument| argument == "--format=json")
+}
+
+/// What the main thread's panic said.
+static PANIC: Mutex<Option<String>> = Mutex::new(None);
+
+/// Burn reports most errors by panicking, and executors make errors of panics; those are logged in detail only. What nobody else would tell is a warning.
+fn note_panic(panic: &PanicHookInfo<'_>) {
+    tracing::debug!("{panic}");
+    if tilevae::tiling::is_guarded() {
+        return;
+    }
+    let message = panic.payload_as_str().unwrap_or("a panic without a message").lines().collect::<Vec<_>>().join(" ");
+    let place = panic.location().map(|place| format!(" ({place})")).unwrap_or_default();
+    let thread = std::thread::current();
+    match thread.name() {
+        Some("main") => *PANIC.lock().unwrap_or_else(PoisonError::into_inner) = Some(format!("{message}{place}")),
+        name => tracing::warn!("the thread {} panicked: {message}{place}", name.unwrap_or("without a name")),
     }
 }
 
 fn run(args: &Args) -> anyhow::Result<()> {
     let common = &args.common;
+    check_threads()?;
     tilevae::vae_core::keep_kernels(!common.no_cache);
     match &args.command {
         Command::Decode(args) => commands::decode(common, args),
@@ -67,8 +101,26 @@ fn run(args: &Args) -> anyhow::Result<()> {
     }
 }
 
+/// Rayon passes over a number of threads that is none.
+fn check_threads() -> Result<(), commands::UsageError> {
+    let name = "RAYON_NUM_THREADS";
+    let Some(given) = std::env::var_os(name).filter(|given| !given.is_empty()) else { return Ok(()) };
+    let is_number = given.to_str().is_some_and(|given| given.parse::<usize>().is_ok_and(|threads| threads <= MOST_THREADS));
+    let message = || {
+        format!(
+            "the environment variable {name} is `{}`; it takes a number of threads, 0 to {MOST_THREADS} (0: as many as there are cores)",
+            given.display()
+        )
+    };
+    if is_number { Ok(()) } else { Err(commands::UsageError(message())) }
+}
+
+/// More than machines have.
+const MOST_THREADS: usize = 4096;
+
 fn log_to_stderr(args: &Args) {
     let level = match (args.common.quiet, args.common.verbose) {
+        (true, _) if args.common.format == Format::Json => LevelFilter::OFF,
         (true, _) => LevelFilter::ERROR,
         (false, 0) => LevelFilter::WARN,
         (false, 1) => LevelFilter::INFO,
@@ -77,7 +129,13 @@ fn log_to_stderr(args: &Args) {
     // Runs say themselves what became of a device; whoever serves devices wants to hear of his clients.
     let of_backends = if level == LevelFilter::WARN && !args.command.is_worker() { LevelFilter::ERROR } else { level };
     let levels = Targets::new().with_default(level).with_targets(["burn", "cubecl", "cubek", "wgpu"].map(|prefix| (prefix, of_backends)));
-    let is_terminal = std::io::stderr().is_terminal();
-    let layer = tracing_subscriber::fmt::layer().with_writer(|| watch::Log).without_time().with_target(false).with_ansi(is_terminal);
-    tracing_subscriber::registry().with(layer.with_filter(levels)).init();
+    let (text, json) = if args.common.format == Format::Json {
+        (None, Some(watch::LogEvents.with_filter(levels)))
+    } else {
+        // By NO_COLOR, CLICOLOR, TERM and whether it is a terminal.
+        let colours = anstream::AutoStream::choice(&std::io::stderr()) != anstream::ColorChoice::Never;
+        let layer = tracing_subscriber::fmt::layer().with_writer(|| watch::Log).without_time().with_target(false).with_ansi(colours);
+        (Some(layer.with_filter(levels)), None)
+    };
+    tracing_subscriber::registry().with(text).with(json).init();
 }

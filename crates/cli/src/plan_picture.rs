@@ -2,20 +2,26 @@
 
 use svg::Document;
 use svg::node::element::{Rectangle, Text};
-use tilevae::tiling::TilePlan;
+use tilevae::tiling::{Span, TilePlan};
+
+use crate::commands::UsageError;
 
 /// The output as letters, at most 64 wide: how many tiles cover each place.
 pub(crate) fn ascii(plan: &TilePlan) -> String {
     let [_, height, width] = plan.output;
     let columns = width.min(64);
     // A letter is about twice as tall as it is wide.
-    let rows = (columns * height).div_ceil(2 * width).clamp(1, 40);
-    let covers = |spans: &[tilevae::tiling::Span], at: usize| spans.iter().filter(|span| (span.start..span.end()).contains(&at)).count();
+    let rows = (columns as u128 * height as u128).div_ceil(2 * width as u128).clamp(1, 40) as usize;
+    // How many tiles lie at the middle of each letter.
+    let covers = |spans: &[Span], letters: usize, length: usize| -> Vec<usize> {
+        let middle = |letter: usize| ((2 * letter + 1) as u128 * length as u128 / (2 * letters) as u128) as usize;
+        (0..letters).map(middle).map(|at| spans.iter().filter(|span| (span.start..span.end()).contains(&at)).count()).collect()
+    };
+    let across = covers(&plan.columns, columns, width);
     let mut picture = String::new();
-    for row in 0..rows {
-        let tall = covers(&plan.rows, (2 * row + 1) * height / (2 * rows));
-        for column in 0..columns {
-            let count = tall * covers(&plan.columns, (2 * column + 1) * width / (2 * columns));
+    for tall in covers(&plan.rows, rows, height) {
+        for wide in &across {
+            let count = tall * wide;
             picture.push(match count {
                 0 | 1 => '.',
                 2 | 3 => '+',
@@ -27,8 +33,14 @@ pub(crate) fn ascii(plan: &TilePlan) -> String {
     picture
 }
 
+/// The most tiles that a drawing shows.
+const DRAWN_TILES: usize = 20_000;
+
 /// The output with each tile as a translucent box; redundant ones are red.
-pub(crate) fn svg(plan: &TilePlan) -> String {
+pub(crate) fn svg(plan: &TilePlan) -> Result<String, UsageError> {
+    if plan.tiles.len() > DRAWN_TILES {
+        return Err(UsageError(format!("--svg draws at most {DRAWN_TILES} tiles, the plan has {}", plan.tiles.len())));
+    }
     let [_, height, width] = plan.output;
     let line = (width.max(height) as f64 / 400.0).max(0.25);
     let mut drawing = Document::new()
@@ -56,5 +68,5 @@ pub(crate) fn svg(plan: &TilePlan) -> String {
             .set("font-family", "sans-serif");
         drawing = drawing.add(frame).add(number);
     }
-    drawing.to_string()
+    Ok(drawing.to_string())
 }

@@ -5,10 +5,15 @@ use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
-use serde_json::json;
+use serde_json::{Map, Value, json};
 use tilevae::{Done, Event, Progress};
+use tracing::field::{Field, Visit};
+use tracing::{Event as LogEvent, Subscriber};
+use tracing_subscriber::Layer;
+use tracing_subscriber::layer::Context;
 
 use crate::args::{Common, Format};
+use crate::output;
 
 /// All bars of the program; hidden where standard error is no terminal.
 static BARS: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
@@ -18,11 +23,49 @@ pub(crate) struct Log;
 
 impl Write for Log {
     fn write(&mut self, text: &[u8]) -> io::Result<usize> {
-        BARS.suspend(|| io::stderr().write(text))
+        BARS.suspend(|| io::stderr().write_all(text).map(|()| text.len()))
     }
 
     fn flush(&mut self) -> io::Result<()> {
         io::stderr().flush()
+    }
+}
+
+/// Log lines as events.
+pub(crate) struct LogEvents;
+
+impl<S: Subscriber> Layer<S> for LogEvents {
+    fn on_event(&self, event: &LogEvent<'_>, _: Context<'_, S>) {
+        let level = event.metadata().level().as_str().to_ascii_lowercase();
+        let mut fields = Fields(Map::new());
+        event.record(&mut fields);
+        let message = fields.0.remove("message").unwrap_or_default();
+        output::tell(&json!({"event": "log", "level": level, "message": message, "fields": fields.0}));
+    }
+}
+
+struct Fields(Map<String, Value>);
+
+impl Visit for Fields {
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.0.insert(field.name().to_owned(), value.into());
+    }
+
+    fn record_debug(&mut self, field: &Field, value: &dyn std::fmt::Debug) {
+        self.0.insert(field.name().to_owned(), format!("{value:?}").into());
+    }
+}
+
+/// Says that a run is about to stop.
+pub(crate) fn tell_stopping() {
+    const MESSAGE: &str = "stopping after this tile; again to stop at once";
+    if output::is_quiet() {
+        return;
+    }
+    if output::is_json() {
+        output::tell(&json!({"event": "stopping", "message": MESSAGE}));
+    } else {
+        let _ = Log.write_all(format!("{MESSAGE}\n").as_bytes());
     }
 }
 
@@ -52,7 +95,11 @@ impl Watch {
         if common.format == Format::Json {
             return Self::Events { verb, begun };
         }
-        let total = BARS.add(ProgressBar::new(0));
+        if std::env::var_os("TERM").is_some_and(|terminal| terminal == "dumb") {
+            return Self::Nothing;
+        }
+        // Without a length it is empty, not full.
+        let total = BARS.add(ProgressBar::no_length());
         let style = ProgressStyle::with_template("{prefix} {wide_bar} {msg}  {eta} left");
         total.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
         total.set_prefix(verb);
@@ -82,12 +129,11 @@ impl Progress for Watch {
         match self {
             Self::Nothing => {}
             Self::Events { verb, begun } => {
-                let mut line = json!({"seconds": begun.elapsed().as_secs_f64(), "run": verb});
-                if let (Some(line), Ok(serde_json::Value::Object(event))) = (line.as_object_mut(), serde_json::to_value(event)) {
+                let mut line = Map::from_iter([("seconds".to_owned(), begun.elapsed().as_secs_f64().into()), ("run".to_owned(), (*verb).into())]);
+                if let Ok(Value::Object(event)) = serde_json::to_value(event) {
                     line.extend(event);
                 }
-                // Nobody who reads no more has to be told more.
-                let _ = writeln!(Log, "{line}");
+                output::tell(&line.into());
             }
             Self::Lines { verb, begun, total, workers } => {
                 tracing::debug!("{verb} {event:?}");
@@ -135,7 +181,7 @@ fn show_total(bar: &ProgressBar, done: Done) {
     bar.set_position(done.tile_frames as u64);
     let tiles = format!("{}/{} tiles", done.tiles, done.of_tiles);
     let is_clip = done.of_output_frames > 1;
-    bar.set_message(if is_clip { format!("{tiles}, {}/{} frames", done.tile_frames, done.of_tile_frames) } else { tiles });
+    bar.set_message(if is_clip { format!("{tiles}, {}/{} frames", done.output_frames, done.of_output_frames) } else { tiles });
 }
 
 impl Drop for Watch {

@@ -809,7 +809,7 @@ mod tests {
             let from_within = pool.install(|| (0..24).into_par_iter().all(|_| once()));
             done.0.send((from_outside, from_within)).unwrap();
         });
-        assert_eq!(done.1.recv_timeout(std::time::Duration::from_secs(120)), Ok((true, true)));
+        assert_eq!(done.1.recv_timeout(std::time::Duration::from_mins(2)), Ok((true, true)));
     }
 
     #[test]

@@ -427,7 +427,7 @@ mod tests {
         let mut scratch = workspace.scratch();
         assert_eq!(scratch.px(5), [Px([1.0; 16]); 5]);
         assert_eq!(scratch.px(11), [Px([2.0; 16]); 11]);
-        assert_eq!(scratch.px(1001), [Px::ZERO; 1001]);
+        assert_eq!(scratch.px(1001), vec![Px::ZERO; 1001]);
         drop(scratch);
         assert_eq!(workspace.kept_bytes(), (10 + 1001) * size_of::<Px>());
     }

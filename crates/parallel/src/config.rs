@@ -21,7 +21,7 @@ pub enum ExecutorConfig {
         /// Tiles of one shape that run in one stack.
         #[serde(default)]
         batch_tiles: Count,
-        /// How long a tile may take before its worker is given up, in seconds.
+        /// How long a worker may work on a tile before it is given up, in seconds.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         tile_timeout_s: Option<NonZeroUsize>,
     },
@@ -36,7 +36,7 @@ pub enum ExecutorConfig {
         /// Tiles of one shape that run in one stack.
         #[serde(default)]
         batch_tiles: Count,
-        /// How long a tile may take before its worker is given up, in seconds.
+        /// How long a worker may work on a tile before it is given up, in seconds.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         tile_timeout_s: Option<NonZeroUsize>,
     },

@@ -17,8 +17,8 @@ use crate::{Count, Done, Event, ExecError, Job, Progress, RunStats, Stage, Worke
 /// How long anybody waits before looking again without being told that something has happened.
 const PATIENCE: Duration = Duration::from_millis(20);
 
-/// How long a run that has ended waits for workers to come back from what they are at.
-const GRACE: Duration = Duration::from_secs(5);
+/// How long workers are waited for when a run ends.
+pub(crate) const GRACE: Duration = Duration::from_secs(5);
 
 /// The silence of a worker on its first tile that others wait for.
 pub(crate) const SILENCE: Duration = Duration::from_mins(5);
@@ -34,6 +34,8 @@ pub(crate) struct Settings {
     pub(crate) timeout: Option<Duration>,
     /// How long a worker that has not finished a tile yet may give no sign of life before others that have nothing to do run its tile, too.
     pub(crate) silence: Duration,
+    /// How long a run that has ended waits for workers to come back from what they are at.
+    pub(crate) grace: Duration,
     /// Tiles, or stacks of them, that a worker has in work at once, its stages overlapping; none: one at a time, one stage after the other.
     pub(crate) in_flight: Option<NonZeroUsize>,
 }
@@ -93,6 +95,7 @@ pub(crate) fn run(settings: Settings, job: Job<'_>, progress: &mut dyn Progress)
         stats: workers.iter().map(|worker| WorkerStats::new(&worker.name)).collect(),
         upcast_tiles: 0,
         has_given_up: vec![false; workers.len()],
+        grace: settings.grace,
         workers,
         progress: Listener(progress),
     };
@@ -210,6 +213,7 @@ struct Foreman<'a, 'b> {
     upcast_tiles: usize,
     /// Workers that did not come back.
     has_given_up: Vec<bool>,
+    grace: Duration,
     progress: Listener<'b>,
 }
 
@@ -237,7 +241,7 @@ impl Foreman<'_, '_> {
                 }
             }
             // However much there is to do.
-            if self.shared.recorder.now() - looked >= PATIENCE {
+            if self.shared.recorder.now().saturating_sub(looked) >= PATIENCE {
                 self.look_for_stalled()?;
                 self.look_for_hope(inbox)?;
                 looked = self.shared.recorder.now();
@@ -336,7 +340,7 @@ impl Foreman<'_, '_> {
         let begun = Instant::now();
         for (worker, line) in lines.into_iter().enumerate() {
             while !self.has_given_up[worker] && !line.iter().all(JoinHandle::is_finished) {
-                if begun.elapsed() > GRACE {
+                if begun.elapsed() > self.grace {
                     tracing::warn!("{} does not come back from its tile; it is left behind", self.workers[worker].name);
                     break;
                 }

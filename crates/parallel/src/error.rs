@@ -21,7 +21,10 @@ const OUT_OF_MEMORY: [&str; 9] = [
 #[non_exhaustive]
 pub enum ExecError {
     /// More devices than the executor can use.
-    #[error("the {executor} executor runs on one device and worker, {got} are configured; `executor.kind` chooses one that uses many")]
+    #[error(
+        "executor.kind = \"{executor}\" runs on one device with one worker, {got} are configured (devices.use, devices.cpu.workers); \
+         executor.kind = \"multi-device\" or \"pipelined\" uses all"
+    )]
     TooManyDevices {
         /// The executor.
         executor: &'static str,
@@ -29,7 +32,7 @@ pub enum ExecError {
         got: usize,
     },
     /// No device was given.
-    #[error("no device is named")]
+    #[error("no device is named; devices.use lists them, as in devices.use = [\"cpu\"]")]
     NoDevice,
     /// An input that is not the one that was planned for.
     #[error("the input is {got:?} (batch, channels, frames, height, width); none may be 0, and the plan is for {expected:?} (frames, height, width)")]
@@ -161,6 +164,14 @@ pub(crate) fn guarded<T>(tile: usize, call: impl FnOnce() -> Result<T, BoxError>
         Ok(answer) => answer.map_err(|source| ExecError::Tile { tile, source: in_one_line(source) }),
         Err(message) => Err(ExecError::Panicked { tile, message: essence(&message) }),
     }
+}
+
+/// Drops what an operation made: a panic becomes an error.
+pub(crate) fn guarded_drop<T>(tile: usize, value: T) -> Result<(), ExecError> {
+    guarded(tile, || {
+        drop(value);
+        Ok(())
+    })
 }
 
 /// The error itself where it has one line, else its essence.

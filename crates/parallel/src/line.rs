@@ -7,7 +7,7 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use tiling::{Block, FrameScale, Party, Resident, Stop, TileRun, catch};
 
-use crate::error::guarded;
+use crate::error::{guarded, guarded_drop};
 use crate::schedule::{Blame, Scheduler, Task, Turn, Verdict};
 use crate::seam::{self, Progressed};
 use crate::sequential::{all_finite, discard};
@@ -279,10 +279,9 @@ impl Line {
         let (unit, is_last) = (item.unit.clone(), item.is_last);
         let answer = self.stage(Stage::Compute, item, |_, piece| {
             let tile = unit.tiles[0];
-            let drop_begun = |begun: &mut Begun<'a>| guarded(tile, || Ok(drop(begun.take())));
             if begun.as_ref().is_some_and(|(of, _)| !Arc::ptr_eq(of, &unit)) {
                 // What the last tile remembered goes first.
-                drop_begun(begun)?;
+                guarded_drop(tile, begun.take())?;
             }
             let run = if let Some((_, run)) = &mut *begun {
                 run
@@ -292,7 +291,7 @@ impl Line {
             };
             let answer = guarded(tile, || run(piece))?;
             if is_last {
-                drop_begun(begun)?;
+                guarded_drop(tile, begun.take())?;
             }
             Ok(answer)
         });

@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use tiling::TilePlan;
 
-use crate::engine::{self, SILENCE, Settings};
+use crate::engine::{self, GRACE, SILENCE, Settings};
 use crate::{Count, ExecError, Executor, Job, Progress, RunStats};
 
 /// Tiles run at once on all workers, one at a time on each; the calling thread blends.
@@ -29,7 +29,7 @@ impl Default for MultiDevice {
 
 impl MultiDevice {
     fn settings(self) -> Settings {
-        Settings { retries: self.retries, batch: self.batch_tiles, timeout: self.tile_timeout, silence: SILENCE, in_flight: None }
+        Settings { retries: self.retries, batch: self.batch_tiles, timeout: self.tile_timeout, silence: SILENCE, grace: GRACE, in_flight: None }
     }
 }
 

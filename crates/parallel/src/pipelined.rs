@@ -2,7 +2,7 @@ use std::num::NonZeroUsize;
 
 use tiling::TilePlan;
 
-use crate::engine::{self, SILENCE, Settings};
+use crate::engine::{self, GRACE, SILENCE, Settings};
 use crate::{ExecError, Executor, Job, MultiDevice, Progress, RunStats};
 
 /// As [`MultiDevice`], but each worker is a pipeline: the next tiles are read and brought to the device while it works on one, and the answers of earlier
@@ -24,7 +24,7 @@ impl Default for Pipelined {
 impl Pipelined {
     fn settings(self) -> Settings {
         let MultiDevice { retries, batch_tiles, tile_timeout } = self.devices;
-        Settings { retries, batch: batch_tiles, timeout: tile_timeout, silence: SILENCE, in_flight: Some(self.in_flight) }
+        Settings { retries, batch: batch_tiles, timeout: tile_timeout, silence: SILENCE, grace: GRACE, in_flight: Some(self.in_flight) }
     }
 }
 

@@ -147,7 +147,7 @@ impl Clock {
     }
 
     fn silence(&self, now: Duration) -> Duration {
-        self.time(now) - self.heard
+        self.time(now).saturating_sub(self.heard)
     }
 }
 
@@ -243,7 +243,9 @@ impl Scheduler {
         let is_upcast = self.tiles[tiles[0]].is_upcast;
         let running = &mut self.workers[worker].running;
         let had_company = !running.is_empty();
-        running.iter_mut().for_each(|other| other.had_company = true);
+        for other in running.iter_mut() {
+            other.had_company = true;
+        }
         running.push(Running { tiles: tiles.clone(), start: now, had_company, clock: Clock::default() });
         Turn::Run(Task { tiles, is_upcast })
     }
@@ -675,20 +677,23 @@ mod tests {
         }
     }
 
-    fn verdict(tiles: &[usize], is_retired: bool) -> Option<Verdict> {
-        Some(Verdict { tiles: tiles.to_vec(), is_retired })
+    fn verdict(tiles: &[usize], is_retired: bool) -> Verdict {
+        Verdict { tiles: tiles.to_vec(), is_retired }
     }
+
+    /// A way in which tiles come back.
+    type Return = fn(&mut Scheduler) -> bool;
 
     #[test]
     fn a_failed_tile_goes_to_another_worker() {
         let mut scheduler = scheduler(&[1.0, 1.0], 2, RULES);
         assert_eq!([scheduler.turn(0, seconds(0)), scheduler.turn(1, seconds(0))], [run(0), run(1)]);
-        assert_eq!(scheduler.failed(0, &[0], Blame::Tile), verdict(&[0], false));
+        assert_eq!(scheduler.failed(0, &[0], Blame::Tile), Some(verdict(&[0], false)));
         assert_eq!(scheduler.turn(0, seconds(1)), Turn::Wait);
         assert_eq!(scheduler.finished(1, &[1], seconds(2)), [1]);
         assert_eq!(scheduler.turn(1, seconds(2)), run(0));
         // The last one standing gets it again.
-        assert_eq!(scheduler.failed(1, &[0], Blame::Device), verdict(&[0], true));
+        assert_eq!(scheduler.failed(1, &[0], Blame::Device), Some(verdict(&[0], true)));
         assert!(!scheduler.is_hopeless());
         assert_eq!((scheduler.turn(1, seconds(3)), scheduler.turn(0, seconds(3))), (Turn::Leave, run(0)));
         assert_eq!(scheduler.finished(0, &[0], seconds(4)), [0]);
@@ -726,7 +731,7 @@ mod tests {
     fn a_device_without_memory_gets_smaller_tiles_only() {
         let mut scheduler = scheduler(&[2.0, 2.0, 1.0], 2, RULES);
         assert_eq!(scheduler.turn(0, seconds(0)), run(0));
-        assert_eq!(scheduler.failed(0, &[0], Blame::Memory), verdict(&[0], true));
+        assert_eq!(scheduler.failed(0, &[0], Blame::Memory), Some(verdict(&[0], true)));
         assert_eq!(scheduler.turn(0, seconds(0)), run(2));
         assert_eq!(scheduler.finished(0, &[2], seconds(1)), [2]);
         assert_eq!([scheduler.turn(0, seconds(1)), scheduler.turn(1, seconds(1))], [Turn::Wait, run(0)]);
@@ -741,8 +746,8 @@ mod tests {
         let turn = |scheduler: &mut Scheduler| scheduler.turn(0, seconds(0));
         assert_eq!([turn(&mut scheduler), turn(&mut scheduler), turn(&mut scheduler)], [run(0), run(1), Turn::Wait]);
         // Both fail while the other was there.
-        assert_eq!(scheduler.failed(0, &[0], Blame::Memory), verdict(&[0], false));
-        assert_eq!(scheduler.failed(0, &[1], Blame::Memory), verdict(&[1], false));
+        assert_eq!(scheduler.failed(0, &[0], Blame::Memory), Some(verdict(&[0], false)));
+        assert_eq!(scheduler.failed(0, &[1], Blame::Memory), Some(verdict(&[1], false)));
         assert!(!scheduler.is_hopeless());
         assert_eq!([turn(&mut scheduler), turn(&mut scheduler)], [run(0), Turn::Wait]);
         assert_eq!(scheduler.finished(0, &[0], seconds(1)), [0]);
@@ -754,9 +759,9 @@ mod tests {
         let mut scheduler = Scheduler::new(vec![2.0; 3], vec![0; 3], vec![None], Rules { at_once: 2, ..RULES });
         assert_eq!([turn(&mut scheduler), turn(&mut scheduler)], [run(0), run(1)]);
         assert_eq!(scheduler.finished(0, &[1], seconds(1)), [1]);
-        assert_eq!(scheduler.failed(0, &[0], Blame::Memory), verdict(&[0], false));
+        assert_eq!(scheduler.failed(0, &[0], Blame::Memory), Some(verdict(&[0], false)));
         assert_eq!(turn(&mut scheduler), run(0));
-        assert_eq!(scheduler.failed(0, &[0], Blame::Memory), verdict(&[0], true));
+        assert_eq!(scheduler.failed(0, &[0], Blame::Memory), Some(verdict(&[0], true)));
         assert!(scheduler.is_hopeless());
     }
 
@@ -767,7 +772,7 @@ mod tests {
         let begin = |at_once| {
             let mut scheduler = scheduler(&work, 2, Rules { at_once, ..RULES });
             assert_eq!(scheduler.turn(0, seconds(0)), run(0));
-            assert_eq!(scheduler.failed(0, &[0], Blame::Memory), verdict(&[0], true));
+            assert_eq!(scheduler.failed(0, &[0], Blame::Memory), Some(verdict(&[0], true)));
             assert_eq!(scheduler.turn(1, seconds(0)), run(0));
             assert_eq!(scheduler.finished(1, &[0], seconds(1)), [0]);
             scheduler
@@ -779,7 +784,6 @@ mod tests {
         lost.failed(1, &[1], Blame::Device).unwrap();
         assert!(!lost.is_hopeless(), "the other can run what is left");
         // However a large tile comes back from the other, nobody can run it.
-        type Return = fn(&mut Scheduler) -> bool;
         let returns: [Return; 5] = [
             |scheduler| scheduler.failed(1, &[2], Blame::Device).is_some(),
             |scheduler| scheduler.failed(1, &[2], Blame::Memory).is_some(),
@@ -797,7 +801,7 @@ mod tests {
         assert_eq!(lost.turn(1, seconds(1)), run(2));
         lost.workers[1].running.push(Running { tiles: vec![1], start: seconds(1), had_company: true, clock: Clock::default() });
         lost.tiles[1].progress = TileProgress::Running;
-        assert_eq!(lost.failed(1, &[1], Blame::Device), verdict(&[1, 2], true));
+        assert_eq!(lost.failed(1, &[1], Blame::Device), Some(verdict(&[1, 2], true)));
         assert!(lost.is_hopeless());
         // So does half a stack.
         let mut stacks =
@@ -817,7 +821,7 @@ mod tests {
         let task = |tiles: &[usize]| Turn::Run(Task { tiles: tiles.to_vec(), is_upcast: false });
         assert_eq!(scheduler.turn(0, seconds(0)), task(&[0, 1, 3]));
         // What does not fit the memory runs in smaller stacks, and what failed alone.
-        assert_eq!(scheduler.failed(0, &[0, 1, 3], Blame::Memory), verdict(&[0, 1, 3], false));
+        assert_eq!(scheduler.failed(0, &[0, 1, 3], Blame::Memory), Some(verdict(&[0, 1, 3], false)));
         assert_eq!(scheduler.turn(0, seconds(0)), run(0));
         assert!(scheduler.upcast(0, &[0]));
         assert_eq!(scheduler.turn(0, seconds(0)), Turn::Run(Task { tiles: vec![0], is_upcast: true }));

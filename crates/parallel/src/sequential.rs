@@ -1,6 +1,6 @@
 use tiling::{Block, TileOp, TilePlan, TileRun, catch};
 
-use crate::error::guarded;
+use crate::error::{guarded, guarded_drop};
 use crate::seam::{self, Input, Listener, Progressed};
 use crate::trace::{Recorder, Subject};
 use crate::{Done, Event, ExecError, Executor, Job, Progress, RunStats, Stage, WorkerStats};
@@ -80,7 +80,7 @@ impl Run<'_, '_> {
         let outcome = guarded(tile, || Ok(op.begin(stop))).and_then(|mut run| {
             let outcome = self.pieces(tile, op, &mut run, known);
             // What it remembers may panic when it goes.
-            outcome.and(guarded(tile, || Ok(drop(run))))
+            outcome.and(guarded_drop(tile, run))
         });
         let is_of_operation = |error: &ExecError| {
             matches!(error, ExecError::Tile { .. } | ExecError::Panicked { .. } | ExecError::NotFinite { .. } | ExecError::AnswerShape { .. })

@@ -3,6 +3,7 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
 use parallel::{Count, ExecutorConfig};
+use serde::de::{self, Deserializer};
 use serde::{Deserialize, Serialize};
 use tiling::{BlendConfig, GridConfig, PerAxis};
 use toml::{Table, Value};
@@ -144,8 +145,15 @@ pub struct IoConfig {
     pub packed_size_px: Option<PerAxis<usize>>,
     /// What transparent px are laid over.
     pub background: Background,
-    /// The quality of JPEG files.
+    /// The quality of JPEG files, 1 to 100.
+    #[serde(deserialize_with = "jpeg_quality")]
     pub jpeg_quality: u8,
+}
+
+fn jpeg_quality<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u8, D::Error> {
+    let value = i64::deserialize(deserializer)?;
+    let quality = u8::try_from(value).ok().filter(|quality| (1..=100).contains(quality));
+    quality.ok_or_else(|| de::Error::invalid_value(de::Unexpected::Signed(value), &"a whole number from 1 to 100"))
 }
 
 /// What becomes of latents and raw samples that are NaN or infinite.
@@ -197,12 +205,23 @@ impl Config {
         let mut layers = Vec::new();
         if let Some(path) = file {
             let text = std::fs::read_to_string(path).map_err(|source| Error::File { path: path.to_owned(), verb: "read", source })?;
-            let mut table = parse(&text, &path.display().to_string())?;
-            rebase(&mut table, path.parent().unwrap_or(Path::new("")));
-            layers.push(table);
+            layers.push((path.display().to_string(), parse(&text, &path.display().to_string())?));
         }
-        layers.extend(overrides.iter().cloned());
-        Self::from_layers(layers)
+        layers.extend(overrides.iter().map(|table| (format!("--set {}", override_text(table)), table.clone())));
+        let mut config = Self::from_layers(layers.iter().map(|(_, layer)| layer.clone())).map_err(|error| with_origin(error, &layers))?;
+        if let (Some(path), Some((_, layer))) = (file, layers.first()) {
+            let folder = path.parent().unwrap_or(Path::new(""));
+            let sets = |layer: &Table, key: &str| layer.get("model").is_some_and(|model| model.get(key).is_some());
+            let is_of_file = |key: &str| sets(layer, key) && !overrides.iter().any(|layer| sets(layer, key));
+            // Joined as paths: the folder's name need not be Unicode.
+            if is_of_file("path") {
+                config.model.path = folder.join(&config.model.path);
+            }
+            if is_of_file("config") {
+                config.model.config = config.model.config.map(|path| folder.join(path));
+            }
+        }
+        Ok(config)
     }
 
     fn from_layers(layers: impl IntoIterator<Item = Table>) -> Result<Self, Error> {
@@ -216,8 +235,10 @@ impl Config {
                 return Err(Error::ConfigValue { key: format!("{section}.{old}"), message });
             }
         }
-        serde_path_to_error::deserialize(merged)
-            .map_err(|error| Error::ConfigValue { key: error.path().to_string(), message: error.inner().message().to_owned() })
+        serde_path_to_error::deserialize(merged.clone()).map_err(|error| {
+            let (key, message) = guilty_key(&merged, &error.path().to_string(), error.inner().message());
+            Error::ConfigValue { key, message: explain(&message) }
+        })
     }
 
     /// The embedded file that holds every default, with comments.
@@ -227,10 +248,15 @@ impl Config {
 
     /// This configuration as TOML.
     ///
-    /// # Panics
-    /// Never: every configuration can be written.
-    pub fn to_toml(&self) -> String {
-        toml::to_string(self).expect("a configuration is a table of tables")
+    /// # Errors
+    /// When a path is not Unicode, as TOML has to be.
+    pub fn to_toml(&self) -> Result<String, Error> {
+        for (key, path) in [("model.path", Some(&self.model.path)), ("model.config", self.model.config.as_ref())] {
+            if let Some(path) = path.filter(|path| path.to_str().is_none()) {
+                return Err(Error::ConfigValue { key: key.to_owned(), message: format!("{} is not Unicode, as TOML has to be", path.display()) });
+            }
+        }
+        toml::to_string(self).map_err(|error| Error::ConfigValue { key: String::new(), message: error.to_string() })
     }
 }
 
@@ -261,13 +287,86 @@ fn merge(lower: &mut Table, upper: Table) {
     }
 }
 
-fn rebase(table: &mut Table, folder: &Path) {
-    let Some(Value::Table(model)) = table.get_mut("model") else { return };
-    for key in ["path", "config"] {
-        if let Some(Value::String(path)) = model.get_mut(key) {
-            *path = folder.join(&*path).to_string_lossy().into_owned();
+/// The first layer that is wrong in this way.
+fn with_origin(error: Error, layers: &[(String, Table)]) -> Error {
+    let is_it = |count: &usize| {
+        let so_far = layers[..*count].iter().map(|(_, layer)| layer.clone());
+        Config::from_layers(so_far).is_err_and(|other| other.to_string() == error.to_string())
+    };
+    match (1..=layers.len()).find(is_it) {
+        Some(count) => Error::ConfigSource { origin: layers[count - 1].0.clone(), error: Box::new(error) },
+        None => error,
+    }
+}
+
+/// The `key=value` of an override.
+fn override_text(table: &Table) -> String {
+    match table.iter().next() {
+        Some((key, Value::Table(below))) if table.len() == 1 && below.len() == 1 => format!("{key}.{}", override_text(below)),
+        Some((key, value)) if table.len() == 1 => format!("{key}={value}"),
+        _ => table.to_string().trim().replace('\n', ", "),
+    }
+}
+
+/// Sections with a `kind` say only that one of their keys is wrong: which, shows when each is read alone.
+fn guilty_key(merged: &Table, key: &str, message: &str) -> (String, String) {
+    let fault = |section: Table| {
+        let section = Value::Table(section);
+        let read = match key {
+            "tiling" => GridConfig::deserialize(section).map(drop),
+            "blend" => BlendConfig::deserialize(section).map(drop),
+            "executor" => ExecutorConfig::deserialize(section).map(drop),
+            _ => Ok(()),
+        };
+        read.err().map(|error| error.message().to_owned())
+    };
+    let Some(Value::Table(section)) = merged.get(key) else { return (key.to_owned(), message.to_owned()) };
+    let alone = |name: &str, value: &Value| {
+        let kind = section.get("kind").map(|kind| ("kind".to_owned(), kind.clone()));
+        kind.into_iter().chain([(name.to_owned(), value.clone())]).collect::<Table>()
+    };
+    let found =
+        section.iter().filter(|(name, _)| *name != "kind").find_map(|(name, value)| Some((format!("{key}.{name}"), fault(alone(name, value))?)));
+    found.unwrap_or_else(|| (key.to_owned(), message.to_owned()))
+}
+
+/// What serde says, in words of this program, and the nearest of the names that are possible.
+fn explain(message: &str) -> String {
+    if message.contains("unit variant") {
+        return "it takes a string".to_owned();
+    }
+    let mut words: Vec<&str> = message.split(' ').collect();
+    // Names of Rust's types say nothing to users.
+    while let Some(at) = words.iter().position(|word| *word == "struct" || *word == "enum") {
+        let is_tagged = words[..at].ends_with(&["internally", "tagged"]);
+        let start = if is_tagged { at - 2 } else { at };
+        words.splice(start..(at + 2).min(words.len()), if is_tagged { ["a table with a `kind`"] } else { ["a table"] });
+    }
+    let mut text = words.join(" ");
+    for (said, meant) in [
+        ("unknown field `", "unknown key `"),
+        ("unknown variant `", "unknown value `"),
+        ("missing field `", "missing key `"),
+        ("expected a nonzero usize", "expected a whole number of at least 1"),
+        ("expected usize", "expected a whole number"),
+        ("expected u64", "expected a whole number of at least 0"),
+        ("expected i64", "expected a whole number"),
+        ("expected a boolean", "expected true or false"),
+        ("expected a sequence", "expected a list"),
+        ("expected path string", "expected a path"),
+        ("expected variant identifier", "expected the name of one"),
+        (", there are no fields", "; this kind takes no keys"),
+    ] {
+        text = text.replace(said, meant);
+    }
+    let names: Vec<&str> = text.split('`').skip(1).step_by(2).collect();
+    if let ([given, known @ ..], true) = (&names[..], text.starts_with("unknown ")) {
+        let nearest = known.iter().map(|name| (strsim::damerau_levenshtein(name, given), name)).min_by_key(|(distance, _)| *distance);
+        if let Some((_, name)) = nearest.filter(|(distance, name)| *distance <= (name.len() / 3).max(1)) {
+            text = format!("{text}; did you mean `{name}`?");
         }
     }
+    text
 }
 
 /// One layer from `section.key=value`. The value is TOML; what is not valid TOML is taken as a string, so `io.posterior=sample` needs no quotes.
@@ -275,20 +374,39 @@ fn rebase(table: &mut Table, folder: &Path) {
 /// # Errors
 /// When there is no `=` or no key.
 pub fn parse_override(given: &str) -> Result<Table, Error> {
-    let error = || Error::Override { given: given.to_owned() };
+    let error = || Error::Override { given: given.chars().take(200).collect() };
     let (key, value) = given.split_once('=').ok_or_else(error)?;
-    let keys: Vec<&str> = key.trim().split('.').map(str::trim).collect();
-    if keys.iter().any(|key| key.is_empty()) {
+    let keys = split_key(key.trim()).ok_or_else(error)?;
+    if keys.iter().any(String::is_empty) || keys.len() > DEEPEST {
         return Err(error());
     }
     let parsed = format!("value = {value}").parse::<Table>().ok().and_then(|mut table| table.remove("value"));
     let mut value = parsed.unwrap_or_else(|| Value::String(value.trim().to_owned()));
     for key in keys.into_iter().rev() {
-        value = Value::Table(Table::from_iter([(key.to_owned(), value)]));
+        value = Value::Table(Table::from_iter([(key, value)]));
     }
     match value {
         Value::Table(table) => Ok(table),
         _ => Err(error()),
+    }
+}
+
+/// The most names in a key: more than sections have.
+const DEEPEST: usize = 16;
+
+/// The names of a dotted key. Those in quotes may have dots, as in TOML; others need none for colons and slashes.
+fn split_key(mut key: &str) -> Option<Vec<String>> {
+    let mut names = Vec::new();
+    loop {
+        let (name, rest) = match key.chars().next() {
+            Some(quote @ ('"' | '\'')) => key[1..].split_once(quote).map(|(name, rest)| (name, rest.trim_start()))?,
+            _ => key.split_at(key.find('.').unwrap_or(key.len())),
+        };
+        names.push(name.trim().to_owned());
+        match rest.strip_prefix('.') {
+            Some(rest) => key = rest.trim_start(),
+            None => return rest.is_empty().then_some(names),
+        }
     }
 }
 
@@ -304,7 +422,7 @@ mod tests {
     #[test]
     fn defaults_round_trip() {
         let config = Config::default();
-        assert_eq!(Config::from_toml(&config.to_toml()).unwrap(), config);
+        assert_eq!(Config::from_toml(&config.to_toml().unwrap()).unwrap(), config);
     }
 
     #[test]
@@ -335,7 +453,31 @@ mod tests {
             ("devices.use=[\"gpu\"]", ["`devices.use[0]`", "vulkan:N"]),
             ("devices.dtype.gpu=f16", ["`devices.dtype", "vulkan:N"]),
             ("io.latent_space=raw", ["`io.latent_space`", "diffusion"]),
-            ("tile.kind=off", ["tile", "tiling"]),
+            ("tile.kind=off", ["tile", "`tiling`"]),
+            ("tilin.kind=off", ["tilin", "did you mean `tiling`?"]),
+            ("tiling.tile_pxx=3", ["`tiling.tile_pxx`", "did you mean `tile_px`?"]),
+            ("executor.kind=sequentiel", ["`executor.kind`", "did you mean `sequential`?"]),
+            ("executor={ kind = \"pipelined\", in_flight = 0 }", ["`executor.in_flight`", "at least 1"]),
+            ("executor={ kind = \"multi-device\", retries = -1 }", ["`executor.retries`", "-1"]),
+            ("executor={ kind = \"multi-device\", tile_timeout_s = 0 }", ["`executor.tile_timeout_s`", "at least 1"]),
+            ("executor={ kind = \"multi-device\", batch_tiles = \"many\" }", ["`executor.batch_tiles`", "auto"]),
+            ("tiling=3", ["`tiling`", "a table with a `kind`"]),
+            ("tiling.kind=3", ["`tiling", "3"]),
+            ("tiling.skip_redundant=maybe", ["`tiling.skip_redundant`", "true or false"]),
+            ("tiling.overlap=much", ["`tiling.overlap`", "a number"]),
+            ("io=3", ["`io`", "expected a table"]),
+            ("model.frames_per_chunk=0", ["`model.frames_per_chunk`", "at least 1"]),
+            ("model.dtype=3", ["`model.dtype`", "3"]),
+            ("model.path=3", ["`model.path`", "3"]),
+            ("io.seed=-1", ["`io.seed`", "at least 0"]),
+            ("io.seed=x", ["`io.seed`", "whole number"]),
+            ("io.jpeg_quality=0", ["`io.jpeg_quality`", "1 to 100"]),
+            ("io.jpeg_quality=101", ["`io.jpeg_quality`", "1 to 100"]),
+            ("io.jpeg_quality=300", ["`io.jpeg_quality`", "1 to 100"]),
+            ("io.jpeg_quality=x", ["`io.jpeg_quality`", "whole number"]),
+            ("devices.tf32=3", ["`devices.tf32`", "true or false"]),
+            ("devices.use=3", ["`devices.use`", "a list"]),
+            ("devices.cpu=3", ["`devices.cpu`", "a table"]),
             ("model.on_nan=fail", ["`model.on_nan`", "`model.on_non_finite`"]),
             ("model.on_nan=upcast", ["`model.on_nan`", "`model.on_non_finite`"]),
             ("io.on_non_finite=upcast", ["`io.on_non_finite`", "refuse"]),
@@ -344,9 +486,48 @@ mod tests {
         ] {
             let error = with(&[given]).unwrap_err();
             assert!(fragments.iter().all(|fragment| error.contains(fragment)), "{given}: {error}");
+            // In words of this program, and where it was said.
+            assert!(error.starts_with(&format!("--set {}", given.split('=').next().unwrap().trim())), "{given}: {error}");
+            let of_rust = ["struct", "enum", "usize", "u64", "u8", "variant", "field"];
+            assert!(of_rust.iter().all(|word| !error.contains(word)), "{given}: {error}");
         }
         assert!(parse_override("tiling").is_err());
         assert!(parse_override(".a=1").is_err());
+        for wrong in ["a..b=1", "a.=1", "\"a=1", "\"a\"b=1", "=1", &format!("{}a=1", "a.".repeat(100_000))] {
+            assert!(matches!(parse_override(wrong), Err(Error::Override { .. })), "{}", &wrong[..wrong.len().min(20)]);
+        }
+        for key in ["cuda:1", "\"cuda:1\"", "'cuda:1'", " \"cuda:1\" "] {
+            let config = with(&["devices.use=[\"cuda:1\"]", &format!("devices.dtype.{key}=bf16")]).unwrap();
+            assert_eq!(config.devices.dtype[&"cuda:1".parse().unwrap()], DtypeConfig::Bf16);
+        }
+        let remote = with(&["devices.dtype.\"remote://a.example:7700/0\"=f16"]).unwrap();
+        assert_eq!(remote.devices.dtype.keys().next().unwrap().to_string(), "remote://a.example:7700/0");
+    }
+
+    #[test]
+    fn a_wrong_file_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("run.toml");
+        std::fs::write(&file, "[io]\njpeg_quality = 0\n").unwrap();
+        let tile = parse_override("tiling.tile_px=256").unwrap();
+        let error = Config::from_sources(Some(&file), &[tile]).unwrap_err();
+        assert!(error.is_usage() && error.to_string().starts_with(&format!("{}: ", file.display())), "{error}");
+        // What comes later makes it good.
+        assert!(Config::from_sources(Some(&file), &[parse_override("io.jpeg_quality=90").unwrap()]).is_ok());
+    }
+
+    #[test]
+    #[cfg(unix)]
+    fn paths_need_not_be_unicode() {
+        use std::os::unix::ffi::OsStrExt;
+        let folder = tempfile::tempdir().unwrap();
+        let own = folder.path().join(std::ffi::OsStr::from_bytes(b"caf\xe9"));
+        std::fs::create_dir(&own).unwrap();
+        let file = own.join("run.toml");
+        std::fs::write(&file, "[model]\npath = \"weights\"\nconfig = \"config.json\"\n").unwrap();
+        let config = Config::from_sources(Some(&file), &[]).unwrap();
+        assert_eq!((config.model.path.clone(), config.model.config.clone()), (own.join("weights"), Some(own.join("config.json"))));
+        assert!(config.to_toml().unwrap_err().to_string().contains("`model.path`"));
     }
 
     #[test]
@@ -356,5 +537,7 @@ mod tests {
         std::fs::write(&file, "[model]\npath = \"weights\"\n").unwrap();
         let config = Config::from_sources(Some(&file), &[]).unwrap();
         assert_eq!(config.model.path, folder.path().join("weights"));
+        let config = Config::from_sources(Some(&file), &[parse_override("model.path=other").unwrap()]).unwrap();
+        assert_eq!(config.model.path, Path::new("other"));
     }
 }

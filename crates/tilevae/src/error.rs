@@ -1,5 +1,6 @@
 use std::path::PathBuf;
 
+use parallel::ExecError;
 use vae_core::{DeviceName, RegistryError, VaeError, WeightError};
 
 use crate::NonFinite;
@@ -23,6 +24,14 @@ pub enum Error {
         key: String,
         /// What was found, and what is possible.
         message: String,
+    },
+    /// A configuration that is wrong, with where it comes from.
+    #[error("{origin}: {error}")]
+    ConfigSource {
+        /// The file, or the override.
+        origin: String,
+        /// What is wrong.
+        error: Box<Error>,
     },
     /// A `--set` without a key, or without `=`.
     #[error("`{given}` does not set a key; write section.key=value")]
@@ -53,6 +62,12 @@ pub enum Error {
         fewer: usize,
         /// The nearest number above.
         more: usize,
+    },
+    /// More than can be addressed.
+    #[error("{} (batch, channels, frames, height, width) are more values than can be run; take a smaller size", shape.map(|side| side.to_string()).join("x"))]
+    TooLarge {
+        /// `[batch, channels, frames, height, width]`.
+        shape: [usize; 5],
     },
     /// An input that is not finite.
     #[error("of the {what}, {found}; io.on_non_finite = \"allow\" takes them as they are")]
@@ -124,16 +139,41 @@ pub enum Error {
     Grid(#[from] tiling::GridError),
     /// The run.
     #[error(transparent)]
-    Run(#[from] parallel::ExecError),
+    Run(#[from] ExecError),
     /// An input or output that cannot be used.
     #[error(transparent)]
     Io(#[from] crate::io::IoError),
 }
 
 impl Error {
+    /// What a run that a [`Stop`](crate::Stop) ended gives.
+    pub fn stopped() -> Self {
+        Self::Run(ExecError::Stopped)
+    }
+
+    /// What the error is about, in a word for programs: `configuration`, `input`, `device`, `model`, `grid`, `file`, `interrupted` or `run`.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::TomlSyntax { .. }
+            | Self::ConfigValue { .. }
+            | Self::ConfigSource { .. }
+            | Self::Override { .. }
+            | Self::Run(ExecError::TooManyDevices { .. } | ExecError::NoDevice) => "configuration",
+            Self::DeviceNotBuilt { .. } | Self::DeviceAbsent { .. } | Self::DeviceUnusable { .. } | Self::Server { .. } | Self::Threads { .. } => {
+                "device"
+            }
+            Self::Registry(_) | Self::Vae(_) | Self::Weights(_) => "model",
+            Self::Grid(_) => "grid",
+            Self::File { .. } | Self::Io(_) => "file",
+            Self::Run(ExecError::Stopped) => "interrupted",
+            Self::Run(_) => "run",
+            _ => "input",
+        }
+    }
+
     /// Whether a [`Stop`](crate::Stop) ended the run.
     pub fn is_stop(&self) -> bool {
-        matches!(self, Self::Run(parallel::ExecError::Stopped))
+        matches!(self, Self::Run(ExecError::Stopped))
     }
 
     /// Whether the user asked for something impossible, found before any tile was run, as against a run that failed.
@@ -141,15 +181,17 @@ impl Error {
         match self {
             Self::TomlSyntax { .. }
             | Self::ConfigValue { .. }
+            | Self::ConfigSource { .. }
             | Self::Override { .. }
             | Self::Frames { .. }
+            | Self::TooLarge { .. }
             | Self::DeviceNotBuilt { .. }
             | Self::DeviceAbsent { .. }
             | Self::DeviceUnusable { .. }
             | Self::Server { .. }
             | Self::Grid(_)
             | Self::Registry(RegistryError::Unknown { .. })
-            | Self::Run(parallel::ExecError::TooManyDevices { .. } | parallel::ExecError::NoDevice) => true,
+            | Self::Run(ExecError::TooManyDevices { .. } | ExecError::NoDevice) => true,
             Self::Io(error) => error.is_usage(),
             _ => false,
         }

@@ -25,6 +25,7 @@ mod plan;
 pub mod remote;
 #[cfg(all(test, feature = "flex", feature = "kl"))]
 mod running_tests;
+mod warming;
 mod workers;
 
 pub use config::{

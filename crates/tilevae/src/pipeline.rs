@@ -1,14 +1,14 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::thread;
 
 use burn::tensor::{DType, Device};
 use parallel::{ExecError, Executor, Job, Progress, RunStats, Stop, Worker};
-use tiling::{BlendPolicy, Block, BoxError, Canvas, Compositor, FrameScale, Geometry, Grid, Region, Sink, TileOp, TileSource};
+use tiling::{BlendPolicy, Block, BoxError, Canvas, Compositor, FrameScale, Geometry, Grid, Party, Region, Sink, TileOp, TileSource, guard};
 use vae_core::layers::{Rounding, Run};
 use vae_core::{Clamp, Decode, DeviceName, Encode, Model, Posterior, Registry, Vae, VaeError, VaeSpec, is_in_host_memory};
 
 use crate::finite::FiniteSource;
+use crate::warming;
 use crate::workers::{self, Late, Seat, check_devices, seats};
 use crate::{
     Config, Direction, DtypeConfig, Error, FittedFrames, LatentSpace, NonFinite, OnNonFinite, OnNonFiniteInput, OpenDevice, RunPlan, io, open_devices,
@@ -64,12 +64,12 @@ impl Wide {
         }
         let source = replicas.iter().find(|replica| is_in_host_memory(&replica.device()));
         let load = || {
-            Run::new(stop).during(|| match source {
-                Some(replica) => Ok(replica.to_device(device)),
-                None => {
-                    tracing::info!("loading the model in f32, too");
-                    self.model.load(device, DType::F32)
+            Run::new(stop).during(|| {
+                if let Some(replica) = source {
+                    return Ok(replica.to_device(device));
                 }
+                tracing::info!("loading the model in f32, too");
+                self.model.load(device, DType::F32)
             })?
         };
         let replica: Arc<dyn Vae> = workers::on_own_threads(load)?.into();
@@ -211,7 +211,8 @@ impl Pipeline {
 
     /// Runs zeros through every GPU, all at once, in a tile of each shape: what they compile and tune is there then when a run begins.
     ///
-    /// A GPU that fails here does so again in a run, where others take over its tiles; so it is only told in the log. The pipeline's switch ends it.
+    /// A GPU that fails here does so again in a run, where others take over its tiles; so it is only told in the log, as is one that does not come back within ten
+    /// minutes. The pipeline's switch ends it.
     ///
     /// # Errors
     /// When the model does not take such an input, or the grid cannot be laid.
@@ -222,22 +223,15 @@ impl Pipeline {
             Direction::Encode => self.encoders(),
         };
         let gpus = self.seats.iter().zip(&workers).filter(|(seat, _)| vae_core::adapter(&self.vaes[seat.device].vae.device()).is_some());
-        thread::scope(|scope| {
-            let gpus: Vec<_> = gpus
-                .map(|(_, Worker { name, op, .. })| {
-                    let shapes = plan.tiles.shapes().into_iter().take_while(|_| !self.stop.is_stopped());
-                    let run = move || shapes.into_iter().try_for_each(|shape| workers::run_zeros(op.as_ref(), &self.stop, input_shape, shape));
-                    (name, scope.spawn(run))
-                })
-                .collect();
-            for (name, gpu) in gpus {
-                match gpu.join() {
-                    Ok(Ok(())) => tracing::debug!("{name} is warm"),
-                    Ok(Err(error)) => tracing::warn!("{name} cannot be warmed up: {error}"),
-                    Err(_) => tracing::warn!("{name} cannot be warmed up: it panicked"),
-                }
-            }
+        let tasks = gpus.map(|(_, Worker { name, op, .. })| {
+            let (op, stop, shapes) = (op.clone(), self.stop.clone(), plan.tiles.shapes());
+            let run = move || {
+                let mut shapes = shapes.into_iter().take_while(|_| !stop.is_stopped());
+                shapes.try_for_each(|shape| workers::run_zeros(op.as_ref(), &stop, input_shape, shape))
+            };
+            (name.clone(), Box::new(run) as _)
         });
+        warming::warm(tasks.collect(), &self.stop, warming::LIMIT);
         Ok(())
     }
 
@@ -259,9 +253,9 @@ impl Pipeline {
     /// # Errors
     /// When the model does not take the latents, some are not finite (unless the configuration allows it), a tile fails or the sink does.
     pub fn decode_to(&self, latents: &dyn TileSource, sink: &mut dyn Sink, progress: &mut dyn Progress) -> Result<RunStats, Error> {
-        let plan = self.plan(Direction::Decode, latents.shape())?;
+        let plan = self.plan(Direction::Decode, called(Party::Source, || latents.shape())?)?;
         io::check_space(&std::env::temp_dir(), plan.scratch_bytes())?;
-        let workers = self.decoders(sink.rounds_to_eight_bits() && !plan.tiles.is_tiled());
+        let workers = self.decoders(called(Party::Sink, || sink.rounds_to_eight_bits())? && !plan.tiles.is_tiled());
         let own = OwnLatents { latents, spec: self.spec(), space: self.config.io.latent_space };
         self.run(&plan, &own, &workers, sink, progress)
     }
@@ -276,8 +270,8 @@ impl Pipeline {
     /// # Errors
     /// When the model does not take the samples, some are not finite (unless the configuration allows it), or a tile fails.
     pub fn encode(&self, samples: &dyn TileSource, progress: &mut dyn Progress) -> Result<Encoded, Error> {
-        let samples = FittedFrames::new(samples, self.spec().frames, self.config.io.frames)?;
-        let plan = self.plan(Direction::Encode, samples.shape())?;
+        let samples = called(Party::Source, || FittedFrames::new(samples, self.spec().frames, self.config.io.frames))??;
+        let plan = self.plan(Direction::Encode, called(Party::Source, || samples.shape())?)?;
         io::check_space(&std::env::temp_dir(), plan.scratch_bytes())?;
         let mut canvas = Canvas::default();
         let stats = self.run(&plan, &samples, &self.encoders(), &mut canvas, progress)?;
@@ -333,7 +327,7 @@ impl Pipeline {
             return self.run_any(plan, source, workers, sink, progress);
         }
         let what = if plan.direction == Direction::Decode { "latents" } else { "samples" };
-        let look = || match NonFinite::in_source(source) {
+        let look = || match called(Party::Source, || NonFinite::in_source(source))? {
             Ok(None) => Ok(()),
             Ok(Some(found)) => Err(Error::NonFinite { what, found }),
             Err(source) => Err(Error::Source { what, source }),
@@ -366,6 +360,11 @@ impl Pipeline {
         }
         Ok(self.executor.run(Job { plan: &plan.tiles, source, workers, compositor, stop: &self.stop }, progress)?)
     }
+}
+
+/// What the caller brought is asked; a panic of it is an error.
+fn called<T>(who: Party, call: impl FnOnce() -> T) -> Result<T, Error> {
+    Ok(guard(who, call).map_err(ExecError::from)?)
 }
 
 /// The dtype that each device computes in. As in diffusers' pipelines for SDXL, f16 becomes f32 where the model says that it overflows. Processors compute
@@ -602,6 +601,72 @@ mod tests {
         fn corner(&self) -> Corner {
             Corner::Separable
         }
+    }
+
+    /// Panics at whatever it is asked.
+    #[derive(Debug)]
+    struct Broken;
+
+    impl TileSource for Broken {
+        fn shape(&self) -> [usize; 5] {
+            panic!("broken")
+        }
+
+        fn read(&self, _: &Region) -> Result<Block, BoxError> {
+            panic!("broken")
+        }
+    }
+
+    impl Sink for Broken {
+        fn take(&mut self, _: [usize; 3], _: [usize; 3], _: Block) -> Result<(), BoxError> {
+            panic!("broken")
+        }
+    }
+
+    impl Progress for Broken {
+        fn hear(&mut self, _: &parallel::Event) {
+            panic!("broken")
+        }
+    }
+
+    impl Grid for Broken {
+        fn spans(&self, _: tiling::Scale, _: [usize; 2]) -> Result<[Vec<Span>; 2], tiling::GridError> {
+            panic!("broken")
+        }
+    }
+
+    impl BlendPolicy for Broken {
+        fn weight(&self, _: usize, _: usize) -> f64 {
+            panic!("broken")
+        }
+    }
+
+    #[test]
+    fn what_the_caller_brings_may_panic() {
+        let (sender, receiver) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            for executor in ["sequential", "multi-device", "pipelined"] {
+                let pipeline = || {
+                    let config = format!("model.path = {DEMO:?}\ntiling.tile_px = 32\nexecutor.kind = {executor:?}");
+                    Pipeline::load(&Config::from_toml(&config).unwrap()).unwrap()
+                };
+                let mut canvas = Canvas::default();
+                let said = |outcome: Result<RunStats, Error>| outcome.unwrap_err().to_string();
+                let (sound, latents) = (pipeline(), latents(16));
+                for (who, error) in [
+                    ("the source of the input", said(sound.decode_to(&Broken, &mut canvas, &mut ()))),
+                    ("the source of the input", said(sound.encode(&Broken, &mut ()).map(|encoded| encoded.stats))),
+                    ("the sink", said(sound.decode_to(&latents, &mut Broken, &mut ()))),
+                    ("the progress listener", said(sound.decode_to(&latents, &mut canvas, &mut Broken))),
+                    ("the grid", said(pipeline().with_grid(Arc::new(Broken)).decode_to(&latents, &mut canvas, &mut ()))),
+                    ("the blend policy", said(pipeline().with_blend(Box::new(Broken)).decode_to(&latents, &mut canvas, &mut ()))),
+                ] {
+                    assert_eq!(error, format!("{who} panicked: broken"), "{executor}");
+                }
+            }
+            sender.send(()).unwrap();
+        });
+        receiver.recv_timeout(std::time::Duration::from_mins(2)).expect("all runs end with their errors");
     }
 
     #[test]

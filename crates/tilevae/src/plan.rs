@@ -2,10 +2,21 @@ use serde::{Deserialize, Serialize};
 use tiling::{FrameScale, Geometry, Grid, TilePlan};
 use vae_core::VaeSpec;
 
-use crate::workers::count_workers;
+use crate::workers::{check_devices, count_workers};
 use crate::{Config, Error};
 
 const F32: usize = size_of::<f32>();
+
+/// The most bytes that an input or an output may have: 64 PiB, more than there is room for anywhere.
+const MOST_BYTES: usize = 1 << 56;
+
+/// The most frames of an input: of a clip of days.
+const MOST_FRAMES: usize = 1 << 21;
+
+/// As large as a number can be, where the product is larger.
+fn product(factors: &[usize]) -> usize {
+    if factors.contains(&0) { 0 } else { factors.iter().fold(1, |product: usize, &factor| product.saturating_mul(factor)) }
+}
 
 /// Which way a run goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -120,6 +131,10 @@ impl RunPlan {
             Direction::Decode => spec.check_latents(input_shape)?,
             Direction::Encode => spec.check_samples(input_shape)?,
         }
+        let executor = config.executor.build();
+        check_devices(&config.devices, executor.as_ref())?;
+        let workers = count_workers(&config.devices, executor.as_ref());
+        executor.check_workers(workers)?;
         let [batch, _, frames, height, width] = input_shape;
         let tiles = TilePlan::new(grid, direction.geometry(spec), [frames, height, width])?;
         let channels = match direction {
@@ -127,28 +142,36 @@ impl RunPlan {
             Direction::Encode => 2 * spec.latent_channels,
         };
         let output_shape = [batch, channels, tiles.output[0], tiles.output[1], tiles.output[2]];
+        for shape in [input_shape, output_shape] {
+            if product(&shape) > MOST_BYTES / F32 || frames > MOST_FRAMES {
+                return Err(Error::TooLarge { shape });
+            }
+        }
         let frames_per_chunk = config.model.frames_per_chunk.get();
         let chunks = tiles.geometry.frames.chunks(frames, frames_per_chunk);
-        let executor = config.executor.build();
-        let workers = count_workers(&config.devices, executor.as_ref()).min(tiles.tiles.len());
+        let workers = workers.min(tiles.tiles.len());
         let held_tiles = executor.held_tiles(&tiles, workers);
-        let largest_answer = tiles.tiles.iter().map(|tile| tile.output.volume()).max().unwrap_or(0) * batch * channels * F32;
+        let largest_answer = tiles.tiles.iter().map(|tile| tile.output.volume()).max().unwrap_or(0);
+        let largest_answer = product(&[largest_answer, batch, channels, F32]);
         // Sample frames that run at once.
         let at_once = match direction {
             Direction::Decode => chunks.iter().map(|chunk| if chunk.start == 0 { 1 } else { chunk.len() * spec.frames.ratio() }).max().unwrap_or(1),
             Direction::Encode => chunks.iter().map(ExactSizeIterator::len).max().unwrap_or(1),
         };
-        let cells = |[height, width]: [usize; 2]| tiles.geometry.scale.cells(height) * tiles.geometry.scale.cells(width);
+        let cells = |size: [usize; 2]| product(&size.map(|side| tiles.geometry.scale.cells(side)));
         let [decode_cache, encode_cache] = spec.cache_values_per_cell;
         let cache_of_cell = if direction == Direction::Decode { decode_cache } else { encode_cache };
-        let cache = |size| if chunks.len() > 1 { batch * cells(size) * cache_of_cell * F32 } else { 0 };
-        let peak = |size| batch * cells(size) * spec.spatial_ratio.pow(2) * spec.peak_values_per_px * at_once * F32 + cache(size);
+        let cache = |size| if chunks.len() > 1 { product(&[batch, cells(size), cache_of_cell, F32]) } else { 0 };
+        let peak = |size| {
+            let values = product(&[batch, cells(size), spec.spatial_ratio, spec.spatial_ratio, spec.peak_values_per_px, at_once]);
+            product(&[values, F32]).saturating_add(cache(size))
+        };
         let largest = tiles.largest_tile();
         let bytes = PlanBytes {
-            input: input_shape.iter().product::<usize>() * F32,
-            output: output_shape.iter().product::<usize>() * F32,
-            strips: batch * channels * tiles.strip_px() * F32,
-            waiting: (held_tiles - 1) * largest_answer,
+            input: product(&input_shape) * F32,
+            output: product(&output_shape) * F32,
+            strips: product(&[batch, channels, tiles.strip_px(), F32]),
+            waiting: product(&[held_tiles - 1, largest_answer]),
             cache: cache(largest),
             largest_tile: peak(largest),
             untiled: peak([height, width]),

@@ -17,6 +17,24 @@ pub enum GridError {
         /// The fewest input px.
         minimum: usize,
     },
+    /// An input that is too large to be counted.
+    #[error("the input is {size:?} (frames, height, width); at most {most_frames} frames of at most {most_px} px a side can be planned")]
+    InputTooLarge {
+        /// Frames, height and width.
+        size: [usize; 3],
+        /// The most frames.
+        most_frames: usize,
+        /// The longest side.
+        most_px: usize,
+    },
+    /// More tiles than can be planned.
+    #[error("the grid has {} tiles, at most {most} can be planned; larger tiles (tile_px) or a smaller overlap make fewer", tiles.map(|count| count.to_string()).join(" x "))]
+    TooManyTiles {
+        /// Rows and columns.
+        tiles: [usize; 2],
+        /// The most tiles.
+        most: usize,
+    },
     /// A tile that is not a whole number of latent px.
     #[error("tile_px is {tile_px} on the {axis} axis, which is not a multiple of {ratio} (at least {ratio}); the nearest legal value is {nearest}")]
     TileUnaligned {
@@ -104,26 +122,6 @@ pub enum GridError {
     Geometry {
         /// `ratio of px`, `ratio of frames` or `grain`.
         what: &'static str,
-    },
-    /// An input whose px, or those of its output, cannot be counted.
-    #[error(
-        "the input of {input:?} (frames, height, width) is too large: no side may have more than {most} px, in or out, and all px must be countable"
-    )]
-    InputTooLarge {
-        /// Frames, height and width of the input.
-        input: [usize; 3],
-        /// The most px of a side.
-        most: usize,
-    },
-    /// More tiles than anybody can run.
-    #[error("the grid has {rows} rows and {columns} columns of tiles, more than {most} tiles; larger tiles or less overlap make fewer")]
-    TooManyTiles {
-        /// Rows, or as many as were counted.
-        rows: usize,
-        /// Columns, or as many as were counted.
-        columns: usize,
-        /// The most tiles of a plan.
-        most: usize,
     },
     /// An axis for which a grid gives no spans.
     #[error("the grid gives no spans on the {axis} axis")]

@@ -26,7 +26,7 @@ impl Region {
 
     /// Rows times columns times frames.
     pub fn volume(&self) -> usize {
-        self.size.iter().product()
+        self.size.iter().fold(1, |volume, &side| volume.saturating_mul(side))
     }
 }
 
@@ -60,14 +60,14 @@ impl Scale {
     pub fn input(self, cells: usize) -> usize {
         match self {
             Self::Up(_) => cells,
-            Self::Down(ratio) => cells * ratio,
+            Self::Down(ratio) => cells.saturating_mul(ratio),
         }
     }
 
     /// Output px from `cells` cells.
     pub fn output(self, cells: usize) -> usize {
         match self {
-            Self::Up(ratio) => cells * ratio,
+            Self::Up(ratio) => cells.saturating_mul(ratio),
             Self::Down(_) => cells,
         }
     }
@@ -90,7 +90,7 @@ impl FrameScale {
     pub fn output(self, frames: usize) -> usize {
         match self {
             Self::Same => frames,
-            Self::CausalUp(ratio) => 1 + frames.saturating_sub(1) * ratio,
+            Self::CausalUp(ratio) => frames.saturating_sub(1).saturating_mul(ratio).saturating_add(1),
             Self::CausalDown(ratio) => 1 + frames.saturating_sub(1) / ratio,
         }
     }
@@ -101,10 +101,10 @@ impl FrameScale {
         let (step, unit) = match self {
             Self::Same => return std::iter::once(0..frames).collect(),
             Self::CausalUp(_) => (per_chunk.max(1), 1),
-            Self::CausalDown(ratio) => (per_chunk.max(1) * ratio, ratio),
+            Self::CausalDown(ratio) => (per_chunk.max(1).saturating_mul(ratio), ratio),
         };
         let end = 1 + frames.saturating_sub(1) / unit * unit;
-        std::iter::once(0..1).chain((1..end).step_by(step).map(|start| start..(start + step).min(end))).collect()
+        std::iter::once(0..1).chain((1..end).step_by(step).map(|start| start..start.saturating_add(step).min(end))).collect()
     }
 }
 

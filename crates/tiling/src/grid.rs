@@ -2,12 +2,8 @@ use std::fmt;
 
 use serde::Serialize;
 
+use crate::plan::check_count;
 use crate::{GridError, Scale};
-
-/// The most tiles of a plan.
-const MOST_TILES: usize = 1 << 20;
-/// Strides to each side of one that does not do, among which the nearest that does is looked for.
-const LOOKED_AT: usize = 1 << 16;
 
 /// An axis that is cut into tiles.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -149,15 +145,9 @@ impl Grid for DiffusersGrid {
     }
 }
 
-/// Refuses so many rows and columns that nobody can list them.
-pub(crate) fn check_count([rows, columns]: [usize; 2]) -> Result<(), GridError> {
-    let is_few = rows.checked_mul(columns).is_some_and(|tiles| tiles <= MOST_TILES);
-    if is_few { Ok(()) } else { Err(GridError::TooManyTiles { rows, columns, most: MOST_TILES }) }
-}
-
 fn check_tile(axis: Axis, tile_px: usize, ratio: usize) -> Result<(), GridError> {
     if tile_px == 0 || !tile_px.is_multiple_of(ratio) {
-        let nearest = ((tile_px + ratio / 2) / ratio).max(1) * ratio;
+        let nearest = (tile_px.saturating_add(ratio / 2) / ratio).max(1) * ratio;
         return Err(GridError::TileUnaligned { axis, tile_px, ratio, nearest });
     }
     Ok(())
@@ -165,7 +155,7 @@ fn check_tile(axis: Axis, tile_px: usize, ratio: usize) -> Result<(), GridError>
 
 fn check_stride(axis: Axis, ratio: usize, tile_px: usize, stride_px: usize) -> Result<usize, GridError> {
     if stride_px == 0 || stride_px > tile_px || !stride_px.is_multiple_of(ratio) {
-        let nearest = (((stride_px.min(tile_px) + ratio / 2) / ratio).max(1) * ratio).min(tile_px);
+        let nearest = ((stride_px.min(tile_px).saturating_add(ratio / 2) / ratio).max(1) * ratio).min(tile_px);
         return Err(GridError::StrideIllegal { axis, stride_px, ratio, tile_px, nearest });
     }
     Ok(stride_px)
@@ -183,6 +173,9 @@ fn stride_and_crop(scale: Scale, tile_px: usize, share: f64) -> [usize; 2] {
     [stride * to_px[0], crop * to_px[1]]
 }
 
+/// How many strides on either side are tried for one that is legal.
+const SEARCHED: usize = 1 << 12;
+
 fn stride_of_share(axis: Axis, scale: Scale, tile_px: usize, share: f64) -> Result<usize, GridError> {
     let aligned = |share| {
         let [stride, crop] = stride_and_crop(scale, tile_px, share);
@@ -190,9 +183,9 @@ fn stride_of_share(axis: Axis, scale: Scale, tile_px: usize, share: f64) -> Resu
     };
     let nearest = || {
         let cells = tile_px / scale.ratio();
-        // Far from the share that is asked for nobody has to look.
-        let around = (cells as f64 * (1.0 - share)) as usize;
-        let strides = around.saturating_sub(LOOKED_AT).max(1)..=cells.min(around.saturating_add(LOOKED_AT));
+        // Around the stride that was asked for: strides much further away are no nearer.
+        let asked = ((cells as f64 * (1.0 - share)) as usize).clamp(1, cells.max(1));
+        let strides = asked.saturating_sub(SEARCHED).max(1)..=asked.saturating_add(SEARCHED).min(cells);
         let shares = strides.map(|stride| 1.0 - stride as f64 / cells as f64).filter(|&share| aligned(share));
         shares.min_by(|a, b| (a - share).abs().total_cmp(&(b - share).abs())).unwrap_or(0.0)
     };
@@ -252,6 +245,7 @@ impl Uniform {
                     return Err(GridError::OverlapOutOfRange { axis, overlap: share, nearest: (tile - 1) as f64 / tile as f64 });
                 }
                 let count = (cells - overlap).div_ceil(tile - overlap);
+                check_count([count, 1])?;
                 Ok((count, (cells + (count - 1) * overlap).div_ceil(count)))
             }
             UniformSize::Splits(splits) => {
@@ -259,10 +253,15 @@ impl Uniform {
                 if count == 0 || count > cells {
                     return Err(GridError::SplitsIllegal { axis, splits: count, cells });
                 }
-                let fits = |tile: &usize| count * tile >= cells + (count - 1) * overlap_of(*tile);
-                // What is smaller does not fit even if overlaps were not rounded up.
-                let least = (cells as f64 / (count as f64 - (count - 1) as f64 * share)) as usize;
-                Ok((count, (cells.div_ceil(count).max(least.saturating_sub(1))..cells).find(fits).unwrap_or(cells)))
+                check_count([count, 1])?;
+                // Each cell more of a tile covers more of the axis, as the overlap grows more slowly.
+                let fits = |tile: usize| count * tile >= cells + (count - 1) * overlap_of(tile);
+                let [mut least, mut most] = [cells.div_ceil(count), cells];
+                while least < most {
+                    let middle = usize::midpoint(least, most);
+                    [least, most] = if fits(middle) { [least, middle] } else { [middle + 1, most] };
+                }
+                Ok((count, least))
             }
         }
     }

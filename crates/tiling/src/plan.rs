@@ -1,10 +1,6 @@
 use serde::Serialize;
 
-use crate::grid::check_count;
 use crate::{Axis, FrameScale, Geometry, Grid, GridError, Party, Region, Scale, Span, guard};
-
-/// The most px of a side, of the input or the output.
-const MOST_PX: usize = i32::MAX as usize;
 
 /// One tile of a plan.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -40,6 +36,18 @@ pub struct TilePlan {
     pub tiles: Vec<Tile>,
 }
 
+/// The most tiles of a plan.
+pub(crate) const MOST_TILES: usize = 1 << 18;
+
+/// The longest side of an input or output, in px, and the most frames.
+const MOST_PX: usize = 1 << 31;
+const MOST_FRAMES: usize = 1 << 22;
+
+/// An error where there are more rows or columns, or more tiles, than can be planned.
+pub(crate) fn check_count(tiles: [usize; 2]) -> Result<(), GridError> {
+    if tiles[0].saturating_mul(tiles[1]) > MOST_TILES { Err(GridError::TooManyTiles { tiles, most: MOST_TILES }) } else { Ok(()) }
+}
+
 impl TilePlan {
     /// Lays `grid` over an input of `[frames, height, width]`.
     ///
@@ -51,12 +59,15 @@ impl TilePlan {
         if input[0] == 0 {
             return Err(GridError::NoFrames);
         }
+        let sides = [1, 2].map(|axis| input[axis].saturating_mul(if matches!(scale, Scale::Up(_)) { scale.ratio() } else { 1 }));
+        if input[0] > MOST_FRAMES || sides.iter().any(|&side| side > MOST_PX) {
+            return Err(GridError::InputTooLarge { size: input, most_frames: MOST_FRAMES, most_px: MOST_PX });
+        }
         for (axis, length) in Axis::BOTH.into_iter().zip([input[1], input[2]]) {
             if scale.cells(length) == 0 {
                 return Err(GridError::InputTooSmall { axis, length, minimum: scale.input(1) });
             }
         }
-        check_size(geometry, input)?;
         let inputs = guard(Party::Grid, || grid.spans(scale, [input[1], input[2]]))??;
         check_count(inputs.each_ref().map(Vec::len))?;
         for ((axis, spans), length) in Axis::BOTH.into_iter().zip(&inputs).zip([input[1], input[2]]) {
@@ -89,8 +100,9 @@ impl TilePlan {
 
     /// Input px of all tiles against those of the whole: 1 is untiled, 1.5 is half as much work again.
     pub fn work_ratio(&self) -> f64 {
-        let work: usize = self.tiles.iter().map(|tile| tile.input.volume()).sum();
-        work as f64 / self.input.iter().product::<usize>() as f64
+        let volume = |size: [usize; 3]| size.iter().map(|&side| side as f64).product::<f64>();
+        let work: f64 = self.tiles.iter().map(|tile| volume(tile.input.size)).sum();
+        work / volume(self.input)
     }
 
     /// The number of tiles that lie wholly inside a neighbour.
@@ -117,7 +129,7 @@ impl TilePlan {
     /// Tiles that are begun and not yet blended, at most, when `workers` have each `at_once` tiles in work: as many again may wait for an earlier tile,
     /// and two more for each worker. No tile is begun beyond that, however slow whoever takes the output is.
     pub fn held_tiles(&self, workers: usize, at_once: usize) -> usize {
-        self.tiles.len().min(workers.saturating_mul(2).saturating_mul(at_once.saturating_add(1)))
+        self.tiles.len().min(workers.saturating_mul(at_once.saturating_add(1)).saturating_mul(2))
     }
 
     /// Output px of the strips that the compositor holds at most when tiles come in raster order: those under a row of tiles, and one beside a tile.
@@ -125,7 +137,8 @@ impl TilePlan {
         let widest = |spans: &[Span]| (1..spans.len()).map(|i| shared(spans, i)).max().unwrap_or(0);
         let tallest = self.rows.iter().map(|span| span.length).max().unwrap_or(0);
         let width: usize = self.columns.iter().map(|span| span.length).sum();
-        self.output[0] * (widest(&self.rows) * width + tallest * widest(&self.columns))
+        let px = widest(&self.rows).saturating_mul(width).saturating_add(tallest.saturating_mul(widest(&self.columns)));
+        px.saturating_mul(self.output[0])
     }
 }
 
@@ -136,25 +149,6 @@ fn check_geometry(geometry: Geometry) -> Result<(), GridError> {
     };
     let units = [("ratio of px", geometry.scale.ratio()), ("ratio of frames", frames), ("grain", geometry.grain)];
     units.into_iter().try_for_each(|(what, unit)| if unit == 0 { Err(GridError::Geometry { what }) } else { Ok(()) })
-}
-
-/// Whether all lengths and volumes of a run are numbers that can be worked with.
-fn check_size(geometry: Geometry, input: [usize; 3]) -> Result<(), GridError> {
-    let most_in = |ratio: usize| MOST_PX / ratio;
-    let (most_frames, most_px) = match (geometry.frames, geometry.scale) {
-        (FrameScale::CausalUp(frames), Scale::Up(px)) => (most_in(frames), most_in(px)),
-        (FrameScale::CausalUp(frames), Scale::Down(_)) => (most_in(frames), MOST_PX),
-        (_, Scale::Up(px)) => (MOST_PX, most_in(px)),
-        (_, Scale::Down(_)) => (MOST_PX, MOST_PX),
-    };
-    let bytes_of = |sides: [usize; 3]| sides.iter().try_fold(size_of::<f32>(), |bytes, &side| bytes.checked_mul(side));
-    let is_countable = |sides| bytes_of(sides).is_some_and(|bytes| isize::try_from(bytes).is_ok());
-    let is_small = input[0] <= most_frames && input[1].max(input[2]) <= most_px;
-    if is_small && is_countable(input) && is_countable(geometry.output(input)) {
-        Ok(())
-    } else {
-        Err(GridError::InputTooLarge { input, most: MOST_PX })
-    }
 }
 
 /// Whether spans are as [`Grid::spans`] says.

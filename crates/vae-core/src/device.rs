@@ -29,10 +29,14 @@ pub enum DeviceName {
     },
 }
 
-/// A name that is not a device's.
+/// A name that is not a device's, without what may be a secret in it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("unknown device `{0}`; names are cpu, ndarray, cuda:N, vulkan:N, wgpu:N, metal:N and remote://HOST:PORT/N")]
+#[error("unknown device `{}`; names are cpu, ndarray, cuda:N, vulkan:N, wgpu:N, metal:N and remote://HOST:PORT/N{}", .0, hint(.0))]
 pub struct DeviceNameError(pub String);
+
+fn hint(name: &str) -> &'static str {
+    if name.contains('@') { "; a token goes into the environment variable TILEVAE_TOKEN" } else { "" }
+}
 
 impl FromStr for DeviceName {
     type Err = DeviceNameError;
@@ -41,16 +45,18 @@ impl FromStr for DeviceName {
         let unknown = || DeviceNameError(name.to_owned());
         let lower = name.trim().to_ascii_lowercase();
         if let Some(rest) = lower.strip_prefix("remote://") {
-            let (host, index) = rest.split_once('/').unwrap_or((rest, "0"));
-            let port = host.rsplit_once(':').filter(|(name, _)| !name.is_empty()).and_then(|(_, port)| port.parse::<u16>().ok());
-            let index = if index.is_empty() { Some(0) } else { index.parse().ok() };
-            return match (port, index) {
-                (Some(_), Some(index)) => Ok(Self::Remote { host: host.to_owned(), index }),
-                _ => Err(unknown()),
+            if let Some((_, host)) = rest.rsplit_once('@') {
+                return Err(DeviceNameError(format!("remote://...@{host}")));
+            }
+            let (host, index) = rest.split_once('/').unwrap_or((rest, ""));
+            let index = if index.is_empty() { Some(0) } else { number(index) };
+            return match index.filter(|_| is_address(host)) {
+                Some(index) => Ok(Self::Remote { host: host.to_owned(), index }),
+                None => Err(unknown()),
             };
         }
         let (kind, index) = match lower.split_once(':') {
-            Some((kind, index)) => (kind, Some(index.parse().map_err(|_| unknown())?)),
+            Some((kind, index)) => (kind, Some(number(index).ok_or_else(unknown)?)),
             None => (lower.as_str(), None),
         };
         match (kind, index) {
@@ -63,6 +69,21 @@ impl FromStr for DeviceName {
             _ => Err(unknown()),
         }
     }
+}
+
+/// Digits and nothing else.
+fn number<N: FromStr>(digits: &str) -> Option<N> {
+    digits.bytes().all(|byte| byte.is_ascii_digit()).then(|| digits.parse().ok()).flatten()
+}
+
+/// A host's name or its address (of version 6 in brackets), and a port. What else a URL may have would only be misread further on.
+fn is_address(text: &str) -> bool {
+    let Some((host, port)) = text.rsplit_once(':') else { return false };
+    let is_host = match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
+        Some(address) => address.parse::<std::net::Ipv6Addr>().is_ok(),
+        None => !host.is_empty() && host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte)),
+    };
+    is_host && number::<u16>(port).is_some_and(|port| port > 0)
 }
 
 impl fmt::Display for DeviceName {
@@ -193,6 +214,36 @@ mod tests {
             ["", "cuda:", "cuda:x", "cpu:0", "tpu", "remote://", "remote://gpu", "remote://:7700", "remote://gpu:7700/x", "remote://gpu:port/0"]
         {
             assert_eq!(name.parse::<DeviceName>(), Err(DeviceNameError(name.to_owned())));
+        }
+    }
+
+    #[test]
+    fn addresses_have_nothing_that_could_be_misread() {
+        for name in [
+            "cuda:+1",
+            "cuda:99999999999999999999",
+            "remote://gpu:0",
+            "remote://gpu:+7700",
+            "remote://gpu:70000",
+            "remote://gpu:7700/+1",
+            "remote://gpu:7700?x:80",
+            "remote://gpu:7700#x:80",
+            "remote://gpu 1:7700",
+            "remote://gpu\r\nx:7700",
+            "remote://::1:7700",
+            "remote://[::1:7700",
+            "remote://[x]:7700",
+            "remote://gp\u{fc}:7700",
+        ] {
+            assert_eq!(name.parse::<DeviceName>(), Err(DeviceNameError(name.to_owned())));
+        }
+    }
+
+    #[test]
+    fn a_token_in_a_name_is_not_repeated() {
+        for name in ["remote://me:secret@gpu:7700/0", "remote://secret@gpu:7700"] {
+            let error = name.parse::<DeviceName>().unwrap_err().to_string();
+            assert!(!error.contains("secret") && error.contains("@gpu:7700") && error.contains("TILEVAE_TOKEN"), "{error}");
         }
     }
 }

@@ -1,14 +1,15 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs;
-use std::io;
+use std::io::{self, Read};
 use std::path::{Component, Path, PathBuf};
 
 use burn::module::Module;
 use burn::store::burn_pack::{Error as PackError, Tensor};
-use burn::store::{ApplyError, FloatCastAdapter, ModuleAdapter, ModuleContext, ModuleSnapshot, bridge};
+use burn::store::{ApplyError, FloatCastAdapter, ModuleSnapshot};
 use burn::tensor::{BoolStore, Bytes, DType};
 use half::{bf16, slice::HalfFloatSliceExt};
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::layers::{check_stop, is_stopped};
@@ -124,6 +125,10 @@ impl fmt::Display for Mismatch {
 const WEIGHTS: &str = "diffusion_pytorch_model";
 const FOLDER_FILES: &str = "diffusion_pytorch_model[.VARIANT].safetensors, its .index[.VARIANT].json, or diffusion_pytorch_model.bin";
 
+/// What a `config.json` and an index may have in bytes: JSON takes many times its length in memory.
+const MAX_CONFIG: u64 = 1 << 18;
+const MAX_INDEX: u64 = 1 << 23;
+
 /// A checkpoint on disk: a diffusers folder, a whole pipeline's folder (its `vae` is taken), or a single file.
 #[derive(Debug, Clone)]
 pub struct Checkpoint {
@@ -155,11 +160,11 @@ impl Checkpoint {
         let is_own = meta.is_dir() || name.starts_with(WEIGHTS);
         let own = config.map(Path::to_owned).or_else(|| Some(beside.clone()).filter(|beside| is_own && beside.is_file()));
         let neighbour = (config.is_none() && !is_own && beside.is_file()).then(|| Neighbour {
-            config: read_json(&beside).map_err(|error| error.to_string()),
+            config: read_json(&beside, MAX_CONFIG).map_err(|error| error.to_string()),
             rival: rival(&path, name),
             path: beside,
         });
-        let config = own.map(|own| read_json(&own).map(|config| (own, config))).transpose()?;
+        let config = own.map(|own| read_json(&own, MAX_CONFIG).map(|config| (own, config))).transpose()?;
         Ok(Self { path, config, neighbour })
     }
 
@@ -226,9 +231,14 @@ fn missing(path: &Path, source: io::Error) -> WeightError {
     }
 }
 
-fn read_json(path: &Path) -> Result<Value, WeightError> {
-    let text = fs::read_to_string(path).map_err(|source| WeightError::Io { path: path.to_owned(), source })?;
-    serde_json::from_str(&text).map_err(|source| WeightError::Json { path: path.to_owned(), source })
+fn read_json<T: DeserializeOwned>(path: &Path, limit: u64) -> Result<T, WeightError> {
+    let io = |source| WeightError::Io { path: path.to_owned(), source };
+    let mut text = Vec::new();
+    fs::File::open(path).and_then(|file| file.take(limit + 1).read_to_end(&mut text)).map_err(io)?;
+    if text.len() as u64 > limit {
+        return Err(WeightError::Unsupported { path: path.to_owned(), message: format!("it has more than {limit} bytes, which no such file needs") });
+    }
+    serde_json::from_slice(&text).map_err(|source| WeightError::Json { path: path.to_owned(), source })
 }
 
 /// How names of weight files end, in small letters.
@@ -236,10 +246,12 @@ const ENDINGS: [&str; 6] = [".safetensors", ".sft", ".bin", ".pt", ".pth", ".ckp
 
 /// The name of a weight file of another model beside `path`; one of diffusers comes first.
 fn rival(path: &Path, name: &str) -> Option<String> {
-    // Of one model are the kinds and variants of one name.
+    // Of one model are the kinds, shards and variants of one name.
     let stem = |name: &str| {
         let lower = name.to_ascii_lowercase();
-        let stem = ENDINGS.iter().find_map(|end| lower.strip_suffix(end))?;
+        let stem =
+            lower.split_once(".safetensors.index.").map(|(stem, _)| stem).or_else(|| ENDINGS.iter().find_map(|end| lower.strip_suffix(end)))?;
+        let stem = stem.split_once("-of-").map_or(stem, |(shard, _)| shard.trim_end_matches(|c: char| c.is_ascii_digit()).trim_end_matches('-'));
         Some(["fp16", "bf16", "fp32"].iter().find_map(|variant| stem.strip_suffix(variant)?.strip_suffix(['.', '-', '_'])).unwrap_or(stem).to_owned())
     };
     let own = stem(name).unwrap_or_else(|| name.to_ascii_lowercase());
@@ -271,7 +283,7 @@ fn shards(index: &Path) -> Result<Vec<PathBuf>, WeightError> {
     struct Index {
         weight_map: BTreeMap<String, String>,
     }
-    let parsed: Index = serde_json::from_value(read_json(index)?).map_err(|source| WeightError::Json { path: index.to_owned(), source })?;
+    let parsed: Index = read_json(index, MAX_INDEX)?;
     let mut names: Vec<String> = parsed.weight_map.into_values().collect();
     names.sort();
     names.dedup();
@@ -338,6 +350,20 @@ const NESTS: [&str; 16] = [
 ];
 const VAE_NESTS: usize = 3;
 
+/// Parts of whole checkpoints and of trainers that may lie in a nest beside a VAE.
+const OTHER_PARTS: [&str; 10] = [
+    "diffusion_model",
+    "cond_stage_model",
+    "conditioner",
+    "text_encoders",
+    "text_encoder",
+    "text_encoder_2",
+    "unet",
+    "transformer",
+    "loss",
+    "scheduler",
+];
+
 /// Of nests that hold the same tensors, the one that is taken: a VAE's before others, plain ones before averages, then the shallowest.
 fn rank(nest: &str) -> Option<(bool, bool, Vec<usize>)> {
     let words = nest.split_terminator('.').map(|word| NESTS.iter().position(|known| *known == word)).collect::<Option<Vec<usize>>>()?;
@@ -367,7 +393,7 @@ impl Weights {
         self
     }
 
-    /// The tensors below the nest of known words (`vae.`, `module.first_stage_model.`, …) in which one of `markers` lies, without that nest. Those below other such words,
+    /// The tensors below the nest of known words (`vae.`, `module.first_stage_model.`, …) in which one of `markers` lies, without that nest. Those below other such words or known parts of other models,
     /// or outside the nest, are left out; [`Weights::file_has`] still knows their names. As it is, when there is none.
     #[must_use]
     pub(crate) fn of_model(self, markers: &[&str]) -> Self {
@@ -376,7 +402,10 @@ impl Weights {
         let mut beside = self.beside;
         let mut tensors = BTreeMap::new();
         for (name, mut tensor) in self.tensors {
-            match name.strip_prefix(&nest).filter(|own| !own.split_once('.').is_some_and(|(word, _)| NESTS.contains(&word))) {
+            match name
+                .strip_prefix(&nest)
+                .filter(|own| !own.split_once('.').is_some_and(|(word, _)| NESTS.contains(&word) || OTHER_PARTS.contains(&word)))
+            {
                 Some(own) => {
                     tensor.rename(own.to_owned());
                     tensors.insert(own.to_owned(), tensor);
@@ -450,7 +479,7 @@ impl Weights {
             .filter(|tensor| tensor.dtype().size().is_none())
             .map(|tensor| (tensor.name().to_owned(), tensor.dtype().clone()))
             .collect();
-        let result = module.apply(self.tensors.into_values().map(deferred).collect(), None, Some(Box::new(Watchful.chain(FloatCastAdapter::to(dtype)))), true);
+        let result = module.apply(self.tensors.into_values().map(deferred).collect(), None, Some(Box::new(FloatCastAdapter::to(dtype))), true);
         check_stop();
         let mut wrong: Vec<String> = result.errors.iter().map(|error| describe(error, &unread)).collect();
         wrong.sort();
@@ -463,24 +492,6 @@ impl Weights {
             return Ok(module);
         }
         Err(WeightError::Mismatch { path, mismatch: Mismatch { missing, unexpected, wrong } })
-    }
-}
-
-/// Has nothing more read once the run that loads is stopped. Burn does not let a panic out of here.
-#[derive(Debug, Clone)]
-struct Watchful;
-
-impl ModuleAdapter for Watchful {
-    fn adapt(&self, tensor: Tensor, _: ModuleContext<'_>) -> Tensor {
-        if !is_stopped() {
-            return tensor;
-        }
-        let Tensor { name, dtype, shape, .. } = tensor;
-        bridge::deferred(name, dtype, shape, None, || Err(PackError::ValidationError(String::new())))
-    }
-
-    fn clone_box(&self) -> Box<dyn ModuleAdapter> {
-        Box::new(self.clone())
     }
 }
 
@@ -507,6 +518,10 @@ fn deferred(tensor: StoredTensor) -> Tensor {
     let (name, shape) = (tensor.name().to_owned(), tensor.shape().to_vec());
     let bytes = tensor.values().saturating_mul(dtype.size());
     Tensor::deferred(name, dtype, shape, None, bytes, move || {
+        // Burn does not let a panic out of here.
+        if is_stopped() {
+            return Err(PackError::ValidationError("the run was stopped".to_owned()));
+        }
         let failed = |error: WeightError| PackError::ValidationError(error.to_string());
         if matches!(tensor.dtype(), StoredDtype::F8E4m3 | StoredDtype::F8E5m2) {
             let values = tensor.read_f32().map_err(failed)?;

@@ -125,10 +125,9 @@ pub(crate) fn infer(weights: &Weights) -> Option<KlConfig> {
     let (scaling_factor, shift_factor, sample_size) = match whole_model(weights) {
         Some(Whole::Sd3) => (1.5305, Some(0.0609), 1024),
         Some(Whole::Sdxl) => (0.13025, None, 1024),
-        Some(Whole::Sd) => (0.18215, None, 512),
         Some(Whole::Flux) => (0.3611, Some(0.1159), 1024),
         None if latent_channels == 16 => (0.3611, Some(0.1159), 1024),
-        None => (0.18215, None, 512),
+        Some(Whole::Sd) | None => (0.18215, None, 512),
     };
     Some(KlConfig {
         in_channels: dim("encoder.conv_in.weight", 1)?,

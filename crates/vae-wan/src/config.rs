@@ -111,7 +111,7 @@ impl Default for WanConfig {
 
 /// Doubles a number some times; what is too large for a usize was never checked.
 fn shifted(number: usize, times: usize) -> usize {
-    number.checked_mul(1_usize.checked_shl(times as u32).unwrap_or(usize::MAX)).unwrap_or(usize::MAX)
+    number.saturating_mul(1_usize.checked_shl(times as u32).unwrap_or(usize::MAX))
 }
 
 impl WanConfig {

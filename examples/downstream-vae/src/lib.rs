@@ -11,9 +11,8 @@ vae_core::register_vae!(Patch);
 /// The family.
 pub struct Patch;
 
-/// The fields of its `config.json`.
+/// The fields of its `config.json`. What it has besides is told as a warning.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct PatchConfig {
     /// Channels of the samples.
     pub channels: usize,
@@ -25,12 +24,12 @@ impl VaeFamily for Patch {
     const NAME: &'static str = "patch";
     const ALIASES: &'static [&'static str] = &["AutoencoderPatch"];
     const SUMMARY: &'static str = "Squares of px as channels, an example";
+    const MARKERS: &'static [&'static str] = &["gain"];
     type Config = PatchConfig;
 
     fn spec(config: &PatchConfig) -> Result<VaeSpec, VaeError> {
-        if config.patch_px == 0 {
-            return Err(VaeError::ConfigValue { field: "patch_px", got: "0".to_owned(), expected: "it must be at least 1".to_owned() });
-        }
+        VaeError::check_range("channels", config.channels, 1..=1024)?;
+        VaeError::check_range("patch_px", config.patch_px, 1..=64)?;
         let spec = VaeSpec::image(config.channels, config.channels * config.patch_px.pow(2), config.patch_px);
         let grid = GridDefaults { tile_px: [16 * config.patch_px; 2], overlap: Overlap::Share([0.25; 2]) };
         Ok(VaeSpec { grid, ..spec })

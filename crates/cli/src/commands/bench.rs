@@ -1,5 +1,5 @@
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::Path;
 
 use anyhow::Context;
 use serde_json::{Value, json};
@@ -8,8 +8,9 @@ use tilevae::vae_core::{Halves, normal_noise};
 use tilevae::{Block, Config, Count, Direction, ExecutorConfig, FittedFrames, Model, Pipeline, RunPlan, RunStats, TileSource};
 
 use crate::args::{Bench, Common};
-use crate::commands::samples::Samples;
+use crate::commands::samples::{self, Samples};
 use crate::commands::{UsageError, plan};
+use crate::interrupt::during;
 use crate::memory;
 use crate::output::{bytes, print};
 use crate::watch::Watch;
@@ -17,10 +18,11 @@ use crate::watch::Watch;
 pub(crate) fn bench(common: &Common, args: &Bench) -> anyhow::Result<()> {
     let config = super::configuration(common)?;
     let model = super::open_model(&config)?;
-    let (direction, shape) = plan::input_shape(&args.input, args.direction, &model.spec, &config)?;
+    let file = samples::Input::open(&args.input)?;
+    let (direction, shape) = plan::input_shape(file.path(), args.direction, &model.spec, &config)?;
     RunPlan::new(&config, model.entry.name, &model.spec, direction, shape)?;
     let model = model.only(if direction == Direction::Decode { Halves::Decoder } else { Halves::Encoder });
-    let input = Input::read(&args.input, direction, shape, &model, &config)?;
+    let input = Input::read(file.path(), direction, shape, &model, &config)?;
     let mut rows: Vec<Row> = Vec::new();
     for config in configurations(&config, args)? {
         let executor = name(&config.executor)?;
@@ -67,7 +69,7 @@ pub(crate) fn bench(common: &Common, args: &Bench) -> anyhow::Result<()> {
     text += &super::run::of_devices(&rows[rows.len() - 1].on_devices);
     let equal = rows.iter().all(|row| row.hash == rows[0].hash);
     text += if equal { "all gave the same bytes\n" } else { "they did not give the same bytes\n" };
-    print(common, &text, &json!({"direction": direction, "shape": shape, "same_bytes": equal, "runs": json}))
+    print(common, &text, &json!({"direction": direction, "shape": shape, "same_bytes": equal, "runs": json}), false)
 }
 
 /// A run.
@@ -112,7 +114,7 @@ fn executor_of(config: &Config, kind: &str) -> anyhow::Result<ExecutorConfig> {
         return Ok(config.executor);
     }
     let executor: Result<ExecutorConfig, _> = serde_json::from_value(json!({"kind": kind}));
-    Ok(executor.map_err(|error| UsageError(error.to_string()))?)
+    Ok(executor.map_err(|_| UsageError(format!("--executor {kind} is not one of sequential, multi-device and pipelined")))?)
 }
 
 fn name(executor: &ExecutorConfig) -> anyhow::Result<String> {
@@ -127,15 +129,18 @@ enum Input {
 }
 
 impl Input {
-    fn read(input: &str, direction: Direction, shape: [usize; 5], model: &Model, config: &Config) -> anyhow::Result<Self> {
-        let path = PathBuf::from(input);
-        if plan::clip_size(input).is_some() || (direction == Direction::Decode && !is_tensor(&path)?) {
-            let values = normal_noise(0, 0).take(shape.iter().product());
-            return Ok(Self::Block(Block::new(shape, values.collect()).context("as many values as the shape says")?));
+    fn read(path: &Path, direction: Direction, shape: [usize; 5], model: &Model, config: &Config) -> anyhow::Result<Self> {
+        if plan::clip_size(path)?.is_some() || (direction == Direction::Decode && !is_tensor(path)?) {
+            let count: usize = shape.iter().product();
+            let mut values = Vec::new();
+            let no_room = |_| UsageError(format!("noise of {} px has no room in memory; give a smaller size", path.display()));
+            values.try_reserve_exact(count).map_err(no_room)?;
+            values.extend(normal_noise(0, 0).take(count));
+            return Ok(Self::Block(Block::new(shape, values).context("as many values as the shape says")?));
         }
         Ok(match direction {
-            Direction::Decode => Self::Block(Tensors::read(&path)?.input(direction, &model.spec, &config.io)?.read()?.block),
-            Direction::Encode => Self::Samples(Samples::read(&[path], &model.spec, config)?),
+            Direction::Decode => Self::Block(Tensors::read(path)?.input(direction, &model.spec, &config.io)?.read()?.block),
+            Direction::Encode => Self::Samples(Samples::read(&[path.to_owned()], &model.spec, config)?),
         })
     }
 
@@ -147,7 +152,7 @@ impl Input {
     }
 }
 
-fn is_tensor(path: &std::path::Path) -> Result<bool, io::IoError> {
+fn is_tensor(path: &Path) -> Result<bool, io::IoError> {
     Ok(io::FileKind::of(path)?.is_tensors())
 }
 
@@ -156,12 +161,12 @@ fn run(common: &Common, pipeline: &Pipeline, input: &Input, direction: Direction
         Direction::Decode => {
             let plan = pipeline.plan(direction, input.source().shape())?;
             let mut samples = SampleFile::scratch(plan.output_shape)?;
-            let stats = pipeline.decode_to(input.source(), &mut samples, &mut Watch::new(common, "decode"))?;
+            let stats = during(|| pipeline.decode_to(input.source(), &mut samples, &mut Watch::new(common, "decode")))?;
             Ok((stats, samples.sha256()?))
         }
         Direction::Encode => {
             let fitted = FittedFrames::new(input.source(), model.spec.frames, pipeline.config().io.frames)?;
-            let encoded = pipeline.encode(&fitted, &mut Watch::new(common, "encode"))?;
+            let encoded = during(|| pipeline.encode(&fitted, &mut Watch::new(common, "encode")))?;
             Ok((encoded.stats, io::sha256(&encoded.latents)))
         }
     }

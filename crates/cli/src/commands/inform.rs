@@ -3,7 +3,7 @@ use serde_json::json;
 use tilevae::{Config, Registry, list_devices};
 
 use crate::args::{self, Args, Common};
-use crate::output::print;
+use crate::output::{self, print};
 
 pub(crate) fn models(common: &Common) -> anyhow::Result<()> {
     let config = super::configuration(common)?;
@@ -27,7 +27,7 @@ pub(crate) fn models(common: &Common) -> anyhow::Result<()> {
                 spec.grid.tile_px,
                 model.stored_dtype().map_or_else(|_| "(no weights)".to_owned(), |dtype| format!("{dtype:?}").to_lowercase())
             );
-            json!({"path": config.model.path, "family": model.entry.name, "spec": spec, "config": model.config})
+            json!({"path": output::path(&config.model.path), "family": model.entry.name, "spec": spec, "config": model.config})
         }
         // A list of families is of use without a model, unless one was asked for.
         Err(error) if common.model.is_some() => return Err(error),
@@ -36,7 +36,7 @@ pub(crate) fn models(common: &Common) -> anyhow::Result<()> {
             serde_json::Value::Null
         }
     };
-    print(common, &text, &json!({"families": families, "model": model}))
+    print(common, &text, &json!({"families": families, "model": model}), false)
 }
 
 pub(crate) fn devices(common: &Common) -> anyhow::Result<()> {
@@ -44,15 +44,19 @@ pub(crate) fn devices(common: &Common) -> anyhow::Result<()> {
     let memory = |bytes: Option<u64>| bytes.map_or_else(String::new, |bytes| format!(", {}", indicatif::BinaryBytes(bytes)));
     let line = |device: &tilevae::DeviceInfo| format!("{:<10} {}{}\n", device.name.to_string(), device.description, memory(device.memory));
     let text: String = devices.iter().map(line).collect();
-    print(common, &text, &json!(devices))
+    print(common, &text, &json!(devices), false)
 }
 
 pub(crate) fn config(common: &Common, args: &args::Config) -> anyhow::Result<()> {
     if args.defaults {
-        return print(common, Config::default_toml(), &json!(Config::default()));
+        return print(common, Config::default_toml(), &json!(Config::default()), false);
     }
-    let config = super::configuration(common)?;
-    print(common, &config.to_toml(), &json!(config))
+    let mut config = super::configuration(common)?;
+    // What is printed means the same wherever it is read.
+    for path in std::iter::once(&mut config.model.path).chain(&mut config.model.config) {
+        *path = std::path::absolute(&*path).map_err(|source| tilevae::Error::File { path: path.clone(), verb: "found", source })?;
+    }
+    print(common, &config.to_toml()?, &json!(config), false)
 }
 
 pub(crate) fn completions(shell: clap_complete::Shell) -> anyhow::Result<()> {

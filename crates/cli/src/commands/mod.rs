@@ -1,4 +1,5 @@
 mod bench;
+mod files;
 mod inform;
 mod plan;
 mod run;
@@ -36,7 +37,10 @@ fn configuration(common: &Common) -> Result<Config, tilevae::Error> {
     }
     if !common.device.is_empty() {
         let names = common.device.iter().map(|name| name.parse()).collect::<Result<_, tilevae::vae_core::DeviceNameError>>();
-        config.devices.names = names.map_err(|error| tilevae::Error::ConfigValue { key: "devices.use".to_owned(), message: error.to_string() })?;
+        config.devices.names = names.map_err(|error| {
+            let error = tilevae::Error::ConfigValue { key: "devices.use".to_owned(), message: error.to_string() };
+            tilevae::Error::ConfigSource { origin: "--device".to_owned(), error: Box::new(error) }
+        })?;
     }
     Ok(config)
 }

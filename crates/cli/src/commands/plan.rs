@@ -1,4 +1,4 @@
-use std::path::PathBuf;
+use std::path::Path;
 
 use serde_json::json;
 use tilevae::io::{self, FileKind, Tensors};
@@ -7,47 +7,54 @@ use tilevae::{Config, Direction, FittedFrames, RunPlan, TileSource, VaeSpec};
 
 use crate::args::{Common, Plan};
 use crate::commands::UsageError;
+use crate::commands::files::Files;
+use crate::commands::samples::Input;
 use crate::output::{bytes, print};
 use crate::plan_picture;
 
 pub(crate) fn plan(common: &Common, args: &Plan) -> anyhow::Result<()> {
     let config = super::configuration(common)?;
     let model = super::open_model(&config)?;
-    let (direction, shape) = input_shape(&args.input, args.direction, &model.spec, &config)?;
+    let mut files = Files::new(common, &config, std::slice::from_ref(&args.input));
+    if let Some(path) = &args.svg {
+        files.write("--svg", path)?;
+        io::check_writable(path, None)?;
+    }
+    let input = Input::open(&args.input)?;
+    let (direction, shape) = input_shape(input.path(), args.direction, &model.spec, &config)?;
     let plan = RunPlan::new(&config, model.entry.name, &model.spec, direction, shape)?;
     if let Some(path) = &args.svg {
-        let drawing = plan_picture::svg(&plan.tiles);
+        let drawing = plan_picture::svg(&plan.tiles)?;
         io::write_atomically(path, |writer| {
             std::io::Write::write_all(writer, drawing.as_bytes()).map_err(|source| io::IoError::Write { path: path.clone(), source })
         })?;
     }
-    print(common, &text(&plan), &json!(plan))
+    print(common, &text(&plan), &json!(plan), files.take_stdout())
 }
 
 /// Which way, and the shape of the input, from a file or a size.
-pub(super) fn input_shape(input: &str, asked: Option<Direction>, spec: &VaeSpec, config: &Config) -> anyhow::Result<(Direction, [usize; 5])> {
-    if let Some((frames, size)) = clip_size(input) {
+pub(super) fn input_shape(path: &Path, asked: Option<Direction>, spec: &VaeSpec, config: &Config) -> anyhow::Result<(Direction, [usize; 5])> {
+    let input = path.display();
+    if let Some((frames, size)) = clip_size(path)? {
         let direction = asked.unwrap_or(Direction::Decode);
         let frames = fitted_frames(frames, spec, config)?;
         let frames = if direction == Direction::Encode { frames } else { spec.encode_geometry().frames.output(frames) };
         return Ok((direction, picture_shape(frames, size, direction, spec)));
     }
-    let path = PathBuf::from(input);
-    let kind =
-        FileKind::of(&path).map_err(|error| UsageError(format!("{error}; or give a size in px, as 1024x768 (height, width) or 81x480x832")))?;
+    let kind = FileKind::of(path).map_err(|error| UsageError(format!("{error}; or give a size in px, as 1024x768 (height, width) or 81x480x832")))?;
     if kind.is_clip() && !path.exists() {
         return Err(
             UsageError(format!("there is no file or folder {input}, and it is no size in px, as 1024x768 (height, width) or 81x480x832")).into()
         );
     }
     if kind.is_clip() || kind.is_picture() {
-        let info = io::Media::probe(&path, spec)?;
+        let info = io::Media::probe(path, spec)?;
         let frames = fitted_frames(info.frames, spec, config)?;
         let direction = asked.unwrap_or(Direction::Encode);
         let frames = if direction == Direction::Encode { frames } else { spec.encode_geometry().frames.output(frames) };
         return Ok((direction, picture_shape(frames, info.size, direction, spec)));
     }
-    let tensor_shape = |direction| Ok::<_, io::IoError>(Tensors::read(&path)?.input(direction, spec, &config.io)?.shape());
+    let tensor_shape = |direction| Ok::<_, io::IoError>(Tensors::read(path)?.input(direction, spec, &config.io)?.shape());
     match asked {
         Some(direction) => Ok((direction, tensor_shape(direction)?)),
         None => match tensor_shape(Direction::Decode) {
@@ -65,14 +72,23 @@ pub(super) fn input_shape(input: &str, asked: Option<Direction>, spec: &VaeSpec,
 }
 
 /// `HEIGHTxWIDTH` or `FRAMESxHEIGHTxWIDTH`.
-pub(super) fn clip_size(text: &str) -> Option<(usize, [usize; 2])> {
-    let sides = text.split('x').map(|side| side.parse().ok().filter(|&side| side > 0)).collect::<Option<Vec<usize>>>()?;
-    match sides[..] {
-        [height, width] => Some((1, [height, width])),
-        [frames, height, width] => Some((frames, [height, width])),
-        _ => None,
+pub(super) fn clip_size(text: &Path) -> Result<Option<(usize, [usize; 2])>, UsageError> {
+    let Some(text) = text.to_str() else { return Ok(None) };
+    let sides: Vec<&str> = text.split('x').collect();
+    if !matches!(sides.len(), 2 | 3) || !sides.iter().all(|side| !side.is_empty() && side.bytes().all(|byte| byte.is_ascii_digit())) {
+        return Ok(None);
+    }
+    let side = |side: &&str| side.parse().ok().filter(|side| (1..=MOST_PX).contains(side));
+    let wrong = || UsageError(format!("{text} is no size that can be planned: frames, height and width are each from 1 to {MOST_PX}"));
+    match sides.iter().map(side).collect::<Option<Vec<usize>>>().ok_or_else(wrong)?[..] {
+        [height, width] => Ok(Some((1, [height, width]))),
+        [frames, height, width] => Ok(Some((frames, [height, width]))),
+        _ => Ok(None),
     }
 }
+
+/// The longest side that can be given, in px. What can be planned is less.
+const MOST_PX: usize = 1 << 40;
 
 /// The number of sample frames that is encoded of a clip of `frames`.
 fn fitted_frames(frames: usize, spec: &VaeSpec, config: &Config) -> Result<usize, tilevae::Error> {

@@ -9,19 +9,24 @@ use tilevae::tiling::{Region, Sink};
 use tilevae::vae_core::Halves;
 use tilevae::{Config, Direction, FittedFrames, OpenDevice, Pipeline, RunPlan, RunStats, TileSource};
 
-use crate::args::{self, Common, Traces};
+use crate::args::{self, Common, OutputFormat, Traces};
 use crate::commands::UsageError;
-use crate::commands::samples::Samples;
+use crate::commands::files::Files;
+use crate::commands::samples::{Input, Samples};
+use crate::interrupt::during;
 use crate::memory;
-use crate::output::{bytes, print};
+use crate::output::{self, bytes, print};
 use crate::timeline::Timeline;
 use crate::watch::Watch;
 
 pub(crate) fn decode(common: &Common, args: &args::Decode) -> anyhow::Result<()> {
     let config = super::configuration(common)?;
-    let output = Output::new(&args.output)?;
-    check_writable(&args.traces)?;
-    let tensors = Tensors::read(&args.latents)?;
+    let mut files = Files::new(common, &config, std::slice::from_ref(&args.latents));
+    let output = Output::new(&args.output, args.output_format, FileKind::ALL, &mut files)?;
+    output.check_fps(args.fps)?;
+    check_traces(&args.traces, &mut files)?;
+    let input = Input::open(&args.latents)?;
+    let tensors = Tensors::read(input.path())?;
     let model = super::open_model(&config)?.only(Halves::Decoder);
     let tensor = tensors.input(Direction::Decode, &model.spec, &config.io)?;
     let plan = RunPlan::new(&config, model.entry.name, &model.spec, Direction::Decode, tensor.shape())?;
@@ -38,7 +43,7 @@ pub(crate) fn decode(common: &Common, args: &args::Decode) -> anyhow::Result<()>
     let fps = args.fps.or(origin.fps).unwrap_or(Fps::DEFAULT);
     let frames_in_parts = if output.kind.is_clip() && plan.tiles.is_tiled() { bytes_of(shape) / size_of::<f32>() as u64 } else { 0 };
     let hashed = if args.hash { bytes_of(plan.output_shape) } else { 0 };
-    let mut sink = output.sink(shape, tensor.rank(), fps, &config)?;
+    let mut sink = output.sink(shape, tensor.rank(), fps, &config, &mut files)?;
     check_scratch([plan.scratch_bytes(), frames_in_parts, hashed])?;
     let tensor = tensor.read()?;
     let pipeline = super::load_pipeline(&config, &model, &devices)?;
@@ -46,59 +51,69 @@ pub(crate) fn decode(common: &Common, args: &args::Decode) -> anyhow::Result<()>
     let mut watch = Watch::new(common, "decode");
     let (stats, hash) = if args.hash {
         let mut hashing = HashingSink::new(sink.as_sink(), plan.output_shape)?;
-        let stats = pipeline.decode_to(&tensor.block, &mut hashing, &mut watch)?;
+        let stats = during(|| pipeline.decode_to(&tensor.block, &mut hashing, &mut watch))?;
         (stats, Some(hashing.sha256()?))
     } else {
-        (pipeline.decode_to(&tensor.block, sink.as_sink(), &mut watch)?, None)
+        (during(|| pipeline.decode_to(&tensor.block, sink.as_sink(), &mut watch))?, None)
     };
     drop(watch);
-    let mut files = sink.write()?;
-    files.extend(write_traces(&args.traces, &[("decode", &stats)])?);
-    report(common, &files, shape, &stats, &pipeline, hash)
+    let mut written = sink.write()?;
+    written.extend(write_traces(&args.traces, &[("decode", &stats)])?);
+    report(common, &files, &written, shape, &stats, &pipeline, hash)
 }
 
 pub(crate) fn encode(common: &Common, args: &args::Encode) -> anyhow::Result<()> {
     let config = super::configuration(common)?;
-    let kind = FileKind::of_output(&args.output)?;
-    if kind.is_picture() || kind.is_clip() {
-        let what = if kind.is_picture() { "a picture" } else { "a clip" };
+    let mut files = Files::new(common, &config, &args.samples);
+    let output = Output::new(&args.output, args.output_format, FileKind::WRITTEN_TENSORS, &mut files)?;
+    if !output.is_raw() {
+        let what = if output.kind.is_picture() { "a picture" } else { "a clip" };
         return Err(UsageError(format!("{} would be {what}; latents are written as .safetensors or .npy", args.output.display())).into());
     }
-    io::check_writable(&args.output)?;
-    check_writable(&args.traces)?;
-    if config.io.posterior == tilevae::Posterior::Moments && kind == FileKind::Npy {
+    check_traces(&args.traces, &mut files)?;
+    if config.io.posterior == tilevae::Posterior::Moments && output.kind == FileKind::Npy {
         return Err(io::IoError::OneTensor { path: args.output.clone() }.into());
+    }
+    if args.fps.is_some() && output.kind == FileKind::Npy {
+        return Err(UsageError(format!("--fps is noted in .safetensors files; {} has no room for it", args.output.display())).into());
     }
     let model = super::open_model(&config)?.only(Halves::Encoder);
     let samples = Samples::read(&args.samples, &model.spec, &config)?;
+    if args.fps.is_some() && samples.is_pictures() {
+        return Err(UsageError("--fps is the rate of a clip; what is encoded are pictures".to_owned()).into());
+    }
     let fitted = FittedFrames::new(samples.source(), model.spec.frames, config.io.frames)?;
     let plan = RunPlan::new(&config, model.entry.name, &model.spec, Direction::Encode, fitted.shape())?;
     check_scratch([plan.scratch_bytes()])?;
-    if args.output.is_file() || !args.output.exists() {
-        // The planned output is the moments, twice the latents.
-        let tensors = if config.io.posterior == tilevae::Posterior::Moments { 3 } else { 1 };
-        io::check_space(io::folder_of(&args.output), bytes_of(plan.output_shape) / 2 * tensors)?;
-    }
+    // The planned output is the moments, twice the latents.
+    let tensors = if config.io.posterior == tilevae::Posterior::Moments { 3 } else { 1 };
+    io::check_space(&folder_of(&args.output), bytes_of(plan.output_shape) / 2 * tensors)?;
     let devices = open_devices(&config)?;
     let origin = Origin { size: samples.picture_size(), frames: fitted.is_padded().then(|| fitted.own_frames()), fps: args.fps.or(samples.fps()) };
     let pipeline = super::load_pipeline(&config, &model, &devices)?;
     super::warm_up(&pipeline, &plan)?;
-    let encoded = pipeline.encode(&fitted, &mut Watch::new(common, "encode"))?;
+    let encoded = during(|| pipeline.encode(&fitted, &mut Watch::new(common, "encode")))?;
     let mut tensors = vec![("latents", &encoded.latents)];
     if let Some([mean, log_variance]) = &encoded.moments {
         tensors.extend([("mean", mean), ("logvar", log_variance)]);
     }
-    io::write_tensors(&args.output, &tensors, samples.rank(), origin)?;
+    io::write_tensors_of_kind(&args.output, output.kind, &tensors, samples.rank(), origin)?;
     let hash = args.hash.then(|| io::sha256(&encoded.latents));
-    let mut files = vec![args.output.clone()];
-    files.extend(write_traces(&args.traces, &[("encode", &encoded.stats)])?);
-    report(common, &files, encoded.latents.shape(), &encoded.stats, &pipeline, hash)
+    let mut written = vec![args.output.clone()];
+    written.extend(write_traces(&args.traces, &[("encode", &encoded.stats)])?);
+    report(common, &files, &written, encoded.latents.shape(), &encoded.stats, &pipeline, hash)
 }
 
 pub(crate) fn roundtrip(common: &Common, args: &args::Roundtrip) -> anyhow::Result<()> {
     let config = super::configuration(common)?;
-    let output = args.output.as_deref().map(Output::new).transpose()?;
-    check_writable(&args.traces)?;
+    let mut files = Files::new(common, &config, &args.samples);
+    let output = args.output.as_deref().map(|path| Output::new(path, args.output_format, FileKind::ALL, &mut files)).transpose()?;
+    match &output {
+        Some(output) => output.check_fps(args.fps)?,
+        None if args.fps.is_some() => return Err(UsageError("--fps is the rate of the clip that -o writes, which is not given".to_owned()).into()),
+        None => {}
+    }
+    check_traces(&args.traces, &mut files)?;
     let model = super::open_model(&config)?;
     let samples = Samples::read(&args.samples, &model.spec, &config)?;
     let fitted = FittedFrames::new(samples.source(), model.spec.frames, config.io.frames)?;
@@ -116,7 +131,7 @@ pub(crate) fn roundtrip(common: &Common, args: &args::Roundtrip) -> anyhow::Resu
     let size = [0, 1].map(|axis| size[axis].min(back.output_shape[3 + axis]));
     let shape = [batch, channels[1], fitted.own_frames(), size[0], size[1]];
     let fps = args.fps.or(samples.fps()).unwrap_or(Fps::DEFAULT);
-    let mut sink = output.map(|output| output.sink(shape, samples.rank(), fps, &config)).transpose()?;
+    let mut sink = output.map(|output| output.sink(shape, samples.rank(), fps, &config, &mut files)).transpose()?;
     let mut decoded = SampleFile::scratch(shape)?;
     check_scratch([there.scratch_bytes().max(back.scratch_bytes())])?;
 
@@ -124,8 +139,8 @@ pub(crate) fn roundtrip(common: &Common, args: &args::Roundtrip) -> anyhow::Resu
     for plan in [&there, &back] {
         super::warm_up(&pipeline, plan)?;
     }
-    let encoded = pipeline.encode(&fitted, &mut Watch::new(common, "encode"))?;
-    let stats = pipeline.decode_to(&encoded.latents, &mut decoded, &mut Watch::new(common, "decode"))?;
+    let encoded = during(|| pipeline.encode(&fitted, &mut Watch::new(common, "encode")))?;
+    let stats = during(|| pipeline.decode_to(&encoded.latents, &mut decoded, &mut Watch::new(common, "decode")))?;
     let mut comparison = Comparison::default();
     for frame in 0..shape[2] {
         let region = Region { start: [frame, 0, 0], size: [1, size[0], size[1]] };
@@ -140,8 +155,8 @@ pub(crate) fn roundtrip(common: &Common, args: &args::Roundtrip) -> anyhow::Resu
             sink.as_sink().take([frame, 0, 0], [shape[2], size[0], size[1]], back).map_err(|error| anyhow::anyhow!(error))?;
         }
     }
-    let mut files = sink.map(SampleSink::write).transpose()?.unwrap_or_default();
-    files.extend(write_traces(&args.traces, &[("encode", &encoded.stats), ("decode", &stats)])?);
+    let mut written = sink.map(SampleSink::write).transpose()?.unwrap_or_default();
+    written.extend(write_traces(&args.traces, &[("encode", &encoded.stats), ("decode", &stats)])?);
     let (psnr, ssim) = (comparison.psnr(), comparison.ssim());
     let seconds = (encoded.stats.elapsed + stats.elapsed).as_secs_f64();
     let tiles = encoded.stats.tiles + stats.tiles;
@@ -152,20 +167,36 @@ pub(crate) fn roundtrip(common: &Common, args: &args::Roundtrip) -> anyhow::Resu
     text += &format!("encode {:.2} s\n{}", encoded.stats.elapsed.as_secs_f64(), of_workers(&encoded.stats));
     text += &format!("decode {:.2} s\n{}", stats.elapsed.as_secs_f64(), of_workers(&stats));
     text += &of_devices(&pipeline.device_memory());
-    for file in &files {
-        text += &format!("wrote {}\n", file.display());
+    for file in &written {
+        text += &format!("wrote {}\n", shown(file));
     }
     let finite = psnr.is_finite().then_some(psnr);
     let json = json!({
-        "psnr_db": finite, "ssim": ssim, "files": files, "frames": shape[2], "tiles": tiles, "seconds": seconds, "peak_memory_bytes": peak,
+        "psnr_db": finite, "ssim": ssim, "files": written.iter().map(|file| output::path(file)).collect::<Vec<_>>(), "frames": shape[2], "tiles": tiles, "seconds": seconds, "peak_memory_bytes": peak,
         "encode": encoded.stats, "decode": stats, "device_memory_bytes": pipeline.device_memory()
     });
-    print(common, &text, &json)
+    print(common, &text, &json, files.take_stdout())
 }
 
 /// The devices, so that one that is not there is told before weights load.
 fn open_devices(config: &Config) -> Result<Vec<OpenDevice>, tilevae::Error> {
     tilevae::open_devices(&config.devices)
+}
+
+fn check_traces(traces: &Traces, files: &mut Files) -> anyhow::Result<()> {
+    for (option, path) in [("--trace", &traces.trace), ("--timeline", &traces.timeline)] {
+        if let Some(path) = path {
+            files.write(option, path)?;
+            io::check_writable(path, None)?;
+        }
+    }
+    Ok(())
+}
+
+/// The folder that has to have room for an output: where it goes to a pipe, that of temporary files.
+fn folder_of(output: &Path) -> PathBuf {
+    let file = io::written_file(output).ok().flatten();
+    file.and_then(|file| Some(file.parent()?.to_owned())).unwrap_or_else(std::env::temp_dir)
 }
 
 /// Checks that scratch files of these bytes find room, before work is spent on them.
@@ -178,8 +209,9 @@ fn bytes_of(shape: [usize; 5]) -> u64 {
     shape.iter().fold(size_of::<f32>() as u64, |bytes, &side| bytes.saturating_mul(side as u64))
 }
 
-fn check_writable(files: &Traces) -> Result<(), io::IoError> {
-    files.trace.iter().chain(&files.timeline).try_for_each(|path| io::check_writable(path))
+/// A file as people call it.
+fn shown(file: &Path) -> String {
+    if file == Path::new("-") { "standard output".to_owned() } else { file.display().to_string() }
 }
 
 fn write_traces(files: &Traces, runs: &[(&'static str, &RunStats)]) -> Result<Vec<PathBuf>, io::IoError> {
@@ -192,14 +224,15 @@ fn write_traces(files: &Traces, runs: &[(&'static str, &RunStats)]) -> Result<Ve
 
 fn report(
     common: &Common,
-    files: &[PathBuf],
+    files: &Files,
+    written: &[PathBuf],
     shape: [usize; 5],
     stats: &RunStats,
     pipeline: &Pipeline,
     sha256: Option<String>,
 ) -> anyhow::Result<()> {
     let seconds = stats.elapsed.as_secs_f64();
-    let names = files.iter().map(|file| file.display().to_string()).collect::<Vec<_>>().join(", ");
+    let names = written.iter().map(|file| shown(file)).collect::<Vec<_>>().join(", ");
     let shape_text = shape.map(|side| side.to_string()).join("x");
     let workers = if stats.workers.len() > 1 { format!(" on {} workers", stats.workers.len()) } else { String::new() };
     let peak = memory::peak();
@@ -211,7 +244,7 @@ fn report(
     text += &of_workers(stats);
     text += &of_devices(&pipeline.device_memory());
     let mut json = json!({
-        "files": files, "shape": shape, "tiles": stats.tiles, "frames": stats.frames, "seconds": seconds, "workers": stats.workers,
+        "files": written.iter().map(|file| output::path(file)).collect::<Vec<_>>(), "shape": shape, "tiles": stats.tiles, "frames": stats.frames, "seconds": seconds, "workers": stats.workers,
         "schedule_loss": stats.schedule_loss(), "upcast_tiles": stats.upcast_tiles, "peak_memory_bytes": peak,
         "device_memory_bytes": pipeline.device_memory()
     });
@@ -219,7 +252,7 @@ fn report(
         text += &format!("sha256 {sha256}\n");
         json["sha256"] = sha256.into();
     }
-    print(common, &text, &json)
+    print(common, &text, &json, files.take_stdout())
 }
 
 fn tiles(count: usize) -> String {
@@ -271,10 +304,21 @@ struct Output {
 }
 
 impl Output {
-    fn new(path: &Path) -> anyhow::Result<Self> {
-        let kind = FileKind::of_output(path)?;
-        io::check_writable(path)?;
+    /// `kinds` are those to choose from.
+    fn new(path: &Path, format: Option<OutputFormat>, kinds: &'static str, files: &mut Files) -> anyhow::Result<Self> {
+        let kind = output_kind(path, format, kinds)?;
+        files.write("-o", path)?;
+        io::check_writable(path, Some(kind))?;
         Ok(Self { path: path.to_owned(), kind })
+    }
+
+    /// A rate is of no use but to a clip.
+    fn check_fps(&self, fps: Option<Fps>) -> Result<(), UsageError> {
+        if fps.is_none() || self.kind.is_clip() {
+            return Ok(());
+        }
+        let what = if self.kind.is_picture() { "a picture" } else { "raw samples" };
+        Err(UsageError(format!("--fps is the rate of a clip; {} is written as {what}", shown(&self.path))))
     }
 
     fn is_raw(&self) -> bool {
@@ -282,12 +326,51 @@ impl Output {
     }
 
     /// What takes samples of `shape`, and leaves out what comes beyond it.
-    fn sink(self, shape: [usize; 5], rank: usize, fps: Fps, config: &Config) -> anyhow::Result<SampleSink> {
+    fn sink(self, shape: [usize; 5], rank: usize, fps: Fps, config: &Config, files: &mut Files) -> anyhow::Result<SampleSink> {
+        if shape[0] > 1 && !self.is_raw() {
+            if io::is_stream(&self.path) {
+                let message = format!("a batch of {} is written to as many files, which {} is not; write raw samples", shape[0], shown(&self.path));
+                return Err(UsageError(message).into());
+            }
+            for path in (0..shape[0]).map(|item| io::numbered(&self.path, item)) {
+                files.write("-o", &path)?;
+                io::check_writable(&path, Some(self.kind))?;
+            }
+        }
         Ok(match self.kind {
-            FileKind::Picture(_) => SampleSink::Picture(PictureSink::new(&self.path, shape, config.io.jpeg_quality)?),
-            FileKind::Clip(_) => SampleSink::Clip(ClipSink::new(&self.path, shape, fps)?),
-            FileKind::Safetensors | FileKind::Npy | FileKind::Foreign => SampleSink::Raw(TensorSink::new(&self.path, shape, rank)?),
+            FileKind::Picture(_) => SampleSink::Picture(PictureSink::of_kind(&self.path, self.kind, shape, config.io.jpeg_quality)?),
+            FileKind::Clip(_) => SampleSink::Clip(ClipSink::of_kind(&self.path, self.kind, shape, fps)?),
+            FileKind::Safetensors | FileKind::Npy | FileKind::Foreign => SampleSink::Raw(TensorSink::of_kind(&self.path, self.kind, shape, rank)?),
         })
+    }
+}
+
+/// What is written, by the name of the output or as the arguments say.
+fn output_kind(path: &Path, format: Option<OutputFormat>, kinds: &'static str) -> anyhow::Result<FileKind> {
+    let given = format.map(|format| {
+        FileKind::of(Path::new(match format {
+            OutputFormat::Safetensors => "x.safetensors",
+            OutputFormat::Npy => "x.npy",
+            OutputFormat::Png => "x.png",
+            OutputFormat::Jpg => "x.jpg",
+            OutputFormat::Webp => "x.webp",
+            OutputFormat::Tiff => "x.tiff",
+            OutputFormat::Y4m => "x.y4m",
+            OutputFormat::Gif => "x.gif",
+        }))
+    });
+    let says_kind = path.extension().is_some();
+    match (given.transpose()?, FileKind::of_output(path)) {
+        (Some(given), Ok(named)) if says_kind && given != named => {
+            Err(UsageError(format!("the name {} says another kind than --output-format; leave one out", path.display())).into())
+        }
+        (Some(given), _) => Ok(given),
+        (None, _) if !says_kind && io::is_stream(path) => {
+            Err(UsageError(format!("the name {} does not say what is written; add --output-format png, safetensors or another", path.display()))
+                .into())
+        }
+        (None, Err(io::IoError::UnknownKind { path, .. })) => Err(io::IoError::UnknownKind { path, kinds }.into()),
+        (None, named) => Ok(named?),
     }
 }
 

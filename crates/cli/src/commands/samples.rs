@@ -1,7 +1,26 @@
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use tilevae::io::{self, Clip, FileKind, Fps, Media, Pictures, Tensors};
 use tilevae::{Config, Direction, TileSource, VaeSpec};
+
+/// An input as a file: what comes through a pipe is spooled.
+pub(super) enum Input {
+    File(PathBuf),
+    Spooled(io::Spooled),
+}
+
+impl Input {
+    pub(super) fn open(path: &Path) -> Result<Self, io::IoError> {
+        Ok(if io::is_stream(path) { Self::Spooled(io::Spooled::read(path)?) } else { Self::File(path.to_owned()) })
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        match self {
+            Self::File(path) => path,
+            Self::Spooled(spooled) => spooled.path(),
+        }
+    }
+}
 
 /// What is encoded: pictures, a clip, or a raw tensor.
 pub(super) enum Samples {
@@ -12,12 +31,14 @@ pub(super) enum Samples {
 
 impl Samples {
     pub(super) fn read(paths: &[PathBuf], spec: &VaeSpec, config: &Config) -> Result<Self, io::IoError> {
-        if let [path] = paths
+        let inputs = paths.iter().map(|path| Input::open(path)).collect::<Result<Vec<_>, io::IoError>>()?;
+        let paths: Vec<PathBuf> = inputs.iter().map(|input| input.path().to_owned()).collect();
+        if let [path] = &paths[..]
             && FileKind::of(path)?.is_tensors()
         {
             return Ok(Self::Raw(Tensors::read(path)?.input(Direction::Encode, spec, &config.io)?.read()?));
         }
-        Ok(match Media::read(paths, spec, config.io.background)? {
+        Ok(match Media::read(&paths, spec, config.io.background)? {
             Media::Pictures(pictures) => Self::Pictures(pictures),
             Media::Clip(clip) => Self::Clip(clip),
         })
@@ -29,6 +50,10 @@ impl Samples {
             Self::Clip(clip) => clip,
             Self::Raw(tensor) => &tensor.block,
         }
+    }
+
+    pub(super) fn is_pictures(&self) -> bool {
+        matches!(self, Self::Pictures(_))
     }
 
     pub(super) fn rank(&self) -> usize {

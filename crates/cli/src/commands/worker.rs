@@ -22,7 +22,7 @@ pub(crate) fn worker(common: &Common, args: &Worker) -> anyhow::Result<()> {
     let server = remote::Server::new(served.iter().map(|open| open.device.clone()).collect(), address)?;
     let names: Vec<String> = (0..served.len()).map(|index| format!("remote://{address}/{index}")).collect();
     let text: String = names.iter().zip(&served).map(|(name, open)| format!("{name}  {}\n", open.name)).collect();
-    crate::output::print(common, &text, &serde_json::json!({"address": address, "devices": names}))?;
+    crate::output::print(common, &text, &serde_json::json!({"address": address, "devices": names}), false)?;
     Ok(server.serve(listener)?)
 }
 

@@ -3,12 +3,17 @@
 mod clips;
 mod files;
 mod information;
+mod json_events;
 mod latents;
+mod outputs;
 mod parity;
+mod paths;
 mod pictures;
 mod refusals;
 #[cfg(feature = "remote")]
 mod remote;
+#[cfg(unix)]
+mod signals;
 mod video;
 mod watching;
 

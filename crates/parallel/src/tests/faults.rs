@@ -374,8 +374,11 @@ fn answers_of_another_shape_are_failures() {
     }
 }
 
+/// The pieces of a tile of so many frames.
+type Pieces = fn(usize) -> Vec<Range<usize>>;
+
 /// Takes a tile in pieces of its own.
-struct Chunked(fn(usize) -> Vec<Range<usize>>);
+struct Chunked(Pieces);
 
 impl TileOp for Chunked {
     fn geometry(&self) -> Geometry {
@@ -394,7 +397,7 @@ impl TileOp for Chunked {
 #[test]
 #[expect(clippy::reversed_empty_ranges, clippy::single_range_in_vec_init, reason = "they are wrong on purpose")]
 fn pieces_that_do_not_follow_on_each_other_are_failures() {
-    let pieces: [fn(usize) -> Vec<Range<usize>>; 8] = [
+    let pieces: [Pieces; 8] = [
         |_| vec![],
         |_| vec![0..0],
         |_| vec![0..1],
@@ -610,58 +613,63 @@ fn an_error_reaches_what_runs_elsewhere() {
     }
 }
 
-#[test]
-fn a_stopped_run_leaves_behind_who_does_not_come_back() {
-    for executor in many(|_| ()) {
-        let begun = Instant::now();
-        let workers = vec![scripted("lost", |_| Deed::AnswerAfter(Duration::from_hours(1))), good("b")];
-        let error = outcome(&executor, Given { workers, stop: thrown_after(ms(50)), ..Given::default() }).unwrap_err();
-        assert!(matches!(error, ExecError::Stopped), "{error}");
-        assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
-    }
-}
-
-/// Runs one tile with workers of whom the first does not come back.
-fn run_untiled(lost: Worker, others: Vec<Worker>, in_flight: Option<usize>) -> Result<RunStats, ExecError> {
+/// Runs some tiles on workers of whom some may not come back, until it is stopped.
+fn run_hurriedly(plan: TilePlan, workers: Vec<Worker>, in_flight: Option<usize>, stop_after: Duration) -> Result<RunStats, ExecError> {
     in_time(move || {
-        let workers = [vec![lost], others].concat();
-        let plan = TilePlan::new(&tiling::Off, Negate.geometry(), clip().extent()).unwrap();
-        let settings = Settings { retries: 2, batch: Count::ONE, timeout: None, silence: ms(500), in_flight: in_flight.and_then(NonZeroUsize::new) };
-        let mut canvas = Canvas::default();
+        let in_flight = in_flight.and_then(NonZeroUsize::new);
+        let settings = Settings { retries: 2, batch: Count::ONE, timeout: None, silence: ms(500), grace: ms(300), in_flight };
+        let (clip, mut canvas) = (clip(), Canvas::default());
         let compositor = Compositor::new(&plan, &Cascade, &mut canvas);
-        let clip = clip();
-        let stats = engine::run(settings, Job { plan: &plan, source: &clip, workers: &workers, compositor, stop: &thrown_after(ms(2500)) }, &mut ())?;
-        assert_eq!(canvas.into_block(), negative());
+        let job = Job { plan: &plan, source: &clip, workers: &workers, compositor, stop: &thrown_after(stop_after) };
+        let stats = engine::run(settings, job, &mut ())?;
+        assert!(close(&canvas.into_block(), &negative()));
         Ok(stats)
     })
 }
 
+const IN_FLIGHT: [Option<usize>; 3] = [None, Some(1), Some(3)];
+
 #[test]
-fn a_first_tile_that_never_comes_back_is_run_by_who_stands_by() {
-    for in_flight in [None, Some(1), Some(3)] {
-        let told = Arc::new(AtomicBool::new(false));
-        let endless = Worker::new("endless", Arc::new(Endless(told.clone())));
-        let stats = run_untiled(endless.clone(), vec![good("b")], in_flight).unwrap();
-        assert_eq!((stats.workers[0].tiles, stats.workers[1].tiles, stats.tiles), (0, 1, 1));
-        assert!(told.load(Ordering::SeqCst), "nobody waits for the first any more");
-        let dead = scripted("dead", |_| Deed::AnswerAfter(Duration::from_hours(1)));
-        assert_eq!(run_untiled(dead, vec![good("b"), good("c")], in_flight).unwrap().tiles, 1);
-        // Who is alive is left in peace, and so is whoever would only be in the way of himself.
-        let slow = scripted("slow", |_| Deed::AnswerAfter(ms(300)));
-        assert_eq!(run_untiled(slow, vec![good("b")], in_flight).unwrap().workers[0].tiles, 1);
-        let shares = [endless, good("b")].map(|worker| Worker { device: Some(0), ..worker });
-        let [endless, other] = shares;
-        assert!(matches!(run_untiled(endless, vec![other], in_flight), Err(ExecError::Stopped)));
+fn a_stopped_run_leaves_behind_who_does_not_come_back() {
+    for in_flight in IN_FLIGHT {
+        let begun = Instant::now();
+        let workers = vec![scripted("lost", |_| Deed::AnswerAfter(Duration::from_hours(1))), good("b")];
+        let error = run_hurriedly(plan(), workers, in_flight, ms(50)).unwrap_err();
+        assert!(matches!(error, ExecError::Stopped), "{error}");
+        assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
     }
 }
 
-/// Takes its time with each piece that came.
+#[test]
+fn a_first_tile_that_never_comes_back_is_run_by_who_stands_by() {
+    let run_untiled = |workers: [Worker; 2], in_flight| {
+        let plan = TilePlan::new(&tiling::Off, Negate.geometry(), clip().extent()).unwrap();
+        run_hurriedly(plan, workers.to_vec(), in_flight, ms(2000))
+    };
+    for in_flight in IN_FLIGHT {
+        let told = Arc::new(AtomicBool::new(false));
+        let endless = || Worker::new("endless", Arc::new(Endless(told.clone())));
+        let stats = run_untiled([endless(), good("b")], in_flight).unwrap();
+        assert_eq!((stats.workers[0].tiles, stats.workers[1].tiles, stats.tiles), (0, 1, 1));
+        assert!(told.load(Ordering::SeqCst), "nobody waits for the first any more");
+        let dead = scripted("dead", |_| Deed::AnswerAfter(Duration::from_hours(1)));
+        assert_eq!(run_untiled([dead, good("b")], in_flight).unwrap().tiles, 1);
+        // Who is alive is left in peace, and so is whoever would only be in the way of himself.
+        let slow = scripted("slow", |_| Deed::AnswerAfter(ms(300)));
+        assert_eq!(run_untiled([slow, good("b")], in_flight).unwrap().workers[0].tiles, 1);
+        let shares = [endless(), good("b")].map(|worker| Worker { device: Some(0), ..worker });
+        assert!(matches!(run_untiled(shares, in_flight), Err(ExecError::Stopped)));
+    }
+}
+
+/// Takes its time with each piece that came, until a worker is retired.
 struct SlowToHear(Duration, Arc<Mutex<Vec<Event>>>);
 
 impl Progress for SlowToHear {
     fn hear(&mut self, event: &Event) {
-        self.1.lock().unwrap().push(event.clone());
-        if matches!(event, Event::Advanced(_)) {
+        let mut heard = self.1.lock().unwrap();
+        heard.push(event.clone());
+        if matches!(event, Event::Advanced(_)) && !heard.iter().any(|event| matches!(event, Event::WorkerRetired { .. })) {
             sleep(self.0);
         }
     }

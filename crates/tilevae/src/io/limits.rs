@@ -10,8 +10,12 @@ use super::{ClipKind, FileKind, IoError};
 /// # Errors
 /// When the kind has no such number of channels or frames, or ends at fewer px.
 pub fn check_output(path: &Path, shape: [usize; 5]) -> Result<(), IoError> {
+    check_output_of_kind(path, FileKind::of(path)?, shape)
+}
+
+/// The same of a kind that the name need not say.
+pub(super) fn check_output_of_kind(path: &Path, kind: FileKind, shape: [usize; 5]) -> Result<(), IoError> {
     let [_, channels, frames, height, width] = shape;
-    let kind = FileKind::of(path)?;
     let is_shown = match kind {
         FileKind::Safetensors | FileKind::Npy | FileKind::Foreign => return Ok(()),
         FileKind::Picture(ImageFormat::Jpeg) => frames == 1 && matches!(channels, 1 | 3),

@@ -18,8 +18,8 @@ pub use clips::{Clip, ClipInfo, ClipKind, ClipSink, Fps};
 pub use hash::{HashingSink, sha256};
 pub use limits::check_output;
 pub use media::Media;
-pub use pending::remove_pending;
-pub use pictures::{PictureSink, Pictures, picture_size};
+pub use pending::{Spooled, is_standard_output, is_stream, remove_pending, written_file};
+pub use pictures::{PictureSink, Pictures, numbered, picture_size};
 pub use scratch::SampleFile;
 pub(crate) use scratch::scratch_file;
 pub use space::check_space;
@@ -300,6 +300,18 @@ pub enum IoError {
         /// Why.
         source: std::io::Error,
     },
+    /// A pipe whose name does not say what it holds, nor its content.
+    #[error("{} holds nothing that can be told by its first bytes: tensors (safetensors, npy), pictures and clips can", path.display())]
+    UnknownContent {
+        /// The pipe.
+        path: PathBuf,
+    },
+    /// Bytes that would come from or go to a terminal.
+    #[error("{} is a terminal; use a pipe, or give the name of a file", path.display())]
+    Terminal {
+        /// The input or output.
+        path: PathBuf,
+    },
     /// A format that holds one tensor, asked to hold more.
     #[error("{} can hold one tensor; write a .safetensors file for latents, mean and logvar", path.display())]
     OneTensor {
@@ -320,6 +332,8 @@ impl IoError {
                 | Self::UnknownKind { .. }
                 | Self::NotAPicture { .. }
                 | Self::OneTensor { .. }
+                | Self::UnknownContent { .. }
+                | Self::Terminal { .. }
                 | Self::FolderInUse { .. }
                 | Self::NoFfmpeg { .. }
                 | Self::Rate { .. }
@@ -346,10 +360,12 @@ pub enum FileKind {
 
 impl FileKind {
     const TENSORS: &'static str = ".safetensors, .npy, .latent, .npz, .pt, .pth";
-    const WRITTEN_TENSORS: &'static str = ".safetensors, .npy";
+    /// Endings of files that raw tensors are written to.
+    pub const WRITTEN_TENSORS: &'static str = ".safetensors, .npy";
     const PICTURES: &'static str = ".png, .jpg, .jpeg, .webp, .tif, .tiff";
     const CLIPS: &'static str = "a folder of frames, .y4m, .gif, .mp4, .webm, .mkv, .mov, .m4v, .avi";
-    const ALL: &'static str =
+    /// Endings of files that are written.
+    pub const ALL: &'static str =
         ".safetensors, .npy, .png, .jpg, .jpeg, .webp, .tif, .tiff, .y4m, .gif, .mp4, .webm, .mkv, .mov, .m4v, .avi, or a folder of frames";
 
     /// The kind of a file. A folder, or a name without an ending, is a folder of frames.
@@ -403,23 +419,42 @@ impl FileKind {
     }
 }
 
-/// Checks that a file can be written at `path`, before work is spent on it.
+/// Checks that a file, of a kind if one is given, can be written at `path`, before work is spent on it.
 ///
 /// # Errors
-/// When its folder is not there or cannot be written to, or the path is a folder (for frames: one that is not empty).
-pub fn check_writable(path: &Path) -> Result<(), IoError> {
-    let error = |kind, text: String| Err(IoError::Write { path: path.to_owned(), source: std::io::Error::new(kind, text) });
-    if path.is_dir() && FileKind::of(path)?.is_clip() {
-        let mut entries = std::fs::read_dir(path).map_err(|source| IoError::Read { path: path.to_owned(), source })?;
-        return if entries.next().is_some() { Err(IoError::FolderInUse { path: path.to_owned() }) } else { PendingFolder::new(path).map(drop) };
+/// When its folder is not there or takes no files, or what is there cannot be replaced: a folder (for frames: one that is not empty), a file that is
+/// read-only, a terminal.
+pub fn check_writable(path: &Path, kind: Option<FileKind>) -> Result<(), IoError> {
+    use std::io::{Error, ErrorKind, IsTerminal};
+    let error = |source| Err(IoError::Write { path: path.to_owned(), source });
+    let refused = |kind, text: String| error(Error::new(kind, text));
+    let is_folder = kind == Some(FileKind::Clip(ClipKind::Folder));
+    match written_file(path) {
+        Ok(None) if is_folder => return refused(ErrorKind::NotADirectory, "it is no folder, as frames are written to".to_owned()),
+        Ok(None) if is_standard_output(path) && std::io::stdout().is_terminal() => return Err(IoError::Terminal { path: path.to_owned() }),
+        Ok(None) => return Ok(()),
+        Err(source) if source.kind() == ErrorKind::NotFound => {
+            return refused(ErrorKind::NotFound, format!("there is no folder {}", folder_of(path).display()));
+        }
+        Err(source) => return error(source),
+        Ok(Some(_)) => {}
     }
-    if path.is_dir() {
-        return error(std::io::ErrorKind::IsADirectory, "it is a folder".to_owned());
+    if is_folder {
+        if !path.is_dir() && path.exists() {
+            return refused(ErrorKind::NotADirectory, "it is a file; frames are written to a folder".to_owned());
+        }
+        if std::fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_some()) {
+            return Err(IoError::FolderInUse { path: path.to_owned() });
+        }
+        return PendingFolder::new(path).map(drop);
     }
-    if !folder_of(path).is_dir() {
-        return error(std::io::ErrorKind::NotFound, format!("there is no folder {}", folder_of(path).display()));
+    if path.is_dir() || path.as_os_str().as_encoded_bytes().ends_with(b"/") {
+        return refused(ErrorKind::IsADirectory, "it is a folder".to_owned());
     }
-    PendingFile::new(path).map(drop)
+    match File::options().write(true).open(path) {
+        Err(source) if source.kind() != ErrorKind::NotFound => error(source),
+        _ => PendingFile::new(path).map(drop),
+    }
 }
 
 /// Writes a file that gets its name when all is written. A symbolic link is followed; `-` is standard output.
@@ -463,11 +498,15 @@ mod tests {
             wrong.extend(["/sys/out.png", "/sys/frames"].map(PathBuf::from));
         }
         for path in wrong {
-            assert!(matches!(check_writable(&path), Err(IoError::Write { .. } | IoError::FolderInUse { .. })), "{}", path.display());
+            assert!(
+                matches!(check_writable(&path, FileKind::of(&path).ok()), Err(IoError::Write { .. } | IoError::FolderInUse { .. })),
+                "{}",
+                path.display()
+            );
         }
         std::fs::create_dir(at("empty")).unwrap();
         for name in ["out.png", "file", "frames", "empty"] {
-            check_writable(&at(name)).unwrap();
+            check_writable(&at(name), FileKind::of(&at(name)).ok().filter(|_| name != "file")).unwrap();
         }
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2, "nothing is left");
     }

@@ -4,11 +4,11 @@
 //! a hidden folder beside their place, which is removed when they are given up.
 
 use std::fs::{self, File};
-use std::io::{self, Seek, Write};
+use std::io::{self, IsTerminal, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::{IoError, folder_of};
+use super::{FileKind, IoError, folder_of};
 
 /// What has a name without being whole.
 static NAMED: Mutex<Named> = Mutex::new(Named { folders: Vec::new(), is_over: false });
@@ -92,8 +92,19 @@ impl Place {
     }
 }
 
+/// The file that writing at `path` makes or replaces, at the end of all symbolic links; none for a pipe, a device or an open file, which are written to.
+///
+/// # Errors
+/// When links lead in a circle, or the file's folder is not there.
+pub fn written_file(path: &Path) -> io::Result<Option<PathBuf>> {
+    match Place::of(path)? {
+        Place::File(file) => Ok(Some(folder_of(&file).canonicalize()?.join(file.file_name().unwrap_or_default()))),
+        Place::Stream => Ok(None),
+    }
+}
+
 /// Whether a path stands for standard output.
-fn is_standard_output(path: &Path) -> bool {
+pub fn is_standard_output(path: &Path) -> bool {
     path == Path::new("-") || (cfg!(unix) && ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"].iter().any(|name| path == Path::new(name)))
 }
 
@@ -120,18 +131,15 @@ impl PendingFile {
 
     fn begin(path: &Path, by_name: bool) -> io::Result<Self> {
         let place = Place::of(path)?;
-        let scratch = std::env::temp_dir();
         let folder = match &place {
-            Place::File(place) => folder_of(place),
-            Place::Stream => &scratch,
+            Place::File(place) => folder_of(place).to_owned(),
+            Place::Stream => std::env::temp_dir(),
         };
-        let (file, hidden) = match if by_name { None } else { unnamed(folder) } {
-            Some(file) => (file, None),
-            None => {
-                let hidden = Hidden::new(folder)?;
-                let file = File::options().read(true).write(true).create_new(true).open(named_in(&hidden, path))?;
-                (file, Some(hidden))
-            }
+        let (file, hidden) = if let Some(file) = Some(&folder).filter(|_| !by_name).and_then(|folder| unnamed(folder)) {
+            (file, None)
+        } else {
+            let hidden = Hidden::new(&folder)?;
+            (File::options().read(true).write(true).create_new(true).open(named_in(&hidden, path))?, Some(hidden))
         };
         Ok(Self { path: path.to_owned(), place, file, hidden })
     }
@@ -156,7 +164,7 @@ impl PendingFile {
 
     /// Puts the file in its place, that of the file before it if there is one.
     pub(super) fn publish(self) -> Result<(), IoError> {
-        let path = self.path.clone();
+        let path = if self.path == Path::new("-") { "standard output".into() } else { self.path.clone() };
         self.finish().map_err(|source| IoError::Write { path, source })
     }
 
@@ -268,6 +276,73 @@ impl PendingFolder {
         let files = entries(self.folder()).map_err(error)?;
         let moved = |file: &PathBuf| fs::rename(file, self.place.join(file.file_name().unwrap_or_default()));
         place(|| files.iter().try_for_each(moved)).map_err(error)
+    }
+}
+
+/// An input that comes through a pipe, as a file for as long as this lives.
+#[derive(Debug)]
+pub struct Spooled {
+    path: PathBuf,
+    _hidden: Hidden,
+}
+
+impl Spooled {
+    /// Reads a pipe, a device or an open file to its end; `-` is standard input. What it holds is told by its name or, where that says nothing, its content.
+    ///
+    /// # Errors
+    /// When it cannot be read or holds nothing that can be used.
+    pub fn read(path: &Path) -> Result<Self, IoError> {
+        let is_input = path == Path::new("-") || path == Path::new("/dev/stdin");
+        let shown = if is_input { Path::new("standard input") } else { path };
+        let read = |source| IoError::Read { path: shown.to_owned(), source };
+        let mut input: Box<dyn Read> = if is_input {
+            if io::stdin().is_terminal() {
+                return Err(IoError::Terminal { path: shown.to_owned() });
+            }
+            Box::new(io::stdin().lock())
+        } else {
+            Box::new(File::open(path).map_err(read)?)
+        };
+        let mut head = Vec::new();
+        input.by_ref().take(64).read_to_end(&mut head).map_err(read)?;
+        let mut name = shown.file_name().unwrap_or_default().to_owned();
+        if shown.extension().is_none() || FileKind::of(shown).is_err() {
+            let ending = ending(&head).ok_or_else(|| IoError::UnknownContent { path: shown.to_owned() })?;
+            name.push(format!(".{ending}"));
+        }
+        let scratch = |source| IoError::Scratch { folder: std::env::temp_dir(), source };
+        let hidden = Hidden::new(&std::env::temp_dir()).map_err(scratch)?;
+        let path = hidden.0.join(name);
+        let mut file = File::create_new(&path).map_err(scratch)?;
+        let mut part = head;
+        while !part.is_empty() {
+            file.write_all(&part).map_err(scratch)?;
+            part.clear();
+            input.by_ref().take(1 << 20).read_to_end(&mut part).map_err(read)?;
+        }
+        Ok(Self { path, _hidden: hidden })
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+/// Whether a path leads to a pipe, a device or an open file, which can be read once; `-` is one.
+pub fn is_stream(path: &Path) -> bool {
+    matches!(Place::of(path), Ok(Place::Stream))
+}
+
+/// How the name of a file that begins so would end.
+fn ending(head: &[u8]) -> Option<&'static str> {
+    match head {
+        [b'\x93', b'N', b'U', b'M', b'P', b'Y', ..] => Some("npy"),
+        [b'Y', b'U', b'V', b'4', b'M', b'P', b'E', b'G', b'2', ..] => Some("y4m"),
+        [_, _, _, _, _, 0, 0, 0, b'{', ..] => Some("safetensors"),
+        [_, _, _, _, b'f', b't', b'y', b'p', ..] => Some("mp4"),
+        [0x1a, 0x45, 0xdf, 0xa3, ..] => Some("mkv"),
+        _ => image::guess_format(head).ok()?.extensions_str().first().copied(),
     }
 }
 

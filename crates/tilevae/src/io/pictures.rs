@@ -8,7 +8,8 @@ use vae_core::{from_eight_bits, to_eight_bits};
 
 use super::background::{is_transparent, laid_over};
 use super::formats::PictureFile;
-use super::{Background, FileKind, IoError, check_output, write_atomically};
+use super::limits::check_output_of_kind;
+use super::{Background, FileKind, IoError, write_atomically};
 
 /// Pictures of one size, as a source of samples from -1 to 1. They stay in 8 or 16 bits; a tile is made into floats when it is read.
 ///
@@ -165,10 +166,18 @@ impl PictureSink {
     /// # Errors
     /// When the name is not a picture's, or such samples cannot be shown in it.
     pub fn new(path: &Path, shape: [usize; 5], jpeg_quality: u8) -> Result<Self, IoError> {
-        let FileKind::Picture(format) = FileKind::of(path)? else {
+        Self::of_kind(path, FileKind::of(path)?, shape, jpeg_quality)
+    }
+
+    /// The same of a kind that the name need not say.
+    ///
+    /// # Errors
+    /// Those of [`new`](Self::new).
+    pub fn of_kind(path: &Path, kind: FileKind, shape: [usize; 5], jpeg_quality: u8) -> Result<Self, IoError> {
+        let FileKind::Picture(format) = kind else {
             return Err(IoError::UnknownKind { path: path.to_owned(), kinds: FileKind::PICTURES });
         };
-        check_output(path, shape)?;
+        check_output_of_kind(path, kind, shape)?;
         let [batch, channels, _, height, width] = shape;
         let pixels = vec![Vec::new(); batch];
         Ok(Self { path: path.to_owned(), format, jpeg_quality: jpeg_quality.clamp(1, 100), pixels, channels, size: [height, width] })
@@ -218,10 +227,15 @@ pub(super) fn not_encoded(path: &Path, error: ImageError) -> IoError {
     }
 }
 
-pub(super) fn numbered(path: &Path, item: usize) -> PathBuf {
-    let stem = path.file_stem().unwrap_or_default().to_string_lossy();
-    let ending = path.extension().map(|extension| format!(".{}", extension.to_string_lossy())).unwrap_or_default();
-    path.with_file_name(format!("{stem}-{item}{ending}"))
+/// The name of an item of a batch: `NAME-0.EXT`, `NAME-1.EXT`, …
+pub fn numbered(path: &Path, item: usize) -> PathBuf {
+    let mut name = path.file_stem().unwrap_or_default().to_owned();
+    name.push(format!("-{item}"));
+    if let Some(extension) = path.extension() {
+        name.push(".");
+        name.push(extension);
+    }
+    path.with_file_name(name)
 }
 
 impl Sink for PictureSink {

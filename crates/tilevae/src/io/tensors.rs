@@ -118,7 +118,7 @@ impl Source {
                 Ok(None) => {}
                 Err(fault) => return Ok(Err(fault)),
             }
-        } else if !matches!(head[..], [0x80, 2..=5, ..]) && !FileKind::of(path)?.is_tensors() {
+        } else if !matches!(head[..], [0x80, 2..=5, ..]) && !FileKind::of(path).is_ok_and(FileKind::is_tensors) {
             return Err(IoError::UnknownKind { path: path.to_owned(), kinds: FileKind::TENSORS });
         }
         if matches!(self, Self::Named(_)) {
@@ -414,6 +414,11 @@ fn safetensors_header(tensors: &[(&str, Vec<usize>)], origin: Origin) -> std::io
     }
     let metadata = Some(metadata).filter(|metadata| !metadata.is_empty());
     let header = Metadata::new(metadata, infos).map_err(std::io::Error::other)?;
+    // A hash map has another order each time; a file has the same bytes.
+    let mut header = serde_json::to_value(&header)?;
+    if let Some(serde_json::Value::Object(metadata)) = header.get_mut("__metadata__") {
+        metadata.sort_keys();
+    }
     let mut header = serde_json::to_vec(&header)?;
     header.resize(header.len().next_multiple_of(8), b' ');
     Ok([&(header.len() as u64).to_le_bytes()[..], &header].concat())

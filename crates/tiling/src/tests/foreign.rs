@@ -75,7 +75,9 @@ fn a_grid_is_refused_or_all_its_tiles_can_be_composed() {
         check(&[a]);
         for &b in &all {
             check(&[a, b]);
-            all.iter().for_each(|&c| check(&[a, b, c]));
+            for &c in &all {
+                check(&[a, b, c]);
+            }
         }
     }
     assert!(accepted > 50, "{accepted}");
@@ -115,7 +117,7 @@ fn plans_of_any_numbers_are_made_or_refused_at_once() {
                 for grain in [0, 1] {
                     for input in [[0, 8, 8], [1, 0, 8], [huge, 8, 8], [1, huge, huge], [1, large, large], [5, 1, large], [large, large, large]] {
                         let plan = TilePlan::new(grid, Geometry { scale, frames, grain }, input);
-                        assert!(plan.is_err() || plan.is_ok_and(|plan| plan.tiles.len() <= 1 << 20));
+                        assert!(plan.is_err() || plan.is_ok_and(|plan| plan.tiles.len() <= 1 << 18));
                     }
                 }
             }

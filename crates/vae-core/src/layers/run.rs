@@ -132,7 +132,14 @@ mod tests {
     #[test]
     fn other_panics_pass_through() {
         let run = Run::new(&Stop::default());
-        let payload = catch_unwind(AssertUnwindSafe(|| run.during(|| resume_unwind(Box::new(5_u8))).map(|()| ()))).unwrap_err();
+        let payload = catch_unwind(AssertUnwindSafe(|| {
+            run.during(|| {
+                if true {
+                    resume_unwind(Box::new(5_u8))
+                }
+            })
+        }))
+        .unwrap_err();
         assert_eq!(payload.downcast_ref(), Some(&5_u8));
         assert!(Context::current().run.is_none());
     }

@@ -45,7 +45,7 @@ pub(super) fn zip_tensors(file: &Arc<Source>) -> Result<Vec<StoredTensor>, Fault
         .filter(|root| root.is_empty() || root.ends_with('/'))
         .min_by_key(|root| root.len())
     else {
-        let hint = if names.iter().any(|name| name.ends_with(".npy")) {
+        let hint = if names.iter().any(|name| name.to_ascii_lowercase().ends_with(".npy")) {
             "give a .safetensors file, or one that `torch.save` has written"
         } else {
             "unpack it first"
@@ -178,7 +178,7 @@ struct Found<'a> {
     module: Option<&'a str>,
 }
 
-impl<'a> Found<'a> {
+impl Found<'_> {
     fn walk(&mut self, id: Id, name: String, depth: usize) -> Result<(), Fault> {
         // Of long names in each other, too.
         self.budget.take(16 + name.len())?;

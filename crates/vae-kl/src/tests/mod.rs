@@ -1,6 +1,7 @@
 //! Against golden files that `tools/make_fixtures.py` writes from diffusers.
 
 mod conformance;
+mod files;
 mod golden;
 mod layouts;
 mod plans;

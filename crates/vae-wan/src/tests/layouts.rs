@@ -70,6 +70,8 @@ fn left_over_and_missing_tensors_of_the_original_layout_are_named() {
     let folder = original("wan22", "original.safetensors", true);
     let config = folder.path().join("config.json");
     fs::write(&config, fs::read_to_string(&config).unwrap().replace("\"num_res_blocks\": 1", "\"num_res_blocks\": 2")).unwrap();
-    let error = open(&folder.path().join("original.safetensors")).load(&Device::flex(), DType::F32).unwrap_err().to_string();
+    let model =
+        vae_core::Model::open(&vae_core::Registry::linked().unwrap(), &folder.path().join("original.safetensors"), "auto", Some(&config)).unwrap();
+    let error = model.load(&Device::flex(), DType::F32).unwrap_err().to_string();
     assert!(error.contains("missing") && error.contains("decoder.up_blocks.0.resnets.2.conv1.bias"), "{error}");
 }

@@ -16,9 +16,10 @@ use vae_core::{from_eight_bits, to_eight_bits};
 
 use self::delays::Delays;
 use super::formats::TimedFrame;
+use super::limits::check_output_of_kind;
 use super::pictures::{Pixels, UnshownAlpha, interleaved, numbered};
 use super::scratch::{Depth, FrameStore};
-use super::{Background, FileKind, IoError, check_output};
+use super::{Background, FileKind, IoError};
 
 /// What a clip is kept in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -120,13 +121,6 @@ pub struct ClipInfo {
 
 /// The frames of a clip, one after the other.
 type Frames = Box<dyn Iterator<Item = TimedFrame>>;
-
-fn clip_kind(path: &Path) -> Result<ClipKind, IoError> {
-    match FileKind::of(path)? {
-        FileKind::Clip(kind) => Ok(kind),
-        _ => Err(IoError::UnknownKind { path: path.to_owned(), kinds: FileKind::CLIPS }),
-    }
-}
 
 /// Frames and their rate, when the clip says it and they do not.
 fn open(path: &Path, kind: ClipKind) -> Result<(Frames, Option<Fps>), IoError> {
@@ -296,8 +290,18 @@ impl ClipSink {
     /// # Errors
     /// When the name is not a clip's, the samples cannot be shown in it, or the file cannot be begun. For what ffmpeg writes, it is tried with one frame.
     pub fn new(path: &Path, shape: [usize; 5], fps: Fps) -> Result<Self, IoError> {
-        let kind = clip_kind(path)?;
-        check_output(path, shape)?;
+        Self::of_kind(path, FileKind::of(path)?, shape, fps)
+    }
+
+    /// The same of a kind that the name need not say.
+    ///
+    /// # Errors
+    /// Those of [`new`](Self::new).
+    pub fn of_kind(path: &Path, kind: FileKind, shape: [usize; 5], fps: Fps) -> Result<Self, IoError> {
+        let FileKind::Clip(kind) = kind else {
+            return Err(IoError::UnknownKind { path: path.to_owned(), kinds: FileKind::CLIPS });
+        };
+        check_output_of_kind(path, FileKind::Clip(kind), shape)?;
         if kind == ClipKind::Gif {
             gif::check_rate(path, fps)?;
         }

@@ -1,0 +1,3 @@
+#![no_main]
+
+tilevae_fuzz::target!("gif");
