@@ -122,7 +122,7 @@ mod tests {
         for name in ["1.png", "2.png"] {
             RgbImage::from_pixel(8, 8, Rgb([9; 3])).save(frames.join(name)).unwrap();
         }
-        assert!(matches!(Media::read(&[frames.clone()], &image, Background::None), Err(IoError::Animated { frames: 2, .. })));
+        assert!(matches!(Media::read(std::slice::from_ref(&frames), &image, Background::None), Err(IoError::Animated { frames: 2, .. })));
         assert!(matches!(Media::read(&[frames.join("1.png"), frames], &video, Background::None), Err(IoError::NotOneBatch { .. })));
     }
 
@@ -144,7 +144,7 @@ mod tests {
         };
         for (background, expected) in [("none", [200, 100, 0]), ("black", [40, 20, 0]), ("white", [244, 224, 204]), ("#00ff0a", [40, 224, 8])] {
             for (spec, path) in [(&image, &path), (&video, &frames)] {
-                assert_eq!(first(Media::read(&[path.clone()], spec, background.parse().unwrap()).unwrap()), expected, "{background}");
+                assert_eq!(first(Media::read(std::slice::from_ref(path), spec, background.parse().unwrap()).unwrap()), expected, "{background}");
             }
         }
         let four = VaeSpec::image(4, 4, 8);

@@ -32,11 +32,7 @@ pub(super) fn check(data: &[u8]) -> Result<(), Fault> {
             0xC3 | 0xC5..=0xC7 | 0xC9..=0xCB | 0xCD..=0xCF => return Ok(()),
             0xC4 => walk.define_tables(segment)?,
             0xDD => walk.restart_interval = segment.first_chunk().map_or(0, |&bytes| u16::from_be_bytes(bytes).into()),
-            0xDA => {
-                if !walk.scan(segment)? {
-                    return Ok(());
-                }
-            }
+            0xDA if !walk.scan(segment)? => return Ok(()),
             _ => {}
         }
     }

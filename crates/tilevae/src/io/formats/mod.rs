@@ -172,7 +172,7 @@ enum Kind {
     Jpeg(Vec<u8>),
     Png,
     WebP(Option<webp::Animation>),
-    Tiff(tiff::Pages),
+    Tiff(Box<tiff::Pages>),
     Gif,
     Pnm,
 }
@@ -215,7 +215,7 @@ impl PictureFile {
             Some(ImageFormat::Tiff) => {
                 let pages = tiff::Pages::open(file, length)?;
                 let (size, orientation, frames) = (pages.size(), pages.orientation(), pages.count());
-                return Ok(Self { path: path.to_owned(), kind: Kind::Tiff(pages), size, orientation, frames, delays });
+                return Ok(Self { path: path.to_owned(), kind: Kind::Tiff(Box::new(pages)), size, orientation, frames, delays });
             }
             Some(ImageFormat::Gif) => {
                 delays = gif_delays(&mut file)?;

@@ -36,7 +36,7 @@ fn frames(folder: &TempDir, content: &[u8]) -> Result<(Vec<RgbaImage>, Vec<u32>)
 
 /// Waves and noise.
 fn picture(width: u32, height: u32) -> RgbImage {
-    RgbImage::from_fn(width, height, |x, y| Rgb([(9 * x + 5 * y) as u8, (x * x + 3 * y) as u8, (x * 7 ^ y * 31) as u8]))
+    RgbImage::from_fn(width, height, |x, y| Rgb([(9 * x + 5 * y) as u8, (x * x + 3 * y) as u8, ((x * 7) ^ (y * 31)) as u8]))
 }
 
 fn encoded(image: &DynamicImage, format: ImageFormat) -> Vec<u8> {
@@ -174,7 +174,7 @@ fn apng(count: u32) -> Vec<u8> {
 /// A frame that covers the right half of the canvas and clears it after itself, between frames that cover it all.
 fn animated_webp(count: u32) -> Vec<u8> {
     let chunk = |name: &[u8; 4], content: &[u8]| {
-        [&name[..], &(content.len() as u32).to_le_bytes(), content, if content.len() % 2 > 0 { &[0] } else { &[] }].concat()
+        [&name[..], &(content.len() as u32).to_le_bytes(), content, if content.len().is_multiple_of(2) { &[] } else { &[0] }].concat()
     };
     let three = |value: u32| value.to_le_bytes()[..3].to_vec();
     let mut content = b"WEBP".to_vec();

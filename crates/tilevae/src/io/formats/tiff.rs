@@ -27,7 +27,7 @@ pub(super) struct Pages {
     /// Bytes of the file.
     length: u64,
     /// Their places among the directories of the file.
-    pages: Vec<usize>,
+    places: Vec<usize>,
     size: [usize; 2],
     orientation: Orientation,
 }
@@ -57,7 +57,7 @@ impl Pages {
         if pages.is_empty() {
             pages.push(0);
         }
-        Ok(Self { decoder, length, pages, size: [height, width].map(|side| side as usize), orientation })
+        Ok(Self { decoder, length, places: pages, size: [height, width].map(|side| side as usize), orientation })
     }
 
     /// Height and width of the first.
@@ -70,12 +70,11 @@ impl Pages {
     }
 
     pub(super) fn count(&self) -> usize {
-        self.pages.len()
+        self.places.len()
     }
 
     pub(super) fn read(mut self) -> impl Iterator<Item = Result<DynamicImage, Fault>> {
-        let pages = std::mem::take(&mut self.pages);
-        pages.into_iter().map(move |index| {
+        std::mem::take(&mut self.places).into_iter().map(move |index| {
             self.decoder.seek_to_image(index)?;
             page(&mut self.decoder, self.length)
         })
@@ -201,46 +200,64 @@ fn page(decoder: &mut Decoder<BufReader<File>>, length: u64) -> Result<DynamicIm
     {
         *packed = unpacked(packed, width as usize * channels as usize, bits);
     }
-    let count = width as usize * height as usize * channels as usize;
     if layout.planes > 1 {
         match &mut values {
             Values::Eight(planes) => *planes = interleaved(planes, channels as usize),
             Values::Sixteen(planes) => *planes = interleaved(planes, channels as usize),
         }
     }
-    let is_cmyk = matches!(color, ColorType::CMYK(_));
-    let is_associated = extra.first() == Some(&1);
-    let image = match values {
-        Values::Eight(mut values) => {
-            values.truncate(count);
-            if is_cmyk {
-                values = rgb_of_cmyk(&values, u8::MAX.into());
-            } else if is_associated {
-                divide_by_alpha(&mut values, channels as usize, u8::MAX.into());
-            }
-            match (channels, is_cmyk) {
-                (1, _) => GrayImage::from_raw(width, height, values).map(DynamicImage::ImageLuma8),
-                (2, _) => GrayAlphaImage::from_raw(width, height, values).map(DynamicImage::ImageLumaA8),
-                (4, false) => RgbaImage::from_raw(width, height, values).map(DynamicImage::ImageRgba8),
-                _ => RgbImage::from_raw(width, height, values).map(DynamicImage::ImageRgb8),
-            }
+    let count = width as usize * height as usize * channels as usize;
+    match &mut values {
+        Values::Eight(values) => values.truncate(count),
+        Values::Sixteen(values) => values.truncate(count),
+    }
+    let colours = match color {
+        ColorType::CMYK(_) => Colours::Ink,
+        _ if extra.first() == Some(&1) => Colours::TimesAlpha,
+        _ => Colours::Plain,
+    };
+    let image = match (values, channels) {
+        (Values::Eight(values), 1) => GrayImage::from_raw(width, height, values).map(DynamicImage::ImageLuma8),
+        (Values::Sixteen(values), 1) => ImageBuffer::from_raw(width, height, values).map(DynamicImage::ImageLuma16),
+        (Values::Eight(values), 2) => {
+            GrayAlphaImage::from_raw(width, height, colours.plain(values, 2, u8::MAX.into())).map(DynamicImage::ImageLumaA8)
         }
-        Values::Sixteen(mut values) => {
-            values.truncate(count);
-            if is_cmyk {
-                values = rgb_of_cmyk(&values, u16::MAX.into());
-            } else if is_associated {
-                divide_by_alpha(&mut values, channels as usize, u16::MAX.into());
-            }
-            match (channels, is_cmyk) {
-                (1, _) => ImageBuffer::from_raw(width, height, values).map(DynamicImage::ImageLuma16),
-                (2, _) => ImageBuffer::from_raw(width, height, values).map(DynamicImage::ImageLumaA16),
-                (4, false) => ImageBuffer::from_raw(width, height, values).map(DynamicImage::ImageRgba16),
-                _ => ImageBuffer::from_raw(width, height, values).map(DynamicImage::ImageRgb16),
-            }
+        (Values::Sixteen(values), 2) => {
+            ImageBuffer::from_raw(width, height, colours.plain(values, 2, u16::MAX.into())).map(DynamicImage::ImageLumaA16)
         }
+        (Values::Eight(values), 4) if colours != Colours::Ink => {
+            RgbaImage::from_raw(width, height, colours.plain(values, 4, u8::MAX.into())).map(DynamicImage::ImageRgba8)
+        }
+        (Values::Sixteen(values), 4) if colours != Colours::Ink => {
+            ImageBuffer::from_raw(width, height, colours.plain(values, 4, u16::MAX.into())).map(DynamicImage::ImageRgba16)
+        }
+        (Values::Eight(values), _) => RgbImage::from_raw(width, height, colours.plain(values, 3, u8::MAX.into())).map(DynamicImage::ImageRgb8),
+        (Values::Sixteen(values), _) => ImageBuffer::from_raw(width, height, colours.plain(values, 3, u16::MAX.into())).map(DynamicImage::ImageRgb16),
     };
     image.ok_or_else(|| Fault::incomplete("its data ends before the picture does"))
+}
+
+/// What the values of a px are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Colours {
+    /// Grey or RGB, and alpha.
+    Plain,
+    /// The same, multiplied with alpha.
+    TimesAlpha,
+    /// CMYK.
+    Ink,
+}
+
+impl Colours {
+    /// Grey or RGB, and alpha. `channels`: of colours with alpha.
+    fn plain<T: Copy + Into<u32> + TryFrom<u32> + Default>(self, mut values: Vec<T>, channels: usize, largest: u32) -> Vec<T> {
+        match self {
+            Self::Plain => {}
+            Self::TimesAlpha => divide_by_alpha(&mut values, channels, largest),
+            Self::Ink => return rgb_of_cmyk(&values, largest),
+        }
+        values
+    }
 }
 
 /// Checks that the strips or tiles of a page are there, and can hold it. `bits`: of a px.
