@@ -129,7 +129,7 @@ pub(crate) struct Decode {
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Encode {
-    /// Pictures of one size (a batch); one clip (a folder of numbered frames, .y4m, .gif, .mp4 and so on); or raw samples: .safetensors (the tensor
+    /// Pictures of one size (a batch); one clip (a folder of numbered frames, .y4m, .gif, animated .webp or .png, .mp4 and so on); or raw samples: .safetensors (the tensor
     /// `samples`) or .npy. - is standard input.
     #[arg(required = true)]
     pub(crate) samples: Vec<PathBuf>,
@@ -151,7 +151,7 @@ pub(crate) struct Encode {
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Roundtrip {
-    /// Pictures of one size (a batch); one clip (a folder of numbered frames, .y4m, .gif, .mp4 and so on); or raw samples: .safetensors (the tensor
+    /// Pictures of one size (a batch); one clip (a folder of numbered frames, .y4m, .gif, animated .webp or .png, .mp4 and so on); or raw samples: .safetensors (the tensor
     /// `samples`) or .npy. - is standard input.
     #[arg(required = true)]
     pub(crate) samples: Vec<PathBuf>,
