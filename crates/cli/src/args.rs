@@ -129,8 +129,8 @@ pub(crate) struct Decode {
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Encode {
-    /// Pictures of one size (a batch); one clip (a folder of numbered frames, .y4m, .gif, animated .webp or .png, .mp4 and so on); or raw samples: .safetensors (the tensor
-    /// `samples`) or .npy. - is standard input.
+    /// Pictures of one size (a batch); one clip (a folder of numbered frames, .y4m, .gif, animated .webp or .png, .mp4 and so on); or raw samples:
+    /// .safetensors (the tensor `samples`) or .npy. - is standard input.
     #[arg(required = true)]
     pub(crate) samples: Vec<PathBuf>,
     /// Latents: .safetensors or .npy; - is standard output. A file that is there is replaced.
@@ -151,8 +151,8 @@ pub(crate) struct Encode {
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Roundtrip {
-    /// Pictures of one size (a batch); one clip (a folder of numbered frames, .y4m, .gif, animated .webp or .png, .mp4 and so on); or raw samples: .safetensors (the tensor
-    /// `samples`) or .npy. - is standard input.
+    /// Pictures of one size (a batch); one clip (a folder of numbered frames, .y4m, .gif, animated .webp or .png, .mp4 and so on); or raw samples:
+    /// .safetensors (the tensor `samples`) or .npy. - is standard input.
     #[arg(required = true)]
     pub(crate) samples: Vec<PathBuf>,
     /// What comes back: a picture, a clip, or raw samples; - is standard output. A file that is there is replaced.

@@ -8,7 +8,7 @@ use super::Fault;
 /// Scans that a decoder goes through, so that a small file does not keep it busy for hours.
 const MOST_SCANS: usize = 100;
 
-/// Checks that every block of a picture of `data` has its data and that the picture is ended. What is no Huffman-coded picture of blocks is left to the decoder.
+/// Checks that every block of a picture has its data and that the picture is ended.
 ///
 /// # Errors
 /// With what is missing or wrong.
@@ -28,11 +28,12 @@ pub(super) fn check(data: &[u8]) -> Result<(), Fault> {
         let Some(segment) = walk.segment() else { return Err(Fault::incomplete("its header is cut off")) };
         match marker {
             0xC0..=0xC2 => walk.start_frame(segment, marker == 0xC2)?,
-            // Lossless, hierarchical and arithmetically coded.
-            0xC3 | 0xC5..=0xC7 | 0xC9..=0xCB | 0xCD..=0xCF => return Ok(()),
+            0xC3 | 0xC5..=0xC7 | 0xC9..=0xCB | 0xCD..=0xCF => {
+                return Err(Fault::unsupported("a JPEG picture with lossless, hierarchical or arithmetic coding"));
+            }
             0xC4 => walk.define_tables(segment)?,
             0xDD => walk.restart_interval = segment.first_chunk().map_or(0, |&bytes| u16::from_be_bytes(bytes).into()),
-            0xDA if !walk.scan(segment)? => return Ok(()),
+            0xDA => walk.scan(segment)?,
             _ => {}
         }
     }
@@ -153,8 +154,8 @@ impl<'a> Walk<'a> {
         Ok(())
     }
 
-    /// Goes through a scan. False when the tables it refers to are not there: some decoders know the usual ones.
-    fn scan(&mut self, segment: &[u8]) -> Result<bool, Fault> {
+    /// Goes through a scan.
+    fn scan(&mut self, segment: &[u8]) -> Result<(), Fault> {
         let wrong = || Fault::damaged("a scan header is wrong");
         self.scans += 1;
         if self.scans > MOST_SCANS {
@@ -180,7 +181,7 @@ impl<'a> Walk<'a> {
             let [dc, ac] = [&self.tables[0][dc], &self.tables[1][ac]].map(Option::as_ref);
             let is_missing = (!is_ac && !band.is_refinement && dc.is_none()) || ((is_ac || !frame.is_progressive) && ac.is_none());
             if is_missing {
-                return Ok(false);
+                return Err(Fault::unsupported("a JPEG picture without Huffman tables of its own"));
             }
             if is_ac && !frame.components[place].is_begun {
                 return Err(wrong());
@@ -207,7 +208,7 @@ impl<'a> Walk<'a> {
             })?;
         }
         self.at = scan.bits.at;
-        Ok(true)
+        Ok(())
     }
 }
 
