@@ -47,7 +47,8 @@ fn refused(code: i32, args: &[&str]) -> String {
     let output = tilevae(args);
     let message = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(code), "{args:?}: {message}");
-    assert!(message.contains("error: ") && !message.contains("panicked"), "{message}");
+    let is_told = message.contains("error: ") || message.contains(r#""event":"error""#);
+    assert!(is_told && !message.contains("panicked"), "{message}");
     message
 }
 

@@ -102,7 +102,8 @@ fn use_of(source: &dyn TileSource, direction: Direction) -> Outcome {
 
 fn tensors(path: &Path) -> Outcome {
     drop(Tensors::read(path)?.samples());
-    let tensor = Tensors::read(path)?.latents()?;
+    let spec = VaeSpec::image(3, 4, 8);
+    let tensor = Tensors::read(path)?.input(Direction::Decode, &spec, &Config::default().io)?.read()?;
     use_of(&tensor.block, Direction::Decode)
 }
 
