@@ -25,6 +25,8 @@ pub trait FromNumber: Sized {
     fn from_integer(value: i64) -> Option<Self>;
     /// From a fraction, when it fits.
     fn from_fraction(value: f64) -> Option<Self>;
+    /// Whether it is neither NaN nor infinite.
+    fn is_finite(&self) -> bool;
 }
 
 impl FromNumber for usize {
@@ -35,15 +37,21 @@ impl FromNumber for usize {
     fn from_fraction(_: f64) -> Option<Self> {
         None
     }
+    fn is_finite(&self) -> bool {
+        true
+    }
 }
 
 impl FromNumber for f64 {
-    const WHAT: &'static str = "a number";
+    const WHAT: &'static str = "a finite number";
     fn from_integer(value: i64) -> Option<Self> {
         Some(value as Self)
     }
     fn from_fraction(value: f64) -> Option<Self> {
         Some(value)
+    }
+    fn is_finite(&self) -> bool {
+        Self::is_finite(*self)
     }
 }
 
@@ -65,13 +73,17 @@ impl<'de, T: Deserialize<'de> + Copy + FromNumber> Visitor<'de> for PerAxisVisit
     }
 
     fn visit_f64<E: de::Error>(self, value: f64) -> Result<Self::Value, E> {
-        T::from_fraction(value).map(|value| PerAxis([value; 2])).ok_or_else(|| E::invalid_value(de::Unexpected::Float(value), &self))
+        let number = T::from_fraction(value).filter(T::is_finite);
+        number.map(|value| PerAxis([value; 2])).ok_or_else(|| E::invalid_value(de::Unexpected::Float(value), &self))
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Self::Value, A::Error> {
-        let (Some(height), Some(width)) = (items.next_element()?, items.next_element()?) else {
+        let (Some(height), Some(width)) = (items.next_element::<T>()?, items.next_element::<T>()?) else {
             return Err(de::Error::invalid_length(0, &self));
         };
+        if !(height.is_finite() && width.is_finite()) {
+            return Err(de::Error::invalid_value(de::Unexpected::Other("a number that is not finite"), &self));
+        }
         match items.next_element::<de::IgnoredAny>()? {
             None => Ok(PerAxis([height, width])),
             Some(_) => Err(de::Error::invalid_length(3, &self)),

@@ -99,11 +99,17 @@ fn check_directories(file: &mut (impl Read + Seek), length: u64) -> Result<(), F
     }
     let mut next = number(if is_big { &header[8..] } else { &header[4..8] });
     let mut seen = HashSet::new();
+    let mut of_entries = 0_u64;
     while next > 0 && seen.insert(next) {
         let mut bytes = [0; 8];
         read(next, &mut bytes[..of_count])?;
         let (entries, begin) = (number(&bytes[..of_count]), next.saturating_add(of_count as u64));
         let size = 4 + 2 * wide as u64;
+        // Directories that share their entries would take hours to go through.
+        of_entries = of_entries.saturating_add(entries.saturating_mul(size));
+        if of_entries > length {
+            return Err(Fault::damaged("its directories are said to have more entries than the file holds"));
+        }
         for entry in 0..entries {
             let mut bytes = [0; 12];
             let bytes = &mut bytes[..4 + wide];

@@ -30,6 +30,23 @@ struct Frame {
     data: (u64, u64),
 }
 
+/// Refuses a picture of `px` px in `length` bytes. One of one colour takes next to nothing, and the decoder takes memory for all px at once: nothing tells one
+/// from a file that is made to exhaust it.
+pub(super) fn check_px(px: u64, is_animated: bool, length: u64) -> Result<(), Fault> {
+    let often = if is_animated { 2 } else { 1 };
+    if px * often > (1 << 22) + 1024 * length {
+        return Err(Fault::Unsupported(format!(
+            "a WebP picture of {px} px in {length} bytes, which might be made to exhaust memory (save it as PNG)"
+        )));
+    }
+    Ok(())
+}
+
+/// Width and height of a lossy picture, from the first ten bytes of its chunk.
+fn lossy_size(bytes: &[u8]) -> [u32; 2] {
+    [[bytes[6], bytes[7]], [bytes[8], bytes[9]]].map(|side| u32::from(u16::from_le_bytes(side) & 0x3FFF))
+}
+
 /// Three bytes, the lowest first.
 fn number(bytes: &[u8]) -> u32 {
     u32::from_le_bytes([bytes[0], bytes[1], bytes[2], 0])
@@ -43,6 +60,10 @@ impl Animation {
         let total = 8 + u64::from(u32::from_le_bytes([bytes[4], bytes[5], bytes[6], bytes[7]]));
         if length < total {
             return Err(Fault::Incomplete(format!("it has {length} of {total} bytes")));
+        }
+        // Decoders read the first chunk, whatever the file says of its length.
+        if total < 20 {
+            return Err(Fault::Damaged(format!("its header says that it has {total} bytes")));
         }
         let mut at = 12;
         let mut animation: Option<Self> = None;
@@ -59,7 +80,10 @@ impl Animation {
                 return Err(wrong());
             }
             match (&kind, &mut animation) {
-                (b"VP8X", _) if begin == 20 && size >= 10 => {
+                (b"VP8X", _) if begin == 20 => {
+                    if size < 10 {
+                        return Err(wrong());
+                    }
                     Fault::reading(file.read_exact(&mut bytes[..10]))?;
                     let canvas = [number(&bytes[4..]) + 1, number(&bytes[7..]) + 1];
                     px = u64::from(canvas[0]) * u64::from(canvas[1]);
@@ -74,7 +98,7 @@ impl Animation {
                 }
                 (b"VP8 ", None) if size >= 10 => {
                     Fault::reading(file.read_exact(&mut bytes[..10]))?;
-                    let [width, height] = [[bytes[6], bytes[7]], [bytes[8], bytes[9]]].map(|side| u64::from(u16::from_le_bytes(side) & 0x3FFF));
+                    let [width, height] = lossy_size(&bytes).map(u64::from);
                     px = px.max(width * height);
                 }
                 (b"ANMF", Some(animation)) => {
@@ -92,13 +116,7 @@ impl Animation {
                 _ => {}
             }
         }
-        // A picture of one colour takes next to nothing, and the decoder takes memory for all px at once: nothing tells one from a file that is made to exhaust it.
-        let often = if animation.is_some() { 2 } else { 1 };
-        if px * often > (1 << 22) + 1024 * total {
-            return Err(Fault::Unsupported(format!(
-                "a WebP picture of {px} px in {total} bytes, which might be made to exhaust memory (save it as PNG)"
-            )));
-        }
+        check_px(px, animation.is_some(), total)?;
         match animation {
             Some(Self { frames, .. }) if frames.is_empty() => Err(Fault::incomplete("it is an animation without a frame")),
             animation => Ok(animation),
@@ -135,11 +153,22 @@ impl Animation {
 
 /// A frame as a picture.
 fn picture(file: &mut (impl Read + Seek), frame: &Frame) -> Result<RgbaImage, Fault> {
+    let wrong_size = || Fault::damaged("a frame has not the size that its header says");
     let (begin, size) = frame.data;
     let mut data = Vec::new();
     Fault::reading(file.seek(SeekFrom::Start(begin)).and_then(|_| file.take(size).read_to_end(&mut data)))?;
     let mut content = b"WEBP".to_vec();
     if data.starts_with(b"ALPH") {
+        // Of what follows, decoders look at the size when they have taken memory for it.
+        let mut at = 0;
+        while let Some(&[k0, k1, k2, k3, s0, s1, s2, s3]) = data.get(at..).and_then(<[u8]>::first_chunk) {
+            let begin = at + 8;
+            let is_lossy = [k0, k1, k2, k3] == *b"VP8 ";
+            if is_lossy && data.get(begin..begin + 10).is_none_or(|header| lossy_size(header) != frame.size) {
+                return Err(wrong_size());
+            }
+            at = begin + (u32::from_le_bytes([s0, s1, s2, s3]) as usize).next_multiple_of(2);
+        }
         // Alpha lies beside the picture only where an extended header says so.
         content.extend(b"VP8X\x0A\0\0\0\x10\0\0\0");
         for side in frame.size {
@@ -152,7 +181,7 @@ fn picture(file: &mut (impl Read + Seek), frame: &Frame) -> Result<RgbaImage, Fa
     riff.extend(content);
     let decoder = WebPDecoder::new(Cursor::new(riff))?;
     if <[u32; 2]>::from(decoder.dimensions()) != frame.size {
-        return Err(Fault::damaged("a frame has not the size that its header says"));
+        return Err(wrong_size());
     }
     Ok(DynamicImage::from_decoder(decoder)?.into_rgba8())
 }
