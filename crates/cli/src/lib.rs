@@ -22,6 +22,7 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use args::{Args, Command, Format};
+use tilevae::MOST_THREADS;
 
 /// Runs the command line of this process.
 ///
@@ -101,22 +102,19 @@ fn run(args: &Args) -> anyhow::Result<()> {
     }
 }
 
-/// Rayon passes over a number of threads that is none.
+/// Rayon passes over a number of threads that is none, in the variable of today and in that of its early versions.
 fn check_threads() -> Result<(), commands::UsageError> {
-    let name = "RAYON_NUM_THREADS";
-    let Some(given) = std::env::var_os(name).filter(|given| !given.is_empty()) else { return Ok(()) };
-    let is_number = given.to_str().is_some_and(|given| given.parse::<usize>().is_ok_and(|threads| threads <= MOST_THREADS));
-    let message = || {
-        format!(
-            "the environment variable {name} is `{}`; it takes a number of threads, 0 to {MOST_THREADS} (0: as many as there are cores)",
-            given.display()
-        )
-    };
-    if is_number { Ok(()) } else { Err(commands::UsageError(message())) }
+    for name in ["RAYON_NUM_THREADS", "RAYON_RS_NUM_CPUS"] {
+        let Some(given) = std::env::var_os(name).filter(|given| !given.is_empty()) else { continue };
+        if !given.to_str().is_some_and(|given| given.parse::<usize>().is_ok_and(|threads| threads <= MOST_THREADS)) {
+            let given = given.display();
+            return Err(commands::UsageError(format!(
+                "the environment variable {name} is `{given}`; it takes a number of threads, 0 to {MOST_THREADS} (0: as many as there are cores)"
+            )));
+        }
+    }
+    Ok(())
 }
-
-/// More than machines have.
-const MOST_THREADS: usize = 4096;
 
 fn log_to_stderr(args: &Args) {
     let level = match (args.common.quiet, args.common.verbose) {

@@ -2,6 +2,7 @@ use std::io::Write;
 use std::path::Path;
 use std::sync::OnceLock;
 
+use anyhow::Context;
 use serde_json::{Value, json};
 use tilevae::io::IoError;
 
@@ -45,12 +46,16 @@ pub(crate) fn print(common: &Common, text: &str, json: &Value, stdout_is_taken: 
         }
         return Ok(());
     }
+    print_text(&match common.format {
+        Format::Text => format!("{}\n", text.trim_end()),
+        Format::Json => format!("{}\n", serde_json::to_string_pretty(json)?),
+    })
+}
+
+/// Writes text to standard output.
+pub(crate) fn print_text(text: &str) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
-    match common.format {
-        Format::Text => writeln!(out, "{}", text.trim_end())?,
-        Format::Json => writeln!(out, "{}", serde_json::to_string_pretty(json)?)?,
-    }
-    Ok(out.flush()?)
+    out.write_all(text.as_bytes()).and_then(|()| out.flush()).context("standard output cannot be written")
 }
 
 /// A path as JSON holds it: what is not Unicode is replaced.

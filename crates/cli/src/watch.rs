@@ -39,7 +39,7 @@ impl<S: Subscriber> Layer<S> for LogEvents {
         let level = event.metadata().level().as_str().to_ascii_lowercase();
         let mut fields = Fields(Map::new());
         event.record(&mut fields);
-        let message = fields.0.remove("message").unwrap_or_default();
+        let message = fields.0.remove("message").unwrap_or_else(|| "".into());
         output::tell(&json!({"event": "log", "level": level, "message": message, "fields": fields.0}));
     }
 }

@@ -237,7 +237,8 @@ impl Config {
         }
         serde_path_to_error::deserialize(merged.clone()).map_err(|error| {
             let (key, message) = guilty_key(&merged, &error.path().to_string(), error.inner().message());
-            Error::ConfigValue { key, message: explain(&message) }
+            let message = explain(&message, ["tiling.", "blend.", "executor."].iter().any(|section| key.starts_with(section)));
+            Error::ConfigValue { key, message }
         })
     }
 
@@ -330,8 +331,8 @@ fn guilty_key(merged: &Table, key: &str, message: &str) -> (String, String) {
     found.unwrap_or_else(|| (key.to_owned(), message.to_owned()))
 }
 
-/// What serde says, in words of this program, and the nearest of the names that are possible.
-fn explain(message: &str) -> String {
+/// What serde says, in words of this program, and the nearest of the names that are possible, `kind` among them for a key of a section that has one.
+fn explain(message: &str, has_kind: bool) -> String {
     if message.contains("unit variant") {
         return "it takes a string".to_owned();
     }
@@ -361,7 +362,8 @@ fn explain(message: &str) -> String {
     }
     let names: Vec<&str> = text.split('`').skip(1).step_by(2).collect();
     if let ([given, known @ ..], true) = (&names[..], text.starts_with("unknown ")) {
-        let nearest = known.iter().map(|name| (strsim::damerau_levenshtein(name, given), name)).min_by_key(|(distance, _)| *distance);
+        let known = known.iter().copied().chain((has_kind && text.starts_with("unknown key")).then_some("kind"));
+        let nearest = known.map(|name| (strsim::damerau_levenshtein(name, given), name)).min_by_key(|(distance, _)| *distance);
         if let Some((_, name)) = nearest.filter(|(distance, name)| *distance <= (name.len() / 3).max(1)) {
             text = format!("{text}; did you mean `{name}`?");
         }
@@ -456,6 +458,7 @@ mod tests {
             ("tile.kind=off", ["tile", "`tiling`"]),
             ("tilin.kind=off", ["tilin", "did you mean `tiling`?"]),
             ("tiling.tile_pxx=3", ["`tiling.tile_pxx`", "did you mean `tile_px`?"]),
+            ("executor.knd=pipelined", ["`executor.knd`", "did you mean `kind`?"]),
             ("executor.kind=sequentiel", ["`executor.kind`", "did you mean `sequential`?"]),
             ("executor={ kind = \"pipelined\", in_flight = 0 }", ["`executor.in_flight`", "at least 1"]),
             ("executor={ kind = \"multi-device\", retries = -1 }", ["`executor.retries`", "-1"]),

@@ -42,6 +42,7 @@ pub use plan::{Direction, PlanBytes, RunPlan};
 pub use tiling::{self, BlendConfig, Block, GridConfig, TileSource};
 pub use vae_core::layers::{Precision, Rounding};
 pub use vae_core::{self, DeviceName, Model, Posterior, Registry, VaeSpec};
+pub use workers::MOST_THREADS;
 
 #[cfg(feature = "kl")]
 use vae_kl as _;

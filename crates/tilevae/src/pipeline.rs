@@ -332,7 +332,7 @@ impl Pipeline {
             Ok(Some(found)) => Err(Error::NonFinite { what, found }),
             Err(source) => Err(Error::Source { what, source }),
         };
-        if source.is_in_memory() {
+        if called(Party::Source, || source.is_in_memory())? {
             look()?;
         }
         let finite = FiniteSource::new(source);

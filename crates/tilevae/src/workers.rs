@@ -54,10 +54,13 @@ impl Seat {
     }
 }
 
+/// The most threads that all workers of a CPU have together: as many as large machines have cores. Far more take minutes to start, or are not to be had.
+pub const MOST_THREADS: usize = 1024;
+
 /// Whether the executor can use the configured devices.
 ///
 /// # Errors
-/// When a device is named twice, a dtype is set for one that is not named, or there are too many or too few.
+/// When a device is named twice, a dtype is set for one that is not named, there are too many or too few, or a CPU has too many threads.
 pub(crate) fn check_devices(config: &DevicesConfig, executor: &dyn Executor) -> Result<(), Error> {
     let names = &config.names;
     executor.check_workers(names.len())?;
@@ -68,6 +71,12 @@ pub(crate) fn check_devices(config: &DevicesConfig, executor: &dyn Executor) -> 
     if let Some(name) = config.dtype.keys().find(|name| !names.contains(name)) {
         let message = format!("{name} is not among the devices of `devices.use`");
         return Err(Error::ConfigValue { key: "devices.dtype".to_owned(), message });
+    }
+    let [workers, threads] = share_cpu(config.cpu, executor);
+    if names.contains(&DeviceName::Cpu) && workers.saturating_mul(threads) > MOST_THREADS {
+        let message =
+            format!("{workers} workers with {threads} threads each are more than {MOST_THREADS} threads in all, which is the most; give fewer");
+        return Err(Error::ConfigValue { key: "devices.cpu".to_owned(), message });
     }
     Ok(())
 }

@@ -62,6 +62,5 @@ pub(crate) fn config(common: &Common, args: &args::Config) -> anyhow::Result<()>
 pub(crate) fn completions(shell: clap_complete::Shell) -> anyhow::Result<()> {
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut Args::command(), "tilevae", &mut script);
-    std::io::Write::write_all(&mut std::io::stdout().lock(), &script)?;
-    Ok(())
+    output::print_text(&String::from_utf8(script)?)
 }

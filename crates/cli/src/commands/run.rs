@@ -3,7 +3,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use serde_json::json;
-use tilevae::io::{self, ClipSink, FileKind, Fps, HashingSink, Origin, PictureSink, SampleFile, TensorSink, Tensors};
+use tilevae::io::{self, ClipKind, ClipSink, FileKind, Fps, HashingSink, Origin, PictureSink, SampleFile, TensorSink, Tensors};
 use tilevae::metrics::Comparison;
 use tilevae::tiling::{Region, Sink};
 use tilevae::vae_core::Halves;
@@ -314,10 +314,13 @@ impl Output {
 
     /// A rate is of no use but to a clip.
     fn check_fps(&self, fps: Option<Fps>) -> Result<(), UsageError> {
-        if fps.is_none() || self.kind.is_clip() {
-            return Ok(());
-        }
-        let what = if self.kind.is_picture() { "a picture" } else { "raw samples" };
+        let what = match self.kind {
+            _ if fps.is_none() => return Ok(()),
+            FileKind::Clip(ClipKind::Folder) => "frames, each a picture",
+            FileKind::Clip(_) => return Ok(()),
+            FileKind::Picture(_) => "a picture",
+            _ => "raw samples",
+        };
         Err(UsageError(format!("--fps is the rate of a clip; {} is written as {what}", shown(&self.path))))
     }
 

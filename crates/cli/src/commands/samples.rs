@@ -1,5 +1,6 @@
 use std::path::{Path, PathBuf};
 
+use crate::commands::UsageError;
 use tilevae::io::{self, Clip, FileKind, Fps, Media, Pictures, Tensors};
 use tilevae::{Config, Direction, TileSource, VaeSpec};
 
@@ -30,7 +31,11 @@ pub(super) enum Samples {
 }
 
 impl Samples {
-    pub(super) fn read(paths: &[PathBuf], spec: &VaeSpec, config: &Config) -> Result<Self, io::IoError> {
+    pub(super) fn read(paths: &[PathBuf], spec: &VaeSpec, config: &Config) -> anyhow::Result<Self> {
+        let is_stdin = |path: &&PathBuf| **path == Path::new("-") || **path == Path::new("/dev/stdin");
+        if paths.iter().filter(is_stdin).count() > 1 {
+            return Err(UsageError("standard input holds one input; name the others as files".to_owned()).into());
+        }
         let inputs = paths.iter().map(|path| Input::open(path)).collect::<Result<Vec<_>, io::IoError>>()?;
         let paths: Vec<PathBuf> = inputs.iter().map(|input| input.path().to_owned()).collect();
         if let [path] = &paths[..]

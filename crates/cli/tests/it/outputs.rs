@@ -240,7 +240,7 @@ fn refused_any(args: &[&str]) -> String {
 #[test]
 fn a_rate_is_for_clips() {
     let folder = Folder::new();
-    for (name, said) in [("out.png", "a picture"), ("out.npy", "raw samples"), ("out.safetensors", "raw samples")] {
+    for (name, said) in [("out.png", "a picture"), ("out.npy", "raw samples"), ("out.safetensors", "raw samples"), ("out", "frames")] {
         let out = folder.path(name);
         assert!(refused(2, &["decode", LATENTS, "-o", &out, "--fps", "16"]).contains(said));
         assert!(refused(2, &["roundtrip", PHOTOGRAPH, "-o", &out, "--fps", "16"]).contains(said));

@@ -114,16 +114,62 @@ fn a_printed_configuration_means_the_same_elsewhere() {
 
 #[test]
 fn a_number_of_threads_that_is_none_is_refused() {
-    let plan = |threads: &str| {
-        Command::new(env!("CARGO_BIN_EXE_tilevae")).args(["plan", "64x64"]).current_dir(root("")).env("RAYON_NUM_THREADS", threads).output().unwrap()
-    };
-    for wrong in ["abc", "-1", "1.5", "2 ", "100000000000"] {
-        let output = plan(wrong);
-        let said = String::from_utf8(output.stderr).unwrap();
-        assert!(output.status.code() == Some(2) && said.contains("RAYON_NUM_THREADS") && said.contains(wrong), "{wrong}: {said}");
+    for name in ["RAYON_NUM_THREADS", "RAYON_RS_NUM_CPUS"] {
+        let plan = |threads: &str| {
+            Command::new(env!("CARGO_BIN_EXE_tilevae")).args(["plan", "64x64"]).current_dir(root("")).env(name, threads).output().unwrap()
+        };
+        for wrong in ["abc", "-1", "1.5", "2 ", "100000000000"] {
+            let output = plan(wrong);
+            let said = String::from_utf8(output.stderr).unwrap();
+            assert!(output.status.code() == Some(2) && said.contains(name) && said.contains(wrong), "{wrong}: {said}");
+        }
+        for right in ["", "0", "1", "8"] {
+            assert!(plan(right).status.success(), "{right}");
+        }
     }
-    for right in ["", "0", "1", "8"] {
-        assert!(plan(right).status.success(), "{right}");
+}
+
+#[test]
+fn more_threads_than_machines_have_are_refused() {
+    let most = tilevae::MOST_THREADS;
+    let more = (most + 1).to_string();
+    for given in [
+        &["--set", &format!("devices.cpu.threads_per_worker={more}")][..],
+        &["--set", "executor.kind=pipelined", "--set", &format!("devices.cpu.workers={more}")],
+        &["--set", "executor.kind=multi-device", "--set", "devices.cpu.workers=2", "--set", &format!("devices.cpu.threads_per_worker={most}")],
+        &["--set", "executor.kind=multi-device", "--set", &format!("devices.cpu.workers={}", i64::MAX)],
+    ] {
+        let folder = Folder::new();
+        let message = refused(2, &[&["decode", LATENTS, "-o", &folder.path("o.png")][..], given].concat());
+        assert!(message.contains("devices.cpu") && message.contains(&most.to_string()), "{message}");
+        refused(2, &[&["plan", "64x64"][..], given].concat());
+    }
+    assert!(refused(2, &["bench", "64x64", "--workers", &more]).contains("devices.cpu"));
+}
+
+#[test]
+fn standard_input_is_named_once() {
+    let message = refused(2, &["encode", "-", "/dev/stdin", "-o", "never.npy"]);
+    assert!(message.contains("standard input holds one input"), "{message}");
+}
+
+#[test]
+#[cfg(unix)]
+fn a_link_to_a_folder_that_is_not_there_names_it() {
+    let folder = Folder::new();
+    std::os::unix::fs::symlink("missing/o.png", folder.path("o.png")).unwrap();
+    let message = refused(1, &["decode", LATENTS, "-o", &folder.path("o.png")]);
+    assert!(message.contains(&format!("there is no folder {}", folder.path("missing"))), "{message}");
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_full_standard_output_is_named() {
+    for args in [&["plan", "64x64"][..], &["config"], &["completions", "bash"]] {
+        let full = fs::File::options().write(true).open("/dev/full").unwrap();
+        let output = Command::new(env!("CARGO_BIN_EXE_tilevae")).args(args).current_dir(root("")).stdout(full).output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.code() == Some(1) && said.contains("standard output cannot be written"), "{args:?}: {said}");
     }
 }
 

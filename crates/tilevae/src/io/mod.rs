@@ -30,7 +30,7 @@ use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use image::ImageFormat;
-use pending::{PendingFile, PendingFolder};
+use pending::{PendingFile, PendingFolder, linked_file};
 
 use crate::NonFinite;
 
@@ -434,7 +434,8 @@ pub fn check_writable(path: &Path, kind: Option<FileKind>) -> Result<(), IoError
         Ok(None) if is_standard_output(path) && std::io::stdout().is_terminal() => return Err(IoError::Terminal { path: path.to_owned() }),
         Ok(None) => return Ok(()),
         Err(source) if source.kind() == ErrorKind::NotFound => {
-            return refused(ErrorKind::NotFound, format!("there is no folder {}", folder_of(path).display()));
+            let file = linked_file(path).unwrap_or_else(|_| path.to_owned());
+            return refused(ErrorKind::NotFound, format!("there is no folder {}", folder_of(&file).display()));
         }
         Err(source) => return error(source),
         Ok(Some(_)) => {}

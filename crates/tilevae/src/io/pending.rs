@@ -50,7 +50,8 @@ impl Hidden {
         let mut builder = tempfile::Builder::new();
         #[cfg(unix)]
         builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o777));
-        let hidden = builder.prefix(".tilevae-").tempdir_in(folder)?.keep();
+        // Which name it would have had is of no interest.
+        let hidden = builder.prefix(".tilevae-").tempdir_in(folder).map_err(|error| io::Error::from(error.kind()))?.keep();
         named.folders.push(hidden.clone());
         Ok(Self(hidden))
     }
@@ -101,6 +102,14 @@ pub fn written_file(path: &Path) -> io::Result<Option<PathBuf>> {
         Place::File(file) => Ok(Some(folder_of(&file).canonicalize()?.join(file.file_name().unwrap_or_default()))),
         Place::Stream => Ok(None),
     }
+}
+
+/// What a path leads to at the end of all symbolic links, there or not.
+pub(super) fn linked_file(path: &Path) -> io::Result<PathBuf> {
+    Ok(match Place::of(path)? {
+        Place::File(file) => file,
+        Place::Stream => path.to_owned(),
+    })
 }
 
 /// Whether a path stands for standard output.
