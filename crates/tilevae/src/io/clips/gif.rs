@@ -72,11 +72,18 @@ pub(super) fn open(path: &Path) -> Result<(Frames, Option<Fps>), IoError> {
     Ok((Box::new(images.take_while(move |frame| !std::mem::replace(&mut is_over, frame.is_err()))), None))
 }
 
-/// Refuses a rate that a GIF cannot hold.
-pub(super) fn check_rate(path: &Path, fps: Fps) -> Result<(), IoError> {
+/// The rate at which a GIF can have frames that are to be shown at `fps`: 100 a second at most, with a warning. A frame that would last too long is refused.
+pub(super) fn rate(path: &Path, fps: Fps) -> Result<Fps, IoError> {
     let [frames, seconds] = [fps.numerator, fps.denominator].map(u64::from);
-    if frames > seconds * TICKS_PER_SECOND || seconds * TICKS_PER_SECOND > frames * u64::from(u16::MAX) {
-        return Err(IoError::Rate { path: path.to_owned(), fps, limits: "a frame lasts 1 to 65535 hundredths of a second in a GIF" });
+    if seconds * TICKS_PER_SECOND > frames * u64::from(u16::MAX) {
+        return Err(IoError::Rate { path: path.to_owned(), fps, limits: "a frame lasts at most 65535 hundredths of a second in a GIF" });
+    }
+    if frames > seconds * TICKS_PER_SECOND {
+        tracing::warn!(
+            "{}: a GIF has at most 100 frames a second; frames at {fps} are written at 100, so the clip lasts longer, and players show it slower still",
+            path.display()
+        );
+        return Ok(Fps { numerator: TICKS_PER_SECOND as u32, denominator: 1 });
     }
     if 2 * frames > seconds * TICKS_PER_SECOND {
         tracing::warn!(
@@ -84,7 +91,7 @@ pub(super) fn check_rate(path: &Path, fps: Fps) -> Result<(), IoError> {
             path.display()
         );
     }
-    Ok(())
+    Ok(fps)
 }
 
 /// Writes an animation that repeats for ever. Each frame has 256 colours of its own.
@@ -229,13 +236,16 @@ mod tests {
     }
 
     #[test]
-    fn rates_that_a_gif_cannot_hold_are_refused() {
-        let check = |fps: &str| check_rate(Path::new("a.gif"), fps.parse().unwrap()).map_err(|error| (error.is_usage(), error.to_string()));
+    fn rates_that_a_gif_cannot_hold_are_lowered_or_refused() {
+        let held = |fps: &str| rate(Path::new("a.gif"), fps.parse().unwrap()).map_err(|error| (error.is_usage(), error.to_string()));
         for fps in ["100", "60", "0.01", "100/65535"] {
-            assert_eq!(check(fps), Ok(()), "{fps}");
+            assert_eq!(held(fps), Ok(fps.parse().unwrap()), "{fps}");
         }
-        for fps in ["101", "120", "100001/1000", "0.001", "100/65536"] {
-            let (is_usage, message) = check(fps).unwrap_err();
+        for fps in ["101", "120", "100001/1000"] {
+            assert_eq!(held(fps), Ok("100".parse().unwrap()), "{fps}");
+        }
+        for fps in ["0.001", "100/65536"] {
+            let (is_usage, message) = held(fps).unwrap_err();
             assert!(is_usage && message.contains("--fps") && message.contains("a.gif"), "{message}");
         }
     }

@@ -302,9 +302,7 @@ impl ClipSink {
             return Err(IoError::UnknownKind { path: path.to_owned(), kinds: FileKind::CLIPS });
         };
         check_output_of_kind(path, FileKind::Clip(kind), shape)?;
-        if kind == ClipKind::Gif {
-            gif::check_rate(path, fps)?;
-        }
+        let fps = if kind == ClipKind::Gif { gif::rate(path, fps)? } else { fps };
         let [batch, channels, frames, height, width] = shape;
         let paths: Vec<PathBuf> = if batch == 1 { vec![path.to_owned()] } else { (0..batch).map(|item| numbered(path, item)).collect() };
         let size = [height, width];
