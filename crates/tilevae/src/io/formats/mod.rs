@@ -171,7 +171,8 @@ enum Kind {
     /// The content of the file.
     Jpeg(Vec<u8>),
     Png,
-    WebP(Option<webp::Animation>),
+    /// The content of the file, and the animation in it.
+    WebP(Vec<u8>, Option<webp::Animation>),
     Tiff(Box<tiff::Pages>),
     Gif,
     Pnm,
@@ -208,9 +209,11 @@ impl PictureFile {
                 Kind::Png
             }
             Some(ImageFormat::WebP) => {
-                let animation = webp::Animation::find(&mut file, length)?;
+                let mut content = Vec::new();
+                Fault::reading(file.read_to_end(&mut content))?;
+                let animation = webp::Animation::find(&mut content)?;
                 delays = animation.as_ref().map(webp::Animation::delays).unwrap_or_default();
-                Kind::WebP(animation)
+                Kind::WebP(content, animation)
             }
             Some(ImageFormat::Tiff) => {
                 let pages = tiff::Pages::open(file, length)?;
@@ -240,7 +243,7 @@ impl PictureFile {
             Kind::Pnm => plausible(decoded, px / 8, length)?,
             // What is not gone through is left to the decoder; every block of 64 px takes a bit at least.
             Kind::Jpeg(_) => plausible(decoded, px / 512, length)?,
-            Kind::WebP(animation) => webp::check_px(px, animation.is_some(), length)?,
+            Kind::WebP(content, animation) => webp::check_px(px, animation.is_some(), content.len() as u64)?,
             // Found sound before.
             Kind::Png | Kind::Tiff(_) => plausible(decoded, 0, length)?,
         }
@@ -259,7 +262,7 @@ impl PictureFile {
         Ok(match &self.kind {
             Kind::Jpeg(content) => Box::new(JpegDecoder::new(Cursor::new(content))?),
             Kind::Png => Box::new(self.png()?),
-            Kind::WebP(_) => Box::new(WebPDecoder::new(open(&self.path)?)?),
+            Kind::WebP(content, _) => Box::new(WebPDecoder::new(Cursor::new(content))?),
             Kind::Gif => Box::new(GifDecoder::new(open(&self.path)?)?),
             Kind::Pnm => Box::new(PnmDecoder::new(open(&self.path)?)?),
             Kind::Tiff(_) => unreachable!("pages are read by `Pages`"),
@@ -322,7 +325,7 @@ impl PictureFile {
                 Box::new(animated(decoder.apng()?.into_frames()))
             }
             Kind::Gif if self.frames > 1 => Box::new(animated(GifDecoder::new(open(&self.path)?)?.into_frames())),
-            Kind::WebP(Some(animation)) => Box::new(animation.read(open(&self.path)?)),
+            Kind::WebP(content, Some(animation)) => Box::new(animation.read(Cursor::new(content))),
             Kind::Tiff(pages) => Box::new(pages.read()),
             _ => {
                 let image = DynamicImage::from_decoder(self.decoder()?)?;
