@@ -170,7 +170,10 @@ pub(super) struct PictureFile {
 enum Kind {
     /// The content of the file.
     Jpeg(Vec<u8>),
-    Png,
+    Png {
+        /// That the decoder may take beside that of px.
+        memory: u64,
+    },
     /// The content of the file, and the animation in it.
     WebP(Vec<u8>, Option<webp::Animation>),
     Tiff(Box<tiff::Pages>),
@@ -205,8 +208,9 @@ impl PictureFile {
                 Kind::Jpeg(content)
             }
             Some(ImageFormat::Png) => {
-                delays = png::delays(&mut file, length)?;
-                Kind::Png
+                let checked = png::check(&mut file, length)?;
+                delays = checked.delays;
+                Kind::Png { memory: checked.memory }
             }
             Some(ImageFormat::WebP) => {
                 let mut content = Vec::new();
@@ -245,23 +249,27 @@ impl PictureFile {
             Kind::Jpeg(_) => plausible(decoded, px / 512, length)?,
             Kind::WebP(content, animation) => webp::check_px(px, animation.is_some(), content.len() as u64)?,
             // Found sound before.
-            Kind::Png | Kind::Tiff(_) => plausible(decoded, 0, length)?,
+            Kind::Png { .. } | Kind::Tiff(_) => plausible(decoded, 0, length)?,
         }
         (picture.size, picture.orientation) = ([height, width].map(|side| side as usize), orientation);
         Ok(picture)
     }
 
-    fn png(&self) -> Result<PngDecoder<BufReader<File>>, Fault> {
+    fn png(&self, memory: u64) -> Result<PngDecoder<BufReader<File>>, Fault> {
         let mut limits = Limits::no_limits();
+        limits.max_alloc = Some(memory);
+        let mut decoder = PngDecoder::with_limits(open(&self.path)?, limits.clone())?;
+        // This one is for the px of animations.
         limits.max_alloc = Some(READ_LIMIT);
-        Ok(PngDecoder::with_limits(open(&self.path)?, limits)?)
+        decoder.set_limits(limits)?;
+        Ok(decoder)
     }
 
     /// What decodes the first frame.
     fn decoder(&self) -> Result<Box<dyn ImageDecoder + '_>, Fault> {
         Ok(match &self.kind {
             Kind::Jpeg(content) => Box::new(JpegDecoder::new(Cursor::new(content))?),
-            Kind::Png => Box::new(self.png()?),
+            Kind::Png { memory } => Box::new(self.png(*memory)?),
             Kind::WebP(content, _) => Box::new(WebPDecoder::new(Cursor::new(content))?),
             Kind::Gif => Box::new(GifDecoder::new(open(&self.path)?)?),
             Kind::Pnm => Box::new(PnmDecoder::new(open(&self.path)?)?),
@@ -317,8 +325,8 @@ impl PictureFile {
     fn decoded_frames(self) -> Result<Box<dyn Iterator<Item = Result<DynamicImage, Fault>>>, Fault> {
         let animated = |frames: image::Frames<'static>| frames.map(|frame| Ok(DynamicImage::ImageRgba8(frame?.into_buffer())));
         Ok(match self.kind {
-            Kind::Png if self.frames > 1 => {
-                let decoder = self.png()?;
+            Kind::Png { memory } if self.frames > 1 => {
+                let decoder = self.png(memory)?;
                 if decoder.color_type().bytes_per_pixel() > decoder.color_type().channel_count() {
                     return Err(Fault::unsupported("an animation of 16 bits a channel"));
                 }
