@@ -170,8 +170,12 @@ pub(super) struct PictureFile {
 enum Kind {
     /// The content of the file.
     Jpeg(Vec<u8>),
-    Png,
-    WebP(Option<webp::Animation>),
+    Png {
+        /// That the decoder may take beside that of px.
+        memory: u64,
+    },
+    /// The content of the file, and the animation in it.
+    WebP(Vec<u8>, Option<webp::Animation>),
     Tiff(Box<tiff::Pages>),
     Gif,
     Pnm,
@@ -204,13 +208,16 @@ impl PictureFile {
                 Kind::Jpeg(content)
             }
             Some(ImageFormat::Png) => {
-                delays = png::delays(&mut file, length)?;
-                Kind::Png
+                let checked = png::check(&mut file, length)?;
+                delays = checked.delays;
+                Kind::Png { memory: checked.memory }
             }
             Some(ImageFormat::WebP) => {
-                let animation = webp::Animation::find(&mut file, length)?;
+                let mut content = Vec::new();
+                Fault::reading(file.read_to_end(&mut content))?;
+                let animation = webp::Animation::find(&mut content)?;
                 delays = animation.as_ref().map(webp::Animation::delays).unwrap_or_default();
-                Kind::WebP(animation)
+                Kind::WebP(content, animation)
             }
             Some(ImageFormat::Tiff) => {
                 let pages = tiff::Pages::open(file, length)?;
@@ -240,26 +247,30 @@ impl PictureFile {
             Kind::Pnm => plausible(decoded, px / 8, length)?,
             // What is not gone through is left to the decoder; every block of 64 px takes a bit at least.
             Kind::Jpeg(_) => plausible(decoded, px / 512, length)?,
-            Kind::WebP(animation) => webp::check_px(px, animation.is_some(), length)?,
+            Kind::WebP(content, animation) => webp::check_px(px, animation.is_some(), content.len() as u64)?,
             // Found sound before.
-            Kind::Png | Kind::Tiff(_) => plausible(decoded, 0, length)?,
+            Kind::Png { .. } | Kind::Tiff(_) => plausible(decoded, 0, length)?,
         }
         (picture.size, picture.orientation) = ([height, width].map(|side| side as usize), orientation);
         Ok(picture)
     }
 
-    fn png(&self) -> Result<PngDecoder<BufReader<File>>, Fault> {
+    fn png(&self, memory: u64) -> Result<PngDecoder<BufReader<File>>, Fault> {
         let mut limits = Limits::no_limits();
+        limits.max_alloc = Some(memory);
+        let mut decoder = PngDecoder::with_limits(open(&self.path)?, limits.clone())?;
+        // This one is for the px of animations.
         limits.max_alloc = Some(READ_LIMIT);
-        Ok(PngDecoder::with_limits(open(&self.path)?, limits)?)
+        decoder.set_limits(limits)?;
+        Ok(decoder)
     }
 
     /// What decodes the first frame.
     fn decoder(&self) -> Result<Box<dyn ImageDecoder + '_>, Fault> {
         Ok(match &self.kind {
             Kind::Jpeg(content) => Box::new(JpegDecoder::new(Cursor::new(content))?),
-            Kind::Png => Box::new(self.png()?),
-            Kind::WebP(_) => Box::new(WebPDecoder::new(open(&self.path)?)?),
+            Kind::Png { memory } => Box::new(self.png(*memory)?),
+            Kind::WebP(content, _) => Box::new(WebPDecoder::new(Cursor::new(content))?),
             Kind::Gif => Box::new(GifDecoder::new(open(&self.path)?)?),
             Kind::Pnm => Box::new(PnmDecoder::new(open(&self.path)?)?),
             Kind::Tiff(_) => unreachable!("pages are read by `Pages`"),
@@ -314,15 +325,15 @@ impl PictureFile {
     fn decoded_frames(self) -> Result<Box<dyn Iterator<Item = Result<DynamicImage, Fault>>>, Fault> {
         let animated = |frames: image::Frames<'static>| frames.map(|frame| Ok(DynamicImage::ImageRgba8(frame?.into_buffer())));
         Ok(match self.kind {
-            Kind::Png if self.frames > 1 => {
-                let decoder = self.png()?;
+            Kind::Png { memory } if self.frames > 1 => {
+                let decoder = self.png(memory)?;
                 if decoder.color_type().bytes_per_pixel() > decoder.color_type().channel_count() {
                     return Err(Fault::unsupported("an animation of 16 bits a channel"));
                 }
                 Box::new(animated(decoder.apng()?.into_frames()))
             }
             Kind::Gif if self.frames > 1 => Box::new(animated(GifDecoder::new(open(&self.path)?)?.into_frames())),
-            Kind::WebP(Some(animation)) => Box::new(animation.read(open(&self.path)?)),
+            Kind::WebP(content, Some(animation)) => Box::new(animation.read(Cursor::new(content))),
             Kind::Tiff(pages) => Box::new(pages.read()),
             _ => {
                 let image = DynamicImage::from_decoder(self.decoder()?)?;

@@ -2,14 +2,22 @@ use std::io::{ErrorKind, Read, Seek, SeekFrom};
 
 use image::Delay;
 
-use super::{Fault, plausible};
+use super::{Fault, SMALL, plausible};
 
-/// Checks that all chunks of a PNG file of `length` bytes are there and can hold the picture. Gives how long each frame of an animation is shown; nothing for a
-/// picture.
-pub(super) fn delays(file: &mut (impl Read + Seek), length: u64) -> Result<Vec<Delay>, Fault> {
+/// What is known of a PNG file before it is decoded.
+pub(super) struct Checked {
+    /// How long each frame of an animation is shown; nothing for a picture.
+    pub(super) delays: Vec<Delay>,
+    /// Memory that the decoder may take for rows and for what is no px: a compressed colour profile could unfold to anything.
+    pub(super) memory: u64,
+}
+
+/// Checks that all chunks of a PNG file of `length` bytes are there and can hold the picture.
+pub(super) fn check(file: &mut (impl Read + Seek), length: u64) -> Result<Checked, Fault> {
     let (mut at, mut declared, mut delays, mut data) = (8, 0, Vec::new(), 0);
     // Bytes of the decoded picture, and of its rows.
     let mut sizes = [0; 2];
+    let mut width = 0;
     loop {
         let mut head = [0; 8];
         read(file, at, &mut head, "it ends before its end chunk")?;
@@ -28,7 +36,8 @@ pub(super) fn delays(file: &mut (impl Read + Seek), length: u64) -> Result<Vec<D
                 let mut header = [0; 10];
                 read(file, at + 8, &mut header, "its header is cut off")?;
                 let [w0, w1, w2, w3, h0, h1, h2, h3, depth, color] = header;
-                let [width, height] = [[w0, w1, w2, w3], [h0, h1, h2, h3]].map(|side| u64::from(u32::from_be_bytes(side)));
+                let height;
+                [width, height] = [[w0, w1, w2, w3], [h0, h1, h2, h3]].map(|side| u64::from(u32::from_be_bytes(side)));
                 let channels = [1, 1, 3, 1, 2, 1, 4][usize::from(color.min(6))];
                 let row = 1 + (width * channels * u64::from(depth)).div_ceil(8);
                 sizes = [width.saturating_mul(height).saturating_mul(8), row.saturating_mul(height)];
@@ -56,7 +65,9 @@ pub(super) fn delays(file: &mut (impl Read + Seek), length: u64) -> Result<Vec<D
         return Err(Fault::Incomplete(format!("it holds {} of {declared} frames", delays.len())));
     }
     delays.truncate(declared);
-    Ok(delays)
+    // Each frame asks for a row.
+    let rows = (8 * width).saturating_mul(delays.len() as u64 + 1);
+    Ok(Checked { delays, memory: (SMALL + 4 * length).saturating_add(rows) })
 }
 
 fn read(file: &mut (impl Read + Seek), at: u64, bytes: &mut [u8], missing: &str) -> Result<(), Fault> {

@@ -53,20 +53,23 @@ fn number(bytes: &[u8]) -> u32 {
 }
 
 impl Animation {
-    /// Checks that a file of `length` bytes is all there. Nothing for a single picture.
-    pub(super) fn find(file: &mut (impl Read + Seek), length: u64) -> Result<Option<Self>, Fault> {
-        let mut bytes = [0; 24];
-        Fault::reading(file.read_exact(&mut bytes[..12]))?;
-        let total = 8 + u64::from(u32::from_le_bytes([bytes[4], bytes[5], bytes[6], bytes[7]]));
+    /// Checks that the content of a file is all there, and leaves out what follows its end: decoders read on. Nothing for a single picture.
+    pub(super) fn find(content: &mut Vec<u8>) -> Result<Option<Self>, Fault> {
+        let length = content.len() as u64;
+        let total = content.get(4..).and_then(<[u8]>::first_chunk).map_or(12, |&size| 8 + u64::from(u32::from_le_bytes(size)));
         if length < total {
             return Err(Fault::Incomplete(format!("it has {length} of {total} bytes")));
         }
+        content.truncate(total as usize);
+        let mut file = Cursor::new(content);
+        let mut bytes = [0; 24];
         // Decoders read the first chunk, whatever the file says of its length.
         if total < 20 {
             return Err(Fault::Damaged(format!("its header says that it has {total} bytes")));
         }
         let mut at = 12;
         let mut animation: Option<Self> = None;
+        let mut has_picture = false;
         // px of what is decoded at once.
         let mut px = 0;
         while at + 8 <= total {
@@ -92,11 +95,13 @@ impl Animation {
                     }
                 }
                 (b"VP8L", None) if size >= 5 => {
+                    has_picture = true;
                     Fault::reading(file.read_exact(&mut bytes[..5]))?;
                     let sides = u32::from_le_bytes([bytes[1], bytes[2], bytes[3], bytes[4]]);
                     px = px.max(u64::from((sides & 0x3FFF) + 1) * u64::from((sides >> 14 & 0x3FFF) + 1));
                 }
                 (b"VP8 ", None) if size >= 10 => {
+                    has_picture = true;
                     Fault::reading(file.read_exact(&mut bytes[..10]))?;
                     let [width, height] = lossy_size(&bytes).map(u64::from);
                     px = px.max(width * height);
@@ -118,6 +123,7 @@ impl Animation {
         }
         check_px(px, animation.is_some(), total)?;
         match animation {
+            None if !has_picture => Err(Fault::incomplete("it holds no picture")),
             Some(Self { frames, .. }) if frames.is_empty() => Err(Fault::incomplete("it is an animation without a frame")),
             animation => Ok(animation),
         }
