@@ -16,13 +16,13 @@ use std::process::ExitCode;
 use std::sync::{Mutex, PoisonError};
 
 use clap::Parser;
+use tilevae::MOST_THREADS;
 use tracing_subscriber::Layer;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use args::{Args, Command, Format};
-use tilevae::MOST_THREADS;
 
 /// Runs the command line of this process.
 ///

@@ -617,6 +617,23 @@ mod tests {
         }
     }
 
+    /// Panics when it is asked where it lies.
+    struct Nowhere(Block);
+
+    impl TileSource for Nowhere {
+        fn shape(&self) -> [usize; 5] {
+            self.0.shape()
+        }
+
+        fn read(&self, region: &Region) -> Result<Block, BoxError> {
+            Ok(self.0.region(region))
+        }
+
+        fn is_in_memory(&self) -> bool {
+            panic!("broken")
+        }
+    }
+
     impl Sink for Broken {
         fn take(&mut self, _: [usize; 3], _: [usize; 3], _: Block) -> Result<(), BoxError> {
             panic!("broken")
@@ -655,6 +672,7 @@ mod tests {
                 let (sound, latents) = (pipeline(), latents(16));
                 for (who, error) in [
                     ("the source of the input", said(sound.decode_to(&Broken, &mut canvas, &mut ()))),
+                    ("the source of the input", said(sound.decode_to(&Nowhere(latents.clone()), &mut canvas, &mut ()))),
                     ("the source of the input", said(sound.encode(&Broken, &mut ()).map(|encoded| encoded.stats))),
                     ("the sink", said(sound.decode_to(&latents, &mut Broken, &mut ()))),
                     ("the progress listener", said(sound.decode_to(&latents, &mut canvas, &mut Broken))),

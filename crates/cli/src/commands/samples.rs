@@ -1,8 +1,9 @@
 use std::path::{Path, PathBuf};
 
-use crate::commands::UsageError;
 use tilevae::io::{self, Clip, FileKind, Fps, Media, Pictures, Tensors};
 use tilevae::{Config, Direction, TileSource, VaeSpec};
+
+use crate::commands::UsageError;
 
 /// An input as a file: what comes through a pipe is spooled.
 pub(super) enum Input {
