@@ -160,11 +160,11 @@ impl Checkpoint {
         let is_own = meta.is_dir() || name.starts_with(WEIGHTS);
         let own = config.map(Path::to_owned).or_else(|| Some(beside.clone()).filter(|beside| is_own && beside.is_file()));
         let neighbour = (config.is_none() && !is_own && beside.is_file()).then(|| Neighbour {
-            config: read_json(&beside, MAX_CONFIG).map_err(|error| error.to_string()),
+            config: read_config(&beside).map_err(|error| error.to_string()),
             rival: rival(&path, name),
             path: beside,
         });
-        let config = own.map(|own| read_json(&own, MAX_CONFIG).map(|config| (own, config))).transpose()?;
+        let config = own.map(|own| read_config(&own).map(|config| (own, config))).transpose()?;
         Ok(Self { path, config, neighbour })
     }
 
@@ -229,6 +229,15 @@ fn missing(path: &Path, source: io::Error) -> WeightError {
         }
         _ => WeightError::Io { path: path.to_owned(), source },
     }
+}
+
+fn read_config(path: &Path) -> Result<Value, WeightError> {
+    let config: Value = read_json(path, MAX_CONFIG)?;
+    if config.is_object() {
+        return Ok(config);
+    }
+    // A list would pass for fields that all have their defaults.
+    Err(WeightError::Unsupported { path: path.to_owned(), message: "it is no JSON object, as the configuration of a model is".to_owned() })
 }
 
 fn read_json<T: DeserializeOwned>(path: &Path, limit: u64) -> Result<T, WeightError> {

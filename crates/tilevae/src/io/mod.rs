@@ -79,7 +79,11 @@ pub enum IoError {
         message: String,
     },
     /// A tensor file that lacks the tensor.
-    #[error("{} holds no tensor named `{wanted}`; it holds: {}; io.tensor names another", path.display(), found.join(", "))]
+    #[error(
+        "{} holds no tensor named `{wanted}`; {}",
+        path.display(),
+        if found.is_empty() { "it holds none".to_owned() } else { format!("it holds: {}; io.tensor names another", found.join(", ")) }
+    )]
     NoTensor {
         /// The file.
         path: PathBuf,

@@ -9,7 +9,14 @@ use super::super::{FileKind, IoError};
 use super::{ClipFormat, ClipInfo, Fps, FrameWriter, Frames};
 
 pub(super) fn open(path: &Path) -> Result<(Frames, Option<Fps>), IoError> {
-    Ok((Box::new(list(path)?.into_iter().map(|frame| read_picture(&frame).map(|image| (image, None)))), None))
+    let mut first = None;
+    let frames = list(path)?.into_iter().map(move |frame| {
+        let image = read_picture(&frame)?;
+        let got = [image.height() as usize, image.width() as usize];
+        let expected = *first.get_or_insert(got);
+        if got == expected { Ok((image, None)) } else { Err(IoError::PictureSize { path: frame, got, expected }) }
+    });
+    Ok((Box::new(frames), None))
 }
 
 /// Looks at the first frame's header alone.
@@ -32,7 +39,7 @@ fn list(path: &Path) -> Result<Vec<PathBuf>, IoError> {
         }
         if FileKind::of(&frame).is_ok_and(FileKind::is_picture) {
             frames.push((name, frame));
-        } else if FileKind::of(&frame).is_err() && ImageFormat::from_path(&frame).is_ok() {
+        } else if ImageFormat::from_path(&frame).is_ok() {
             return Err(IoError::UnknownKind { path: frame, kinds: FileKind::PICTURES });
         }
     }

@@ -81,8 +81,7 @@ impl FromStr for Fps {
         if !(0.001..=100_000.0).contains(&value) {
             return Err(wrong());
         }
-        let whole = value.fract() == 0.0;
-        Self::new(if whole { value as u32 } else { (value * 1000.0).round() as u32 }, if whole { 1 } else { 1000 }).ok_or_else(wrong)
+        Self::of((value * 1000.0).round() as u128, 1000).ok_or_else(wrong)
     }
 }
 
@@ -413,7 +412,7 @@ mod tests {
     #[test]
     fn rates_are_fractions() {
         let read = |text: &str| text.parse::<Fps>().map(|fps| fps.to_string());
-        assert_eq!(["16", "23.976", "24000/1001", "0.5"].map(|text| read(text).unwrap()), ["16", "23976/1000", "24000/1001", "500/1000"]);
+        assert_eq!(["16", "23.976", "24000/1001", "0.5"].map(|text| read(text).unwrap()), ["16", "2997/125", "24000/1001", "1/2"]);
         for wrong in ["0", "-3", "x", "1/0", "1e9", "NaN", ""] {
             assert!(read(wrong).is_err(), "{wrong}");
         }
@@ -499,7 +498,15 @@ mod tests {
         let values: Vec<f32> = clip.read(&Region { start: [0; 3], size: [3, 1, 1] }).unwrap().into_data();
         assert_eq!(values, [10.0, 20.0, 30.0].map(|value: f32| value / 127.5 - 1.0));
         image::GrayImage::from_pixel(3, 2, image::Luma([1])).save(folder.path().join("f11.png")).unwrap();
-        assert!(matches!(Clip::read(folder.path(), 1, 1), Err(IoError::PictureSize { .. })));
+        let other = Clip::read(folder.path(), 1, 1).err().unwrap();
+        assert!(matches!(&other, IoError::PictureSize { path, .. } if path.ends_with("f11.png")), "{other}");
+        // A picture that is no frame is not left out without a word.
+        for name in ["f11.gif", "f11.bmp"] {
+            std::fs::rename(folder.path().join("f11.png"), folder.path().join(name)).unwrap();
+            let error = Clip::read(folder.path(), 1, 1).err().unwrap();
+            assert!(matches!(&error, IoError::UnknownKind { path, .. } if path.ends_with(name)), "{error}");
+            std::fs::rename(folder.path().join(name), folder.path().join("f11.png")).unwrap();
+        }
     }
 
     #[test]

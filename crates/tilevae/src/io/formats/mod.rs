@@ -77,6 +77,8 @@ impl From<ImageError> for Fault {
             ImageError::IoError(source) if source.kind() == std::io::ErrorKind::UnexpectedEof => {
                 Self::incomplete("its data ends before the picture does")
             }
+            // What the system did not say is what a decoder found.
+            ImageError::IoError(source) if source.raw_os_error().is_none() => Self::Damaged(source.to_string()),
             ImageError::IoError(source) => Self::Read(source),
             source => Self::Decoder(source),
         }
@@ -229,7 +231,7 @@ impl PictureFile {
                 Kind::Gif
             }
             Some(ImageFormat::Pnm) => Kind::Pnm,
-            Some(other) => return Err(Fault::Unsupported(format!("a picture of the kind {other:?}"))),
+            Some(other) => return Err(Fault::Unsupported(format!("a {other:?} picture (save it as PNG)"))),
             None => return Err(Fault::damaged("it begins like no kind of picture that is known here")),
         };
         let frames = delays.len().max(1);

@@ -29,7 +29,12 @@ pub(super) fn check(file: &mut (impl Read + Seek), length: u64) -> Result<Checke
             return Err(Fault::Damaged(format!("a chunk `{name}` of {size} bytes begins at byte {at}")));
         }
         if end > length {
-            return Err(Fault::Incomplete(format!("its chunk `{name}` at byte {at} has {} of {size} bytes", (length - at - 8).min(u64::from(size)))));
+            let there = length - at - 8;
+            return Err(Fault::Incomplete(if there < u64::from(size) {
+                format!("its chunk `{name}` at byte {at} has {there} of {size} bytes")
+            } else {
+                format!("its chunk `{name}` at byte {at} lacks its checksum")
+            }));
         }
         match &kind {
             b"IHDR" => {

@@ -104,9 +104,9 @@ impl Overview {
         nominal.filter(is_nominal).or(Some(mean))
     }
 
-    /// Frames that a file of its duration should have.
+    /// Frames that a file of its duration should have; not known where they come at unequal times, as they do where some were lost.
     fn expected(&self, fps: Option<Fps>) -> Option<usize> {
-        Some((self.said.seconds()? * fps?.value()).round() as usize)
+        Some((self.said.seconds()? * fps?.value()).round() as usize).filter(|_| self.is_even)
     }
 }
 

@@ -111,6 +111,25 @@ fn missing_and_damaged_frames_are_errors_and_harmless_complaints_are_not() {
     assert!(message.contains("ffmpeg failed on") && message.contains("moov atom not found"), "{message}");
 }
 
+/// Without the lost frames, the others make another rate, at which none is missing.
+#[cfg(unix)]
+#[test]
+fn frames_lost_in_the_middle_are_missed() {
+    let lossy = PREAMBLE.replace("00:00:00.30", "00:00:00.60").replace("0, 200, 200,", "0, 500, 500,");
+    let read = |script: &str| {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("clip.webm");
+        std::fs::write(&path, "what the shell does not look at").unwrap();
+        let (frames, _) = open_by(&playing(&[&lossy, FRAME, FRAME, FRAME, script].concat()), &path)?;
+        frames.collect::<Result<Vec<_>, _>>().map(|frames| frames.len())
+    };
+    let message =
+        read("echo '[in#0/matroska,webm @ 0x1] [error] 0x00 at pos 9 invalid as first byte of an EBML number' >&2").unwrap_err().to_string();
+    assert!(message.contains("3 frames can be read") && message.contains("invalid as first byte"), "{message}");
+    // Unequal times alone are no fault.
+    assert_eq!(read("").unwrap(), 3);
+}
+
 #[cfg(unix)]
 #[test]
 fn what_hangs_is_ended() {
