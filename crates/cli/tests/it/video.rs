@@ -5,7 +5,7 @@ use image::codecs::gif::{GifDecoder, GifEncoder};
 use image::{AnimationDecoder, Delay, Frame, RgbaImage};
 use tilevae::io::Fps;
 
-use super::{Folder, latents, refused, run};
+use super::{Folder, latents, refused, run, tilevae};
 
 const SMALL: &str = "crates/vae-wan/tests/data/wan21";
 
