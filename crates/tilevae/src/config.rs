@@ -467,7 +467,7 @@ mod tests {
             ("tiling=3", ["`tiling`", "a table with a `kind`"]),
             ("tiling.kind=3", ["`tiling", "3"]),
             ("tiling.skip_redundant=maybe", ["`tiling.skip_redundant`", "true or false"]),
-            ("tiling.overlap=much", ["`tiling.overlap`", "a number"]),
+            ("tiling.overlap=much", ["`tiling.overlap`", "a finite number"]),
             ("io=3", ["`io`", "expected a table"]),
             ("model.frames_per_chunk=0", ["`model.frames_per_chunk`", "at least 1"]),
             ("model.dtype=3", ["`model.dtype`", "3"]),

@@ -525,6 +525,7 @@ mod tests {
                 assert!(error.to_string().contains(name), "{error}");
             }
         }
-        assert!(matches!(Clip::read(folder.path(), 3, 1), Err(IoError::NoFrames { .. })));
+        let empty = tempfile::tempdir().unwrap();
+        assert!(matches!(Clip::read(empty.path(), 3, 1), Err(IoError::NoFrames { .. })));
     }
 }
