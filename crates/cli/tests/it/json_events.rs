@@ -149,7 +149,7 @@ fn colours_are_not_for_files_nor_for_those_who_do_not_want_them() {
     let seen = |variable: Option<(&str, &str)>| {
         let mut shell = Command::new("script");
         shell.args(["-qec", &command, "/dev/null"]).current_dir(root("")).env("TERM", "xterm-256color");
-        for name in ["NO_COLOR", "CLICOLOR", "CLICOLOR_FORCE"] {
+        for name in ["NO_COLOR", "CLICOLOR", "CLICOLOR_FORCE", "CI"] {
             shell.env_remove(name);
         }
         let output = shell.envs(variable).output().unwrap();
