@@ -8,10 +8,7 @@ use std::time::Duration;
 
 use tilevae::{Error, Stop, io};
 
-use crate::{output, watch};
-
-/// The exit code of a program that a signal ended, as shells count it.
-pub(crate) const INTERRUPTED: u8 = 130;
+use crate::failure::{INTERRUPTED, print_interrupted, tell_stopping};
 
 static STOP: LazyLock<Stop> = LazyLock::new(Stop::default);
 
@@ -57,13 +54,13 @@ fn wait_for_end() -> ! {
 
 fn hear() {
     if STATE.compare_exchange(RUNNING, STOPPING, Ordering::SeqCst, Ordering::SeqCst).is_ok() {
-        say(watch::tell_stopping);
+        say(tell_stopping);
         STOP.stop();
         return;
     }
     let stopping = STATE.swap(ENDING, Ordering::SeqCst) == STOPPING;
     io::remove_pending();
-    say(move || output::print_interrupted(stopping));
+    say(move || print_interrupted(stopping));
     exit();
 }
 

@@ -3,10 +3,12 @@
 mod allocator;
 mod args;
 mod commands;
+mod failure;
 mod interrupt;
 mod memory;
 mod output;
 mod plan_picture;
+mod terminal;
 mod timeline;
 mod watch;
 
@@ -33,8 +35,8 @@ pub fn main() -> ExitCode {
     let args = match Args::try_parse_from(&arguments) {
         Ok(args) => args,
         Err(error) if error.use_stderr() => {
-            output::set_format(if asks_for_json(&arguments) { Format::Json } else { Format::Text }, false);
-            output::print_argument_error(&error);
+            terminal::set_format(if asks_for_json(&arguments) { Format::Json } else { Format::Text }, false);
+            failure::print_argument_error(&error);
             return ExitCode::from(2);
         }
         // Help and version.
@@ -43,7 +45,7 @@ pub fn main() -> ExitCode {
             return ExitCode::SUCCESS;
         }
     };
-    output::set_format(args.common.format, args.common.quiet);
+    terminal::set_format(args.common.format, args.common.quiet);
     log_to_stderr(&args);
     std::panic::set_hook(Box::new(note_panic));
     interrupt::listen();
@@ -51,12 +53,12 @@ pub fn main() -> ExitCode {
     interrupt::let_end();
     let internal = |_| {
         let panic = PANIC.lock().unwrap_or_else(PoisonError::into_inner).take();
-        Err(output::InternalError(panic.unwrap_or_else(|| "the program panicked".to_owned())).into())
+        Err(failure::InternalError(panic.unwrap_or_else(|| "the program panicked".to_owned())).into())
     };
     match run.unwrap_or_else(internal) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if output::is_broken_pipe(&error) => ExitCode::SUCCESS,
-        Err(error) => ExitCode::from(output::print_error(&error)),
+        Err(error) => ExitCode::from(failure::print_error(&error)),
     }
 }
 
@@ -103,12 +105,12 @@ fn run(args: &Args) -> anyhow::Result<()> {
 }
 
 /// Rayon passes over a number of threads that is none, in the variable of today and in that of its early versions.
-fn check_threads() -> Result<(), commands::UsageError> {
+fn check_threads() -> Result<(), failure::UsageError> {
     for name in ["RAYON_NUM_THREADS", "RAYON_RS_NUM_CPUS"] {
         let Some(given) = std::env::var_os(name).filter(|given| !given.is_empty()) else { continue };
         if !given.to_str().is_some_and(|given| given.parse::<usize>().is_ok_and(|threads| threads <= MOST_THREADS)) {
             let given = given.display();
-            return Err(commands::UsageError(format!(
+            return Err(failure::UsageError(format!(
                 "the environment variable {name} is `{given}`; it takes a number of threads, 0 to {MOST_THREADS} (0: as many as there are cores)"
             )));
         }
@@ -128,11 +130,11 @@ fn log_to_stderr(args: &Args) {
     let of_backends = if level == LevelFilter::WARN && !args.command.is_worker() { LevelFilter::ERROR } else { level };
     let levels = Targets::new().with_default(level).with_targets(["burn", "cubecl", "cubek", "wgpu"].map(|prefix| (prefix, of_backends)));
     let (text, json) = if args.common.format == Format::Json {
-        (None, Some(watch::LogEvents.with_filter(levels)))
+        (None, Some(terminal::LogEvents.with_filter(levels)))
     } else {
         // By NO_COLOR, CLICOLOR, TERM and whether it is a terminal.
         let colours = anstream::AutoStream::choice(&std::io::stderr()) != anstream::ColorChoice::Never;
-        let layer = tracing_subscriber::fmt::layer().with_writer(|| watch::Log).without_time().with_target(false).with_ansi(colours);
+        let layer = tracing_subscriber::fmt::layer().with_writer(|| terminal::Log).without_time().with_target(false).with_ansi(colours);
         (Some(layer.with_filter(levels)), None)
     };
     tracing_subscriber::registry().with(text).with(json).init();

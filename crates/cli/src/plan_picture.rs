@@ -4,7 +4,7 @@ use svg::Document;
 use svg::node::element::{Rectangle, Text};
 use tilevae::tiling::{Span, TilePlan};
 
-use crate::commands::UsageError;
+use crate::failure::UsageError;
 
 /// The output as letters, at most 64 wide: how many tiles cover each place.
 pub(crate) fn ascii(plan: &TilePlan) -> String {

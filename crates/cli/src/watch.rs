@@ -1,73 +1,13 @@
 //! A run as it is watched: lines on a terminal, or events for programs.
 
-use std::io::{self, Write};
-use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
-use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
-use serde_json::{Map, Value, json};
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::{Map, Value};
 use tilevae::{Done, Event, Progress};
-use tracing::field::{Field, Visit};
-use tracing::{Event as LogEvent, Subscriber};
-use tracing_subscriber::Layer;
-use tracing_subscriber::layer::Context;
 
 use crate::args::{Common, Format};
-use crate::output;
-
-/// All bars of the program; hidden where standard error is no terminal.
-static BARS: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
-
-/// Standard error, around the bars.
-pub(crate) struct Log;
-
-impl Write for Log {
-    fn write(&mut self, text: &[u8]) -> io::Result<usize> {
-        BARS.suspend(|| io::stderr().write_all(text).map(|()| text.len()))
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        io::stderr().flush()
-    }
-}
-
-/// Log lines as events.
-pub(crate) struct LogEvents;
-
-impl<S: Subscriber> Layer<S> for LogEvents {
-    fn on_event(&self, event: &LogEvent<'_>, _: Context<'_, S>) {
-        let level = event.metadata().level().as_str().to_ascii_lowercase();
-        let mut fields = Fields(Map::new());
-        event.record(&mut fields);
-        let message = fields.0.remove("message").unwrap_or_else(|| "".into());
-        output::tell(&json!({"event": "log", "level": level, "message": message, "fields": fields.0}));
-    }
-}
-
-struct Fields(Map<String, Value>);
-
-impl Visit for Fields {
-    fn record_str(&mut self, field: &Field, value: &str) {
-        self.0.insert(field.name().to_owned(), value.into());
-    }
-
-    fn record_debug(&mut self, field: &Field, value: &dyn std::fmt::Debug) {
-        self.0.insert(field.name().to_owned(), format!("{value:?}").into());
-    }
-}
-
-/// Says that a run is about to stop.
-pub(crate) fn tell_stopping() {
-    const MESSAGE: &str = "stopping after this tile; again to stop at once";
-    if output::is_quiet() {
-        return;
-    }
-    if output::is_json() {
-        output::tell(&json!({"event": "stopping", "message": MESSAGE}));
-    } else {
-        let _ = Log.write_all(format!("{MESSAGE}\n").as_bytes());
-    }
-}
+use crate::terminal::{BARS, tell};
 
 /// Shows how far a run is.
 pub(crate) enum Watch {
@@ -133,7 +73,7 @@ impl Progress for Watch {
                 if let Ok(Value::Object(event)) = serde_json::to_value(event) {
                     line.extend(event);
                 }
-                output::tell(&line.into());
+                tell(&line.into());
             }
             Self::Lines { verb, begun, total, workers } => {
                 tracing::debug!("{verb} {event:?}");

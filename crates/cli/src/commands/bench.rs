@@ -8,8 +8,9 @@ use tilevae::vae_core::{Halves, normal_noise};
 use tilevae::{Block, Config, Count, Direction, ExecutorConfig, FittedFrames, Model, Pipeline, RunPlan, RunStats, TileSource};
 
 use crate::args::{Bench, Common};
+use crate::commands::plan;
 use crate::commands::samples::{self, Samples};
-use crate::commands::{UsageError, plan};
+use crate::failure::UsageError;
 use crate::interrupt::during;
 use crate::memory;
 use crate::output::{bytes, print};

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use tilevae::{Config, io};
 
 use crate::args::Common;
-use crate::commands::UsageError;
+use crate::failure::UsageError;
 
 /// The files of a command. What it writes must destroy nothing that it reads, nor another output.
 pub(super) struct Files {

@@ -15,18 +15,7 @@ pub(crate) use worker::worker;
 use tilevae::{Config, Model, OpenDevice, Pipeline, RunPlan, parse_override};
 
 use crate::args::Common;
-
-/// Arguments that cannot be, each a reason.
-#[derive(Debug)]
-pub(crate) struct UsageError(pub(crate) String);
-
-impl std::fmt::Display for UsageError {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl std::error::Error for UsageError {}
+use crate::failure::UsageError;
 
 /// The configuration: defaults, then the file, then `--set`, then `--model` and `--device`.
 fn configuration(common: &Common) -> Result<Config, tilevae::Error> {

@@ -6,9 +6,9 @@ use tilevae::tiling::Scale;
 use tilevae::{Config, Direction, FittedFrames, RunPlan, TileSource, VaeSpec};
 
 use crate::args::{Common, Plan};
-use crate::commands::UsageError;
 use crate::commands::files::Files;
 use crate::commands::samples::Input;
+use crate::failure::UsageError;
 use crate::output::{bytes, print};
 use crate::plan_picture;
 

@@ -10,9 +10,9 @@ use tilevae::vae_core::Halves;
 use tilevae::{Config, Direction, FittedFrames, OpenDevice, Pipeline, RunPlan, RunStats, TileSource};
 
 use crate::args::{self, Common, OutputFormat, Traces};
-use crate::commands::UsageError;
 use crate::commands::files::Files;
 use crate::commands::samples::{Input, Samples};
+use crate::failure::UsageError;
 use crate::interrupt::during;
 use crate::memory;
 use crate::output::{self, bytes, print};

@@ -3,7 +3,7 @@ use std::path::{Path, PathBuf};
 use tilevae::io::{self, Clip, FileKind, Fps, Media, Pictures, Tensors};
 use tilevae::{Config, Direction, TileSource, VaeSpec};
 
-use crate::commands::UsageError;
+use crate::failure::UsageError;
 
 /// An input as a file: what comes through a pipe is spooled.
 pub(super) enum Input {

@@ -1,4 +1,5 @@
 use crate::args::{Common, Worker};
+use crate::failure::UsageError;
 
 /// Serves devices until the process is interrupted.
 #[cfg(feature = "remote")]
@@ -17,7 +18,7 @@ pub(crate) fn worker(common: &Common, args: &Worker) -> anyhow::Result<()> {
         let copies = if open.name == DeviceName::Cpu { copies } else { 1 };
         served.extend((0..copies).map(|_| open.clone()));
     }
-    let listener = TcpListener::bind(&args.listen).map_err(|error| super::UsageError(format!("{} cannot be listened at: {error}", args.listen)))?;
+    let listener = TcpListener::bind(&args.listen).map_err(|error| UsageError(format!("{} cannot be listened at: {error}", args.listen)))?;
     let address = listener.local_addr()?;
     let server = remote::Server::new(served.iter().map(|open| open.device.clone()).collect(), address)?;
     let names: Vec<String> = (0..served.len()).map(|index| format!("remote://{address}/{index}")).collect();
@@ -29,5 +30,5 @@ pub(crate) fn worker(common: &Common, args: &Worker) -> anyhow::Result<()> {
 #[cfg(not(feature = "remote"))]
 pub(crate) fn worker(_: &Common, args: &Worker) -> anyhow::Result<()> {
     let message = format!("nothing can be served at {}: this program was built without the Cargo feature `remote`", args.listen);
-    Err(super::UsageError(message).into())
+    Err(UsageError(message).into())
 }

@@ -268,6 +268,8 @@ struct ClipFormat<'a> {
     path: &'a Path,
     /// Height and width.
     size: [usize; 2],
+    /// Frames that will come.
+    frames: usize,
     fps: Fps,
 }
 
@@ -306,7 +308,7 @@ impl ClipSink {
         let paths: Vec<PathBuf> = if batch == 1 { vec![path.to_owned()] } else { (0..batch).map(|item| numbered(path, item)).collect() };
         let size = [height, width];
         let begin = |path: &PathBuf| -> Result<Box<dyn FrameWriter>, IoError> {
-            let format = ClipFormat { path, size, fps };
+            let format = ClipFormat { path, size, frames, fps };
             Ok(match kind {
                 ClipKind::Folder => Box::new(folder::Writer::new(&format)?),
                 ClipKind::Y4m => Box::new(y4m::Writer::new(&format)?),

@@ -10,6 +10,7 @@ use yuv::{YuvChromaSubsampling, YuvConversionMode, YuvPlanarImage, YuvPlanarImag
 use super::super::IoError;
 use super::super::formats::TimedFrame;
 use super::super::pending::PendingFile;
+use super::super::space::reserve;
 use super::{ClipFormat, ClipInfo, Fps, FrameWriter, Frames, Matrix};
 
 /// The longest line of a header.
@@ -441,10 +442,17 @@ impl Writer {
         let path = format.path.to_owned();
         let error = |source| IoError::Write { path: path.clone(), source };
         let pending = PendingFile::new(&path)?;
+        reserve(pending.file(), &pending.lies_in(), bytes_of(format))?;
         let file = pending.file().try_clone().map_err(error)?;
         let encoder = Encoder::new(BufWriter::with_capacity(1 << 20, file), format.size, format.fps).map_err(error)?;
         Ok(Self { path, pending, encoder })
     }
+}
+
+/// Of all frames, with what begins each.
+fn bytes_of(format: &ClipFormat) -> u64 {
+    let [height, width, frames] = [format.size[0], format.size[1], format.frames].map(|count| count as u64);
+    height.saturating_mul(width).saturating_mul(3).saturating_add(FRAME.len() as u64).saturating_mul(frames)
 }
 
 impl FrameWriter for Writer {
@@ -459,6 +467,9 @@ impl FrameWriter for Writer {
         pending.publish()
     }
 }
+
+/// What begins a frame.
+const FRAME: &[u8] = b"FRAME\n";
 
 struct Encoder<W: Write> {
     to: W,
@@ -477,7 +488,7 @@ impl<W: Write> Encoder<W> {
         let matrix = standard(Matrix::of(self.size));
         let mut planes = YuvPlanarImageMut::<u8>::alloc(width, height, YuvChromaSubsampling::Yuv444);
         rgb_to_yuv444(&mut planes, pixels, 3 * width, YuvRange::Limited, matrix, YuvConversionMode::Professional).map_err(std::io::Error::other)?;
-        self.to.write_all(b"FRAME\n")?;
+        self.to.write_all(FRAME)?;
         for plane in [&planes.y_plane, &planes.u_plane, &planes.v_plane] {
             self.to.write_all(plane.borrow())?;
         }
@@ -495,6 +506,19 @@ impl<W: Write> Encoder<W> {
 mod tests {
     use super::super::testing::{CANVAS, Limited, levels};
     use super::*;
+
+    #[test]
+    #[cfg(unix)]
+    fn a_disk_without_room_for_all_frames_is_told_before_the_first() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("clip.y4m");
+        let begin = |frames| Writer::new(&ClipFormat { path: &path, size: [64, 64], frames, fps: Fps::DEFAULT });
+        assert!(begin(2).is_ok());
+        for frames in [1 << 50, usize::MAX] {
+            assert!(matches!(begin(frames), Err(IoError::NoSpace { .. })));
+        }
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
 
     fn write(folder: &Path, header: &str, frames: &[Vec<u8>]) -> PathBuf {
         let path = folder.join("clip.y4m");

@@ -51,7 +51,7 @@ fn read_by(program: &Program) -> Result<usize, IoError> {
 fn write_by(program: &Program, frames: usize) -> (Result<(), IoError>, Vec<OsString>) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("clip.mkv");
-    let written = Writer::by(program, &ClipFormat { path: &path, size: [2, 2], fps: Fps::DEFAULT }).and_then(|writer| {
+    let written = Writer::by(program, &ClipFormat { path: &path, size: [2, 2], frames: 1, fps: Fps::DEFAULT }).and_then(|writer| {
         let mut writer: Box<dyn FrameWriter> = Box::new(writer);
         (0..frames).try_for_each(|_| writer.write(&[9; 12]))?;
         writer.finish()
@@ -151,7 +151,7 @@ fn what_hangs_is_ended() {
     // Who waits for something else may take his time.
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("clip.mkv");
-    let format = ClipFormat { path: &path, size: [2, 2], fps: Fps::DEFAULT };
+    let format = ClipFormat { path: &path, size: [2, 2], frames: 1, fps: Fps::DEFAULT };
     let mut writer: Box<dyn FrameWriter> = Box::new(Writer::by(&impatient("cat >/dev/null"), &format).unwrap());
     std::thread::sleep(Duration::from_secs(1));
     writer.write(&[9; 12]).unwrap();
