@@ -67,11 +67,14 @@ fn hear() {
 /// Says something on standard error; where nobody reads it, signals are heard all the same.
 fn say(text: impl FnOnce() + Send + 'static) {
     let (sender, said) = mpsc::channel();
-    thread::spawn(move || {
+    let speaks = thread::Builder::new().spawn(move || {
         text();
         sender.send(())
     });
-    let _ = said.recv_timeout(Duration::from_millis(200));
+    // Without a thread nothing is said, and the program ends all the same.
+    if speaks.is_ok() {
+        let _ = said.recv_timeout(Duration::from_millis(200));
+    }
 }
 
 /// Ends runs at the first Ctrl-C (or request to terminate), and the program at the second; without a run, at the first. Nothing half-written is left.

@@ -191,15 +191,27 @@ impl Checkpoint {
         self.neighbour.as_ref()
     }
 
+    /// All files that it is read from, as far as they can be found.
+    pub fn files(&self) -> Vec<PathBuf> {
+        let (file, parts) = self.weight_files().unwrap_or_else(|_| (self.path.clone(), Vec::new()));
+        let configs = self.config_path().into_iter().chain(self.neighbour().map(|neighbour| neighbour.path.as_path()));
+        [file].into_iter().chain(parts).chain(configs.map(Path::to_owned)).collect()
+    }
+
+    /// The file of weights, which may be an index, and the files that hold them.
+    fn weight_files(&self) -> Result<(PathBuf, Vec<PathBuf>), WeightError> {
+        let file = if self.path.is_dir() { weight_file(&self.path)? } else { self.path.clone() };
+        let parts = if content(&Source::open(&file)?)? == Content::Json { shards(&file)? } else { vec![file.clone()] };
+        Ok((file, parts))
+    }
+
     /// The names, shapes and dtypes of all tensors. Values are read when they are applied.
     ///
     /// # Errors
     /// When there is no weight file, or one cannot be read.
     pub fn weights(&self) -> Result<Weights, WeightError> {
-        let file = if self.path.is_dir() { weight_file(&self.path)? } else { self.path.clone() };
-        let files = if content(&Source::open(&file)?)? == Content::Json { shards(&file)? } else { vec![file] };
         let mut tensors = BTreeMap::new();
-        for file in files {
+        for file in self.weight_files()?.1 {
             tensors.extend(read_tensors(&file)?.into_iter().map(|tensor| (tensor.name().to_owned(), tensor)));
         }
         Ok(Weights { path: self.path.clone(), tensors, beside: Vec::new(), halves: Halves::Both })

@@ -1,6 +1,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use tilevae::vae_core::Checkpoint;
 use tilevae::{Config, io};
 
 use crate::args::Common;
@@ -8,80 +9,100 @@ use crate::failure::UsageError;
 
 /// The files of a command. What it writes must destroy nothing that it reads, nor another output.
 pub(super) struct Files {
-    read: Vec<(String, PathBuf)>,
-    written: Vec<(String, PathBuf)>,
+    read: Vec<File>,
+    written: Vec<File>,
 }
 
 impl Files {
     pub(super) fn new(common: &Common, config: &Config, inputs: &[PathBuf]) -> Self {
         let mut read = Vec::new();
+        let mut add = |what: &str, path: &Path| read.push(File::new(what, path));
         for input in inputs {
-            read.push(("the input".to_owned(), input.clone()));
-            read.extend(
-                files_in(input)
-                    .filter(|file| io::FileKind::of(file).is_ok_and(io::FileKind::is_picture))
-                    .map(|frame| ("a frame of the input".to_owned(), frame)),
-            );
+            add("the input", input);
+            for frame in files_in(input).filter(|file| io::FileKind::of(file).is_ok_and(io::FileKind::is_picture)) {
+                add("a frame of the input", &frame);
+            }
         }
-        read.extend(common.config.iter().map(|config| ("the configuration".to_owned(), config.clone())));
-        read.extend(config.model.config.iter().map(|config| ("the model's configuration".to_owned(), config.clone())));
-        let model = &config.model.path;
-        read.push(("the model".to_owned(), model.clone()));
-        if model.is_file() {
-            read.push(("the model's configuration".to_owned(), model.with_file_name("config.json")));
+        for given in &common.config {
+            add("the configuration", given);
         }
-        for folder in [model.clone(), model.join("vae")] {
-            read.extend(checkpoint_files(&folder).into_iter().map(|file| ("a file of the model".to_owned(), file)));
+        let model = &config.model;
+        for given in &model.config {
+            add("the model's configuration", given);
+        }
+        add("the model", &model.path);
+        if model.path.is_file() {
+            add("the model's configuration", &model.path.with_file_name("config.json"));
+        }
+        let read_of_model = Checkpoint::open(&model.path, None).map(|checkpoint| checkpoint.files()).unwrap_or_default();
+        // Also what is not read today.
+        let beside = [model.path.clone(), model.path.join("vae")].into_iter().flat_map(|folder| files_in(&folder).filter(is_of_checkpoint));
+        for file in read_of_model.into_iter().chain(beside) {
+            add("a file of the model", &file);
         }
         Self { read, written: Vec::new() }
     }
 
     /// Adds an output.
     pub(super) fn write(&mut self, option: &str, path: &Path) -> Result<(), UsageError> {
-        if let Some((what, file)) = self.read.iter().find(|(_, file)| is_same(file, path)) {
+        let output = File::new(option, path);
+        if let Some(File { what, path: file, .. }) = self.read.iter().find(|file| file.is_same(&output)) {
             let name = if file == path { String::new() } else { format!(", {}", file.display()) };
             return Err(UsageError(format!("{option} {} would replace {what}{name}; choose another name", path.display())));
         }
-        if let Some((other, _)) =
-            self.written.iter().find(|(_, other)| is_same(other, path) || [other, path].iter().all(|path| io::is_standard_output(path)))
-        {
-            return Err(UsageError(format!("{option} and {other} would both write {}; choose another name for one", path.display())));
+        let take_stdout = |other: &File| [&other.path, path].iter().all(|path| io::is_standard_output(path));
+        if let Some(File { what, .. }) = self.written.iter().find(|other| other.is_same(&output) || take_stdout(other)) {
+            return Err(UsageError(format!("{option} and {what} would both write {}; choose another name for one", path.display())));
         }
-        self.written.push((option.to_owned(), path.to_owned()));
+        self.written.push(output);
         Ok(())
     }
 
     /// Whether an output takes standard output.
     pub(super) fn take_stdout(&self) -> bool {
-        self.written.iter().any(|(_, path)| io::is_standard_output(path))
+        self.written.iter().any(|file| io::is_standard_output(&file.path))
     }
+}
+
+/// A file, by its name and by what the name leads to.
+struct File {
+    what: String,
+    path: PathBuf,
+    /// Where it lies or will lie, links followed.
+    place: Option<PathBuf>,
+    /// Its device and number there, which hard links share.
+    number: Option<[u64; 2]>,
+}
+
+impl File {
+    fn new(what: &str, path: &Path) -> Self {
+        Self { what: what.to_owned(), path: path.to_owned(), place: io::written_file(path).ok().flatten(), number: number(path) }
+    }
+
+    fn is_same(&self, other: &Self) -> bool {
+        (self.number.is_some() && self.number == other.number) || (self.place.is_some() && self.place == other.place)
+    }
+}
+
+#[cfg(unix)]
+fn number(path: &Path) -> Option<[u64; 2]> {
+    use std::os::unix::fs::MetadataExt;
+
+    let there = fs::metadata(path).ok().filter(|there| there.is_file() || there.is_dir())?;
+    Some([there.dev(), there.ino()])
+}
+
+#[cfg(not(unix))]
+fn number(_: &Path) -> Option<[u64; 2]> {
+    None
 }
 
 fn files_in(folder: &Path) -> impl Iterator<Item = PathBuf> + use<> {
     fs::read_dir(folder).into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path())).filter(|path| path.is_file())
 }
 
-/// The files of a folder that a checkpoint is read from.
-fn checkpoint_files(folder: &Path) -> Vec<PathBuf> {
-    let files: Vec<PathBuf> = files_in(folder).collect();
-    let name = |file: &PathBuf| file.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let is_index = |name: &str| name.contains(".index.");
-    // Shards may have any name.
-    let indices: Vec<String> = files.iter().filter(|file| is_index(&name(file))).filter_map(|file| fs::read_to_string(file).ok()).collect();
-    let is_part = |file: &PathBuf| {
-        let name = name(file);
-        let is_shard = || indices.iter().any(|index| index.contains(&format!("\"{name}\"")));
-        name.ends_with("config.json") || name == "model_index.json" || name.starts_with("diffusion_pytorch_model.") || is_index(&name) || is_shard()
-    };
-    files.iter().filter(|file| is_part(file)).cloned().collect()
-}
-
-/// Whether two paths lead to one file, by whatever links.
-fn is_same(one: &Path, other: &Path) -> bool {
-    let is_plain = |path: &Path| fs::metadata(path).is_ok_and(|there| there.is_file() || there.is_dir());
-    if is_plain(one) && is_plain(other) && same_file::is_same_file(one, other).unwrap_or(false) {
-        return true;
-    }
-    let place = |path| io::written_file(path).ok().flatten();
-    place(one).is_some_and(|one| place(other) == Some(one))
+/// Whether a file of a model's folder is one that checkpoints are read from.
+fn is_of_checkpoint(file: &PathBuf) -> bool {
+    let name = file.file_name().unwrap_or_default().to_string_lossy();
+    name.ends_with("config.json") || name == "model_index.json" || name.starts_with("diffusion_pytorch_model") || name.contains(".index.")
 }

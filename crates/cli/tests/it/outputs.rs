@@ -137,13 +137,19 @@ fn inputs_are_not_destroyed() {
     let [frames, frame, linked, hard, numbered, second] =
         ["frames", "frames/f1.png", "linked.safetensors", "hard.safetensors", "p.png", "p-0.png"].map(at);
     let crooked = at("frames/../l.safetensors");
+    fs::create_dir(at("shards")).unwrap();
+    let [index, shard, variant] = ["shards/x.json", "shards/part-1.safetensors", "model/vae/diffusion_pytorch_model-fp16.sft"].map(at);
+    fs::write(&index, r#"{"weight_map": {"a": "part-1.safetensors"}}"#).unwrap();
+    for path in [&shard, &variant] {
+        fs::copy(&weights, path).unwrap();
+    }
     fs::hard_link(&latents, &hard).unwrap();
     #[cfg(unix)]
     std::os::unix::fs::symlink("l.safetensors", &linked).unwrap();
     #[cfg(not(unix))]
     fs::hard_link(&latents, &linked).unwrap();
     let out = at("out.png");
-    let before: Vec<(String, Vec<u8>)> = [&latents, &picture, &config, &weights, &description, &frame, &second]
+    let before: Vec<(String, Vec<u8>)> = [&latents, &picture, &config, &weights, &description, &frame, &second, &index, &shard, &variant]
         .into_iter()
         .map(|path| (path.clone(), fs::read(path).unwrap()))
         .collect();
@@ -155,6 +161,8 @@ fn inputs_are_not_destroyed() {
         (vec!["decode", &linked, "-o", &latents], ["the input", "linked"]),
         (vec!["encode", &picture, "-o", &weights, "--model", &weights], ["the model", "diffusion_pytorch_model"]),
         (vec!["encode", &picture, "-o", &weights, "--model", &model], ["a file of the model", "diffusion_pytorch_model"]),
+        (vec!["encode", &picture, "-o", &shard, "--model", &index], ["a file of the model", "part-1"]),
+        (vec!["encode", &picture, "-o", &variant, "--model", &model], ["a file of the model", "fp16.sft"]),
         (vec!["decode", &latents, "-o", &out, "--trace", &description, "--model", &model], ["a file of the model", "config.json"]),
         (vec!["decode", &latents, "-o", &out, "--trace", &description, "--model", &weights], ["the model's configuration", "config.json"]),
         (vec!["decode", &latents, "-o", &out, "--trace", &config, "--config", &config], ["the configuration", "run.toml"]),
