@@ -2,7 +2,7 @@
 //!
 //! `cargo bench --manifest-path benches/Cargo.toml` runs them.
 
-use tiling::{Block, BoxError, Geometry, Resident, Scale, Sink, Stop, TileOp, TileRun};
+use tiling::{HostTensor, BoxError, Geometry, DevicePiece, Scale, Sink, Stop, TileOp, TileRun};
 
 /// Answers each tile with one that was made before, moved and not copied where it can be.
 #[derive(Debug, Clone, Copy)]
@@ -14,7 +14,7 @@ impl TileOp for Free {
     }
 
     fn begin(&self, _: &Stop) -> TileRun<'_> {
-        Box::new(|piece: Resident| Ok(piece))
+        Box::new(|piece: DevicePiece| Ok(piece))
     }
 }
 
@@ -26,7 +26,7 @@ pub struct Nowhere {
 }
 
 impl Sink for Nowhere {
-    fn take(&mut self, _: [usize; 3], _: [usize; 3], piece: Block) -> Result<(), BoxError> {
+    fn take(&mut self, _: [usize; 3], _: [usize; 3], piece: HostTensor) -> Result<(), BoxError> {
         self.values += std::hint::black_box(piece).data().len();
         Ok(())
     }

@@ -2,17 +2,17 @@
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use tilevae_benches::Nowhere;
-use tiling::{BlendPolicy, Block, Cascade, Compositor, Feather, Geometry, Scale, TilePlan, Uniform};
+use tiling::{BlendPolicy, HostTensor, Cascade, Compositor, Feather, Geometry, Scale, TilePlan, Uniform};
 
 fn compositor(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("compositor");
     group.sample_size(20);
     for (size, grid) in [([2048, 2048], Uniform::with_tile([512, 512], [128, 128])), ([1024, 1024], Uniform::with_tile([512, 512], [128, 128]))] {
         let plan = TilePlan::new(&grid, Geometry::image(Scale::Up(1)), [1, size[0], size[1]]).expect("a grid");
-        let tiles: Vec<Block> = plan
+        let tiles: Vec<HostTensor> = plan
             .tiles
             .iter()
-            .map(|tile| Block::from_fn([1, 3, 1, tile.output.size[1], tile.output.size[2]], |[_, c, _, y, x]| (c + y + x) as f32))
+            .map(|tile| HostTensor::from_fn([1, 3, 1, tile.output.size[1], tile.output.size[2]], |[_, c, _, y, x]| (c + y + x) as f32))
             .collect();
         let values = 3 * size[0] * size[1];
         group.throughput(Throughput::Bytes((values * size_of::<f32>()) as u64));

@@ -7,17 +7,17 @@ use criterion::{Criterion, Throughput, criterion_group};
 use parallel::testing::{Deed, Scripted};
 use parallel::{Executor, Job, MultiDevice, Pipelined, RunStats, Sequential, Stop, Worker};
 use tilevae_benches::{Free, Nowhere};
-use tiling::{Block, Cascade, Compositor, Geometry, Scale, TilePlan, Uniform};
+use tiling::{HostTensor, Cascade, Compositor, Geometry, Scale, TilePlan, Uniform};
 
 /// A grid of so many tiles, each of few px.
-fn plan(rows: usize, columns: usize) -> (TilePlan, Block) {
-    let source = Block::zeros([1, 1, 1, 3 * rows + 1, 3 * columns + 1]);
+fn plan(rows: usize, columns: usize) -> (TilePlan, HostTensor) {
+    let source = HostTensor::zeros([1, 1, 1, 3 * rows + 1, 3 * columns + 1]);
     let plan = TilePlan::new(&Uniform::with_tile([4, 4], [1, 1]), Geometry::image(Scale::Up(1)), source.extent()).expect("a grid");
     assert_eq!(plan.tiles.len(), rows * columns);
     (plan, source)
 }
 
-fn run(executor: &dyn Executor, plan: &TilePlan, source: &Block, workers: &[Worker]) -> RunStats {
+fn run(executor: &dyn Executor, plan: &TilePlan, source: &HostTensor, workers: &[Worker]) -> RunStats {
     let mut sink = Nowhere::default();
     let compositor = Compositor::new(plan, &Cascade, &mut sink);
     executor.run(Job { plan, source, workers, compositor, stop: &Stop::default() }, &mut ()).expect("nothing fails")

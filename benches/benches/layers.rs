@@ -5,7 +5,7 @@ use std::hint::black_box;
 use std::time::Duration;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use kernels::{Convolution, Course, Form, Gather, GroupRule, Image, Input, Norm, Workspace};
+use kernels::{Convolution, TemporalWindow, Algorithm, Gather, GroupRule, BlockedImage, Input, Norm, Workspace};
 use pulp::{Arch, Simd, WithSimd};
 
 /// Multiply-adds in registers, as many at once as hide their latency.
@@ -42,66 +42,66 @@ fn pool() -> rayon::ThreadPool {
 
 struct Layer {
     name: &'static str,
-    form: Form,
+    algorithm: Algorithm,
     channels: [usize; 2],
-    taps: usize,
+    kernel_frames: usize,
     /// Of the input.
     size: [usize; 2],
     frames: usize,
-    doubled: bool,
+    upsampled: bool,
     normed: bool,
 }
 
 impl Layer {
-    const fn new(name: &'static str, form: Form, channels: [usize; 2], side: usize) -> Self {
-        Self { name, form, channels, taps: 1, size: [side; 2], frames: 1, doubled: false, normed: false }
+    const fn new(name: &'static str, algorithm: Algorithm, channels: [usize; 2], side: usize) -> Self {
+        Self { name, algorithm, channels, kernel_frames: 1, size: [side; 2], frames: 1, upsampled: false, normed: false }
     }
 }
 
 fn layers(criterion: &mut Criterion) {
     let layers = [
-        Layer::new("512 to 512, 64 px", Form::Wide, [512, 512], 64),
-        Layer::new("512 to 512, 128 px", Form::Wide, [512, 512], 128),
-        Layer::new("256 to 256, 256 px", Form::Wide, [256, 256], 256),
-        Layer::new("128 to 128, 512 px", Form::Wide, [128, 128], 512),
-        Layer { normed: true, ..Layer::new("norm, SiLU, 128 to 128, 512 px", Form::Wide, [128, 128], 512) },
-        Layer { doubled: true, ..Layer::new("doubled, 256 to 256, 512 px", Form::Wide, [256, 256], 256) },
-        Layer { taps: 3, frames: 4, ..Layer::new("3x3x3, 96 to 96, 4 frames of 128 px", Form::Wide, [96, 96], 128) },
-        Layer { taps: 3, frames: 4, ..Layer::new("3x3x3, 192 to 192, 4 frames of 128 px", Form::Wide, [192, 192], 128) },
-        Layer::new("2x2 at a time, 512 to 512, 64 px", Form::Narrow, [512, 512], 64),
-        Layer::new("2x2 at a time, 128 to 128, 512 px", Form::Narrow, [128, 128], 512),
-        Layer::new("first, 4 to 512, 64 px", Form::Wide, [4, 512], 64),
-        Layer::new("last, 128 to 3, 512 px", Form::Wide, [128, 3], 512),
-        Layer::new("1x1, 512 to 256, 256 px", Form::Point, [512, 256], 256),
-        Layer::new("1x1, 512 to 512, 64 px", Form::Point, [512, 512], 64),
-        Layer::new("halving, 128 to 128, 512 px", Form::Halving, [128, 128], 512),
-        Layer::new("halving, 512 to 512, 128 px", Form::Halving, [512, 512], 128),
+        Layer::new("512 to 512, 64 px", Algorithm::WinogradF4, [512, 512], 64),
+        Layer::new("512 to 512, 128 px", Algorithm::WinogradF4, [512, 512], 128),
+        Layer::new("256 to 256, 256 px", Algorithm::WinogradF4, [256, 256], 256),
+        Layer::new("128 to 128, 512 px", Algorithm::WinogradF4, [128, 128], 512),
+        Layer { normed: true, ..Layer::new("norm, SiLU, 128 to 128, 512 px", Algorithm::WinogradF4, [128, 128], 512) },
+        Layer { upsampled: true, ..Layer::new("doubled, 256 to 256, 512 px", Algorithm::WinogradF4, [256, 256], 256) },
+        Layer { kernel_frames: 3, frames: 4, ..Layer::new("3x3x3, 96 to 96, 4 frames of 128 px", Algorithm::WinogradF4, [96, 96], 128) },
+        Layer { kernel_frames: 3, frames: 4, ..Layer::new("3x3x3, 192 to 192, 4 frames of 128 px", Algorithm::WinogradF4, [192, 192], 128) },
+        Layer::new("2x2 at a time, 512 to 512, 64 px", Algorithm::WinogradF2, [512, 512], 64),
+        Layer::new("2x2 at a time, 128 to 128, 512 px", Algorithm::WinogradF2, [128, 128], 512),
+        Layer::new("first, 4 to 512, 64 px", Algorithm::WinogradF4, [4, 512], 64),
+        Layer::new("last, 128 to 3, 512 px", Algorithm::WinogradF4, [128, 3], 512),
+        Layer::new("1x1, 512 to 256, 256 px", Algorithm::Pointwise, [512, 256], 256),
+        Layer::new("1x1, 512 to 512, 64 px", Algorithm::Pointwise, [512, 512], 64),
+        Layer::new("halving, 128 to 128, 512 px", Algorithm::Downsample2x, [128, 128], 512),
+        Layer::new("halving, 512 to 512, 128 px", Algorithm::Downsample2x, [512, 512], 128),
     ];
     let pool = pool();
     let mut group = criterion.benchmark_group("layers");
     group.sample_size(10).warm_up_time(Duration::from_millis(500)).measurement_time(Duration::from_secs(2));
     for layer in layers {
-        let Layer { name, form, channels: [channels_in, channels_out], taps, size, frames, doubled, normed } = layer;
+        let Layer { name, algorithm, channels: [channels_in, channels_out], kernel_frames, size, frames, upsampled, normed } = layer;
         let area = size[0] * size[1];
         let noise = |count: usize| (0..count).map(|at| (at as f32 * 0.7).sin()).collect::<Vec<_>>();
-        let kernel = if form == Form::Point { 1 } else { 9 };
-        let (weight, bias) = (noise(channels_in * channels_out * taps * kernel), noise(channels_out));
+        let kernel = if algorithm == Algorithm::Pointwise { 1 } else { 9 };
+        let (weight, bias) = (noise(channels_in * channels_out * kernel_frames * kernel), noise(channels_out));
         let workspace = Workspace::default();
-        let image = |frame: usize| Image::from_planes(&noise(channels_in * area + frame)[frame..], area, channels_in, size, &workspace);
-        let images: Vec<Image> = (0..frames + taps - 1).map(image).collect();
+        let image = |frame: usize| BlockedImage::from_planes(&noise(channels_in * area + frame)[frame..], area, channels_in, size, &workspace);
+        let images: Vec<BlockedImage> = (0..frames + kernel_frames - 1).map(image).collect();
         let norm = if normed {
             let rule = GroupRule { groups: 32, epsilon: 1e-6, then_silu: true };
-            Norm::in_groups(&images[0], &noise(channels_in), &noise(channels_in), rule)
+            Norm::group_norm(&images[0], &noise(channels_in), &noise(channels_in), rule)
         } else {
             Norm::None
         };
         let gather = if normed { Gather::Moments } else { Gather::Nothing };
-        let input: Vec<Input> = images.iter().map(|image| Input { image, norm: &norm, doubled }).collect();
-        let convolution = Convolution { form, weight: &weight, bias: &bias, channels: [channels_in, channels_out], taps, gather };
-        let [height, width] = form.output_size(input[0].size());
-        let course = Course { lead: taps - 1, step: 1, frames };
-        group.throughput(Throughput::Elements((2 * channels_in * channels_out * taps * kernel * height * width * frames) as u64));
-        group.bench_function(name, |bencher| bencher.iter(|| pool.install(|| convolution.run(&input, course, None))));
+        let input: Vec<Input> = images.iter().map(|image| Input { image, norm: &norm, upsampled }).collect();
+        let convolution = Convolution { algorithm, weight: &weight, bias: &bias, channels: [channels_in, channels_out], kernel_frames, gather };
+        let [height, width] = algorithm.output_size(input[0].size());
+        let window = TemporalWindow { context: kernel_frames - 1, stride: 1, frames };
+        group.throughput(Throughput::Elements((2 * channels_in * channels_out * kernel_frames * kernel * height * width * frames) as u64));
+        group.bench_function(name, |bencher| bencher.iter(|| pool.install(|| convolution.run(&input, window, None))));
     }
     group.finish();
 }
@@ -112,7 +112,7 @@ fn others(criterion: &mut Criterion) {
     let image = |channels: usize, side: usize| {
         let area = side * side;
         let values: Vec<f32> = (0..channels * area).map(|at| (at as f32 * 0.7).sin()).collect();
-        Image::from_planes(&values, area, channels, [side; 2], &Workspace::default())
+        BlockedImage::from_planes(&values, area, channels, [side; 2], &Workspace::default())
     };
     let mut group = criterion.benchmark_group("others");
     group.sample_size(10).warm_up_time(Duration::from_millis(500)).measurement_time(Duration::from_secs(2));
@@ -120,10 +120,10 @@ fn others(criterion: &mut Criterion) {
     let rule = GroupRule { groups: 32, epsilon: 1e-6, then_silu: true };
     group.throughput(Throughput::Bytes((128 * 512 * 512 * size_of::<f32>()) as u64));
     group.bench_function("statistics of groups, 128 channels, 512 px", |bencher| {
-        bencher.iter(|| pool.install(|| Norm::in_groups(&wide, &parameters, &parameters, rule)));
+        bencher.iter(|| pool.install(|| Norm::group_norm(&wide, &parameters, &parameters, rule)));
     });
     group.bench_function("lengths of px, 128 channels, 512 px", |bencher| {
-        bencher.iter(|| pool.install(|| Norm::of_pixels(&wide, &parameters, true)));
+        bencher.iter(|| pool.install(|| Norm::rms_norm(&wide, &parameters, true)));
     });
     let small = image(512, 64);
     group.throughput(Throughput::Elements(4 * 512 * 4096 * 4096));

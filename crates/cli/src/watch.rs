@@ -65,7 +65,7 @@ impl WorkerLine {
 }
 
 impl Progress for Watch {
-    fn hear(&mut self, event: &Event) {
+    fn on_event(&mut self, event: &Event) {
         match self {
             Self::Nothing => {}
             Self::Events { verb, begun } => {

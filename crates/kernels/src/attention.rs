@@ -3,11 +3,11 @@ use rayon::iter::{IndexedParallelIterator, IntoParallelIterator, ParallelIterato
 use rayon::slice::ParallelSliceMut;
 
 use crate::math::exp;
-use crate::memory::{Block, Scratch, Shared};
+use crate::memory::{Buffer, Scratch, Shared};
 use crate::norms::sum_of;
 use crate::products::{Depth, Stretch, multiply};
 use crate::vectors::dispatch;
-use crate::{Image, LANES, Px, TILES};
+use crate::{BlockedImage, LANES, Lanes, TILES};
 
 /// Groups of queries whose scores are held at once by each thread.
 const GROUPS: usize = 4;
@@ -17,7 +17,7 @@ const GROUPS: usize = 4;
 /// # Panics
 /// When sizes do not fit one another.
 #[must_use]
-pub fn attend(queries: &Image, keys: &Image, values: &Image) -> Image {
+pub fn attend(queries: &BlockedImage, keys: &BlockedImage, values: &BlockedImage) -> BlockedImage {
     assert!(queries.channels() == keys.channels() && keys.area() == values.area(), "sizes");
     let [area, blocks_out] = [queries.area(), values.blocks()];
     let workspace = queries.workspace();
@@ -38,15 +38,15 @@ pub fn attend(queries: &Image, keys: &Image, values: &Image) -> Image {
     // SAFETY: the tasks write every px of every block.
     #[expect(unsafe_code, reason = "to not clear what is overwritten")]
     let mut px = unsafe { output.finish() };
-    Image::filled(px.remove(0), values.channels(), queries.size(), workspace)
+    BlockedImage::filled(px.remove(0), values.channels(), queries.size(), workspace)
 }
 
 /// By 16 px and channel: px side by side. Where the px end, zeros.
-fn turned(image: &Image) -> Block {
+fn turned(image: &BlockedImage) -> Buffer {
     let per_group = image.blocks() * LANES;
     let groups = image.area().div_ceil(LANES);
     let mut turned = image.workspace().room(groups * per_group);
-    turned.resize(groups * per_group, Px::ZERO);
+    turned.resize(groups * per_group, Lanes::ZERO);
     turned.par_chunks_mut(per_group).enumerate().for_each(|(group, turned)| {
         for (block, turned) in turned.chunks_mut(LANES).enumerate() {
             let px = &image.block(block)[group * LANES..];
@@ -57,14 +57,14 @@ fn turned(image: &Image) -> Block {
             }
         }
     });
-    Block::new(turned, image.workspace().clone())
+    Buffer::new(turned, image.workspace().clone())
 }
 
 struct Attention<'a> {
-    queries: &'a Image,
-    values: &'a Image,
-    keys: &'a [Px],
-    output: &'a Shared<Px>,
+    queries: &'a BlockedImage,
+    values: &'a BlockedImage,
+    keys: &'a [Lanes],
+    output: &'a Shared<Lanes>,
 }
 
 /// Some queries from the first on.
@@ -112,7 +112,7 @@ impl WithSimd for Task<'_, '_> {
             }
         }
         let depth = Depth::new(values.area());
-        let mut sums = [Px::ZERO; 2 * TILES];
+        let mut sums = [Lanes::ZERO; 2 * TILES];
         for pair in (0..values.blocks()).step_by(2) {
             let blocks = (values.blocks() - pair).min(2);
             let kernels = [pair, pair + blocks - 1].map(|block| values.block(block));
@@ -139,7 +139,7 @@ impl WithSimd for Task<'_, '_> {
 
 /// Makes the scores of a query the exponentials of their differences from the greatest, and returns the inverse of their sum.
 #[inline(always)]
-fn soften(scores: &mut [Px], tile: usize, keys: usize, scale: f32) -> f32 {
+fn soften(scores: &mut [Lanes], tile: usize, keys: usize, scale: f32) -> f32 {
     let rest = (keys + LANES - 1) % LANES + 1;
     let last = scores.len() - TILES + tile;
     // Behind the last key there is nothing.
@@ -178,7 +178,7 @@ mod tests {
             let area = size[0] * size[1];
             let values = |step: f32| (0..channels * area).map(|at| (at as f32 * step).sin() * 3.0).collect::<Vec<f32>>();
             let [q, k, v] = [0.37, 0.71, 1.3].map(values);
-            let image = |values: &[f32]| Image::from_planes(values, area, channels, size, &Workspace::default());
+            let image = |values: &[f32]| BlockedImage::from_planes(values, area, channels, size, &Workspace::default());
             let answers = with_each_kind_of_vectors(|| {
                 let mut got = vec![0.0; channels * area];
                 attend(&image(&q), &image(&k), &image(&v)).to_planes(&mut got, area);

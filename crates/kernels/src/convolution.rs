@@ -4,13 +4,13 @@ use pulp::{Simd, WithSimd};
 use rayon::iter::{IndexedParallelIterator, IntoParallelIterator, ParallelIterator};
 use rayon::slice::ParallelSliceMut;
 
-use crate::forms::{Halving, Into, Narrow, Point, Sums, Tiles, Wide};
+use crate::algorithms::{Downsample2x, Into, Pointwise, Sums, Tiles, WinogradF2, WinogradF4};
 use crate::memory::{Scratch, Shared, Workspace};
 use crate::norms::{Gather, Moments, Statistics, square_of};
 use crate::products::{Depth, Stretch, multiply};
 use crate::reading::{LINE, LINES, Lines, Span};
 use crate::vectors::dispatch;
-use crate::{Form, Image, Input, LANES, Px, TILES, padded};
+use crate::{Algorithm, BlockedImage, Input, LANES, Lanes, TILES, padded};
 
 /// Bytes of transformed input that stay in the processor's last cache.
 const FAR: usize = 8 << 20;
@@ -25,26 +25,26 @@ const KERNELS: usize = 64 << 20;
 #[derive(Debug, Clone, Copy)]
 pub struct Convolution<'a> {
     /// Which kernels, and how.
-    pub form: Form,
-    /// Output channels, input channels, taps, height and width of the kernel.
+    pub algorithm: Algorithm,
+    /// Output channels, input channels, kernel_frames, height and width of the kernel.
     pub weight: &'a [f32],
     /// A value for each output channel.
     pub bias: &'a [f32],
     /// Of the input and of the output.
     pub channels: [usize; 2],
     /// Frames that a frame of the output sees.
-    pub taps: usize,
+    pub kernel_frames: usize,
     /// What the next norm will need.
     pub gather: Gather,
 }
 
-/// Which frames a frame of the output sees: up to the one with the index `lead + step * frame`. What would lie before the first is zero.
+/// Which frames a frame of the output sees: up to the one with the index `context + stride * frame`. What would lie before the first is zero.
 #[derive(Debug, Clone, Copy)]
-pub struct Course {
+pub struct TemporalWindow {
     /// The last frame that the first one of the output sees.
-    pub lead: usize,
+    pub context: usize,
     /// Frames of the input from one frame of the output to the next.
-    pub step: usize,
+    pub stride: usize,
     /// Frames of the output.
     pub frames: usize,
 }
@@ -55,58 +55,58 @@ impl Convolution<'_> {
     /// # Panics
     /// When lengths or sizes do not fit one another.
     #[must_use]
-    pub fn run(&self, input: &[Input], course: Course, onto: Option<Vec<Image>>) -> Vec<Image> {
-        match self.form {
-            Form::Wide => self.run_as::<4, Wide>(input, course, onto),
-            Form::Narrow => self.run_as::<2, Narrow>(input, course, onto),
-            Form::Point => self.run_as::<1, Point>(input, course, onto),
-            Form::Halving => self.run_as::<1, Halving>(input, course, onto),
+    pub fn run(&self, input: &[Input], window: TemporalWindow, onto: Option<Vec<BlockedImage>>) -> Vec<BlockedImage> {
+        match self.algorithm {
+            Algorithm::WinogradF4 => self.run_as::<4, WinogradF4>(input, window, onto),
+            Algorithm::WinogradF2 => self.run_as::<2, WinogradF2>(input, window, onto),
+            Algorithm::Pointwise => self.run_as::<1, Pointwise>(input, window, onto),
+            Algorithm::Downsample2x => self.run_as::<1, Downsample2x>(input, window, onto),
         }
     }
 
-    fn run_as<const OUT: usize, T: Tiles<OUT>>(&self, input: &[Input], course: Course, onto: Option<Vec<Image>>) -> Vec<Image> {
+    fn run_as<const OUT: usize, T: Tiles<OUT>>(&self, input: &[Input], window: TemporalWindow, onto: Option<Vec<BlockedImage>>) -> Vec<BlockedImage> {
         let [channels_in, channels_out] = self.channels;
-        assert_eq!(self.weight.len(), channels_in * channels_out * self.taps * self.form.kernel(), "weights");
+        assert_eq!(self.weight.len(), channels_in * channels_out * self.kernel_frames * self.algorithm.kernel(), "weights");
         assert_eq!(self.bias.len(), channels_out, "bias");
-        let Some(first) = input.first().filter(|_| course.frames > 0) else { return Vec::new() };
-        let last = course.lead + course.step * (course.frames - 1);
+        let Some(first) = input.first().filter(|_| window.frames > 0) else { return Vec::new() };
+        let last = window.context + window.stride * (window.frames - 1);
         assert!(last < input.len(), "frames");
         assert!(input.iter().all(|input| input.size() == first.size() && input.image.channels() == channels_in), "input");
-        let size = self.form.output_size(first.size());
+        let size = self.algorithm.output_size(first.size());
         let length = channels_out.div_ceil(LANES) * size[0] * size[1];
         let add = onto.is_some();
         let workspace = first.image.workspace();
         let output = match onto {
-            Some(images) => Shared::written(images.into_iter().map(Image::into_px).collect()),
-            None => Shared::fresh(course.frames, length, workspace),
+            Some(images) => Shared::written(images.into_iter().map(BlockedImage::into_px).collect()),
+            None => Shared::fresh(window.frames, length, workspace),
         };
         // Only tiles of 4x4 px are those whose moments are taken.
         let gather = if OUT == 4 || self.gather != Gather::Moments { self.gather } else { Gather::Nothing };
         let for_each = |what: Gather, count: usize| if gather == what { count } else { 0 };
         let area = size[0] * size[1];
         let parts = groups::<4>(size, true).len();
-        let moments = Shared::written(vec![vec![Px::ZERO; 2 * channels_out.div_ceil(LANES) * parts]; for_each(Gather::Moments, course.frames)]);
-        let lengths = Shared::written(vec![vec![0.0; area]; for_each(Gather::Lengths, course.frames)]);
-        assert_eq!(output.size(), [course.frames, length], "output");
-        // Of kernels that reach further back than there are frames only the last taps meet something.
-        let taps = self.taps.min(last + 1);
+        let moments = Shared::written(vec![vec![Lanes::ZERO; 2 * channels_out.div_ceil(LANES) * parts]; for_each(Gather::Moments, window.frames)]);
+        let lengths = Shared::written(vec![vec![0.0; area]; for_each(Gather::Lengths, window.frames)]);
+        assert_eq!(output.size(), [window.frames, length], "output");
+        // Of kernels that reach further back than there are frames only the last kernel_frames meet something.
+        let kernel_frames = self.kernel_frames.min(last + 1);
         if length > 0 {
             let groups = groups::<OUT>(size, T::IN > T::STEP);
             let rows = T::VALUES * channels_in.div_ceil(LANES);
             let blocks = channels_out.div_ceil(LANES);
-            let per_block = T::PLACES * taps * rows * LANES;
-            let blocks_at_once = (KERNELS / (per_block * size_of::<Px>()).max(1)).clamp(1, blocks);
+            let per_block = T::PLACES * kernel_frames * rows * LANES;
+            let blocks_at_once = (KERNELS / (per_block * size_of::<Lanes>()).max(1)).clamp(1, blocks);
             let mut transformed = workspace.scratch();
             let transformed = transformed.px(blocks_at_once * per_block);
             for start in (0..blocks).step_by(blocks_at_once) {
                 let blocks = start..(start + blocks_at_once).min(blocks);
                 let kernels = &mut transformed[..blocks.len() * per_block];
-                self.transform_kernels::<OUT, T>(taps, blocks.clone(), per_block, kernels);
+                self.transform_kernels::<OUT, T>(kernel_frames, blocks.clone(), per_block, kernels);
                 let whole = Whole {
                     convolution: self,
-                    taps,
+                    kernel_frames,
                     input,
-                    course,
+                    window,
                     size,
                     output: &output,
                     add,
@@ -126,7 +126,7 @@ impl Convolution<'_> {
         // SAFETY: the groups cover every px of every frame, and the tasks write them in every block.
         #[expect(unsafe_code, reason = "to not clear what is overwritten")]
         let (images, moments, lengths) = unsafe { (output.finish(), moments.finish(), lengths.finish()) };
-        let images = images.into_iter().map(|px| Image::filled(px, channels_out, size, workspace));
+        let images = images.into_iter().map(|px| BlockedImage::filled(px, channels_out, size, workspace));
         match gather {
             Gather::Nothing => images.collect(),
             Gather::Moments => images.zip(moments).map(|(image, moments)| image.with(Statistics::Moments(moments))).collect(),
@@ -135,20 +135,26 @@ impl Convolution<'_> {
     }
 
     /// By block of output channels, place, tap, value and input channel.
-    fn transform_kernels<const OUT: usize, T: Tiles<OUT>>(&self, taps: usize, blocks: Range<usize>, per_block: usize, transformed: &mut [Px]) {
+    fn transform_kernels<const OUT: usize, T: Tiles<OUT>>(
+        &self,
+        kernel_frames: usize,
+        blocks: Range<usize>,
+        per_block: usize,
+        transformed: &mut [Lanes],
+    ) {
         transformed.par_chunks_mut(per_block.max(1)).zip(blocks).for_each(|(part, block)| {
-            dispatch(Kernels::<OUT, T> { convolution: self, taps, block, part, form: std::marker::PhantomData });
+            dispatch(Kernels::<OUT, T> { convolution: self, kernel_frames, block, part, algorithm: std::marker::PhantomData });
         });
     }
 }
 
-/// Transforms the kernels of a block of output channels, in as many taps as meet something.
+/// Transforms the kernels of a block of output channels, in as many kernel_frames as meet something.
 struct Kernels<'a, const OUT: usize, T> {
     convolution: &'a Convolution<'a>,
-    taps: usize,
+    kernel_frames: usize,
     block: usize,
-    part: &'a mut [Px],
-    form: std::marker::PhantomData<T>,
+    part: &'a mut [Lanes],
+    algorithm: std::marker::PhantomData<T>,
 }
 
 impl<const OUT: usize, T: Tiles<OUT>> WithSimd for Kernels<'_, OUT, T> {
@@ -158,23 +164,23 @@ impl<const OUT: usize, T: Tiles<OUT>> WithSimd for Kernels<'_, OUT, T> {
     fn with_simd<S: Simd>(self, simd: S) {
         /// Channels whose values at a place are written together.
         const TOGETHER: usize = 4;
-        let Convolution { weight, channels: [channels_in, channels_out], taps: all_taps, form, .. } = *self.convolution;
-        let area = form.kernel();
+        let Convolution { weight, channels: [channels_in, channels_out], kernel_frames: all_taps, algorithm, .. } = *self.convolution;
+        let area = algorithm.kernel();
         let per_place = self.part.len() / T::PLACES;
-        let per_tap = per_place / self.taps;
+        let per_tap = per_place / self.kernel_frames;
         let per_value = per_tap / T::VALUES;
         let first = LANES * self.block;
         let outs = (channels_out - first).min(LANES);
         let per_out = channels_in * all_taps * area;
         let weight = &weight[first * per_out..(first + outs) * per_out];
-        let mut px = [[Px::ZERO; 9]; TOGETHER];
-        let mut values = [[Px::ZERO; 36]; TOGETHER];
-        for tap in 0..self.taps {
+        let mut px = [[Lanes::ZERO; 9]; TOGETHER];
+        let mut values = [[Lanes::ZERO; 36]; TOGETHER];
+        for tap in 0..self.kernel_frames {
             for channel in (0..channels_in).step_by(TOGETHER) {
                 let count = (channels_in - channel).min(TOGETHER);
                 for (lane, weight) in weight.chunks_exact(per_out).enumerate() {
                     for (at, px) in px.iter_mut().enumerate().take(count) {
-                        let start = ((channel + at + 1) * all_taps - self.taps + tap) * area;
+                        let start = ((channel + at + 1) * all_taps - self.kernel_frames + tap) * area;
                         for (px, &value) in px.iter_mut().zip(&weight[start..start + area]) {
                             px.0[lane] = value;
                         }
@@ -218,7 +224,7 @@ impl Group {
         [self.row + tile / self.across, self.column + tile % self.across]
     }
 
-    /// Px of tiles of 4x4 px that lie in the picture.
+    /// Lanes of tiles of 4x4 px that lie in the picture.
     pub(crate) fn px(self, [height, width]: [usize; 2]) -> usize {
         (4 * self.down()).min(height - 4 * self.row) * (4 * self.across).min(width - 4 * self.column)
     }
@@ -249,23 +255,23 @@ pub(crate) fn groups<const OUT: usize>([height, width]: [usize; 2], down: bool) 
 /// What the tasks of a convolution share.
 struct Whole<'a> {
     convolution: &'a Convolution<'a>,
-    taps: usize,
+    kernel_frames: usize,
     input: &'a [Input<'a>],
-    course: Course,
+    window: TemporalWindow,
     /// Of the output.
     size: [usize; 2],
-    output: &'a Shared<Px>,
+    output: &'a Shared<Lanes>,
     /// Whether the output is added to.
     add: bool,
     gather: Gather,
-    moments: &'a Shared<Px>,
+    moments: &'a Shared<Lanes>,
     lengths: &'a Shared<f32>,
     groups: &'a [Group],
-    bias: &'a [Px],
+    bias: &'a [Lanes],
     /// The first block of output channels whose kernels are there.
     first_block: usize,
     per_block: usize,
-    kernels: &'a [Px],
+    kernels: &'a [Lanes],
     workspace: &'a Workspace,
 }
 
@@ -273,14 +279,14 @@ impl Whole<'_> {
     fn run<const OUT: usize, T: Tiles<OUT>>(&self, blocks: Range<usize>) {
         let rows = T::VALUES * self.convolution.channels[0].div_ceil(LANES);
         let threads = rayon::current_num_threads();
-        let frames = if self.taps > 1 { self.course.frames.min(FRAMES) } else { 1 };
-        let seen = (frames - 1) * self.course.step + self.taps;
-        let group = seen * rows * TILES * size_of::<Px>();
+        let frames = if self.kernel_frames > 1 { self.window.frames.min(FRAMES) } else { 1 };
+        let seen = (frames - 1) * self.window.stride + self.kernel_frames;
+        let group = seen * rows * TILES * size_of::<Lanes>();
         // Each task reads all kernels: the more of them, the more it does with them.
-        let kernels = blocks.len() * self.per_block * size_of::<Px>();
+        let kernels = blocks.len() * self.per_block * size_of::<Lanes>();
         let at_once = ((kernels / 3).min(FAR) / (T::PLACES * group).max(1)).max(2);
         let mut ranges = self.groups.len().div_ceil(at_once);
-        let frame_batches = self.course.frames.div_ceil(frames);
+        let frame_batches = self.window.frames.div_ceil(frames);
         if ranges * frame_batches < 4 * threads {
             // As much for each thread.
             ranges = ranges.next_multiple_of(threads).min(self.groups.len());
@@ -294,9 +300,9 @@ impl Whole<'_> {
             let task = Task::<OUT, T> {
                 whole: self,
                 groups: &self.groups[share(self.groups.len(), ranges, range)],
-                frames: share(self.course.frames, frame_batches, batch),
+                frames: share(self.window.frames, frame_batches, batch),
                 blocks: share(blocks.len(), parts, part),
-                form: std::marker::PhantomData,
+                algorithm: std::marker::PhantomData,
             };
             dispatch(Work { task, scratch });
         };
@@ -311,7 +317,7 @@ struct Task<'a, const OUT: usize, T> {
     frames: Range<usize>,
     /// Counted from the first whose kernels are there.
     blocks: Range<usize>,
-    form: std::marker::PhantomData<T>,
+    algorithm: std::marker::PhantomData<T>,
 }
 
 struct Work<'a, 's, const OUT: usize, T> {
@@ -331,18 +337,18 @@ impl<const OUT: usize, T: Tiles<OUT>> WithSimd for Work<'_, '_, OUT, T> {
 impl<const OUT: usize, T: Tiles<OUT>> Task<'_, OUT, T> {
     #[inline(always)]
     fn run<S: Simd>(&self, simd: S, scratch: &mut Scratch) {
-        let Whole { convolution, taps, course, .. } = *self.whole;
+        let Whole { convolution, kernel_frames, window, .. } = *self.whole;
         let depth = Depth::new(convolution.channels[0]);
         let rows = T::VALUES * depth.per_value;
         // Frames of the input that frames of the output see.
-        let last = |frame: usize| course.lead + course.step * frame + 1;
-        let seen = last(self.frames.start).saturating_sub(taps)..last(self.frames.end - 1);
+        let last = |frame: usize| window.context + window.stride * frame + 1;
+        let seen = last(self.frames.start).saturating_sub(kernel_frames)..last(self.frames.end - 1);
         // A px more than there is, so that places do not lie a multiple of a page apart.
         let per_group = rows * TILES;
         let per_place = self.groups.len() * per_group + 1;
         let per_slab = T::PLACES * per_place;
         let units = self.groups.len() * self.frames.len();
-        let at_once = (SUMS / (T::PLACES * units * TILES * size_of::<Px>())).next_multiple_of(2).clamp(2, self.blocks.len().max(2));
+        let at_once = (SUMS / (T::PLACES * units * TILES * size_of::<Lanes>())).next_multiple_of(2).clamp(2, self.blocks.len().max(2));
         let per_sums = at_once * units * TILES + 1;
         let [slabs, sums, lines] = [seen.len() * per_slab, T::PLACES * per_sums, LINES * LINE];
         let (slabs, rest) = scratch.px(slabs + sums + lines).split_at_mut(slabs);
@@ -357,13 +363,14 @@ impl<const OUT: usize, T: Tiles<OUT>> Task<'_, OUT, T> {
             for place in 0..T::PLACES {
                 for pair in blocks.clone().step_by(2) {
                     let count = (blocks.end - pair).min(2);
-                    let kernels = [pair, pair + count - 1]
-                        .map(|block| &self.whole.kernels[block * self.whole.per_block + place * taps * per_tap..][..taps * per_tap]);
+                    let kernels = [pair, pair + count - 1].map(|block| {
+                        &self.whole.kernels[block * self.whole.per_block + place * kernel_frames * per_tap..][..kernel_frames * per_tap]
+                    });
                     for group in 0..self.groups.len() {
                         for (at, frame) in self.frames.clone().enumerate() {
                             let end = last(frame);
-                            let begin = end.saturating_sub(taps);
-                            let missing = taps - (end - begin);
+                            let begin = end.saturating_sub(kernel_frames);
+                            let missing = kernel_frames - (end - begin);
                             let mut stretches = [Stretch::EMPTY; 3];
                             for (at, stretch) in stretches.iter_mut().enumerate().take(end - begin) {
                                 let slab = &slabs[(begin + at - seen.start) * per_slab + place * per_place + group * per_group..][..per_group];
@@ -390,7 +397,7 @@ impl<const OUT: usize, T: Tiles<OUT>> Task<'_, OUT, T> {
 
     /// Transforms all groups of one frame.
     #[inline(always)]
-    fn read<S: Simd>(&self, simd: S, input: &Input, lines: &mut Lines, slab: &mut [Px], per_place: usize) {
+    fn read<S: Simd>(&self, simd: S, input: &Input, lines: &mut Lines, slab: &mut [Lanes], per_place: usize) {
         let blocks = input.image.blocks();
         for block in 0..blocks {
             // The column and the row after the last one that was read.
@@ -502,13 +509,13 @@ mod tests {
 
     #[derive(Debug)]
     struct Case {
-        form: Form,
+        algorithm: Algorithm,
         channels: [usize; 2],
-        taps: usize,
+        kernel_frames: usize,
         size: [usize; 2],
         frames: usize,
-        course: Course,
-        doubled: bool,
+        window: TemporalWindow,
+        upsampled: bool,
         /// 0: none, 1: channels, 2: px.
         norm: usize,
         silu: bool,
@@ -528,7 +535,7 @@ mod tests {
 
     impl Case {
         fn output_size(&self) -> [usize; 2] {
-            self.form.output_size(self.size.map(|side| if self.doubled { 2 * side } else { side }))
+            self.algorithm.output_size(self.size.map(|side| if self.upsampled { 2 * side } else { side }))
         }
 
         fn data(&self, seed: u64) -> Data {
@@ -537,13 +544,13 @@ mod tests {
             let area = self.size[0] * self.size[1];
             let [height, width] = self.output_size();
             Data {
-                weight: noise.values(channels_in * channels_out * self.taps * self.form.kernel()),
+                weight: noise.values(channels_in * channels_out * self.kernel_frames * self.algorithm.kernel()),
                 bias: noise.values(channels_out),
                 input: noise.values(channels_in * self.frames * area),
                 scale: noise.values(channels_in),
                 shift: noise.values(channels_in),
                 inverse: noise.values(self.frames * area),
-                before: noise.values(channels_out * self.course.frames * height * width),
+                before: noise.values(channels_out * self.window.frames * height * width),
             }
         }
 
@@ -551,8 +558,8 @@ mod tests {
             let area = self.size[0] * self.size[1];
             let [channels_in, channels_out] = self.channels;
             let workspace = Workspace::default();
-            let image = |frame: usize| Image::from_planes(&data.input[frame * area..], self.frames * area, channels_in, self.size, &workspace);
-            let images: Vec<Image> = (0..self.frames).map(image).collect();
+            let image = |frame: usize| BlockedImage::from_planes(&data.input[frame * area..], self.frames * area, channels_in, self.size, &workspace);
+            let images: Vec<BlockedImage> = (0..self.frames).map(image).collect();
             let norms: Vec<Norm> = (0..self.frames)
                 .map(|frame| match self.norm {
                     0 => Norm::None,
@@ -563,23 +570,23 @@ mod tests {
                     }
                 })
                 .collect();
-            let inputs: Vec<Input> = images.iter().zip(&norms).map(|(image, norm)| Input { image, norm, doubled: self.doubled }).collect();
+            let inputs: Vec<Input> = images.iter().zip(&norms).map(|(image, norm)| Input { image, norm, upsampled: self.upsampled }).collect();
             let convolution = Convolution {
-                form: self.form,
+                algorithm: self.algorithm,
                 weight: &data.weight,
                 bias: &data.bias,
                 channels: self.channels,
-                taps: self.taps,
+                kernel_frames: self.kernel_frames,
                 gather: self.gather,
             };
             let size = self.output_size();
             let area = size[0] * size[1];
-            let stride = self.course.frames * area;
-            let before = |frame: usize| Image::from_planes(&data.before[frame * area..], stride, channels_out, size, &workspace);
-            let onto = self.onto.then(|| (0..self.course.frames).map(before).collect());
+            let stride = self.window.frames * area;
+            let before = |frame: usize| BlockedImage::from_planes(&data.before[frame * area..], stride, channels_out, size, &workspace);
+            let onto = self.onto.then(|| (0..self.window.frames).map(before).collect());
             // Someone else may hold what is added to.
             let kept = onto.clone().filter(|_| self.silu);
-            let output = convolution.run(&inputs, self.course, onto);
+            let output = convolution.run(&inputs, self.window, onto);
             drop(kept);
             for image in &output {
                 image.check_statistics();
@@ -598,7 +605,7 @@ mod tests {
             let [channels_in, channels_out] = self.channels;
             let [height, width] = self.size;
             let px = |channel: usize, frame: usize, y: isize, x: isize| {
-                let (y, x) = if self.doubled { (y.div_euclid(2), x.div_euclid(2)) } else { (y, x) };
+                let (y, x) = if self.upsampled { (y.div_euclid(2), x.div_euclid(2)) } else { (y, x) };
                 if y < 0 || x < 0 || y >= height.cast_signed() || x >= width.cast_signed() {
                     return 0.0;
                 }
@@ -611,16 +618,16 @@ mod tests {
                 };
                 if self.silu { value / (1.0 + (-value).exp()) } else { value }
             };
-            let side = if self.form == Form::Point { 1 } else { 3 };
-            let (stride, before) = match self.form {
-                Form::Wide | Form::Narrow => (1, 1),
-                Form::Point => (1, 0),
-                Form::Halving => (2, 0),
+            let side = if self.algorithm == Algorithm::Pointwise { 1 } else { 3 };
+            let (stride, before) = match self.algorithm {
+                Algorithm::WinogradF4 | Algorithm::WinogradF2 => (1, 1),
+                Algorithm::Pointwise => (1, 0),
+                Algorithm::Downsample2x => (2, 0),
             };
             let mut values = Vec::new();
             let [rows, columns] = self.output_size();
             for out in 0..channels_out {
-                for frame in 0..self.course.frames {
+                for frame in 0..self.window.frames {
                     for y in 0..rows {
                         for x in 0..columns {
                             let mut sum = f64::from(data.bias[out]);
@@ -628,10 +635,13 @@ mod tests {
                                 sum += f64::from(data.before[values.len()]);
                             }
                             for channel in 0..channels_in {
-                                for tap in 0..self.taps {
-                                    let Some(seen) = (self.course.lead + self.course.step * frame + tap + 1).checked_sub(self.taps) else { continue };
+                                for tap in 0..self.kernel_frames {
+                                    let Some(seen) = (self.window.context + self.window.stride * frame + tap + 1).checked_sub(self.kernel_frames)
+                                    else {
+                                        continue;
+                                    };
                                     for at in 0..side * side {
-                                        let kernel = data.weight[((out * channels_in + channel) * self.taps + tap) * side * side + at];
+                                        let kernel = data.weight[((out * channels_in + channel) * self.kernel_frames + tap) * side * side + at];
                                         let (row, column) = (y * stride + at / side, x * stride + at % side);
                                         sum += f64::from(kernel) * px(channel, seen, row.cast_signed() - before, column.cast_signed() - before);
                                     }
@@ -647,21 +657,21 @@ mod tests {
     }
 
     fn some_case(noise: &mut Noise) -> Case {
-        let form = [Form::Wide, Form::Narrow, Form::Point, Form::Halving][noise.below(4)];
-        let taps = if noise.below(3) == 0 { 3 } else { 1 };
-        let frames = 1 + noise.below(if taps == 3 { 7 } else { 3 });
-        let step = 1 + noise.below(2);
-        let lead = noise.below(frames.min(3));
-        let doubled = noise.below(4) == 0 && form != Form::Halving;
+        let algorithm = [Algorithm::WinogradF4, Algorithm::WinogradF2, Algorithm::Pointwise, Algorithm::Downsample2x][noise.below(4)];
+        let kernel_frames = if noise.below(3) == 0 { 3 } else { 1 };
+        let frames = 1 + noise.below(if kernel_frames == 3 { 7 } else { 3 });
+        let stride = 1 + noise.below(2);
+        let context = noise.below(frames.min(3));
+        let upsampled = noise.below(4) == 0 && algorithm != Algorithm::Downsample2x;
         let some = if cfg!(miri) { 5 } else { 40 };
         Case {
-            form,
+            algorithm,
             channels: [1 + noise.below(21), 1 + noise.below(if cfg!(miri) { 9 } else { 70 })],
-            taps,
+            kernel_frames,
             size: if noise.below(5) == 0 { [1 + noise.below(2), 1 + noise.below(2)] } else { [1 + noise.below(some), 1 + noise.below(3 * some)] },
             frames,
-            course: Course { lead, step, frames: (frames - lead).div_ceil(step) },
-            doubled,
+            window: TemporalWindow { context, stride, frames: (frames - context).div_ceil(stride) },
+            upsampled,
             norm: noise.below(3),
             silu: noise.below(2) == 0,
             onto: noise.below(3) == 0,
@@ -715,21 +725,22 @@ mod tests {
         let values = noise.values(channels * height * width);
         let (weight, bias) = (noise.values(channels * channels * 9), noise.values(channels));
         // The picture without its first rows and columns, so that every px comes to lie elsewhere in its tile.
-        let run = |form, [down, right]: [usize; 2]| {
+        let run = |algorithm, [down, right]: [usize; 2]| {
             let size = [height - down, width - right];
             let planes = values.chunks(height * width).flat_map(|plane| plane.chunks(width).skip(down).flat_map(|row| &row[right..]));
-            let image = Image::from_planes(&planes.copied().collect::<Vec<_>>(), size[0] * size[1], channels, size, &Workspace::default());
-            let convolution = Convolution { form, weight: &weight, bias: &bias, channels: [channels; 2], taps: 1, gather: Gather::Nothing };
-            let input = Input { image: &image, norm: &Norm::None, doubled: false };
-            let output = convolution.run(&[input], Course { lead: 0, step: 1, frames: 1 }, None).remove(0);
+            let image = BlockedImage::from_planes(&planes.copied().collect::<Vec<_>>(), size[0] * size[1], channels, size, &Workspace::default());
+            let convolution =
+                Convolution { algorithm, weight: &weight, bias: &bias, channels: [channels; 2], kernel_frames: 1, gather: Gather::Nothing };
+            let input = Input { image: &image, norm: &Norm::None, upsampled: false };
+            let output = convolution.run(&[input], TemporalWindow { context: 0, stride: 1, frames: 1 }, None).remove(0);
             let mut planes = vec![0.0; channels * size[0] * size[1]];
             output.to_planes(&mut planes, size[0] * size[1]);
             planes
         };
-        for form in [Form::Wide, Form::Narrow] {
-            let whole = run(form, [0, 0]);
+        for algorithm in [Algorithm::WinogradF4, Algorithm::WinogradF2] {
+            let whole = run(algorithm, [0, 0]);
             for [down, right] in [[1, 1], [2, 3], [3, 2], [0, 5]] {
-                let part = run(form, [down, right]);
+                let part = run(algorithm, [down, right]);
                 let size = [height - down, width - right];
                 let mut differs = false;
                 // What touches the border sees zeros in place of what was cut off.
@@ -737,7 +748,7 @@ mod tests {
                     (0..channels).flat_map(|channel| (1..size[0]).flat_map(move |y| (1..size[1]).map(move |x| (channel, (y, x)))))
                 {
                     let [a, b] = [part[(channel * size[0] + y) * size[1] + x], whole[(channel * height + y + down) * width + x + right]];
-                    assert!((a - b).abs() < 1e-4, "{form:?} {down} {right}: {a} {b}");
+                    assert!((a - b).abs() < 1e-4, "{algorithm:?} {down} {right}: {a} {b}");
                     differs |= a != b;
                 }
                 assert!(differs);
@@ -748,40 +759,40 @@ mod tests {
     #[test]
     #[cfg_attr(miri, ignore = "too much")]
     fn narrow_tiles_round_less_than_wide_ones() {
-        let case = |form| Case {
-            form,
+        let case = |algorithm| Case {
+            algorithm,
             channels: [64, 16],
-            taps: 1,
+            kernel_frames: 1,
             size: [40, 40],
             frames: 1,
-            course: Course { lead: 0, step: 1, frames: 1 },
-            doubled: false,
+            window: TemporalWindow { context: 0, stride: 1, frames: 1 },
+            upsampled: false,
             norm: 0,
             silu: false,
             onto: false,
             gather: Gather::Nothing,
         };
-        let data = case(Form::Wide).data(5);
-        let error = |form| {
-            let (got, expected) = (case(form).run(&data), case(form).expected(&data));
+        let data = case(Algorithm::WinogradF4).data(5);
+        let error = |algorithm| {
+            let (got, expected) = (case(algorithm).run(&data), case(algorithm).expected(&data));
             (got.iter().zip(&expected).map(|(&got, &expected)| (f64::from(got) - expected).powi(2)).sum::<f64>()
                 / expected.iter().map(|value| value * value).sum::<f64>())
             .sqrt()
         };
-        let (wide, narrow) = (error(Form::Wide), error(Form::Narrow));
+        let (wide, narrow) = (error(Algorithm::WinogradF4), error(Algorithm::WinogradF2));
         assert!(wide < 1.6e-6 && narrow < 0.5 * wide, "{wide} {narrow}");
     }
 
     /// A convolution that keeps all threads of a small pool busy.
     fn large_case() -> Case {
         Case {
-            form: Form::Wide,
+            algorithm: Algorithm::WinogradF4,
             channels: [24, 40],
-            taps: 1,
+            kernel_frames: 1,
             size: [96, 96],
             frames: 1,
-            course: Course { lead: 0, step: 1, frames: 1 },
-            doubled: false,
+            window: TemporalWindow { context: 0, stride: 1, frames: 1 },
+            upsampled: false,
             norm: 1,
             silu: true,
             onto: false,
@@ -794,7 +805,7 @@ mod tests {
     fn callers_of_one_pool_do_not_meet() {
         let (case, data) = (large_case(), large_case().data(6));
         let expected = case.run(&data);
-        let image = Image::from_planes(&data.input, 96 * 96, 24, [32, 32], &Workspace::default());
+        let image = BlockedImage::from_planes(&data.input, 96 * 96, 24, [32, 32], &Workspace::default());
         let attended = crate::attend(&image, &image, &image);
         let done = std::sync::mpsc::channel();
         std::thread::spawn(move || {
@@ -816,11 +827,19 @@ mod tests {
     #[cfg_attr(miri, ignore = "too much")]
     fn a_panic_leaves_threads_and_memory_usable() {
         let workspace = Workspace::default();
-        let image = Image::from_planes(&vec![1.0; 24 * 96 * 96], 96 * 96, 24, [96, 96], &workspace);
+        let image = BlockedImage::from_planes(&vec![1.0; 24 * 96 * 96], 96 * 96, 24, [96, 96], &workspace);
         let (weight, bias) = (vec![0.1; 24 * 40 * 9], vec![0.0; 40]);
-        let convolution = Convolution { form: Form::Wide, weight: &weight, bias: &bias, channels: [24, 40], taps: 1, gather: Gather::Nothing };
-        let run =
-            |norm: &Norm| convolution.run(&[Input { image: &image, norm, doubled: false }], Course { lead: 0, step: 1, frames: 1 }, None).remove(0);
+        let convolution = Convolution {
+            algorithm: Algorithm::WinogradF4,
+            weight: &weight,
+            bias: &bias,
+            channels: [24, 40],
+            kernel_frames: 1,
+            gather: Gather::Nothing,
+        };
+        let run = |norm: &Norm| {
+            convolution.run(&[Input { image: &image, norm, upsampled: false }], TemporalWindow { context: 0, stride: 1, frames: 1 }, None).remove(0)
+        };
         let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
         let expected = pool.install(|| run(&Norm::None));
         let kept = workspace.kept_bytes();
@@ -846,14 +865,21 @@ mod tests {
             let limit = limit.clone();
             move || counted.fetch_add(1, Ordering::Relaxed) >= limit.load(Ordering::Relaxed)
         });
-        let image = Image::from_planes(&vec![1.0; 24 * 96 * 96], 96 * 96, 24, [96, 96], &workspace);
+        let image = BlockedImage::from_planes(&vec![1.0; 24 * 96 * 96], 96 * 96, 24, [96, 96], &workspace);
         let (weight, bias) = (vec![0.1; 24 * 24 * 9], vec![0.0; 24]);
-        let convolution = Convolution { form: Form::Wide, weight: &weight, bias: &bias, channels: [24, 24], taps: 1, gather: Gather::Nothing };
-        let input = Input { image: &image, norm: &Norm::None, doubled: false };
-        let convolve = || convolution.run(&[input], Course { lead: 0, step: 1, frames: 1 }, None).remove(0);
-        let small = Image::from_planes(&vec![1.0; 24 * 32 * 32], 32 * 32, 24, [32, 32], &workspace);
+        let convolution = Convolution {
+            algorithm: Algorithm::WinogradF4,
+            weight: &weight,
+            bias: &bias,
+            channels: [24, 24],
+            kernel_frames: 1,
+            gather: Gather::Nothing,
+        };
+        let input = Input { image: &image, norm: &Norm::None, upsampled: false };
+        let convolve = || convolution.run(&[input], TemporalWindow { context: 0, stride: 1, frames: 1 }, None).remove(0);
+        let small = BlockedImage::from_planes(&vec![1.0; 24 * 32 * 32], 32 * 32, 24, [32, 32], &workspace);
         let attend = || crate::attend(&small, &small, &small);
-        for run in [&convolve as &(dyn Fn() -> Image + Sync), &attend] {
+        for run in [&convolve as &(dyn Fn() -> BlockedImage + Sync), &attend] {
             limit.store(usize::MAX, Ordering::Relaxed);
             let expected = pool.install(run);
             let tasks = asked.swap(0, Ordering::Relaxed);

@@ -3,21 +3,21 @@ use std::sync::Arc;
 use rayon::iter::{IndexedParallelIterator, ParallelIterator};
 use rayon::slice::{ParallelSlice, ParallelSliceMut};
 
-use crate::memory::{Block, Workspace};
+use crate::memory::{Buffer, Workspace};
 use crate::norms::Statistics;
-use crate::{LANES, Px};
+use crate::{LANES, Lanes};
 
 /// A picture whose channels lie in blocks: block by block, row by row, and in each px the 16 channels of the block side by side. The last block is filled up
 /// with channels of zeros. Clones share their memory.
 #[derive(Debug, Clone)]
-pub struct Image {
-    px: Arc<Block>,
+pub struct BlockedImage {
+    px: Arc<Buffer>,
     channels: usize,
     size: [usize; 2],
     statistics: Option<Arc<Statistics>>,
 }
 
-impl Image {
+impl BlockedImage {
     /// From channels of `size` (height and width) that lie `stride` values apart.
     ///
     /// # Panics
@@ -30,7 +30,7 @@ impl Image {
         }
         let planes = &values[..(channels - 1) * stride + area];
         let mut px = workspace.room(channels.div_ceil(LANES) * area);
-        px.resize(channels.div_ceil(LANES) * area, Px::ZERO);
+        px.resize(channels.div_ceil(LANES) * area, Lanes::ZERO);
         px.par_chunks_mut(area).zip(planes.par_chunks(LANES * stride)).for_each(|(block, planes)| {
             for (lane, plane) in planes.chunks(stride).enumerate() {
                 for (px, &value) in block.iter_mut().zip(plane) {
@@ -65,16 +65,16 @@ impl Image {
     pub fn zeros(channels: usize, size: [usize; 2], workspace: &Workspace) -> Self {
         let count = channels.div_ceil(LANES) * size[0] * size[1];
         let mut px = workspace.room(count);
-        px.resize(count, Px::ZERO);
+        px.resize(count, Lanes::ZERO);
         Self::filled(px, channels, size, workspace)
     }
 
     /// Each px four times.
     #[must_use]
-    pub fn doubled(&self) -> Self {
+    pub fn upsampled(&self) -> Self {
         let [height, width] = self.size;
         let mut px = self.workspace().room(4 * self.px.len());
-        px.resize(4 * self.px.len(), Px::ZERO);
+        px.resize(4 * self.px.len(), Lanes::ZERO);
         px.par_chunks_mut((2 * width).max(1)).enumerate().for_each(|(row, line)| {
             let (block, row) = (row / (2 * height), row % (2 * height) / 2);
             for (at, px) in line.iter_mut().enumerate() {
@@ -90,7 +90,7 @@ impl Image {
     /// When they differ in size or channels.
     #[must_use]
     pub fn plus(self, other: &Self) -> Self {
-        /// Px that one task takes.
+        /// Lanes that one task takes.
         const STRETCH: usize = 4096;
         let (channels, size, workspace) = (self.channels, self.size, self.workspace().clone());
         assert!(other.channels == channels && other.size == size, "sizes");
@@ -105,8 +105,8 @@ impl Image {
         Self::filled(px, channels, size, &workspace)
     }
 
-    pub(crate) fn filled(px: Vec<Px>, channels: usize, size: [usize; 2], workspace: &Workspace) -> Self {
-        Self { px: Arc::new(Block::new(px, workspace.clone())), channels, size, statistics: None }
+    pub(crate) fn filled(px: Vec<Lanes>, channels: usize, size: [usize; 2], workspace: &Workspace) -> Self {
+        Self { px: Arc::new(Buffer::new(px, workspace.clone())), channels, size, statistics: None }
     }
 
     /// Where it was made.
@@ -146,16 +146,16 @@ impl Image {
 
     /// All blocks.
     #[cfg(test)]
-    pub(crate) fn px(&self) -> &[Px] {
+    pub(crate) fn px(&self) -> &[Lanes] {
         &self.px
     }
 
-    pub(crate) fn block(&self, block: usize) -> &[Px] {
+    pub(crate) fn block(&self, block: usize) -> &[Lanes] {
         &self.px[block * self.area()..][..self.area()]
     }
 
     /// Memory that nobody else holds: its own, or a copy.
-    pub(crate) fn into_px(self) -> Vec<Px> {
+    pub(crate) fn into_px(self) -> Vec<Lanes> {
         match Arc::try_unwrap(self.px) {
             Ok(own) => own.into_px(),
             Err(shared) => {
@@ -176,7 +176,7 @@ mod tests {
         for channels in [1, 3, 16, 17, 40] {
             let (size, stride) = ([3, 5], 23);
             let values: Vec<f32> = (0..channels * stride).map(|at| at as f32 + 1.0).collect();
-            let image = Image::from_planes(&values, stride, channels, size, &Workspace::default());
+            let image = BlockedImage::from_planes(&values, stride, channels, size, &Workspace::default());
             assert_eq!(image.px().len(), channels.div_ceil(16) * 15);
             assert_eq!(image.px().iter().flat_map(|px| px.0).filter(|&value| value == 0.0).count(), (channels.next_multiple_of(16) - channels) * 15);
             let mut back = vec![0.0; values.len()];

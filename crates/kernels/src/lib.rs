@@ -1,6 +1,6 @@
 //! Convolutions, norms and attention of VAEs on the CPU, for pictures whose channels lie in blocks.
 //!
-//! An [`Image`] holds 16 channels of a px side by side, so that everything here works on vectors of channels as they lie. A [`Convolution`] normalises,
+//! An [`BlockedImage`] holds 16 channels of a px side by side, so that everything here works on vectors of channels as they lie. A [`Convolution`] normalises,
 //! activates and doubles what it reads while it reads it, and adds to what is there while it writes, so that none of these takes a pass over memory of its
 //! own.
 //!
@@ -10,9 +10,9 @@
 
 #![expect(clippy::inline_always, reason = "vector code is made where a function is inlined")]
 
+mod algorithms;
 mod attention;
 mod convolution;
-mod forms;
 mod image;
 mod math;
 mod memory;
@@ -21,10 +21,10 @@ mod products;
 mod reading;
 mod vectors;
 
+pub use algorithms::Algorithm;
 pub use attention::attend;
-pub use convolution::{Convolution, Course};
-pub use forms::Form;
-pub use image::Image;
+pub use convolution::{Convolution, TemporalWindow};
+pub use image::BlockedImage;
 pub use memory::{Cancelled, Workspace};
 pub use norms::{Gather, GroupRule, Norm};
 pub use reading::Input;
@@ -37,14 +37,14 @@ const TILES: usize = 8;
 /// The channels of a block in one px.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[repr(C, align(64))]
-struct Px([f32; LANES]);
+struct Lanes([f32; LANES]);
 
-impl Px {
+impl Lanes {
     const ZERO: Self = Self([0.0; LANES]);
 }
 
 /// Where a list of values for each channel is filled up with zeros.
-fn padded(values: &[f32]) -> Vec<Px> {
-    let px = |values: &[f32]| Px(std::array::from_fn(|lane| values.get(lane).copied().unwrap_or(0.0)));
+fn padded(values: &[f32]) -> Vec<Lanes> {
+    let px = |values: &[f32]| Lanes(std::array::from_fn(|lane| values.get(lane).copied().unwrap_or(0.0)));
     values.chunks(LANES).map(px).collect()
 }

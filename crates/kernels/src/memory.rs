@@ -9,7 +9,7 @@ use std::fmt;
 use std::ops::Deref;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::Px;
+use crate::Lanes;
 
 /// What is summed in place.
 pub(crate) trait Value: Copy {
@@ -23,7 +23,7 @@ impl Value for f32 {
     }
 }
 
-impl Value for Px {
+impl Value for Lanes {
     #[inline(always)]
     fn plus(mut self, other: Self) -> Self {
         for (value, other) in self.0.iter_mut().zip(other.0) {
@@ -43,7 +43,7 @@ pub(crate) struct Shared<T> {
 // SAFETY: all access goes through `put`, whose callers keep to values of their own.
 unsafe impl<T: Send> Sync for Shared<T> {}
 
-impl Shared<Px> {
+impl Shared<Lanes> {
     /// Lists of `length` px that are not written yet.
     pub(crate) fn fresh(count: usize, length: usize, workspace: &Workspace) -> Self {
         Self::new((0..count).map(|_| workspace.room(length)).collect(), length)
@@ -107,8 +107,8 @@ impl<T: Value> Shared<T> {
     }
 }
 
-/// Px that a block has at least to be kept for the next one of its size.
-const KEPT_PX: usize = (4 << 20) / size_of::<Px>();
+/// Lanes that a block has at least to be kept for the next one of its size.
+const KEPT_PX: usize = (4 << 20) / size_of::<Lanes>();
 
 /// What one run of a model has of its own: memory that goes from image to image, and the question whether to go on. Clones are one workspace.
 ///
@@ -122,7 +122,7 @@ pub struct Workspace(Arc<Inner>);
 struct Inner {
     blocks: Mutex<Blocks>,
     /// What no task uses, written from end to end.
-    scratch: Mutex<Vec<Vec<Px>>>,
+    scratch: Mutex<Vec<Vec<Lanes>>>,
     is_cancelled: Option<Box<dyn Fn() -> bool + Send + Sync>>,
 }
 
@@ -131,8 +131,8 @@ struct Inner {
 #[derive(Default)]
 struct Blocks {
     /// That nobody uses, the oldest first.
-    kept: Vec<Vec<Px>>,
-    /// Px of blocks in use, now and at the most.
+    kept: Vec<Vec<Lanes>>,
+    /// Lanes of blocks in use, now and at the most.
     used: usize,
     peak: usize,
 }
@@ -143,7 +143,7 @@ impl Blocks {
     }
 
     /// One of that size, if it is kept, and those that go to the system for it.
-    fn take(&mut self, count: usize) -> (Option<Vec<Px>>, Vec<Vec<Px>>) {
+    fn take(&mut self, count: usize) -> (Option<Vec<Lanes>>, Vec<Vec<Lanes>>) {
         self.used += count;
         self.peak = self.peak.max(self.used);
         let found = self.kept.iter().rposition(|px| px.capacity() == count).map(|at| self.kept.remove(at));
@@ -157,7 +157,7 @@ impl Blocks {
         (found, self.kept.drain(..oldest).collect())
     }
 
-    fn give_back(&mut self, px: Vec<Px>) {
+    fn give_back(&mut self, px: Vec<Lanes>) {
         self.used = self.used.saturating_sub(px.capacity());
         self.kept.push(px);
     }
@@ -187,7 +187,7 @@ impl Workspace {
     }
 
     /// Keeps a block for the next one of its size.
-    fn keep(&self, mut px: Vec<Px>) {
+    fn keep(&self, mut px: Vec<Lanes>) {
         if px.capacity() >= KEPT_PX {
             px.clear();
             lock(&self.0.blocks).give_back(px);
@@ -195,7 +195,7 @@ impl Workspace {
     }
 
     /// Room for so many px.
-    pub(crate) fn room(&self, count: usize) -> Vec<Px> {
+    pub(crate) fn room(&self, count: usize) -> Vec<Lanes> {
         if count >= KEPT_PX {
             let (found, over) = lock(&self.0.blocks).take(count);
             drop(over);
@@ -214,7 +214,7 @@ impl Workspace {
     /// Bytes that nobody uses.
     #[cfg(test)]
     pub(crate) fn kept_bytes(&self) -> usize {
-        (lock(&self.0.blocks).kept_px() + lock(&self.0.scratch).iter().map(Vec::capacity).sum::<usize>()) * size_of::<Px>()
+        (lock(&self.0.blocks).kept_px() + lock(&self.0.scratch).iter().map(Vec::capacity).sum::<usize>()) * size_of::<Lanes>()
     }
 }
 
@@ -223,15 +223,15 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Px whose memory goes back to their workspace.
+/// Lanes whose memory goes back to their workspace.
 #[derive(Debug)]
-pub(crate) struct Block {
-    px: Vec<Px>,
+pub(crate) struct Buffer {
+    px: Vec<Lanes>,
     workspace: Workspace,
 }
 
-impl Block {
-    pub(crate) fn new(px: Vec<Px>, workspace: Workspace) -> Self {
+impl Buffer {
+    pub(crate) fn new(px: Vec<Lanes>, workspace: Workspace) -> Self {
         Self { px, workspace }
     }
 
@@ -239,20 +239,20 @@ impl Block {
         &self.workspace
     }
 
-    pub(crate) fn into_px(mut self) -> Vec<Px> {
+    pub(crate) fn into_px(mut self) -> Vec<Lanes> {
         std::mem::take(&mut self.px)
     }
 }
 
-impl Deref for Block {
-    type Target = [Px];
+impl Deref for Buffer {
+    type Target = [Lanes];
 
-    fn deref(&self) -> &[Px] {
+    fn deref(&self) -> &[Lanes] {
         &self.px
     }
 }
 
-impl Drop for Block {
+impl Drop for Buffer {
     fn drop(&mut self) {
         self.workspace.keep(std::mem::take(&mut self.px));
     }
@@ -260,13 +260,13 @@ impl Drop for Block {
 
 /// Memory that goes back to its workspace as it was left. It belongs to a task, not to a thread: a thread that waits within one task may take on another.
 pub(crate) struct Scratch {
-    px: Vec<Px>,
+    px: Vec<Lanes>,
     workspace: Workspace,
 }
 
 impl Scratch {
     /// So many px, with whatever was left in them.
-    pub(crate) fn px(&mut self, count: usize) -> &mut [Px] {
+    pub(crate) fn px(&mut self, count: usize) -> &mut [Lanes] {
         if self.px.len() < count {
             self.give_back();
             let mut kept = lock(&self.workspace.0.scratch);
@@ -279,7 +279,7 @@ impl Scratch {
             if self.px.len() < count {
                 self.px = Vec::new();
                 self.px = from_system(count);
-                self.px.resize(count, Px::ZERO);
+                self.px.resize(count, Lanes::ZERO);
             }
         }
         &mut self.px[..count]
@@ -299,13 +299,13 @@ impl Drop for Scratch {
 }
 
 /// Where the system can, large blocks lie in large pages, of which a processor remembers where they are.
-fn from_system(count: usize) -> Vec<Px> {
-    let px: Vec<Px> = Vec::with_capacity(count);
+fn from_system(count: usize) -> Vec<Lanes> {
+    let px: Vec<Lanes> = Vec::with_capacity(count);
     #[cfg(all(target_os = "linux", not(miri)))]
     {
         const PAGE: usize = 2 << 20;
         let start = px.as_ptr().addr().next_multiple_of(PAGE);
-        let end = (px.as_ptr().addr() + count * size_of::<Px>()) / PAGE * PAGE;
+        let end = (px.as_ptr().addr() + count * size_of::<Lanes>()) / PAGE * PAGE;
         if start < end {
             // SAFETY: the pages lie within the block that was just allocated; the advice does not change what is in them, and may be refused.
             unsafe { libc::madvise(px.as_ptr().with_addr(start).cast_mut().cast(), end - start, libc::MADV_HUGEPAGE) };
@@ -317,18 +317,18 @@ fn from_system(count: usize) -> Vec<Px> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Image;
+    use crate::BlockedImage;
 
     #[test]
     fn threads_write_and_add_side_by_side() {
         const PER_THREAD: usize = 3;
-        let of = |at: usize| Px([at as f32; 16]);
+        let of = |at: usize| Lanes([at as f32; 16]);
         let shared = Shared::fresh(2, 4 * PER_THREAD, &Workspace::default());
         assert_eq!(shared.size(), [2, 12]);
         let write = |thread: usize, add: bool| {
             for list in 0..2 {
                 let first = thread * PER_THREAD;
-                let mut px: Vec<Px> = (first..first + PER_THREAD).map(|at| of(at + list)).collect();
+                let mut px: Vec<Lanes> = (first..first + PER_THREAD).map(|at| of(at + list)).collect();
                 // SAFETY: each thread has px of its own; those that are added to have been written.
                 unsafe { shared.put(list, first, &mut px, add) };
                 let times = if add { 2.0 } else { 1.0 };
@@ -361,8 +361,8 @@ mod tests {
         assert_eq!(unsafe { shared.finish() }, [vec![1.0; 5]]);
     }
 
-    fn image(channels: usize, size: [usize; 2], workspace: &Workspace) -> Image {
-        Image::zeros(channels, size, workspace)
+    fn image(channels: usize, size: [usize; 2], workspace: &Workspace) -> BlockedImage {
+        BlockedImage::zeros(channels, size, workspace)
     }
 
     #[test]
@@ -373,7 +373,7 @@ mod tests {
         drop(first.clone());
         assert_eq!(workspace.kept_bytes(), 0);
         drop(first);
-        assert_eq!(workspace.kept_bytes(), 300 * 300 * size_of::<Px>());
+        assert_eq!(workspace.kept_bytes(), 300 * 300 * size_of::<Lanes>());
         let next = image(16, size, &workspace);
         assert_eq!(next.px().as_ptr(), place);
         assert_eq!(workspace.kept_bytes(), 0);
@@ -382,7 +382,7 @@ mod tests {
     #[test]
     fn no_more_is_kept_than_has_been_in_use() {
         let workspace = Workspace::default();
-        let kept_rows = || workspace.kept_bytes() / size_of::<Px>() / 1000;
+        let kept_rows = || workspace.kept_bytes() / size_of::<Lanes>() / 1000;
         let rows = |rows: usize| image(16, [rows, 1000], &workspace);
         drop([rows(100), rows(200)]);
         assert_eq!(kept_rows(), 300);
@@ -412,7 +412,7 @@ mod tests {
         drop(workspace);
         drop(first);
         let kept = remembered.upgrade().map(|inner| Workspace(inner).kept_bytes());
-        assert_eq!(kept, Some((123 + 300 * 300) * size_of::<Px>()));
+        assert_eq!(kept, Some((123 + 300 * 300) * size_of::<Lanes>()));
         drop(last);
         assert!(remembered.upgrade().is_none());
     }
@@ -421,23 +421,23 @@ mod tests {
     fn scratch_is_kept_by_its_size() {
         let workspace = Workspace::default();
         let [mut small, mut large] = [(); 2].map(|()| workspace.scratch());
-        small.px(10).fill(Px([1.0; 16]));
-        large.px(1000).fill(Px([2.0; 16]));
+        small.px(10).fill(Lanes([1.0; 16]));
+        large.px(1000).fill(Lanes([2.0; 16]));
         drop((small, large));
         let mut scratch = workspace.scratch();
-        assert_eq!(scratch.px(5), [Px([1.0; 16]); 5]);
-        assert_eq!(scratch.px(11), [Px([2.0; 16]); 11]);
-        assert_eq!(scratch.px(1001), vec![Px::ZERO; 1001]);
+        assert_eq!(scratch.px(5), [Lanes([1.0; 16]); 5]);
+        assert_eq!(scratch.px(11), [Lanes([2.0; 16]); 11]);
+        assert_eq!(scratch.px(1001), vec![Lanes::ZERO; 1001]);
         drop(scratch);
-        assert_eq!(workspace.kept_bytes(), (10 + 1001) * size_of::<Px>());
+        assert_eq!(workspace.kept_bytes(), (10 + 1001) * size_of::<Lanes>());
     }
 
     #[test]
     fn large_blocks_are_as_large_as_asked() {
-        for count in [0, 1, (5 << 20) / size_of::<Px>()] {
+        for count in [0, 1, (5 << 20) / size_of::<Lanes>()] {
             let mut px = Workspace::default().room(count);
             let before = px.as_ptr();
-            px.resize(count, Px::ZERO);
+            px.resize(count, Lanes::ZERO);
             assert_eq!(px.as_ptr(), before);
         }
     }

@@ -5,10 +5,10 @@ use rayon::slice::{ParallelSlice, ParallelSliceMut};
 use crate::convolution::{Group, groups};
 use crate::math::silu;
 use crate::vectors::dispatch;
-use crate::{Image, LANES, Px, TILES, padded};
+use crate::{BlockedImage, LANES, Lanes, TILES, padded};
 
 /// The least length of a px's channels that is divided by.
-const LEAST_LENGTH: f32 = 1e-12;
+const EPS: f32 = 1e-12;
 
 /// How values are normalised.
 #[derive(Debug, Clone)]
@@ -24,8 +24,8 @@ pub enum Norm {
 /// See [`Norm::Channels`].
 #[derive(Debug, Clone)]
 pub struct Channels {
-    pub(crate) scale: Vec<Px>,
-    pub(crate) shift: Vec<Px>,
+    pub(crate) scale: Vec<Lanes>,
+    pub(crate) shift: Vec<Lanes>,
     pub(crate) silu: bool,
 }
 
@@ -33,7 +33,7 @@ pub struct Channels {
 #[derive(Debug, Clone)]
 pub struct Pixels {
     pub(crate) inverse: Vec<f32>,
-    pub(crate) gain: Vec<Px>,
+    pub(crate) gain: Vec<Lanes>,
     pub(crate) silu: bool,
 }
 
@@ -42,9 +42,9 @@ pub struct Pixels {
 pub enum Gather {
     /// Nothing.
     Nothing,
-    /// For [`Norm::in_groups`].
+    /// For [`Norm::group_norm`].
     Moments,
-    /// For [`Norm::of_pixels`].
+    /// For [`Norm::rms_norm`].
     Lengths,
 }
 
@@ -52,7 +52,7 @@ pub enum Gather {
 #[derive(Debug)]
 pub(crate) enum Statistics {
     /// By block and group of tiles of 4x4 px: the mean of each channel, and the sum of the squares of what differs from it.
-    Moments(Vec<Px>),
+    Moments(Vec<Lanes>),
     /// The square of the length of each px's channels.
     Lengths(Vec<f32>),
 }
@@ -71,7 +71,7 @@ pub struct GroupRule {
 impl Norm {
     /// Normalises an image in groups of channels, each with its own weight and bias.
     #[must_use]
-    pub fn in_groups(image: &Image, weight: &[f32], bias: &[f32], rule: GroupRule) -> Self {
+    pub fn group_norm(image: &BlockedImage, weight: &[f32], bias: &[f32], rule: GroupRule) -> Self {
         let parts = groups::<4>(image.size(), true);
         let counted;
         let moments = if let Some(Statistics::Moments(moments)) = image.statistics() {
@@ -103,8 +103,8 @@ impl Norm {
 
     /// Divides each px by the length of its vector of channels, and scales it by the root of their number and by `gamma`.
     #[must_use]
-    pub fn of_pixels(image: &Image, gamma: &[f32], then_silu: bool) -> Self {
-        /// Px that one task takes.
+    pub fn rms_norm(image: &BlockedImage, gamma: &[f32], then_silu: bool) -> Self {
+        /// Lanes that one task takes.
         const STRETCH: usize = 512;
         let mut inverse = vec![0.0_f32; image.area()];
         if let Some(Statistics::Lengths(squares)) = image.statistics() {
@@ -114,7 +114,7 @@ impl Norm {
         }
         inverse.par_chunks_mut(STRETCH).for_each(|inverse| {
             for value in inverse {
-                *value = 1.0 / value.sqrt().max(LEAST_LENGTH);
+                *value = 1.0 / value.sqrt().max(EPS);
             }
         });
         let root = (gamma.len() as f32).sqrt();
@@ -124,8 +124,8 @@ impl Norm {
 
     /// The whole image, normalised.
     #[must_use]
-    pub fn applied(&self, image: Image) -> Image {
-        /// Px that one task takes.
+    pub fn applied(&self, image: BlockedImage) -> BlockedImage {
+        /// Lanes that one task takes.
         const STRETCH: usize = 512;
         let (channels, size, area) = (image.channels(), image.size(), image.area());
         if matches!(self, Self::None) || area == 0 {
@@ -136,12 +136,12 @@ impl Norm {
         px.par_chunks_mut(area).enumerate().for_each(|(block, px)| {
             px.par_chunks_mut(STRETCH).enumerate().for_each(|(stretch, px)| dispatch(Applied { norm: self, block, start: stretch * STRETCH, px }));
         });
-        Image::filled(px, channels, size, &workspace)
+        BlockedImage::filled(px, channels, size, &workspace)
     }
 
     /// Normalises px of a block; `place` is where each lies in its picture.
     #[inline(always)]
-    pub(crate) fn apply<S: Simd>(&self, _: S, block: usize, line: &mut [Px], place: impl Fn(usize) -> usize) {
+    pub(crate) fn apply<S: Simd>(&self, _: S, block: usize, line: &mut [Lanes], place: impl Fn(usize) -> usize) {
         match self {
             Self::None => {}
             Self::Channels(Channels { scale, shift, silu: activate }) => {
@@ -179,19 +179,19 @@ impl Norm {
 #[derive(Clone, Copy)]
 pub(crate) struct Moments {
     /// Values are taken as differences from the first, so that little is lost where the mean is large.
-    center: Px,
-    sum: Px,
-    squares: Px,
+    center: Lanes,
+    sum: Lanes,
+    squares: Lanes,
     count: usize,
 }
 
 impl Moments {
-    pub(crate) const NONE: Self = Self { center: Px::ZERO, sum: Px::ZERO, squares: Px::ZERO, count: 0 };
+    pub(crate) const NONE: Self = Self { center: Lanes::ZERO, sum: Lanes::ZERO, squares: Lanes::ZERO, count: 0 };
 
     #[inline(always)]
-    pub(crate) fn add(&mut self, px: &[Px]) {
+    pub(crate) fn add(&mut self, px: &[Lanes]) {
         if self.count == 0 {
-            self.center = px.first().copied().unwrap_or(Px::ZERO);
+            self.center = px.first().copied().unwrap_or(Lanes::ZERO);
         }
         self.count += px.len();
         for px in px {
@@ -204,19 +204,19 @@ impl Moments {
     }
 
     #[inline(always)]
-    pub(crate) fn finish(&self) -> [Px; 2] {
+    pub(crate) fn finish(&self) -> [Lanes; 2] {
         let share = 1.0 / self.count.max(1) as f32;
-        let mean = Px(std::array::from_fn(|lane| self.sum.0[lane] * share + self.center.0[lane]));
-        let squares = Px(std::array::from_fn(|lane| (self.squares.0[lane] - self.sum.0[lane] * (self.sum.0[lane] * share)).max(0.0)));
+        let mean = Lanes(std::array::from_fn(|lane| self.sum.0[lane] * share + self.center.0[lane]));
+        let squares = Lanes(std::array::from_fn(|lane| (self.squares.0[lane] - self.sum.0[lane] * (self.sum.0[lane] * share)).max(0.0)));
         [mean, squares]
     }
 }
 
 /// Moments of each block in each part of an image, as a convolution gathers them.
-fn moments(image: &Image, parts: &[Group]) -> Vec<Px> {
+fn moments(image: &BlockedImage, parts: &[Group]) -> Vec<Lanes> {
     /// Parts that one task takes.
     const TOGETHER: usize = 64;
-    let mut moments = vec![Px::ZERO; 2 * image.blocks() * parts.len()];
+    let mut moments = vec![Lanes::ZERO; 2 * image.blocks() * parts.len()];
     moments.par_chunks_mut(2 * parts.len().max(1)).enumerate().for_each(|(block, moments)| {
         moments.par_chunks_mut(2 * TOGETHER).zip(parts.par_chunks(TOGETHER)).for_each(|(moments, parts)| {
             dispatch(PartMoments { px: image.block(block), size: image.size(), parts, moments });
@@ -226,10 +226,10 @@ fn moments(image: &Image, parts: &[Group]) -> Vec<Px> {
 }
 
 struct PartMoments<'a> {
-    px: &'a [Px],
+    px: &'a [Lanes],
     size: [usize; 2],
     parts: &'a [Group],
-    moments: &'a mut [Px],
+    moments: &'a mut [Lanes],
 }
 
 impl WithSimd for PartMoments<'_> {
@@ -254,7 +254,7 @@ impl WithSimd for PartMoments<'_> {
 }
 
 /// Sums of a block's channels from the moments of its parts, in two rounds so that little is lost.
-fn totals(moments: &[Px], sizes: &[f64]) -> [[f64; LANES]; 2] {
+fn totals(moments: &[Lanes], sizes: &[f64]) -> [[f64; LANES]; 2] {
     let (parts, _) = moments.as_chunks::<2>();
     let mut sums = [0.0; LANES];
     for ([mean, _], size) in parts.iter().zip(sizes) {
@@ -275,7 +275,7 @@ fn totals(moments: &[Px], sizes: &[f64]) -> [[f64; LANES]; 2] {
 
 /// The squares of the lengths of some px's channels.
 struct Lengths<'a> {
-    image: &'a Image,
+    image: &'a BlockedImage,
     start: usize,
     squares: &'a mut [f32],
 }
@@ -295,7 +295,7 @@ impl WithSimd for Lengths<'_> {
 
 /// The sum of the squares of a px's channels.
 #[inline(always)]
-pub(crate) fn square_of(px: &Px) -> f32 {
+pub(crate) fn square_of(px: &Lanes) -> f32 {
     sum_of(&px.0.map(|value| value * value))
 }
 
@@ -312,7 +312,7 @@ struct Applied<'a> {
     norm: &'a Norm,
     block: usize,
     start: usize,
-    px: &'a mut [Px],
+    px: &'a mut [Lanes],
 }
 
 impl WithSimd for Applied<'_> {
@@ -326,7 +326,7 @@ impl WithSimd for Applied<'_> {
 }
 
 #[cfg(test)]
-impl Image {
+impl BlockedImage {
     /// What was gathered is to the bit what is found by looking at the px.
     pub(crate) fn check_statistics(&self) {
         match self.statistics() {
@@ -350,7 +350,7 @@ mod tests {
         (0..count).map(|at| (at as f32 * 0.37).sin() * 2.0 + offset).collect()
     }
 
-    fn planes(image: &Image) -> Vec<f32> {
+    fn planes(image: &BlockedImage) -> Vec<f32> {
         let mut values = vec![0.0; image.channels() * image.area()];
         image.to_planes(&mut values, image.area());
         values
@@ -364,8 +364,8 @@ mod tests {
             let (input, weight, bias) = (values(channels * area, offset), values(channels, 0.1), values(channels, 0.7));
             for then_silu in [false, true] {
                 let rule = GroupRule { groups, epsilon: 1e-6, then_silu };
-                let image = Image::from_planes(&input, area, channels, size, &Workspace::default());
-                let got = planes(&Norm::in_groups(&image, &weight, &bias, rule).applied(image));
+                let image = BlockedImage::from_planes(&input, area, channels, size, &Workspace::default());
+                let got = planes(&Norm::group_norm(&image, &weight, &bias, rule).applied(image));
                 for (group, part) in input.chunks(channels / groups * area).enumerate() {
                     let count = part.len() as f64;
                     let mean = part.iter().map(|&value| f64::from(value)).sum::<f64>() / count;
@@ -390,8 +390,8 @@ mod tests {
             // A px without length.
             input.iter_mut().step_by(area).for_each(|value| *value = 0.0);
             for then_silu in [false, true] {
-                let image = Image::from_planes(&input, area, channels, size, &Workspace::default());
-                let got = planes(&Norm::of_pixels(&image, &gamma, then_silu).applied(image));
+                let image = BlockedImage::from_planes(&input, area, channels, size, &Workspace::default());
+                let got = planes(&Norm::rms_norm(&image, &gamma, then_silu).applied(image));
                 for px in 0..area {
                     let of = |channel: usize| f64::from(input[channel * area + px]);
                     let length = (0..channels).map(|channel| of(channel).powi(2)).sum::<f64>().sqrt().max(1e-12);

@@ -3,13 +3,13 @@
 use pulp::Simd;
 
 use crate::vectors::load;
-use crate::{LANES, Px, TILES};
+use crate::{LANES, Lanes, TILES};
 
 /// What is summed: kernels of one or two blocks of output channels, by input channel, and the values that they meet, by 16 input channels and tile.
 #[derive(Clone, Copy)]
 pub(crate) struct Stretch<'a> {
-    pub(crate) kernels: [&'a [Px]; 2],
-    pub(crate) values: &'a [Px],
+    pub(crate) kernels: [&'a [Lanes]; 2],
+    pub(crate) values: &'a [Lanes],
 }
 
 impl Stretch<'_> {
@@ -31,7 +31,7 @@ impl Depth {
 
 /// Sums over all channels of all stretches: `TILES` px for each of the one or two blocks of `sums`.
 #[inline(always)]
-pub(crate) fn multiply<S: Simd>(simd: S, stretches: &[Stretch], depth: Depth, sums: &mut [Px]) {
+pub(crate) fn multiply<S: Simd>(simd: S, stretches: &[Stretch], depth: Depth, sums: &mut [Lanes]) {
     // The sums, the kernels' vectors and one value fit the registers.
     match (S::F32_LANES, sums.len() / TILES) {
         (16, 2) => block::<S, 2, 1, 8>(simd, stretches, depth, [0, 0], sums),
@@ -70,7 +70,7 @@ fn block_of<S: Simd, const VECTORS: usize, const COUNT: usize>(
     depth: Depth,
     block_at: usize,
     first: [usize; 2],
-    sums: &mut [Px],
+    sums: &mut [Lanes],
 ) {
     let mut own = [Stretch::EMPTY; 3];
     for (own, stretch) in own.iter_mut().zip(stretches) {
@@ -86,7 +86,7 @@ fn block<S: Simd, const BLOCKS: usize, const VECTORS: usize, const COUNT: usize>
     stretches: &[Stretch],
     depth: Depth,
     [vector, tile]: [usize; 2],
-    answers: &mut [Px],
+    answers: &mut [Lanes],
 ) {
     let mut sums = [[[simd.splat_f32s(0.0); VECTORS]; BLOCKS]; COUNT];
     for stretch in stretches {
@@ -95,7 +95,7 @@ fn block<S: Simd, const BLOCKS: usize, const VECTORS: usize, const COUNT: usize>
             rest -= 1;
             let count = if rest == 0 { depth.rest } else { LANES };
             rest = if rest == 0 { depth.per_value } else { rest };
-            let kernels: [&[Px]; BLOCKS] = std::array::from_fn(|at| &stretch.kernels[at][row * LANES..][..count]);
+            let kernels: [&[Lanes]; BLOCKS] = std::array::from_fn(|at| &stretch.kernels[at][row * LANES..][..count]);
             for channel in 0..count.min(LANES) {
                 let kernels: [[S::f32s; VECTORS]; BLOCKS] =
                     std::array::from_fn(|at| std::array::from_fn(|of| load::<S>(&kernels[at][channel], vector + of)));

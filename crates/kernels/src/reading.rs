@@ -1,30 +1,30 @@
-//! Input px, normalised, activated and doubled as they are read.
+//! Input px, normalised, activated and upsampled as they are read.
 
 use pulp::Simd;
 
 use crate::norms::Norm;
-use crate::{Image, Px};
+use crate::{BlockedImage, Lanes};
 
-/// Px of a line that is read at once.
+/// Lanes of a line that is read at once.
 pub(crate) const LINE: usize = 34;
 /// Lines that are read at once.
 pub(crate) const LINES: usize = 18;
 
 /// Lines of input px.
-pub(crate) type Lines = [[Px; LINE]];
+pub(crate) type Lines = [[Lanes; LINE]];
 
 /// A picture or frame that is read, and what is done to its values on the way.
 #[derive(Debug, Clone, Copy)]
 pub struct Input<'a> {
     /// As it lies.
-    pub image: &'a Image,
+    pub image: &'a BlockedImage,
     /// How its values are normalised.
     pub norm: &'a Norm,
     /// Whether each px is read as if it were four.
-    pub doubled: bool,
+    pub upsampled: bool,
 }
 
-/// Px side by side, some of which may lie outside of the picture.
+/// Lanes side by side, some of which may lie outside of the picture.
 #[derive(Clone, Copy)]
 pub(crate) struct Span {
     pub(crate) row: isize,
@@ -36,12 +36,12 @@ impl Input<'_> {
     /// Height and width as they are read.
     #[must_use]
     pub fn size(&self) -> [usize; 2] {
-        self.image.size().map(|side| if self.doubled { 2 * side } else { side })
+        self.image.size().map(|side| if self.upsampled { 2 * side } else { side })
     }
 
     /// Reads a span of a block; outside of the picture it is zero.
     #[inline(always)]
-    pub(crate) fn read<S: Simd>(&self, simd: S, block: usize, span: Span, line: &mut [Px; LINE]) {
+    pub(crate) fn read<S: Simd>(&self, simd: S, block: usize, span: Span, line: &mut [Lanes; LINE]) {
         let Span { row, column, count } = span;
         let [rows, columns] = self.size();
         let line = &mut line[..count];
@@ -49,15 +49,15 @@ impl Input<'_> {
         // A row above the picture is a large number.
         let row = row.cast_unsigned();
         if row >= rows || from >= to {
-            line.fill(Px::ZERO);
+            line.fill(Lanes::ZERO);
             return;
         }
         let (before, inside) = line.split_at_mut((from.cast_signed() - column).cast_unsigned());
         let (inside, after) = inside.split_at_mut(to - from);
-        before.fill(Px::ZERO);
-        after.fill(Px::ZERO);
+        before.fill(Lanes::ZERO);
+        after.fill(Lanes::ZERO);
         let width = self.image.size()[1];
-        if self.doubled {
+        if self.upsampled {
             let row = row / 2 * width;
             let read = &self.image.block(block)[row..row + width];
             for (px, at) in inside.iter_mut().zip(from..) {

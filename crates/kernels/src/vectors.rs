@@ -2,7 +2,7 @@
 
 use pulp::{Arch, Simd, WithSimd};
 
-use crate::{LANES, Px};
+use crate::{LANES, Lanes};
 
 /// Runs a task as vector code for the processor at hand.
 pub(crate) fn dispatch<T: WithSimd>(task: T) -> T::Output {
@@ -22,12 +22,12 @@ pub(crate) const fn per_px<S: Simd>() -> usize {
 }
 
 #[inline(always)]
-pub(crate) fn load<S: Simd>(px: &Px, vector: usize) -> S::f32s {
+pub(crate) fn load<S: Simd>(px: &Lanes, vector: usize) -> S::f32s {
     S::as_simd_f32s(&px.0).0[vector]
 }
 
 #[inline(always)]
-pub(crate) fn store<S: Simd>(px: &mut Px, vector: usize, value: S::f32s) {
+pub(crate) fn store<S: Simd>(px: &mut Lanes, vector: usize, value: S::f32s) {
     S::as_mut_simd_f32s(&mut px.0).0[vector] = value;
 }
 

@@ -5,13 +5,13 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, SendTimeoutError, Sender, bounded};
-use tiling::{Block, Compositor, Party, Stop, TilePlan, guard};
+use tiling::{Compositor, HostTensor, Party, Stop, TilePlan, guard};
 
-use crate::line::{Item, Ledger, Line, Message, Shared, Unit};
 use crate::schedule::{Blame, Rules, Scheduler};
 use crate::seam::{self, Input, Listener};
 use crate::sequential::{all_finite, unknown_frames};
 use crate::trace::{Recorder, Subject};
+use crate::worker_pipeline::{Chunk, Message, SchedulerState, Shared, TileBatch, WorkerPipeline};
 use crate::{Count, Done, Event, ExecError, Job, Progress, RunStats, Stage, Worker, WorkerStats};
 
 /// How long anybody waits before looking again without being told that something has happened.
@@ -50,7 +50,7 @@ impl Settings {
     }
 }
 
-/// Runs a job: for each worker a thread here reads its tiles, and threads of its [`Line`] work on them; the calling thread blends.
+/// Runs a job: for each worker a thread here reads its tiles, and threads of its [`WorkerPipeline`] work on them; the calling thread blends.
 pub(crate) fn run(settings: Settings, job: Job<'_>, progress: &mut dyn Progress) -> Result<RunStats, ExecError> {
     let Job { plan, source, workers, mut compositor, stop } = job;
     let input = Input::new(source, plan)?;
@@ -68,7 +68,7 @@ pub(crate) fn run(settings: Settings, job: Job<'_>, progress: &mut dyn Progress)
     let work = plan.tiles.iter().map(|tile| tile.input.volume() as f64).collect();
     let scheduler = Scheduler::new(work, classes(plan), workers.iter().map(|worker| worker.device).collect(), rules);
     let shared = Arc::new(Shared {
-        ledger: Mutex::new(Ledger::new(scheduler, workers.len())),
+        state: Mutex::new(SchedulerState::new(scheduler, workers.len())),
         changed: workers.iter().map(|_| Condvar::new()).collect(),
         stop: stop.branch(),
         recorder,
@@ -78,15 +78,15 @@ pub(crate) fn run(settings: Settings, job: Job<'_>, progress: &mut dyn Progress)
     });
     let (messages, inbox) = bounded(MESSAGES * workers.len());
     let mut lines = Vec::new();
-    let mut feeders = Vec::new();
+    let mut readers = Vec::new();
     for worker in 0..workers.len() {
         let (inlet, outlet) = bounded(1);
-        let line = Line { worker, workers: workers.clone(), shared: shared.clone(), messages: messages.clone() };
+        let line = WorkerPipeline { worker, workers: workers.clone(), shared: shared.clone(), messages: messages.clone() };
         lines.push(line.start(outlet, settings.in_flight.is_some()).map_err(ExecError::Thread)?);
-        feeders.push(Feeder { line, plan, input, inlet });
+        readers.push(Reader { line, plan, input, inlet });
     }
     drop(messages);
-    let mut foreman = Foreman {
+    let mut coordinator = Coordinator {
         shared: shared.clone(),
         plan,
         compositor,
@@ -100,11 +100,11 @@ pub(crate) fn run(settings: Settings, job: Job<'_>, progress: &mut dyn Progress)
         progress: Listener(progress),
     };
     let outcome = thread::scope(|scope| {
-        let mut feeders = feeders.into_iter();
-        let fed = feeders.try_for_each(|feeder| thread::Builder::new().spawn_scoped(scope, move || feeder.work()).map(drop));
-        drop(feeders);
+        let mut readers = readers.into_iter();
+        let fed = readers.try_for_each(|reader| thread::Builder::new().spawn_scoped(scope, move || reader.work()).map(drop));
+        drop(readers);
         let outcome = match fed {
-            Ok(()) => guard(Party::Engine, || foreman.attend(&inbox, stop)).map_err(ExecError::from).flatten(),
+            Ok(()) => guard(Party::Engine, || coordinator.attend(&inbox, stop)).map_err(ExecError::from).flatten(),
             Err(error) => Err(ExecError::Thread(error)),
         };
         shared.stop();
@@ -112,9 +112,9 @@ pub(crate) fn run(settings: Settings, job: Job<'_>, progress: &mut dyn Progress)
         drop(inbox);
         outcome
     });
-    foreman.dismiss(lines);
+    coordinator.dismiss(lines);
     outcome?;
-    foreman.finish()
+    coordinator.finish()
 }
 
 /// For each tile a number that it has in common with the tiles of its shape.
@@ -124,14 +124,14 @@ fn classes(plan: &TilePlan) -> Vec<usize> {
 }
 
 /// Fetches tiles for a worker and reads them.
-struct Feeder<'a> {
-    line: Line,
+struct Reader<'a> {
+    line: WorkerPipeline,
     plan: &'a TilePlan,
     input: Input<'a>,
-    inlet: Sender<Item<Block>>,
+    inlet: Sender<Chunk<HostTensor>>,
 }
 
-impl Feeder<'_> {
+impl Reader<'_> {
     fn work(self) {
         let messages = self.line.messages.clone();
         if let Err(error) = guard(Party::Engine, || self.feed()).map_err(ExecError::from).flatten() {
@@ -140,54 +140,54 @@ impl Feeder<'_> {
     }
 
     fn feed(self) -> Result<(), ExecError> {
-        while let Some(unit) = self.line.shared.next_unit(self.line.worker, PATIENCE) {
-            if let Some(other) = unit.beside {
+        while let Some(batch) = self.line.shared.next_batch(self.line.worker, PATIENCE) {
+            if let Some(other) = batch.beside {
                 let [name, other] = [self.line.worker, other].map(|worker| &self.line.workers[worker].name);
-                tracing::warn!("{other} has given no sign of life for long; {name} runs its tile {}, too", unit.tiles[0]);
+                tracing::warn!("{other} has given no sign of life for long; {name} runs its tile {}, too", batch.tiles[0]);
             }
-            let started = Message::Started { worker: self.line.worker, tiles: unit.tiles.clone() };
-            if self.line.messages.send(started).is_err() || !self.hand_over(&unit)? {
+            let started = Message::Started { worker: self.line.worker, tiles: batch.tiles.clone() };
+            if self.line.messages.send(started).is_err() || !self.hand_over(&batch)? {
                 break;
             }
         }
         Ok(())
     }
 
-    /// Reads the pieces of a unit and hands them to the line. False when that does not take them any more.
-    fn hand_over(&self, unit: &Arc<Unit>) -> Result<bool, ExecError> {
-        let Line { worker, workers, shared, .. } = &self.line;
-        let chunks = match seam::chunks(workers[*worker].op(unit.is_upcast), self.plan.geometry.frames, unit.tiles[0], self.plan.input[0]) {
+    /// Reads the pieces of a batch and hands them to the line. False when that does not take them any more.
+    fn hand_over(&self, batch: &Arc<TileBatch>) -> Result<bool, ExecError> {
+        let WorkerPipeline { worker, workers, shared, .. } = &self.line;
+        let chunks = match seam::chunks(workers[*worker].op(batch.is_upcast), self.plan.geometry.frames, batch.tiles[0], self.plan.input[0]) {
             Ok(chunks) => chunks,
             Err(error) => {
-                self.line.fail(unit, Some(Blame::Tile), error);
+                self.line.fail(batch, Some(Blame::Tile), error);
                 return Ok(true);
             }
         };
         let mut chunks = chunks.into_iter().peekable();
         while let Some(frames) = chunks.next() {
-            if unit.stop.is_stopped() {
+            if batch.stop.is_stopped() {
                 break;
             }
-            let subject = Subject { worker: Some(*worker), tile: unit.tiles[0], stacked: unit.tiles.len(), frame: frames.start };
+            let subject = Subject { worker: Some(*worker), tile: batch.tiles[0], stacked: batch.tiles.len(), frame: frames.start };
             let pieces = shared.recorder.time(Stage::Read, subject, || {
-                unit.tiles.iter().map(|&tile| self.input.read(tile, &self.plan.tiles[tile].input.frames(&frames))).collect::<Result<Vec<_>, _>>()
+                batch.tiles.iter().map(|&tile| self.input.read(tile, &self.plan.tiles[tile].input.frames(&frames))).collect::<Result<Vec<_>, _>>()
             });
-            let load = Block::join_batch(pieces?);
+            let load = HostTensor::join_batch(pieces?);
             if !all_finite(&load) {
-                unit.is_finite.store(false, Ordering::Relaxed);
+                batch.is_finite.store(false, Ordering::Relaxed);
             }
-            let mut item = Item { unit: unit.clone(), frames, is_last: chunks.peek().is_none(), load };
+            let mut item = Chunk { batch: batch.clone(), frames, is_last: chunks.peek().is_none(), load };
             loop {
                 item = match self.inlet.send_timeout(item, PATIENCE) {
                     Ok(()) => break,
                     Err(SendTimeoutError::Timeout(item)) if !self.is_dismissed() => item,
                     Err(_) => {
-                        shared.ledger().give_back(unit);
-                        shared.tell_all();
+                        shared.state().give_back(batch);
+                        shared.notify_all();
                         return Ok(false);
                     }
                 };
-                if unit.stop.is_stopped() {
+                if batch.stop.is_stopped() {
                     return Ok(true);
                 }
             }
@@ -196,12 +196,12 @@ impl Feeder<'_> {
     }
 
     fn is_dismissed(&self) -> bool {
-        self.line.shared.is_stopped() || self.line.shared.ledger().scheduler.is_retired(self.line.worker)
+        self.line.shared.is_stopped() || self.line.shared.state().scheduler.is_retired(self.line.worker)
     }
 }
 
 /// The calling thread: blends, counts, and watches over the workers.
-struct Foreman<'a, 'b> {
+struct Coordinator<'a, 'b> {
     shared: Arc<Shared>,
     workers: Arc<[Worker]>,
     plan: &'a TilePlan,
@@ -217,9 +217,9 @@ struct Foreman<'a, 'b> {
     progress: Listener<'b>,
 }
 
-impl Foreman<'_, '_> {
+impl Coordinator<'_, '_> {
     fn attend(&mut self, inbox: &Receiver<Message>, stop: &Stop) -> Result<(), ExecError> {
-        self.progress.hear(&Event::Started { workers: self.workers.iter().map(|worker| worker.name.clone()).collect(), done: self.done })?;
+        self.progress.on_event(&Event::Started { workers: self.workers.iter().map(|worker| worker.name.clone()).collect(), done: self.done })?;
         let mut looked = self.shared.recorder.now();
         while self.done.tiles < self.done.of_tiles || self.compositor.placed_tiles() < self.done.of_tiles {
             if stop.is_stopped() {
@@ -230,20 +230,20 @@ impl Foreman<'_, '_> {
                     let is_failure = matches!(message, Message::Failed { .. });
                     self.take(message)?;
                     if is_failure {
-                        self.look_for_hope(inbox)?;
+                        self.check_hopeless(inbox)?;
                     }
                 }
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) if stop.is_stopped() => return Err(ExecError::Stopped),
                 Err(RecvTimeoutError::Disconnected) => {
-                    self.look_for_hope(inbox)?;
+                    self.check_hopeless(inbox)?;
                     break;
                 }
             }
             // However much there is to do.
             if self.shared.recorder.now().saturating_sub(looked) >= PATIENCE {
-                self.look_for_stalled()?;
-                self.look_for_hope(inbox)?;
+                self.retire_stalled()?;
+                self.check_hopeless(inbox)?;
                 looked = self.shared.recorder.now();
             }
         }
@@ -254,7 +254,7 @@ impl Foreman<'_, '_> {
         match message {
             Message::Started { worker, tiles } => {
                 for tile in tiles {
-                    self.progress.hear(&Event::TileStarted { worker, tile })?;
+                    self.progress.on_event(&Event::TileStarted { worker, tile })?;
                 }
             }
             Message::Piece { tile, first, piece } => self.blend(tile, first, piece)?,
@@ -263,7 +263,7 @@ impl Foreman<'_, '_> {
                     self.done.tiles += 1;
                     self.stats[worker].tiles += 1;
                     self.stats[worker].work += self.plan.tiles[tile].input.volume() as f64;
-                    self.progress.hear(&Event::TileFinished { worker, tile, done: self.done })?;
+                    self.progress.on_event(&Event::TileFinished { worker, tile, done: self.done })?;
                 }
             }
             Message::Failed { worker, tiles, message, is_retired } => {
@@ -275,18 +275,18 @@ impl Foreman<'_, '_> {
                 }
                 self.stats[worker].faults += 1;
                 for tile in tiles {
-                    self.progress.hear(&Event::TileFailed { worker, tile, message: message.clone() })?;
+                    self.progress.on_event(&Event::TileFailed { worker, tile, message: message.clone() })?;
                 }
                 if is_retired {
                     self.stats[worker].retired = Some(message.clone());
-                    self.progress.hear(&Event::WorkerRetired { worker, message })?;
+                    self.progress.on_event(&Event::WorkerRetired { worker, message })?;
                 }
             }
             Message::Upcast { worker, tiles } => {
                 tracing::warn!("the answer for tile {} is not finite; it is run again in a wider dtype", tiles[0]);
                 self.upcast_tiles += tiles.len();
                 for tile in tiles {
-                    self.progress.hear(&Event::TileUpcast { worker, tile })?;
+                    self.progress.on_event(&Event::TileUpcast { worker, tile })?;
                 }
             }
             Message::Fatal(error) => return Err(error),
@@ -294,7 +294,7 @@ impl Foreman<'_, '_> {
         Ok(())
     }
 
-    fn blend(&mut self, tile: usize, mut first: usize, piece: Block) -> Result<(), ExecError> {
+    fn blend(&mut self, tile: usize, mut first: usize, piece: HostTensor) -> Result<(), ExecError> {
         let frame = first;
         let Some(fresh) = unknown_frames(piece, &mut first, &mut self.known[tile]) else { return Ok(()) };
         self.done.tile_frames += fresh.shape()[2];
@@ -303,32 +303,32 @@ impl Foreman<'_, '_> {
         self.shared.recorder.time(Stage::Blend, subject, || seam::push(&mut self.compositor, tile, fresh))?;
         self.done.output_frames = self.compositor.finished_frames();
         if self.compositor.placed_tiles() > before {
-            self.shared.ledger().scheduler.placed(self.compositor.placed_tiles());
-            self.shared.tell_all();
+            self.shared.state().scheduler.placed(self.compositor.placed_tiles());
+            self.shared.notify_all();
         }
-        self.progress.hear(&Event::Advanced(self.done))
+        self.progress.on_event(&Event::Advanced(self.done))
     }
 
     /// Takes their tiles from workers that do not come back.
-    fn look_for_stalled(&mut self) -> Result<(), ExecError> {
-        let mut ledger = self.shared.ledger();
-        let stalled = ledger.scheduler.stalled(self.shared.recorder.now());
+    fn retire_stalled(&mut self) -> Result<(), ExecError> {
+        let mut state = self.shared.state();
+        let stalled = state.scheduler.stalled(self.shared.recorder.now());
         let mut given_up = Vec::new();
         for (worker, tile) in stalled {
             self.has_given_up[worker] = true;
-            given_up.push(ledger.give_up(worker, ExecError::Stalled { tile, worker: self.workers[worker].name.clone() }));
+            given_up.push(state.give_up(worker, ExecError::Stalled { tile, worker: self.workers[worker].name.clone() }));
         }
-        drop(ledger);
+        drop(state);
         if !given_up.is_empty() {
-            self.shared.tell_all();
+            self.shared.notify_all();
         }
         given_up.into_iter().try_for_each(|message| self.take(message))
     }
 
     /// Ends a run that can come to no good end, after what is known of it.
-    fn look_for_hope(&mut self, inbox: &Receiver<Message>) -> Result<(), ExecError> {
-        let verdict = self.shared.ledger().verdict(&self.workers);
-        let Some(error) = verdict else { return Ok(()) };
+    fn check_hopeless(&mut self, inbox: &Receiver<Message>) -> Result<(), ExecError> {
+        let failure_outcome = self.shared.state().failure_outcome(&self.workers);
+        let Some(error) = failure_outcome else { return Ok(()) };
         while let Ok(message) = inbox.try_recv() {
             self.take(message)?;
         }

@@ -76,12 +76,12 @@ pub trait Executor: Debug + Send + Sync {
 /// Hears what happens in a run.
 pub trait Progress: Send {
     /// Something has happened.
-    fn hear(&mut self, event: &Event);
+    fn on_event(&mut self, event: &Event);
 }
 
 /// Nobody listens.
 impl Progress for () {
-    fn hear(&mut self, _: &Event) {}
+    fn on_event(&mut self, _: &Event) {}
 }
 
 /// What happens in a run. Workers are counted as they are named at the start.

@@ -6,7 +6,6 @@ mod config;
 mod engine;
 mod error;
 mod executor;
-mod line;
 mod multi_device;
 mod pipelined;
 mod schedule;
@@ -15,6 +14,7 @@ mod sequential;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 mod trace;
+mod worker_pipeline;
 
 pub use config::{Count, ExecutorConfig};
 pub use error::ExecError;

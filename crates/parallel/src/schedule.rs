@@ -24,7 +24,7 @@ const GAIN_THAT_PAYS: f64 = 1.05;
 /// it is read for, or waits for whoever takes its answers.
 #[derive(Debug)]
 pub(crate) struct Scheduler {
-    /// Work of each tile, in any unit.
+    /// Work of each tile, in any batch.
     work: Vec<f64>,
     /// Which device each worker is a share of, if of one that others share.
     devices: Vec<Option<usize>>,
@@ -167,7 +167,7 @@ struct Trial {
 
 /// What a free worker is to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Turn {
+pub(crate) enum Assignment {
     /// Run these tiles.
     Run(Task),
     /// Ask again when something has happened, or a little later.
@@ -197,7 +197,7 @@ pub(crate) enum Blame {
 
 /// What follows from a failure.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Verdict {
+pub(crate) struct FailureOutcome {
     /// The tiles that the worker has not any more.
     pub(crate) tiles: Vec<usize>,
     /// The worker gets no more tiles, or none so large, from now on.
@@ -228,14 +228,14 @@ impl Scheduler {
     }
 
     /// What the worker is to do at `now`, besides what it does.
-    pub(crate) fn turn(&mut self, worker: usize, now: Duration) -> Turn {
+    pub(crate) fn turn(&mut self, worker: usize, now: Duration) -> Assignment {
         if self.workers[worker].is_retired || self.is_over() {
-            return Turn::Leave;
+            return Assignment::Leave;
         }
         if self.is_hopeless() {
-            return Turn::Wait;
+            return Assignment::Wait;
         }
-        let Some(tiles) = self.choice(worker, now).or_else(|| self.silent(worker, now).map(|tile| vec![tile])) else { return Turn::Wait };
+        let Some(tiles) = self.choice(worker, now).or_else(|| self.silent(worker, now).map(|tile| vec![tile])) else { return Assignment::Wait };
         for &tile in &tiles {
             self.tiles[tile].progress = TileProgress::Running;
             self.newest = self.newest.max(tile);
@@ -247,7 +247,7 @@ impl Scheduler {
             other.had_company = true;
         }
         running.push(Running { tiles: tiles.clone(), start: now, had_company, clock: Clock::default() });
-        Turn::Run(Task { tiles, is_upcast })
+        Assignment::Run(Task { tiles, is_upcast })
     }
 
     /// The tiles that wait and that the worker had best run next.
@@ -344,39 +344,39 @@ impl Scheduler {
     }
 
     /// The worker has failed on these tiles. None when they were taken from it before.
-    pub(crate) fn failed(&mut self, worker: usize, tiles: &[usize], blame: Blame) -> Option<Verdict> {
+    pub(crate) fn failed(&mut self, worker: usize, tiles: &[usize], blame: Blame) -> Option<FailureOutcome> {
         let had_company = self.workers[worker].running.iter().any(|running| running.tiles == tiles && running.had_company);
         if !self.give_back(worker, tiles) {
             return None;
         }
-        let verdict = |is_retired| Some(Verdict { tiles: tiles.to_vec(), is_retired });
+        let failure_outcome = |is_retired| Some(FailureOutcome { tiles: tiles.to_vec(), is_retired });
         let state = &mut self.workers[worker];
         if blame == Blame::Memory && tiles.len() > 1 {
             state.batch = Batch { size: tiles.len() / 2, trial: None };
-            return verdict(false);
+            return failure_outcome(false);
         }
         if blame == Blame::Memory && had_company {
             // It is tried again alone.
             state.crowded = state.crowded.min(self.work[tiles[0]]);
-            return verdict(false);
+            return failure_outcome(false);
         }
         if blame == Blame::Device {
             let was_retired = state.is_retired;
             // What else it has comes to nothing, too.
             let others = self.give_up(worker);
-            return Some(Verdict { tiles: [tiles.to_vec(), others].concat(), is_retired: !was_retired });
+            return Some(FailureOutcome { tiles: [tiles.to_vec(), others].concat(), is_retired: !was_retired });
         }
         for &tile in tiles {
             self.tiles[tile].tried.push(worker);
         }
         if blame == Blame::Memory {
             state.too_large = state.too_large.min(self.work[tiles[0]]);
-            return verdict(!state.is_retired);
+            return failure_outcome(!state.is_retired);
         }
         state.faults_in_a_row += 1;
         let is_retired = state.faults_in_a_row >= FAULTS_BEFORE_RETIREMENT && !state.is_retired && !self.is_needed(worker);
         self.workers[worker].is_retired |= is_retired;
-        verdict(is_retired)
+        failure_outcome(is_retired)
     }
 
     /// These tiles are to be run in a wider dtype. False when they were taken from the worker before.
@@ -438,11 +438,11 @@ impl Scheduler {
     pub(crate) fn give_up(&mut self, worker: usize) -> Vec<usize> {
         self.is_troubled = true;
         self.workers[worker].is_retired = true;
-        let units: Vec<Vec<usize>> = self.workers[worker].running.iter().map(|running| running.tiles.clone()).collect();
-        for tiles in &units {
+        let batches: Vec<Vec<usize>> = self.workers[worker].running.iter().map(|running| running.tiles.clone()).collect();
+        for tiles in &batches {
             self.give_back(worker, tiles);
         }
-        units.concat()
+        batches.concat()
     }
 
     /// Whether the run can come to no good end: a tile waits that nobody can run, or that has failed too often and everywhere. It is to be asked again and again:
@@ -601,8 +601,8 @@ mod tests {
     }
 
     /// A turn in which one tile is run.
-    fn run(tile: usize) -> Turn {
-        Turn::Run(Task { tiles: vec![tile], is_upcast: false })
+    fn run(tile: usize) -> Assignment {
+        Assignment::Run(Task { tiles: vec![tile], is_upcast: false })
     }
 
     fn seconds(seconds: u64) -> Duration {
@@ -617,7 +617,7 @@ mod tests {
         let (mut now, mut begun, mut is_finished) = (0.0_f64, std::collections::HashSet::new(), vec![false; work.len()]);
         while !scheduler.is_over() {
             for worker in 0..speeds.len() {
-                while let Turn::Run(task) = scheduler.turn(worker, Duration::from_secs_f64(now)) {
+                while let Assignment::Run(task) = scheduler.turn(worker, Duration::from_secs_f64(now)) {
                     assert!(task.tiles.iter().all(|&tile| begun.insert(tile) && tile < scheduler.placed + rules.window), "{task:?}");
                     let length: f64 = task.tiles.iter().map(|&tile| work[tile]).sum::<f64>() / speeds[worker];
                     let start = queues[worker].last().map_or(now, |last| last.1);
@@ -677,8 +677,8 @@ mod tests {
         }
     }
 
-    fn verdict(tiles: &[usize], is_retired: bool) -> Verdict {
-        Verdict { tiles: tiles.to_vec(), is_retired }
+    fn failure_outcome(tiles: &[usize], is_retired: bool) -> FailureOutcome {
+        FailureOutcome { tiles: tiles.to_vec(), is_retired }
     }
 
     /// A way in which tiles come back.
@@ -688,16 +688,16 @@ mod tests {
     fn a_failed_tile_goes_to_another_worker() {
         let mut scheduler = scheduler(&[1.0, 1.0], 2, RULES);
         assert_eq!([scheduler.turn(0, seconds(0)), scheduler.turn(1, seconds(0))], [run(0), run(1)]);
-        assert_eq!(scheduler.failed(0, &[0], Blame::Tile), Some(verdict(&[0], false)));
-        assert_eq!(scheduler.turn(0, seconds(1)), Turn::Wait);
+        assert_eq!(scheduler.failed(0, &[0], Blame::Tile), Some(failure_outcome(&[0], false)));
+        assert_eq!(scheduler.turn(0, seconds(1)), Assignment::Wait);
         assert_eq!(scheduler.finished(1, &[1], seconds(2)), [1]);
         assert_eq!(scheduler.turn(1, seconds(2)), run(0));
         // The last one standing gets it again.
-        assert_eq!(scheduler.failed(1, &[0], Blame::Device), Some(verdict(&[0], true)));
+        assert_eq!(scheduler.failed(1, &[0], Blame::Device), Some(failure_outcome(&[0], true)));
         assert!(!scheduler.is_hopeless());
-        assert_eq!((scheduler.turn(1, seconds(3)), scheduler.turn(0, seconds(3))), (Turn::Leave, run(0)));
+        assert_eq!((scheduler.turn(1, seconds(3)), scheduler.turn(0, seconds(3))), (Assignment::Leave, run(0)));
         assert_eq!(scheduler.finished(0, &[0], seconds(4)), [0]);
-        assert_eq!((scheduler.turn(0, seconds(4)), scheduler.live_workers()), (Turn::Leave, 1));
+        assert_eq!((scheduler.turn(0, seconds(4)), scheduler.live_workers()), (Assignment::Leave, 1));
     }
 
     #[test]
@@ -717,7 +717,7 @@ mod tests {
             let mut failures = [0; 2];
             while !scheduler.is_hopeless() {
                 for worker in 0..workers {
-                    if let Turn::Run(task) = scheduler.turn(worker, seconds(0)) {
+                    if let Assignment::Run(task) = scheduler.turn(worker, seconds(0)) {
                         scheduler.failed(worker, &task.tiles, Blame::Tile).unwrap();
                         failures[task.tiles[0]] += 1;
                     }
@@ -731,10 +731,10 @@ mod tests {
     fn a_device_without_memory_gets_smaller_tiles_only() {
         let mut scheduler = scheduler(&[2.0, 2.0, 1.0], 2, RULES);
         assert_eq!(scheduler.turn(0, seconds(0)), run(0));
-        assert_eq!(scheduler.failed(0, &[0], Blame::Memory), Some(verdict(&[0], true)));
+        assert_eq!(scheduler.failed(0, &[0], Blame::Memory), Some(failure_outcome(&[0], true)));
         assert_eq!(scheduler.turn(0, seconds(0)), run(2));
         assert_eq!(scheduler.finished(0, &[2], seconds(1)), [2]);
-        assert_eq!([scheduler.turn(0, seconds(1)), scheduler.turn(1, seconds(1))], [Turn::Wait, run(0)]);
+        assert_eq!([scheduler.turn(0, seconds(1)), scheduler.turn(1, seconds(1))], [Assignment::Wait, run(0)]);
         assert!(!scheduler.is_hopeless());
         scheduler.failed(1, &[0], Blame::Memory).unwrap();
         assert!(scheduler.is_hopeless());
@@ -744,14 +744,14 @@ mod tests {
     fn what_does_not_fit_beside_others_runs_alone() {
         let mut scheduler = scheduler(&[2.0, 2.0, 1.0, 1.0, 1.0], 1, Rules { at_once: 2, ..RULES });
         let turn = |scheduler: &mut Scheduler| scheduler.turn(0, seconds(0));
-        assert_eq!([turn(&mut scheduler), turn(&mut scheduler), turn(&mut scheduler)], [run(0), run(1), Turn::Wait]);
+        assert_eq!([turn(&mut scheduler), turn(&mut scheduler), turn(&mut scheduler)], [run(0), run(1), Assignment::Wait]);
         // Both fail while the other was there.
-        assert_eq!(scheduler.failed(0, &[0], Blame::Memory), Some(verdict(&[0], false)));
-        assert_eq!(scheduler.failed(0, &[1], Blame::Memory), Some(verdict(&[1], false)));
+        assert_eq!(scheduler.failed(0, &[0], Blame::Memory), Some(failure_outcome(&[0], false)));
+        assert_eq!(scheduler.failed(0, &[1], Blame::Memory), Some(failure_outcome(&[1], false)));
         assert!(!scheduler.is_hopeless());
-        assert_eq!([turn(&mut scheduler), turn(&mut scheduler)], [run(0), Turn::Wait]);
+        assert_eq!([turn(&mut scheduler), turn(&mut scheduler)], [run(0), Assignment::Wait]);
         assert_eq!(scheduler.finished(0, &[0], seconds(1)), [0]);
-        assert_eq!([turn(&mut scheduler), turn(&mut scheduler)], [run(1), Turn::Wait]);
+        assert_eq!([turn(&mut scheduler), turn(&mut scheduler)], [run(1), Assignment::Wait]);
         assert_eq!(scheduler.finished(0, &[1], seconds(1)), [1]);
         // Smaller ones still run beside each other.
         assert_eq!([turn(&mut scheduler), turn(&mut scheduler)], [run(2), run(3)]);
@@ -759,9 +759,9 @@ mod tests {
         let mut scheduler = Scheduler::new(vec![2.0; 3], vec![0; 3], vec![None], Rules { at_once: 2, ..RULES });
         assert_eq!([turn(&mut scheduler), turn(&mut scheduler)], [run(0), run(1)]);
         assert_eq!(scheduler.finished(0, &[1], seconds(1)), [1]);
-        assert_eq!(scheduler.failed(0, &[0], Blame::Memory), Some(verdict(&[0], false)));
+        assert_eq!(scheduler.failed(0, &[0], Blame::Memory), Some(failure_outcome(&[0], false)));
         assert_eq!(turn(&mut scheduler), run(0));
-        assert_eq!(scheduler.failed(0, &[0], Blame::Memory), Some(verdict(&[0], true)));
+        assert_eq!(scheduler.failed(0, &[0], Blame::Memory), Some(failure_outcome(&[0], true)));
         assert!(scheduler.is_hopeless());
     }
 
@@ -772,7 +772,7 @@ mod tests {
         let begin = |at_once| {
             let mut scheduler = scheduler(&work, 2, Rules { at_once, ..RULES });
             assert_eq!(scheduler.turn(0, seconds(0)), run(0));
-            assert_eq!(scheduler.failed(0, &[0], Blame::Memory), Some(verdict(&[0], true)));
+            assert_eq!(scheduler.failed(0, &[0], Blame::Memory), Some(failure_outcome(&[0], true)));
             assert_eq!(scheduler.turn(1, seconds(0)), run(0));
             assert_eq!(scheduler.finished(1, &[0], seconds(1)), [0]);
             scheduler
@@ -801,12 +801,12 @@ mod tests {
         assert_eq!(lost.turn(1, seconds(1)), run(2));
         lost.workers[1].running.push(Running { tiles: vec![1], start: seconds(1), had_company: true, clock: Clock::default() });
         lost.tiles[1].progress = TileProgress::Running;
-        assert_eq!(lost.failed(1, &[1], Blame::Device), Some(verdict(&[1, 2], true)));
+        assert_eq!(lost.failed(1, &[1], Blame::Device), Some(failure_outcome(&[1, 2], true)));
         assert!(lost.is_hopeless());
         // So does half a stack.
         let mut stacks =
             Scheduler::new(vec![1.0; 4], vec![0; 4], vec![None; 2], Rules { batch: Count::Exactly(NonZeroUsize::new(2).unwrap()), ..RULES });
-        let Turn::Run(task) = stacks.turn(0, seconds(0)) else { panic!("nothing to run") };
+        let Assignment::Run(task) = stacks.turn(0, seconds(0)) else { panic!("nothing to run") };
         assert_eq!(task.tiles, [0, 1]);
         stacks.give_up(1);
         stacks.workers[0].is_retired = true;
@@ -818,13 +818,13 @@ mod tests {
     fn stacks_hold_tiles_of_one_shape() {
         let size = |size| Count::Exactly(NonZeroUsize::new(size).unwrap());
         let mut scheduler = Scheduler::new(vec![1.0; 6], vec![0, 0, 1, 0, 0, 0], vec![None], Rules { batch: size(3), ..RULES });
-        let task = |tiles: &[usize]| Turn::Run(Task { tiles: tiles.to_vec(), is_upcast: false });
+        let task = |tiles: &[usize]| Assignment::Run(Task { tiles: tiles.to_vec(), is_upcast: false });
         assert_eq!(scheduler.turn(0, seconds(0)), task(&[0, 1, 3]));
         // What does not fit the memory runs in smaller stacks, and what failed alone.
-        assert_eq!(scheduler.failed(0, &[0, 1, 3], Blame::Memory), Some(verdict(&[0, 1, 3], false)));
+        assert_eq!(scheduler.failed(0, &[0, 1, 3], Blame::Memory), Some(failure_outcome(&[0, 1, 3], false)));
         assert_eq!(scheduler.turn(0, seconds(0)), run(0));
         assert!(scheduler.upcast(0, &[0]));
-        assert_eq!(scheduler.turn(0, seconds(0)), Turn::Run(Task { tiles: vec![0], is_upcast: true }));
+        assert_eq!(scheduler.turn(0, seconds(0)), Assignment::Run(Task { tiles: vec![0], is_upcast: true }));
     }
 
     #[test]
@@ -832,7 +832,7 @@ mod tests {
         for (gain, largest) in [(1.0, 1), (1.5, 4)] {
             let mut scheduler = scheduler(&[1.0; 64], 1, Rules { batch: Count::Auto, ..RULES });
             let (mut now, mut sizes) = (0.0, Vec::new());
-            while let Turn::Run(task) = scheduler.turn(0, Duration::from_secs_f64(now)) {
+            while let Assignment::Run(task) = scheduler.turn(0, Duration::from_secs_f64(now)) {
                 let size = task.tiles.len();
                 now += size as f64 / f64::powf(gain, (size as f64).log2());
                 sizes.push(size);
@@ -860,7 +860,7 @@ mod tests {
         assert_eq!(scheduler.give_up(0), [0]);
         assert!(scheduler.stalled(seconds(10_000)).is_empty() && !scheduler.is_hopeless());
         assert!(scheduler.finished(0, &[0], seconds(802)).is_empty(), "it comes too late");
-        assert_eq!((scheduler.turn(0, seconds(802)), scheduler.turn(1, seconds(802))), (Turn::Leave, run(0)));
+        assert_eq!((scheduler.turn(0, seconds(802)), scheduler.turn(1, seconds(802))), (Assignment::Leave, run(0)));
         assert!(scheduler.enter(1, &[0], seconds(802)));
         assert_eq!(scheduler.stalled(seconds(802 + 101)), [(1, 0)]);
     }
@@ -902,25 +902,25 @@ mod tests {
             scheduler
         };
         let mut scheduler = begin(&[None, None, None], RULES);
-        assert_eq!([scheduler.turn(1, minute(5)), scheduler.turn(0, minute(6))], [Turn::Wait, Turn::Wait]);
+        assert_eq!([scheduler.turn(1, minute(5)), scheduler.turn(0, minute(6))], [Assignment::Wait, Assignment::Wait]);
         // A piece that comes is a sign of life.
         scheduler.leave(0, &[0], minute(5));
         assert!(scheduler.enter(0, &[0], minute(7)));
-        assert_eq!(scheduler.turn(1, minute(11)), Turn::Wait);
-        assert_eq!((scheduler.turn(1, minute(13)), scheduler.turn(2, minute(13))), (run(0), Turn::Wait));
+        assert_eq!(scheduler.turn(1, minute(11)), Assignment::Wait);
+        assert_eq!((scheduler.turn(1, minute(13)), scheduler.turn(2, minute(13))), (run(0), Assignment::Wait));
         assert!(scheduler.enter(1, &[0], minute(13)));
-        assert_eq!((scheduler.turn(2, minute(17)), scheduler.turn(2, minute(19))), (Turn::Wait, run(0)));
+        assert_eq!((scheduler.turn(2, minute(17)), scheduler.turn(2, minute(19))), (Assignment::Wait, run(0)));
         // One of them fails: the others have it still.
         scheduler.failed(2, &[0], Blame::Tile).unwrap();
-        assert!(!scheduler.is_hopeless() && scheduler.turn(2, minute(20)) == Turn::Wait);
+        assert!(!scheduler.is_hopeless() && scheduler.turn(2, minute(20)) == Assignment::Wait);
         scheduler.leave(1, &[0], minute(20));
         assert_eq!(scheduler.finished(1, &[0], minute(20)), [0]);
         // Nobody waits for the first any more, and what it gives is no second answer.
         assert!(scheduler.is_over() && !scheduler.has(0, &[0]) && !scheduler.enter(0, &[0], minute(20)));
         assert!(scheduler.finished(0, &[0], minute(21)).is_empty());
         // Another share of the device is no help, and whoever sets a limit means it.
-        assert_eq!(begin(&[Some(3), Some(3)], RULES).turn(1, minute(60)), Turn::Wait);
-        assert_eq!(begin(&[None, None], Rules { timeout: Some(minute(99)), ..RULES }).turn(1, minute(60)), Turn::Wait);
+        assert_eq!(begin(&[Some(3), Some(3)], RULES).turn(1, minute(60)), Assignment::Wait);
+        assert_eq!(begin(&[None, None], Rules { timeout: Some(minute(99)), ..RULES }).turn(1, minute(60)), Assignment::Wait);
     }
 
     #[test]
@@ -930,9 +930,9 @@ mod tests {
         assert!(scheduler.enter(0, &[0], seconds(0)));
         scheduler.failed(0, &[0], Blame::Tile).unwrap();
         assert_eq!(scheduler.finished(1, &[1], seconds(1)), [1]);
-        assert_eq!((scheduler.turn(0, seconds(1)), scheduler.turn(1, seconds(1))), (Turn::Wait, run(0)));
+        assert_eq!((scheduler.turn(0, seconds(1)), scheduler.turn(1, seconds(1))), (Assignment::Wait, run(0)));
         scheduler.failed(1, &[0], Blame::Tile).unwrap();
-        assert_eq!((scheduler.turn(0, seconds(1)), scheduler.turn(1, seconds(1))), (Turn::Wait, run(0)));
+        assert_eq!((scheduler.turn(0, seconds(1)), scheduler.turn(1, seconds(1))), (Assignment::Wait, run(0)));
         scheduler.leave(0, &[0], seconds(2));
         assert_eq!(scheduler.turn(0, seconds(2)), run(2));
     }
@@ -954,12 +954,12 @@ mod tests {
     #[test]
     fn the_window_bounds_what_is_begun() {
         let mut scheduler = scheduler(&[1.0; 6], 3, Rules { window: 2, ..RULES });
-        assert_eq!([0, 1, 2].map(|worker| scheduler.turn(worker, seconds(0))), [run(0), run(1), Turn::Wait]);
+        assert_eq!([0, 1, 2].map(|worker| scheduler.turn(worker, seconds(0))), [run(0), run(1), Assignment::Wait]);
         assert_eq!([scheduler.finished(1, &[1], seconds(1)), scheduler.finished(0, &[0], seconds(1))].concat(), [1, 0]);
         // Finished is not enough: it has to be blended.
-        assert_eq!(scheduler.turn(2, seconds(1)), Turn::Wait);
+        assert_eq!(scheduler.turn(2, seconds(1)), Assignment::Wait);
         scheduler.placed(1);
         assert_eq!(scheduler.turn(2, seconds(1)), run(2));
-        assert_eq!(scheduler.turn(1, seconds(1)), Turn::Wait);
+        assert_eq!(scheduler.turn(1, seconds(1)), Assignment::Wait);
     }
 }

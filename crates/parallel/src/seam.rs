@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use tiling::{Block, CompositeError, Compositor, FrameScale, Party, Region, TileOp, TilePlan, TileSource, guard};
+use tiling::{CompositeError, Compositor, FrameScale, HostTensor, Party, Region, TileOp, TilePlan, TileSource, guard};
 
 use crate::error::guarded;
 use crate::{Event, ExecError, Progress};
@@ -29,7 +29,7 @@ impl<'a> Input<'a> {
 
     /// # Errors
     /// When the source fails, panics, or gives a block of another shape.
-    pub(crate) fn read(&self, tile: usize, region: &Region) -> Result<Block, ExecError> {
+    pub(crate) fn read(&self, tile: usize, region: &Region) -> Result<HostTensor, ExecError> {
         let piece = guard(Party::Source, || self.source.read(region))?.map_err(|source| ExecError::Source { tile, source })?;
         let ([batch, channels], [frames, height, width]) = (self.channels, region.size);
         let expected = [batch, channels, frames, height, width];
@@ -47,8 +47,8 @@ pub(crate) struct Listener<'a>(pub(crate) &'a mut dyn Progress);
 impl Listener<'_> {
     /// # Errors
     /// When it panics.
-    pub(crate) fn hear(&mut self, event: &Event) -> Result<(), ExecError> {
-        Ok(guard(Party::Listener, || self.0.hear(event))?)
+    pub(crate) fn on_event(&mut self, event: &Event) -> Result<(), ExecError> {
+        Ok(guard(Party::Listener, || self.0.on_event(event))?)
     }
 }
 
@@ -67,7 +67,7 @@ pub(crate) fn prepare(compositor: &mut Compositor<'_>) -> Result<(), ExecError> 
 ///
 /// # Errors
 /// When it is not taken.
-pub(crate) fn push(compositor: &mut Compositor<'_>, tile: usize, piece: Block) -> Result<(), ExecError> {
+pub(crate) fn push(compositor: &mut Compositor<'_>, tile: usize, piece: HostTensor) -> Result<(), ExecError> {
     compositor.push(tile, piece).map_err(|source| match source {
         CompositeError::Panicked(panic) => panic.into(),
         source => ExecError::Composite { tile, source },
@@ -108,7 +108,7 @@ pub(crate) struct Progressed {
 ///
 /// # Errors
 /// When it does not fit: no piece has more frames than belong to the input so far, and all have as many as are to come.
-pub(crate) fn check_answer(answer: &Block, tile: usize, so_far: &Progressed, scale: FrameScale, expected: [usize; 3]) -> Result<(), ExecError> {
+pub(crate) fn check_answer(answer: &HostTensor, tile: usize, so_far: &Progressed, scale: FrameScale, expected: [usize; 3]) -> Result<(), ExecError> {
     let [items, channels, count, height, width] = answer.shape();
     let frames = so_far.before + count;
     let has_right_frames = count > 0 && if so_far.is_last { frames == expected[0] } else { frames <= scale.output(so_far.input) };

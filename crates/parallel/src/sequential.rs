@@ -1,4 +1,4 @@
-use tiling::{Block, TileOp, TilePlan, TileRun, catch};
+use tiling::{HostTensor, TileOp, TilePlan, TileRun, catch};
 
 use crate::error::{guarded, guarded_drop};
 use crate::seam::{self, Input, Listener, Progressed};
@@ -35,16 +35,16 @@ impl Executor for Sequential {
         let mut run =
             Run { recorder: Recorder::new(), done: Done::nothing(plan), stats: WorkerStats::new(&name), progress: Listener(progress), input, job };
         seam::prepare(&mut run.job.compositor)?;
-        run.progress.hear(&Event::Started { workers: vec![name.clone()], done: run.done })?;
+        run.progress.on_event(&Event::Started { workers: vec![name.clone()], done: run.done })?;
         let mut upcast_tiles = 0;
         for tile in 0..plan.tiles.len() {
-            run.progress.hear(&Event::TileStarted { worker: 0, tile })?;
+            run.progress.on_event(&Event::TileStarted { worker: 0, tile })?;
             let mut known = 0;
             match run.tile(tile, false, &mut known) {
                 Err(ExecError::NotFinite { .. }) if run.job.workers[0].upcast.is_some() => {
                     tracing::warn!("the answer for tile {tile} is not finite; it is run again in a wider dtype");
                     upcast_tiles += 1;
-                    run.progress.hear(&Event::TileUpcast { worker: 0, tile })?;
+                    run.progress.on_event(&Event::TileUpcast { worker: 0, tile })?;
                     run.tile(tile, true, &mut known)?;
                 }
                 outcome => outcome?,
@@ -52,7 +52,7 @@ impl Executor for Sequential {
             run.done.tiles += 1;
             run.stats.tiles += 1;
             run.stats.work += plan.tiles[tile].input.volume() as f64;
-            run.progress.hear(&Event::TileFinished { worker: 0, tile, done: run.done })?;
+            run.progress.on_event(&Event::TileFinished { worker: 0, tile, done: run.done })?;
         }
         let Run { recorder, done, mut stats, job, .. } = run;
         job.compositor.finish().map_err(ExecError::Unfinished)?;
@@ -119,7 +119,7 @@ impl Run<'_, '_> {
                 self.done.tile_frames += fresh.shape()[2];
                 self.recorder.time(Stage::Blend, subject, || seam::push(&mut self.job.compositor, tile, fresh))?;
                 self.done.output_frames = self.job.compositor.finished_frames();
-                self.progress.hear(&Event::Advanced(self.done))?;
+                self.progress.on_event(&Event::Advanced(self.done))?;
             }
         }
         Ok(())
@@ -134,7 +134,7 @@ pub(crate) fn discard<T>(value: T) {
 }
 
 /// Of the frames that begin with the `first` those from the `known`th on; both are counted on. A tile that is run again brings frames that are there already.
-pub(crate) fn unknown_frames(piece: Block, first: &mut usize, known: &mut usize) -> Option<Block> {
+pub(crate) fn unknown_frames(piece: HostTensor, first: &mut usize, known: &mut usize) -> Option<HostTensor> {
     let count = piece.shape()[2];
     let skipped = known.saturating_sub(*first).min(count);
     *first += count;
@@ -147,6 +147,6 @@ pub(crate) fn unknown_frames(piece: Block, first: &mut usize, known: &mut usize)
 }
 
 /// Whether all values are numbers.
-pub(crate) fn all_finite(block: &Block) -> bool {
+pub(crate) fn all_finite(block: &HostTensor) -> bool {
     block.data().iter().all(|value| value.is_finite())
 }

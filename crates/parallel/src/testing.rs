@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::sleep;
 use std::time::Duration;
 
-use tiling::{Block, BoxError, Geometry, Resident, Scale, Stop, TileOp, TileRun};
+use tiling::{BoxError, DevicePiece, Geometry, HostTensor, Scale, Stop, TileOp, TileRun};
 
 /// What a [`Scripted`] operation does with a tile, or a stack of tiles.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,8 +64,8 @@ impl fmt::Debug for Scripted {
 
 /// An answer on its way back.
 enum Answer {
-    There(Resident, Duration),
-    Here(Block),
+    There(DevicePiece, Duration),
+    Here(HostTensor),
 }
 
 impl TileOp for Scripted {
@@ -77,7 +77,7 @@ impl TileOp for Scripted {
         self.op.chunks(frames)
     }
 
-    fn upload(&self, piece: Block) -> Result<Resident, BoxError> {
+    fn upload(&self, piece: HostTensor) -> Result<DevicePiece, BoxError> {
         self.check_device();
         // The tile is not begun yet: all have the pace of the first.
         if let Deed::AnswerInStages([upload, ..]) = (self.script)(0) {
@@ -119,15 +119,15 @@ impl TileOp for Scripted {
             }
             let answer = run(piece)?;
             if deed != Deed::Nonsense || !is_first {
-                return Ok(Resident::new(Answer::There(answer, download)));
+                return Ok(DevicePiece::new(Answer::There(answer, download)));
             }
             let mut block = self.op.download(answer)?;
             block.data_mut()[0] = f32::NAN;
-            Ok(Resident::new(Answer::Here(block)))
+            Ok(DevicePiece::new(Answer::Here(block)))
         })
     }
 
-    fn download(&self, answer: Resident) -> Result<Block, BoxError> {
+    fn download(&self, answer: DevicePiece) -> Result<HostTensor, BoxError> {
         self.check_device();
         match answer.take()? {
             Answer::There(answer, time) => {
@@ -159,9 +159,9 @@ impl TileOp for Negate {
 
     fn begin(&self, _: &Stop) -> TileRun<'_> {
         Box::new(|piece| {
-            let mut piece: Block = piece.take()?;
+            let mut piece: HostTensor = piece.take()?;
             piece.data_mut().iter_mut().for_each(|value| *value = -*value);
-            Ok(Resident::new(piece))
+            Ok(DevicePiece::new(piece))
         })
     }
 }

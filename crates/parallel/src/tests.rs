@@ -7,7 +7,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
-use tiling::{Block, BoxError, Canvas, Cascade, Compositor, Geometry, Region, Resident, Scale, Sink, TileOp, TilePlan, TileRun, TileSource, Uniform};
+use tiling::{
+    BoxError, Canvas, Cascade, Compositor, DevicePiece, Geometry, HostTensor, Region, Scale, Sink, TileOp, TilePlan, TileRun, TileSource, Uniform,
+};
 
 use crate::testing::{Deed, Negate, Scripted};
 use crate::{Count, Done, Event, ExecError, Executor, Job, MultiDevice, Pipelined, Progress, RunStats, Sequential, Stage, Stop, Worker};
@@ -25,8 +27,8 @@ fn good(name: &str) -> Worker {
 }
 
 /// Two frames.
-fn clip() -> Block {
-    Block::from_fn([1, 2, 2, 11, 17], |[_, c, t, y, x]| ((c * 7 + t * 5 + y * 3 + x) as f32).sin())
+fn clip() -> HostTensor {
+    HostTensor::from_fn([1, 2, 2, 11, 17], |[_, c, t, y, x]| ((c * 7 + t * 5 + y * 3 + x) as f32).sin())
 }
 
 fn plan() -> TilePlan {
@@ -41,7 +43,7 @@ struct Heard {
 }
 
 impl Progress for Heard {
-    fn hear(&mut self, event: &Event) {
+    fn on_event(&mut self, event: &Event) {
         if let Event::Advanced(done) | Event::TileFinished { done, .. } = *event {
             assert!(
                 done.tiles >= self.done.tiles
@@ -68,7 +70,7 @@ fn run_to(executor: &dyn Executor, source: &dyn TileSource, workers: &[Worker], 
 }
 
 /// Nothing may hang: a run that has not ended in time fails its test.
-fn run(executor: &(impl Executor + Clone + 'static), workers: &[Worker]) -> Result<(Block, RunStats), ExecError> {
+fn run(executor: &(impl Executor + Clone + 'static), workers: &[Worker]) -> Result<(HostTensor, RunStats), ExecError> {
     let (executor, workers) = (executor.clone(), workers.to_vec());
     in_time(move || {
         let mut canvas = Canvas::default();
@@ -129,17 +131,17 @@ fn many(change: impl Fn(&mut MultiDevice)) -> [Many; 3] {
     [Many::Multi(devices), pipe(1), pipe(3)]
 }
 
-fn negative() -> Block {
+fn negative() -> HostTensor {
     let mut negative = clip();
     negative.data_mut().iter_mut().for_each(|value| *value = -*value);
     negative
 }
 
-fn close(a: &Block, b: &Block) -> bool {
+fn close(a: &HostTensor, b: &HostTensor) -> bool {
     a.shape() == b.shape() && a.data().iter().zip(b.data()).all(|(a, b)| (a - b).abs() < 1e-6)
 }
 
-fn right_answer() -> Block {
+fn right_answer() -> HostTensor {
     run(&Sequential, &[good("a")]).unwrap().0
 }
 
@@ -225,7 +227,7 @@ fn tiles_that_a_retired_worker_has_not_begun_go_to_others() {
     for executor in many(|_| ()) {
         in_time(move || {
             // So many frames that the pipeline of the failing worker is full of them when it is retired.
-            let source = Block::from_fn([1, 1, 9, 11, 17], |[_, _, t, y, x]| (t * 5 + y * 3 + x) as f32);
+            let source = HostTensor::from_fn([1, 1, 9, 11, 17], |[_, _, t, y, x]| (t * 5 + y * 3 + x) as f32);
             let plan = TilePlan::new(&Uniform::with_tile([4, 5], [1, 2]), Negate.geometry(), source.extent()).unwrap();
             let workers = [scripted("bad", |_| Deed::FailAt(8, ms(40))), scripted("good", |_| Deed::AnswerAfter(ms(8)))];
             let mut canvas = Canvas::default();
@@ -273,8 +275,12 @@ fn a_device_without_memory_for_a_tile_still_runs_smaller_ones() {
                 Negate.geometry()
             }
 
-            fn upload(&self, piece: Block) -> Result<Resident, BoxError> {
-                if piece.extent().iter().product::<usize>() > self.0 { Err("the device is Out Of Memory".into()) } else { Ok(Resident::new(piece)) }
+            fn upload(&self, piece: HostTensor) -> Result<DevicePiece, BoxError> {
+                if piece.extent().iter().product::<usize>() > self.0 {
+                    Err("the device is Out Of Memory".into())
+                } else {
+                    Ok(DevicePiece::new(piece))
+                }
             }
 
             fn begin(&self, stop: &Stop) -> TileRun<'_> {
@@ -320,8 +326,8 @@ impl TileOp for Narrow {
     fn begin(&self, stop: &Stop) -> TileRun<'_> {
         let mut run = Negate.begin(stop);
         Box::new(move |piece| {
-            let piece: Block = piece.take()?;
-            if piece.shape()[0] > 1 { Err("out of memory".into()) } else { run(Resident::new(piece)) }
+            let piece: HostTensor = piece.take()?;
+            if piece.shape()[0] > 1 { Err("out of memory".into()) } else { run(DevicePiece::new(piece)) }
         })
     }
 }
@@ -372,9 +378,9 @@ fn answers_that_are_not_finite_are_run_again_in_a_wider_dtype() {
         fn begin(&self, stop: &Stop) -> TileRun<'_> {
             let mut run = Negate.begin(stop);
             Box::new(move |piece| {
-                let mut answer: Block = run(piece)?.take()?;
+                let mut answer: HostTensor = run(piece)?.take()?;
                 answer.data_mut().iter_mut().filter(|value| **value > 0.9999).for_each(|value| *value = f32::INFINITY);
-                Ok(Resident::new(answer))
+                Ok(DevicePiece::new(answer))
             })
         }
     }
@@ -430,7 +436,7 @@ impl TileSource for Unreadable {
         clip().shape()
     }
 
-    fn read(&self, _: &Region) -> Result<Block, BoxError> {
+    fn read(&self, _: &Region) -> Result<HostTensor, BoxError> {
         Err("gone".into())
     }
 }
@@ -439,7 +445,7 @@ impl TileSource for Unreadable {
 struct Full(usize);
 
 impl Sink for Full {
-    fn take(&mut self, _: [usize; 3], _: [usize; 3], _: Block) -> Result<(), BoxError> {
+    fn take(&mut self, _: [usize; 3], _: [usize; 3], _: HostTensor) -> Result<(), BoxError> {
         std::thread::sleep(ms(1));
         self.0 = self.0.checked_sub(1).ok_or("full")?;
         Ok(())
@@ -479,7 +485,7 @@ fn workers_are_counted_before_they_run() {
 struct Thrower(Stop, usize);
 
 impl Sink for Thrower {
-    fn take(&mut self, _: [usize; 3], _: [usize; 3], _: Block) -> Result<(), BoxError> {
+    fn take(&mut self, _: [usize; 3], _: [usize; 3], _: HostTensor) -> Result<(), BoxError> {
         self.1 += 1;
         if self.1 == 3 {
             self.0.stop();
@@ -524,10 +530,10 @@ impl TileOp for Counted {
         Negate.geometry()
     }
 
-    fn upload(&self, piece: Block) -> Result<Resident, BoxError> {
+    fn upload(&self, piece: HostTensor) -> Result<DevicePiece, BoxError> {
         let begun = self.0.begun.fetch_add(piece.shape()[0], Ordering::SeqCst) + piece.shape()[0];
         self.0.most.fetch_max(begun - self.0.placed.load(Ordering::SeqCst), Ordering::SeqCst);
-        Ok(Resident::new(piece))
+        Ok(DevicePiece::new(piece))
     }
 
     fn begin(&self, stop: &Stop) -> TileRun<'_> {
@@ -539,7 +545,7 @@ impl TileOp for Counted {
 struct Slow(Arc<Live>);
 
 impl Sink for Slow {
-    fn take(&mut self, start: [usize; 3], _: [usize; 3], _: Block) -> Result<(), BoxError> {
+    fn take(&mut self, start: [usize; 3], _: [usize; 3], _: HostTensor) -> Result<(), BoxError> {
         std::thread::sleep(ms(1));
         // Of each tile two frames come.
         if start[0] == 1 {

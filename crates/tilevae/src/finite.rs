@@ -1,7 +1,7 @@
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use tiling::{Block, BoxError, Region, TileSource};
+use tiling::{BoxError, HostTensor, Region, TileSource};
 
 /// Values of an input that are NaN or infinite.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,12 +24,12 @@ impl fmt::Display for NonFinite {
 
 impl NonFinite {
     /// Those of a block, if any.
-    pub fn in_block(block: &Block) -> Option<Self> {
+    pub fn in_block(block: &HostTensor) -> Option<Self> {
         Self::in_part(block, [0; 3], block.shape())
     }
 
     /// Those of a part of an input of `shape`, whose first frame, row and column are `start`.
-    fn in_part(part: &Block, start: [usize; 3], shape: [usize; 5]) -> Option<Self> {
+    fn in_part(part: &HostTensor, start: [usize; 3], shape: [usize; 5]) -> Option<Self> {
         let values = part.data();
         // Without branches, so that it takes no time worth speaking of.
         let count = values.iter().map(|value| usize::from(!value.is_finite())).sum();
@@ -94,7 +94,7 @@ impl TileSource for FiniteSource<'_> {
         self.source.shape()
     }
 
-    fn read(&self, region: &Region) -> Result<Block, BoxError> {
+    fn read(&self, region: &Region) -> Result<HostTensor, BoxError> {
         let piece = self.source.read(region)?;
         match NonFinite::in_part(&piece, region.start, self.shape()) {
             Some(found) => {
@@ -112,7 +112,7 @@ mod tests {
 
     #[test]
     fn what_is_not_finite_is_counted_and_found() {
-        let mut block = Block::zeros([2, 3, 4, 5, 6]);
+        let mut block = HostTensor::zeros([2, 3, 4, 5, 6]);
         assert_eq!(NonFinite::in_block(&block), None);
         assert_eq!(NonFinite::in_source(&block).unwrap(), None);
         // By frames, the later one in the block comes first.

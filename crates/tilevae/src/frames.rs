@@ -1,4 +1,4 @@
-use tiling::{Block, BoxError, Region, TileSource};
+use tiling::{BoxError, HostTensor, Region, TileSource};
 use vae_core::{FrameRule, VaeError};
 
 use crate::{Error, FrameRemainder};
@@ -51,7 +51,7 @@ impl TileSource for FittedFrames<'_> {
         self.samples.is_in_memory()
     }
 
-    fn read(&self, region: &Region) -> Result<Block, BoxError> {
+    fn read(&self, region: &Region) -> Result<HostTensor, BoxError> {
         let [first, y, x] = region.start;
         let [count, height, width] = region.size;
         let own = self.own_frames();
@@ -64,7 +64,7 @@ impl TileSource for FittedFrames<'_> {
         let last = block.frames(there - 1, 1);
         let mut pieces = vec![block];
         pieces.extend((there..count).map(|_| last.clone()));
-        Ok(Block::join_frames(pieces))
+        Ok(HostTensor::join_frames(pieces))
     }
 }
 
@@ -72,11 +72,11 @@ impl TileSource for FittedFrames<'_> {
 mod tests {
     use super::*;
 
-    fn clip(frames: usize) -> Block {
-        Block::from_fn([1, 2, frames, 1, 2], |[_, c, t, _, x]| (100 * c + 10 * t + x) as f32)
+    fn clip(frames: usize) -> HostTensor {
+        HostTensor::from_fn([1, 2, frames, 1, 2], |[_, c, t, _, x]| (100 * c + 10 * t + x) as f32)
     }
 
-    fn fitted(clip: &Block, remainder: FrameRemainder) -> Result<Block, Error> {
+    fn fitted(clip: &HostTensor, remainder: FrameRemainder) -> Result<HostTensor, Error> {
         let fitted = FittedFrames::new(clip, FrameRule::Causal { ratio: 4 }, remainder)?;
         let [.., frames, height, width] = fitted.shape();
         let whole = fitted.read(&Region { start: [0; 3], size: [frames, height, width] }).unwrap();

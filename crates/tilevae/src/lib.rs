@@ -39,8 +39,8 @@ pub use frames::FittedFrames;
 pub use parallel::{Count, Done, Event, ExecutorConfig, Progress, RunStats, Span, Stage, Stop, Trace, WorkerStats};
 pub use pipeline::{Encoded, Pipeline, open_model};
 pub use plan::{Direction, PlanBytes, RunPlan};
-pub use tiling::{self, BlendConfig, Block, GridConfig, TileSource};
-pub use vae_core::layers::{Precision, Rounding};
+pub use tiling::{self, BlendConfig, GridConfig, HostTensor, TileSource};
+pub use vae_core::layers::{MathMode, Precision};
 pub use vae_core::{self, DeviceName, Model, Posterior, Registry, VaeSpec};
 pub use workers::MOST_THREADS;
 

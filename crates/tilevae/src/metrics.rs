@@ -1,6 +1,6 @@
 //! How near two pictures are.
 
-use tiling::Block;
+use tiling::HostTensor;
 
 /// How near two clips are, frame by frame or all at once.
 #[derive(Debug, Clone, Copy, Default)]
@@ -16,7 +16,7 @@ impl Comparison {
     ///
     /// # Panics
     /// When the shapes differ.
-    pub fn add(&mut self, a: &Block, b: &Block) {
+    pub fn add(&mut self, a: &HostTensor, b: &HostTensor) {
         assert_eq!(a.shape(), b.shape(), "compared samples have one shape");
         let [_, _, _, height, width] = a.shape();
         self.squares += a.data().iter().zip(b.data()).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>();
@@ -39,7 +39,7 @@ impl Comparison {
     }
 }
 
-fn compared(a: &Block, b: &Block) -> Comparison {
+fn compared(a: &HostTensor, b: &HostTensor) -> Comparison {
     let mut comparison = Comparison::default();
     comparison.add(a, b);
     comparison
@@ -49,7 +49,7 @@ fn compared(a: &Block, b: &Block) -> Comparison {
 ///
 /// # Panics
 /// When the shapes differ.
-pub fn psnr(a: &Block, b: &Block) -> f64 {
+pub fn psnr(a: &HostTensor, b: &HostTensor) -> f64 {
     compared(a, b).psnr()
 }
 
@@ -60,7 +60,7 @@ pub fn psnr(a: &Block, b: &Block) -> f64 {
 ///
 /// # Panics
 /// When the shapes differ.
-pub fn ssim(a: &Block, b: &Block) -> f64 {
+pub fn ssim(a: &HostTensor, b: &HostTensor) -> f64 {
     compared(a, b).ssim()
 }
 
@@ -108,8 +108,8 @@ fn window(length: usize) -> Vec<f64> {
 mod tests {
     use super::*;
 
-    fn wave(shift: f32) -> Block {
-        Block::from_fn([1, 1, 1, 20, 30], |[.., y, x]| ((x as f32 + shift) * 0.4).sin() * 0.5 + y as f32 * 0.01)
+    fn wave(shift: f32) -> HostTensor {
+        HostTensor::from_fn([1, 1, 1, 20, 30], |[.., y, x]| ((x as f32 + shift) * 0.4).sin() * 0.5 + y as f32 * 0.01)
     }
 
     #[test]
@@ -119,20 +119,21 @@ mod tests {
 
     #[test]
     fn known_values() {
-        let brighter = Block::from_fn([1, 1, 1, 20, 30], |[b, c, t, y, x]| {
+        let brighter = HostTensor::from_fn([1, 1, 1, 20, 30], |[b, c, t, y, x]| {
             wave(0.0).region(&tiling::Region { start: [t, y, x], size: [1, 1, 1] }).data()[b + c] + 0.2
         });
         assert!((psnr(&wave(0.0), &brighter) - 20.0).abs() < 1e-3);
         assert!(ssim(&wave(0.0), &wave(0.2)) > ssim(&wave(0.0), &wave(2.0)));
         // A constant against another: variances vanish, only the means count.
-        let flat = |value: f32| Block::from_fn([1, 1, 1, 12, 12], |_| value);
+        let flat = |value: f32| HostTensor::from_fn([1, 1, 1, 12, 12], |_| value);
         let expected = (2.0 * 0.5 * 0.25 + 0.0004) / (0.25 + 0.0625 + 0.0004);
         assert!((ssim(&flat(0.5), &flat(0.25)) - expected).abs() < 1e-9);
     }
 
     #[test]
     fn frame_by_frame_is_all_at_once() {
-        let clip = |shift: f32| Block::from_fn([1, 2, 3, 14, 13], |[_, c, t, y, x]| ((x + y + t) as f32 * 0.3 + c as f32 + shift * t as f32).sin());
+        let clip =
+            |shift: f32| HostTensor::from_fn([1, 2, 3, 14, 13], |[_, c, t, y, x]| ((x + y + t) as f32 * 0.3 + c as f32 + shift * t as f32).sin());
         let (a, b) = (clip(0.0), clip(0.1));
         let mut comparison = Comparison::default();
         (0..3).for_each(|frame| comparison.add(&a.frames(frame, 1), &b.frames(frame, 1)));
@@ -141,7 +142,7 @@ mod tests {
 
     #[test]
     fn small_pictures_have_a_value() {
-        let dot = Block::from_fn([1, 3, 1, 1, 2], |[_, c, ..]| c as f32 * 0.1);
+        let dot = HostTensor::from_fn([1, 3, 1, 1, 2], |[_, c, ..]| c as f32 * 0.1);
         assert_eq!(ssim(&dot, &dot), 1.0);
     }
 }

@@ -3,13 +3,13 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use burn::tensor::{DType, Device};
 use parallel::{ExecError, Executor, Job, Progress, RunStats, Stop, Worker};
-use tiling::{BlendPolicy, Block, BoxError, Canvas, Compositor, FrameScale, Geometry, Grid, Party, Region, Sink, TileOp, TileSource, guard};
-use vae_core::layers::{Rounding, Run};
+use tiling::{BlendPolicy, BoxError, Canvas, Compositor, FrameScale, Geometry, Grid, HostTensor, Party, Region, Sink, TileOp, TileSource, guard};
+use vae_core::layers::{MathMode, Run};
 use vae_core::{Clamp, Decode, DeviceName, Encode, Model, Posterior, Registry, Vae, VaeError, VaeSpec, is_in_host_memory};
 
 use crate::finite::FiniteSource;
 use crate::warming;
-use crate::workers::{self, Late, Seat, check_devices, seats};
+use crate::workers::{self, LazyOp, WorkerSlot, check_devices, worker_slots};
 use crate::{
     Config, Direction, DtypeConfig, Error, FittedFrames, LatentSpace, NonFinite, OnNonFinite, OnNonFiniteInput, OpenDevice, RunPlan, io, open_devices,
 };
@@ -30,9 +30,9 @@ pub struct Pipeline {
     family: &'static str,
     /// One for each device.
     vaes: Vec<Arc<Replica>>,
-    seats: Vec<Seat>,
+    worker_slots: Vec<WorkerSlot>,
     executor: Box<dyn Executor>,
-    rounding: Rounding,
+    math_mode: MathMode,
     /// For decode and for encode.
     grids: [Arc<dyn Grid>; 2],
     blend: Box<dyn BlendPolicy>,
@@ -82,9 +82,9 @@ impl Wide {
 #[derive(Debug, Clone)]
 pub struct Encoded {
     /// `[b, c, t, h, w]`, in the configured latent space.
-    pub latents: Block,
+    pub latents: HostTensor,
     /// Mean and log-variance, the model's own, when the configuration asks for moments.
-    pub moments: Option<[Block; 2]>,
+    pub moments: Option<[HostTensor; 2]>,
     /// What the run took.
     pub stats: RunStats,
 }
@@ -127,7 +127,7 @@ impl Pipeline {
     fn load_unwatched(config: &Config, model: &Model, devices: &[OpenDevice]) -> Result<Self, Error> {
         let executor = config.executor.build();
         check_devices(&config.devices, executor.as_ref())?;
-        let seats = seats(&config.devices, devices, executor.as_ref())?;
+        let worker_slots = worker_slots(&config.devices, devices, executor.as_ref())?;
         let mut vaes: Vec<Arc<dyn Vae>> = Vec::new();
         for (OpenDevice { name, device }, dtype) in devices.iter().zip(dtypes(config, model, devices)?) {
             if dtype == DType::F32 && config.devices.tf32 && vae_core::adapter(device).is_some_and(|gpu| gpu.has_tf32) {
@@ -153,9 +153,9 @@ impl Pipeline {
             config: config.clone(),
             family: model.entry.name,
             vaes,
-            seats,
+            worker_slots,
             executor,
-            rounding: Rounding { precision: config.model.precision, tf32: config.devices.tf32 },
+            math_mode: MathMode { precision: config.model.precision, tf32: config.devices.tf32 },
             grids,
             blend: config.blend.build(),
             stop: Stop::default(),
@@ -193,8 +193,8 @@ impl Pipeline {
     /// Bytes that each GPU holds for this process, weights and memory kept for reuse included, by the name of its worker. Asked after a run, it is about the
     /// most that the run took.
     pub fn device_memory(&self) -> BTreeMap<String, u64> {
-        let held = |seat: &Seat| Some((seat.name().to_owned(), vae_core::held_memory(&self.vaes[seat.device].vae.device())?));
-        self.seats.iter().filter_map(held).collect()
+        let held = |slot: &WorkerSlot| Some((slot.name().to_owned(), vae_core::held_memory(&self.vaes[slot.device].vae.device())?));
+        self.worker_slots.iter().filter_map(held).collect()
     }
 
     /// The plan of a run.
@@ -222,7 +222,7 @@ impl Pipeline {
             Direction::Decode => self.decoders(false),
             Direction::Encode => self.encoders(),
         };
-        let gpus = self.seats.iter().zip(&workers).filter(|(seat, _)| vae_core::adapter(&self.vaes[seat.device].vae.device()).is_some());
+        let gpus = self.worker_slots.iter().zip(&workers).filter(|(slot, _)| vae_core::adapter(&self.vaes[slot.device].vae.device()).is_some());
         let tasks = gpus.map(|(_, Worker { name, op, .. })| {
             let (op, stop, shapes) = (op.clone(), self.stop.clone(), plan.tiles.shapes());
             let run = move || {
@@ -242,7 +242,7 @@ impl Pipeline {
     ///
     /// # Errors
     /// When the model does not take the latents, some are not finite (unless the configuration allows it), or a tile fails.
-    pub fn decode(&self, latents: &dyn TileSource, progress: &mut dyn Progress) -> Result<Block, Error> {
+    pub fn decode(&self, latents: &dyn TileSource, progress: &mut dyn Progress) -> Result<HostTensor, Error> {
         let mut canvas = Canvas::default();
         self.decode_to(latents, &mut canvas, progress)?;
         Ok(canvas.into_block())
@@ -302,17 +302,17 @@ impl Pipeline {
 
     /// Every worker with what it is to do.
     fn workers(&self, geometry: Geometry, op: impl Fn(Arc<dyn Vae>) -> Arc<dyn TileOp> + Copy + Send + Sync + 'static) -> Vec<Worker> {
-        let worker = |seat: &Seat| {
-            let replica = &self.vaes[seat.device];
+        let worker = |slot: &WorkerSlot| {
+            let replica = &self.vaes[slot.device];
             let wide = replica.wide.clone().map(|wide| {
                 let (device, stop) = (replica.vae.device(), self.stop.clone());
                 let make = move || Ok(op(wide.on(&device, &stop)?));
-                let late = Late { geometry, frames_per_chunk: self.frames_per_chunk(), make, op: OnceLock::new() };
+                let late = LazyOp { geometry, frames_per_chunk: self.frames_per_chunk(), make, op: OnceLock::new() };
                 Arc::new(late) as Arc<dyn TileOp>
             });
-            seat.worker(op(replica.vae.clone()), wide, self.rounding)
+            slot.worker(op(replica.vae.clone()), wide, self.math_mode)
         };
-        self.seats.iter().map(worker).collect()
+        self.worker_slots.iter().map(worker).collect()
     }
 
     fn run(
@@ -423,7 +423,7 @@ struct Clamped<'a> {
 }
 
 impl Sink for Clamped<'_> {
-    fn take(&mut self, start: [usize; 3], extent: [usize; 3], mut piece: Block) -> Result<(), BoxError> {
+    fn take(&mut self, start: [usize; 3], extent: [usize; 3], mut piece: HostTensor) -> Result<(), BoxError> {
         self.clamp.apply(&mut piece, self.is_tiled);
         self.sink.take(start, extent, piece)
     }
@@ -441,7 +441,7 @@ impl TileSource for OwnLatents<'_> {
         self.latents.shape()
     }
 
-    fn read(&self, region: &Region) -> Result<Block, BoxError> {
+    fn read(&self, region: &Region) -> Result<HostTensor, BoxError> {
         let mut tile = self.latents.read(region)?;
         if self.space == LatentSpace::Diffusion {
             self.spec.latent_norm.to_vae(&mut tile);
@@ -467,8 +467,8 @@ mod tests {
         Pipeline::load(&Config::from_toml(&format!("model.path = {model:?}\nmodel.dtype = {dtype:?}")).unwrap()).unwrap()
     }
 
-    fn latents(channels: usize) -> Block {
-        Block::from_fn([1, channels, 1, 6, 10], |[_, c, _, y, x]| ((c * 31 + y * 17 + x * 7) % 23) as f32 / 11.0 - 1.0)
+    fn latents(channels: usize) -> HostTensor {
+        HostTensor::from_fn([1, channels, 1, 6, 10], |[_, c, _, y, x]| ((c * 31 + y * 17 + x * 7) % 23) as f32 / 11.0 - 1.0)
     }
 
     #[test]
@@ -483,14 +483,14 @@ mod tests {
     }
 
     /// A source of which nothing is known but what is read.
-    struct Stream(Block);
+    struct Stream(HostTensor);
 
     impl TileSource for Stream {
         fn shape(&self) -> [usize; 5] {
             self.0.shape()
         }
 
-        fn read(&self, region: &Region) -> Result<Block, BoxError> {
+        fn read(&self, region: &Region) -> Result<HostTensor, BoxError> {
             Ok(self.0.region(region))
         }
     }
@@ -512,7 +512,7 @@ mod tests {
             let count = if pipeline.spec().latent_norm.scale.iter().any(|&scale| scale > 1.0) { 2 } else { 1 };
             expected(pipeline.decode(&wrong, &mut ()).unwrap_err(), "latents", "[0, 2, 0, 5, 9]", count);
             expected(pipeline.decode(&Stream(wrong.clone()), &mut ()).unwrap_err(), "latents", "[0, 2, 0, 5, 9]", count);
-            let mut samples = Block::zeros([1, 3, 1, 48, 80]);
+            let mut samples = HostTensor::zeros([1, 3, 1, 48, 80]);
             samples.row_mut(1, 40)[79] = f32::NEG_INFINITY;
             expected(pipeline.encode(&samples, &mut ()).unwrap_err(), "samples", "[0, 1, 0, 40, 79]", 1);
             expected(pipeline.encode(&Stream(samples.clone()), &mut ()).unwrap_err(), "samples", "[0, 1, 0, 40, 79]", 1);
@@ -612,20 +612,20 @@ mod tests {
             panic!("broken")
         }
 
-        fn read(&self, _: &Region) -> Result<Block, BoxError> {
+        fn read(&self, _: &Region) -> Result<HostTensor, BoxError> {
             panic!("broken")
         }
     }
 
     /// Panics when it is asked where it lies.
-    struct Nowhere(Block);
+    struct Nowhere(HostTensor);
 
     impl TileSource for Nowhere {
         fn shape(&self) -> [usize; 5] {
             self.0.shape()
         }
 
-        fn read(&self, region: &Region) -> Result<Block, BoxError> {
+        fn read(&self, region: &Region) -> Result<HostTensor, BoxError> {
             Ok(self.0.region(region))
         }
 
@@ -635,13 +635,13 @@ mod tests {
     }
 
     impl Sink for Broken {
-        fn take(&mut self, _: [usize; 3], _: [usize; 3], _: Block) -> Result<(), BoxError> {
+        fn take(&mut self, _: [usize; 3], _: [usize; 3], _: HostTensor) -> Result<(), BoxError> {
             panic!("broken")
         }
     }
 
     impl Progress for Broken {
-        fn hear(&mut self, _: &parallel::Event) {
+        fn on_event(&mut self, _: &parallel::Event) {
             panic!("broken")
         }
     }

@@ -158,12 +158,12 @@ impl RunPlan {
             Direction::Decode => chunks.iter().map(|chunk| if chunk.start == 0 { 1 } else { chunk.len() * spec.frames.ratio() }).max().unwrap_or(1),
             Direction::Encode => chunks.iter().map(ExactSizeIterator::len).max().unwrap_or(1),
         };
-        let cells = |size: [usize; 2]| product(&size.map(|side| tiles.geometry.scale.cells(side)));
-        let [decode_cache, encode_cache] = spec.cache_values_per_cell;
-        let cache_of_cell = if direction == Direction::Decode { decode_cache } else { encode_cache };
-        let cache = |size| if chunks.len() > 1 { product(&[batch, cells(size), cache_of_cell, F32]) } else { 0 };
+        let latent_px = |size: [usize; 2]| product(&size.map(|side| tiles.geometry.scale.latent_px(side)));
+        let [decode_cache, encode_cache] = spec.cache_values_per_latent_px;
+        let cache_per_latent_px = if direction == Direction::Decode { decode_cache } else { encode_cache };
+        let cache = |size| if chunks.len() > 1 { product(&[batch, latent_px(size), cache_per_latent_px, F32]) } else { 0 };
         let peak = |size| {
-            let values = product(&[batch, cells(size), spec.spatial_ratio, spec.spatial_ratio, spec.peak_values_per_px, at_once]);
+            let values = product(&[batch, latent_px(size), spec.spatial_ratio, spec.spatial_ratio, spec.peak_values_per_px, at_once]);
             product(&[values, F32]).saturating_add(cache(size))
         };
         let largest = tiles.largest_tile();

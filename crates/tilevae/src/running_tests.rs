@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use burn::tensor::{DType, Device, Tensor};
 use rayon::iter::{IntoParallelIterator, ParallelIterator};
 use serde::{Deserialize, Serialize};
-use tiling::Block;
+use tiling::HostTensor;
 use vae_core::{DeviceName, Model, Registry, Vae, VaeEntry, VaeError, VaeFamily, VaeSpec, Weights};
 
 use crate::{Config, Error, OpenDevice, Pipeline, Stop, open_model};
@@ -36,8 +36,8 @@ fn demo(keys: &str) -> Pipeline {
     Pipeline::load(&config(&format!("model.path = {DEMO:?}\n{keys}"))).unwrap()
 }
 
-fn latents(channels: usize, [height, width]: [usize; 2], seed: usize) -> Block {
-    Block::from_fn([1, channels, 1, height, width], |[_, c, _, y, x]| ((c * 31 + y * 17 + x * 7 + 5 * seed) % 23) as f32 / 11.0 - 1.0)
+fn latents(channels: usize, [height, width]: [usize; 2], seed: usize) -> HostTensor {
+    HostTensor::from_fn([1, channels, 1, height, width], |[_, c, _, y, x]| ((c * 31 + y * 17 + x * 7 + 5 * seed) % 23) as f32 / 11.0 - 1.0)
 }
 
 #[test]
@@ -53,7 +53,7 @@ fn callers_of_one_pipeline_do_not_meet() {
         in_time(move || {
             let picture = |seed: usize| latents(16, [24, 40], seed % PICTURES);
             let alone = demo(tiling);
-            let expected: Vec<Block> = (0..PICTURES).map(|seed| alone.decode(&picture(seed), &mut ()).unwrap()).collect();
+            let expected: Vec<HostTensor> = (0..PICTURES).map(|seed| alone.decode(&picture(seed), &mut ()).unwrap()).collect();
             let pipeline = demo(&format!("{keys}\n{tiling}"));
             let check = |seed: usize| {
                 let got = pipeline.decode(&picture(seed), &mut ()).unwrap_or_else(|error| panic!("{keys}: {error:?}"));
@@ -190,7 +190,7 @@ impl Vae for OverflowingVae {
     }
 
     fn encode(&self, _: Tensor<5>) -> Result<Tensor<5>, VaeError> {
-        Err(VaeError::NotLoaded { half: "encoder" })
+        Err(VaeError::NotLoaded { component: "encoder" })
     }
 
     fn to_device(&self, device: &Device) -> Box<dyn Vae> {

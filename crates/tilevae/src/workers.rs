@@ -5,8 +5,8 @@ use burn::backend::StreamId;
 #[cfg(feature = "flex")]
 use parallel::Count;
 use parallel::{Executor, Worker};
-use tiling::{Block, BoxError, Geometry, Resident, Stop, TileOp, TileRun};
-use vae_core::layers::Rounding;
+use tiling::{BoxError, DevicePiece, Geometry, HostTensor, Stop, TileOp, TileRun};
+use vae_core::layers::MathMode;
 use vae_core::{DeviceName, VaeError};
 
 use crate::config::{CpuConfig, DevicesConfig};
@@ -14,7 +14,7 @@ use crate::{Error, OpenDevice};
 
 /// A worker without what it is to do: its name, the device that it runs on, and what is its own there.
 #[derive(Debug)]
-pub(crate) struct Seat {
+pub(crate) struct WorkerSlot {
     name: String,
     /// The device's place among those that are there.
     pub(crate) device: usize,
@@ -24,7 +24,7 @@ pub(crate) struct Seat {
     pool: Option<Arc<rayon::ThreadPool>>,
 }
 
-impl Seat {
+impl WorkerSlot {
     fn new(name: String, device: usize) -> Self {
         Self {
             name,
@@ -40,17 +40,17 @@ impl Seat {
     }
 
     /// The worker that does `op` here, and `upcast` where that is not enough.
-    pub(crate) fn worker(&self, op: Arc<dyn TileOp>, upcast: Option<Arc<dyn TileOp>>, rounding: Rounding) -> Worker {
-        let seated = |op| -> Arc<dyn TileOp> {
-            Arc::new(Seated {
+    pub(crate) fn worker(&self, op: Arc<dyn TileOp>, upcast: Option<Arc<dyn TileOp>>, math_mode: MathMode) -> Worker {
+        let pinned = |op| -> Arc<dyn TileOp> {
+            Arc::new(PinnedOp {
                 op,
-                rounding,
+                math_mode,
                 queue: self.queue,
                 #[cfg(feature = "flex")]
                 pool: self.pool.clone(),
             })
         };
-        Worker { name: self.name.clone(), op: seated(op), upcast: upcast.map(seated), device: Some(self.device) }
+        Worker { name: self.name.clone(), op: pinned(op), upcast: upcast.map(pinned), device: Some(self.device) }
     }
 }
 
@@ -85,16 +85,16 @@ pub(crate) fn check_devices(config: &DevicesConfig, executor: &dyn Executor) -> 
 ///
 /// # Errors
 /// When the executor cannot use so many.
-pub(crate) fn seats(config: &DevicesConfig, devices: &[OpenDevice], executor: &dyn Executor) -> Result<Vec<Seat>, Error> {
-    let mut seats = Vec::new();
+pub(crate) fn worker_slots(config: &DevicesConfig, devices: &[OpenDevice], executor: &dyn Executor) -> Result<Vec<WorkerSlot>, Error> {
+    let mut worker_slots = Vec::new();
     for (device, open) in devices.iter().enumerate() {
         match &open.name {
-            DeviceName::Cpu => seats.extend(cpu_seats(device, config.cpu, executor)?),
-            name => seats.push(Seat::new(name.to_string(), device)),
+            DeviceName::Cpu => worker_slots.extend(cpu_slots(device, config.cpu, executor)?),
+            name => worker_slots.push(WorkerSlot::new(name.to_string(), device)),
         }
     }
-    executor.check_workers(seats.len())?;
-    Ok(seats)
+    executor.check_workers(worker_slots.len())?;
+    Ok(worker_slots)
 }
 
 /// The workers that the configured devices come to.
@@ -122,38 +122,38 @@ fn share_cpu(_: CpuConfig, _: &dyn Executor) -> [usize; 2] {
 }
 
 #[cfg(feature = "flex")]
-fn cpu_seats(device: usize, config: CpuConfig, executor: &dyn Executor) -> Result<Vec<Seat>, Error> {
+fn cpu_slots(device: usize, config: CpuConfig, executor: &dyn Executor) -> Result<Vec<WorkerSlot>, Error> {
     let [workers, threads] = share_cpu(config, executor);
     // With other executors the calling thread waits for its workers: where it is itself one of rayon's, they could wait for it.
     if (workers, threads) == (1, rayon::current_num_threads()) && executor.check_workers(2).is_err() {
-        return Ok(vec![Seat::new("cpu".to_owned(), device)]);
+        return Ok(vec![WorkerSlot::new("cpu".to_owned(), device)]);
     }
-    let seat = |worker: usize| {
+    let slot = |worker: usize| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).thread_name(move |thread| format!("cpu/{worker}.{thread}")).build();
         let pool = pool.map_err(|error| Error::Threads { threads: workers * threads, message: error.to_string() })?;
         let name = if workers == 1 { "cpu".to_owned() } else { format!("cpu/{worker}") };
-        Ok(Seat { pool: Some(Arc::new(pool)), ..Seat::new(name, device) })
+        Ok(WorkerSlot { pool: Some(Arc::new(pool)), ..WorkerSlot::new(name, device) })
     };
-    (0..workers).map(seat).collect()
+    (0..workers).map(slot).collect()
 }
 
 #[cfg(not(feature = "flex"))]
-fn cpu_seats(device: usize, _: CpuConfig, _: &dyn Executor) -> Result<Vec<Seat>, Error> {
-    Ok(vec![Seat::new("cpu".to_owned(), device)])
+fn cpu_slots(device: usize, _: CpuConfig, _: &dyn Executor) -> Result<Vec<WorkerSlot>, Error> {
+    Ok(vec![WorkerSlot::new("cpu".to_owned(), device)])
 }
 
 /// An operation that rounds as it is told, and has its work queued and computed in its own places. Copies do not wait for the threads of a pool.
-struct Seated {
+struct PinnedOp {
     op: Arc<dyn TileOp>,
-    rounding: Rounding,
+    math_mode: MathMode,
     queue: StreamId,
     #[cfg(feature = "flex")]
     pool: Option<Arc<rayon::ThreadPool>>,
 }
 
-impl Seated {
+impl PinnedOp {
     fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
-        let work = || self.queue.executes(|| self.rounding.during(work));
+        let work = || self.queue.executes(|| self.math_mode.during(work));
         #[cfg(feature = "flex")]
         if let Some(pool) = &self.pool {
             return pool.install(work);
@@ -162,7 +162,7 @@ impl Seated {
     }
 }
 
-impl TileOp for Seated {
+impl TileOp for PinnedOp {
     fn geometry(&self) -> Geometry {
         self.op.geometry()
     }
@@ -171,7 +171,7 @@ impl TileOp for Seated {
         self.op.chunks(frames)
     }
 
-    fn upload(&self, piece: Block) -> Result<Resident, BoxError> {
+    fn upload(&self, piece: HostTensor) -> Result<DevicePiece, BoxError> {
         self.queue.executes(|| self.op.upload(piece))
     }
 
@@ -180,7 +180,7 @@ impl TileOp for Seated {
         Box::new(move |piece| self.run(|| run(piece)))
     }
 
-    fn download(&self, answer: Resident) -> Result<Block, BoxError> {
+    fn download(&self, answer: DevicePiece) -> Result<HostTensor, BoxError> {
         self.queue.executes(|| self.op.download(answer))
     }
 
@@ -204,7 +204,7 @@ pub(crate) fn run_zeros(
     let chunks = op.chunks(frames);
     let (last, head) = chunks.split_last().map_or((None, &[][..]), |(last, others)| (Some(last), &others[..others.len().min(3)]));
     for frames in head.iter().chain(last) {
-        let zeros = Block::zeros([batch, channels, frames.len(), height, width]);
+        let zeros = HostTensor::zeros([batch, channels, frames.len(), height, width]);
         op.download(run(op.upload(zeros)?)?)?;
     }
     Ok(())
@@ -225,21 +225,21 @@ pub(crate) fn on_own_threads<T: Send>(work: impl FnOnce() -> T + Send) -> T {
 }
 
 /// An operation that is made when it is first needed.
-pub(crate) struct Late<F> {
+pub(crate) struct LazyOp<F> {
     pub(crate) geometry: Geometry,
     pub(crate) frames_per_chunk: usize,
     pub(crate) make: F,
     pub(crate) op: OnceLock<Result<Arc<dyn TileOp>, String>>,
 }
 
-impl<F: Fn() -> Result<Arc<dyn TileOp>, VaeError> + Send + Sync> Late<F> {
+impl<F: Fn() -> Result<Arc<dyn TileOp>, VaeError> + Send + Sync> LazyOp<F> {
     fn op(&self) -> Result<&dyn TileOp, BoxError> {
         let op = self.op.get_or_init(|| (self.make)().map_err(|error| error.to_string()));
         op.as_ref().map(AsRef::as_ref).map_err(|error| error.clone().into())
     }
 }
 
-impl<F: Fn() -> Result<Arc<dyn TileOp>, VaeError> + Send + Sync> TileOp for Late<F> {
+impl<F: Fn() -> Result<Arc<dyn TileOp>, VaeError> + Send + Sync> TileOp for LazyOp<F> {
     fn geometry(&self) -> Geometry {
         self.geometry
     }
@@ -248,7 +248,7 @@ impl<F: Fn() -> Result<Arc<dyn TileOp>, VaeError> + Send + Sync> TileOp for Late
         self.geometry.frames.chunks(frames, self.frames_per_chunk)
     }
 
-    fn upload(&self, piece: Block) -> Result<Resident, BoxError> {
+    fn upload(&self, piece: HostTensor) -> Result<DevicePiece, BoxError> {
         self.op()?.upload(piece)
     }
 
@@ -262,7 +262,7 @@ impl<F: Fn() -> Result<Arc<dyn TileOp>, VaeError> + Send + Sync> TileOp for Late
         }
     }
 
-    fn download(&self, answer: Resident) -> Result<Block, BoxError> {
+    fn download(&self, answer: DevicePiece) -> Result<HostTensor, BoxError> {
         self.op()?.download(answer)
     }
 
@@ -294,9 +294,9 @@ mod tests {
 
         fn begin(&self, _: &Stop) -> TileRun<'_> {
             Box::new(|piece| {
-                let piece: Block = piece.take()?;
+                let piece: HostTensor = piece.take()?;
                 self.0.lock().unwrap().push(piece.shape());
-                Ok(Resident::new(piece))
+                Ok(DevicePiece::new(piece))
             })
         }
     }

@@ -3,8 +3,8 @@ use std::collections::btree_map::{BTreeMap, Entry};
 use std::fs::File;
 
 use crate::plan::shared;
-use crate::shelf::{Kept, Shelf};
-use crate::{BlendPolicy, Block, BoxError, CompositeError, Corner, Party, Sink, TilePlan, guard};
+use crate::spill_store::{Kept, SpillStore};
+use crate::{BlendPolicy, BoxError, CompositeError, Corner, HostTensor, Party, Sink, TilePlan, guard};
 
 /// Blends tiles and hands what is finished to a sink.
 ///
@@ -25,7 +25,7 @@ pub struct Compositor<'a> {
     placed: usize,
     /// Batch and channels, known from the first piece on.
     channels: Option<[usize; 2]>,
-    shelf: Shelf,
+    spill_store: SpillStore,
     /// What the tiles above, and the one to the left, left for those that come: a strip for each frame.
     above: Vec<VecDeque<Kept>>,
     below: Vec<VecDeque<Kept>>,
@@ -54,7 +54,7 @@ impl<'a> Compositor<'a> {
             next: 0,
             placed: 0,
             channels: None,
-            shelf: Shelf::default(),
+            spill_store: SpillStore::default(),
             above: strips(),
             below: strips(),
             left: VecDeque::new(),
@@ -65,7 +65,7 @@ impl<'a> Compositor<'a> {
     /// Keeps the strips that later tiles blend with, and tiles that come early, in a file, so that memory does not grow with the number of frames.
     #[must_use]
     pub fn with_scratch(self, file: File) -> Self {
-        Self { shelf: Shelf::in_file(file), ..self }
+        Self { spill_store: SpillStore::in_file(file), ..self }
     }
 
     /// Asks the blend policy for all weights that will be needed, where that has not been done. [`push`](Self::push) does so, but then tiles were run already.
@@ -81,7 +81,7 @@ impl<'a> Compositor<'a> {
         for spans in [&plan.rows, &plan.columns] {
             for extent in (0..spans.len()).map(|i| shared(spans, i)) {
                 if let Entry::Vacant(ramp) = blend.ramps.entry(extent) {
-                    ramp.insert(guard(Party::Blend, || ramp_of(policy, plan.geometry.grain, extent))??);
+                    ramp.insert(guard(Party::Blend, || ramp_of(policy, plan.geometry.blend_unit, extent))??);
                 }
             }
         }
@@ -93,7 +93,7 @@ impl<'a> Compositor<'a> {
     ///
     /// # Errors
     /// When the tile is not waited for or has not the planned shape, when the sink fails or panics, or as [`prepare`](Self::prepare).
-    pub fn push(&mut self, index: usize, piece: Block) -> Result<(), CompositeError> {
+    pub fn push(&mut self, index: usize, piece: HostTensor) -> Result<(), CompositeError> {
         self.prepare()?;
         let frames = self.plan.output[0];
         let tile = self.plan.tiles.get(index).filter(|_| self.received[index] < frames);
@@ -110,7 +110,7 @@ impl<'a> Compositor<'a> {
         }
         self.received[index] += count;
         if index != self.next {
-            let piece = self.shelf.put(piece).map_err(CompositeError::Scratch)?;
+            let piece = self.spill_store.put(piece).map_err(CompositeError::Scratch)?;
             self.early.entry(index).or_default().push(piece);
             return Ok(());
         }
@@ -118,7 +118,7 @@ impl<'a> Compositor<'a> {
         while self.placed == frames {
             self.advance();
             for piece in self.early.remove(&self.next).into_iter().flatten() {
-                let piece = self.shelf.take(piece).map_err(CompositeError::Scratch)?;
+                let piece = self.spill_store.take(piece).map_err(CompositeError::Scratch)?;
                 self.place(piece)?;
             }
         }
@@ -158,7 +158,7 @@ impl<'a> Compositor<'a> {
         }
     }
 
-    fn place(&mut self, piece: Block) -> Result<(), CompositeError> {
+    fn place(&mut self, piece: HostTensor) -> Result<(), CompositeError> {
         let count = piece.shape()[2];
         if !self.plan.is_tiled() {
             self.hand_on([self.placed, 0, 0], piece)?;
@@ -174,17 +174,17 @@ impl<'a> Compositor<'a> {
     }
 
     /// Blends one frame with the strips of its neighbours, keeps its own, and hands on the rest.
-    fn place_frame(&mut self, frame: usize, mut tile: Block) -> Result<(), CompositeError> {
-        let [row, column] = self.plan.tiles[self.next].cell;
+    fn place_frame(&mut self, frame: usize, mut tile: HostTensor) -> Result<(), CompositeError> {
+        let [row, column] = self.plan.tiles[self.next].grid_position;
         let (rows, columns) = (&self.plan.rows, &self.plan.columns);
         let [kept_height, kept_width] = [kept(rows, row), kept(columns, column)];
         let [.., height, width] = tile.shape();
         let Some(Blend { corner, ramps }) = &self.blend else { unreachable!("prepared when the piece came") };
         let ramps = [&ramps[&shared(rows, row)], &ramps[&shared(columns, column)]];
-        let above = self.above[column].pop_front().map(|strip| self.shelf.take(strip)).transpose().map_err(CompositeError::Scratch)?;
-        let left = self.left.pop_front().map(|strip| self.shelf.take(strip)).transpose().map_err(CompositeError::Scratch)?;
-        let mut keep = |strips: &mut VecDeque<Kept>, strip: Block| -> Result<(), CompositeError> {
-            strips.push_back(self.shelf.put(strip).map_err(CompositeError::Scratch)?);
+        let above = self.above[column].pop_front().map(|strip| self.spill_store.take(strip)).transpose().map_err(CompositeError::Scratch)?;
+        let left = self.left.pop_front().map(|strip| self.spill_store.take(strip)).transpose().map_err(CompositeError::Scratch)?;
+        let mut keep = |strips: &mut VecDeque<Kept>, strip: HostTensor| -> Result<(), CompositeError> {
+            strips.push_back(self.spill_store.put(strip).map_err(CompositeError::Scratch)?);
             Ok(())
         };
         let [has_below, has_right] = [row + 1 < rows.len(), column + 1 < columns.len()];
@@ -217,19 +217,19 @@ impl<'a> Compositor<'a> {
         self.hand_on([frame, rows[row].start, columns[column].start], tile)
     }
 
-    fn hand_on(&mut self, start: [usize; 3], piece: Block) -> Result<(), CompositeError> {
+    fn hand_on(&mut self, start: [usize; 3], piece: HostTensor) -> Result<(), CompositeError> {
         guard(Party::Sink, || self.sink.take(start, self.plan.output, piece))?.map_err(CompositeError::Sink)
     }
 }
 
 /// The weights of the earlier and the later tile over an overlap: computed in f64 and rounded once, as diffusers does.
-fn ramp_of(policy: &dyn BlendPolicy, grain: usize, px: usize) -> Result<Vec<[f32; 2]>, CompositeError> {
-    let extent = px.div_ceil(grain);
+fn ramp_of(policy: &dyn BlendPolicy, blend_unit: usize, px: usize) -> Result<Vec<[f32; 2]>, CompositeError> {
+    let extent = px.div_ceil(blend_unit);
     let weight = |offset| match policy.weight(offset, extent) {
         later if (0.0..=1.0).contains(&later) => Ok([(1.0 - later) as f32, later as f32]),
         got => Err(CompositeError::Weight { offset, extent, got }),
     };
-    (0..px).map(|px| weight(px / grain)).collect()
+    (0..px).map(|px| weight(px / blend_unit)).collect()
 }
 
 /// Px of span `i` that no later span covers.
@@ -237,7 +237,7 @@ fn kept(spans: &[crate::Span], i: usize) -> usize {
     spans.get(i + 1).map_or(spans[i].length, |next| next.start - spans[i].start)
 }
 
-fn blend_rows(above: Option<&Block>, tile: &mut Block, ramp: &[[f32; 2]]) {
+fn blend_rows(above: Option<&HostTensor>, tile: &mut HostTensor, ramp: &[[f32; 2]]) {
     let Some(above) = above else { return };
     for plane in 0..tile.planes() {
         for (y, &[earlier, later]) in ramp.iter().enumerate() {
@@ -248,7 +248,7 @@ fn blend_rows(above: Option<&Block>, tile: &mut Block, ramp: &[[f32; 2]]) {
     }
 }
 
-fn blend_columns(left: Option<&Block>, tile: &mut Block, ramp: &[[f32; 2]]) {
+fn blend_columns(left: Option<&HostTensor>, tile: &mut HostTensor, ramp: &[[f32; 2]]) {
     let Some(left) = left else { return };
     for plane in 0..tile.planes() {
         for y in 0..tile.shape()[3] {
@@ -261,30 +261,30 @@ fn blend_columns(left: Option<&Block>, tile: &mut Block, ramp: &[[f32; 2]]) {
 
 /// A sink that keeps the whole output in memory.
 #[derive(Debug)]
-pub struct Canvas(Block);
+pub struct Canvas(HostTensor);
 
 impl Default for Canvas {
     fn default() -> Self {
-        Self(Block::zeros([0; 5]))
+        Self(HostTensor::zeros([0; 5]))
     }
 }
 
 impl Canvas {
     /// The output; empty when nothing came.
-    pub fn into_block(self) -> Block {
+    pub fn into_block(self) -> HostTensor {
         self.0
     }
 }
 
 impl Sink for Canvas {
-    fn take(&mut self, start: [usize; 3], extent: [usize; 3], piece: Block) -> Result<(), BoxError> {
+    fn take(&mut self, start: [usize; 3], extent: [usize; 3], piece: HostTensor) -> Result<(), BoxError> {
         if piece.extent() == extent {
             self.0 = piece;
             return Ok(());
         }
         if self.0.data().is_empty() {
             let [b, c, ..] = piece.shape();
-            self.0 = Block::zeros([b, c, extent[0], extent[1], extent[2]]);
+            self.0 = HostTensor::zeros([b, c, extent[0], extent[1], extent[2]]);
         }
         self.0.paste(&piece, start);
         Ok(())

@@ -94,14 +94,14 @@ pub enum GridError {
         nearest: f64,
     },
     /// More tiles on an axis than it has latent px, or none.
-    #[error("{splits} tiles on the {axis} axis: it has {cells} latent px, so 1 to {cells} tiles fit")]
+    #[error("{splits} tiles on the {axis} axis: it has {latent_px} latent px, so 1 to {latent_px} tiles fit")]
     SplitsIllegal {
         /// The axis.
         axis: Axis,
         /// Tiles asked for.
         splits: usize,
         /// Latent px of the axis.
-        cells: usize,
+        latent_px: usize,
     },
     /// Two keys that say the same thing in two ways.
     #[error("`{first}` and `{second}` exclude each other; give one of them")]
@@ -120,7 +120,7 @@ pub enum GridError {
     /// A geometry that counts something in units of nothing.
     #[error("the operation's {what} is 0, at least 1 is needed")]
     Geometry {
-        /// `ratio of px`, `ratio of frames` or `grain`.
+        /// `ratio of px`, `ratio of frames` or `blend_unit`.
         what: &'static str,
     },
     /// An axis for which a grid gives no spans.

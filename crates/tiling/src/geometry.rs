@@ -30,7 +30,7 @@ impl Region {
     }
 }
 
-/// How height and width change from input to output. The coarser side counts in *cells* (latent px for a VAE).
+/// How height and width change from input to output. The coarser side counts in *latent px*.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Scale {
@@ -41,7 +41,7 @@ pub enum Scale {
 }
 
 impl Scale {
-    /// Px of the finer side in a cell.
+    /// Px of the finer side in a latent px.
     pub fn ratio(self) -> usize {
         match self {
             Self::Up(ratio) | Self::Down(ratio) => ratio,
@@ -49,26 +49,26 @@ impl Scale {
     }
 
     /// Cells in an input of `length` px.
-    pub fn cells(self, length: usize) -> usize {
+    pub fn latent_px(self, length: usize) -> usize {
         match self {
             Self::Up(_) => length,
             Self::Down(ratio) => length / ratio,
         }
     }
 
-    /// Input px in `cells` cells.
-    pub fn input(self, cells: usize) -> usize {
+    /// Input px in `latent_px` latent_px.
+    pub fn input(self, latent_px: usize) -> usize {
         match self {
-            Self::Up(_) => cells,
-            Self::Down(ratio) => cells.saturating_mul(ratio),
+            Self::Up(_) => latent_px,
+            Self::Down(ratio) => latent_px.saturating_mul(ratio),
         }
     }
 
-    /// Output px from `cells` cells.
-    pub fn output(self, cells: usize) -> usize {
+    /// Output px from `latent_px` latent_px.
+    pub fn output(self, latent_px: usize) -> usize {
         match self {
-            Self::Up(ratio) => cells.saturating_mul(ratio),
-            Self::Down(_) => cells,
+            Self::Up(ratio) => latent_px.saturating_mul(ratio),
+            Self::Down(_) => latent_px,
         }
     }
 }
@@ -116,17 +116,17 @@ pub struct Geometry {
     /// Frames.
     pub frames: FrameScale,
     /// Output px that are blended as one, on each axis: 1, or the side of the patches that the operation puts together last.
-    pub grain: usize,
+    pub blend_unit: usize,
 }
 
 impl Geometry {
     /// Frames stay as they are.
     pub fn image(scale: Scale) -> Self {
-        Self { scale, frames: FrameScale::Same, grain: 1 }
+        Self { scale, frames: FrameScale::Same, blend_unit: 1 }
     }
 
     /// Frames, height and width of the output for an input of `[frames, height, width]`.
     pub fn output(&self, [frames, height, width]: [usize; 3]) -> [usize; 3] {
-        [self.frames.output(frames), self.scale.output(self.scale.cells(height)), self.scale.output(self.scale.cells(width))]
+        [self.frames.output(frames), self.scale.output(self.scale.latent_px(height)), self.scale.output(self.scale.latent_px(width))]
     }
 }

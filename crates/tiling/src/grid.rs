@@ -48,7 +48,7 @@ impl Span {
 pub trait Grid: fmt::Debug + Send + Sync {
     /// The rows and the columns of tiles of an input of `input` px (height, width), in input px.
     ///
-    /// Spans start at whole cells of `scale`, begin at 0 and end at the input's end (but for a remainder that is no cell), their starts rise and no px lies
+    /// Spans start at whole latent px of `scale`, begin at 0 and end at the input's end (but for a remainder that is no latent px), their starts rise and no px lies
     /// between two of them. [`TilePlan::new`](crate::TilePlan::new) refuses others.
     ///
     /// # Errors
@@ -135,7 +135,7 @@ impl Grid for DiffusersGrid {
             for start in (0..input[i]).step_by(stride) {
                 let span = Span { start, length: tile.min(input[i] - start) };
                 let redundant = spans.last().is_some_and(|last| last.end() >= span.end());
-                if scale.cells(span.length) == 0 || (self.skip_redundant && redundant) {
+                if scale.latent_px(span.length) == 0 || (self.skip_redundant && redundant) {
                     break;
                 }
                 spans.push(span);
@@ -182,11 +182,11 @@ fn stride_of_share(axis: Axis, scale: Scale, tile_px: usize, share: f64) -> Resu
         stride == crop && stride > 0
     };
     let nearest = || {
-        let cells = tile_px / scale.ratio();
+        let latent_px = tile_px / scale.ratio();
         // Around the stride that was asked for: strides much further away are no nearer.
-        let asked = ((cells as f64 * (1.0 - share)) as usize).clamp(1, cells.max(1));
-        let strides = asked.saturating_sub(SEARCHED).max(1)..=asked.saturating_add(SEARCHED).min(cells);
-        let shares = strides.map(|stride| 1.0 - stride as f64 / cells as f64).filter(|&share| aligned(share));
+        let asked = ((latent_px as f64 * (1.0 - share)) as usize).clamp(1, latent_px.max(1));
+        let strides = asked.saturating_sub(SEARCHED).max(1)..=asked.saturating_add(SEARCHED).min(latent_px);
+        let shares = strides.map(|stride| 1.0 - stride as f64 / latent_px as f64).filter(|&share| aligned(share));
         shares.min_by(|a, b| (a - share).abs().total_cmp(&(b - share).abs())).unwrap_or(0.0)
     };
     if !(0.0..1.0).contains(&share) {
@@ -226,8 +226,8 @@ impl Uniform {
         Self { size: UniformSize::TilePx(tile_px), overlap }
     }
 
-    /// The number of tiles on an axis of `cells` cells, and the size of each in cells.
-    fn count_and_size(&self, i: usize, cells: usize, ratio: usize) -> Result<(usize, usize), GridError> {
+    /// The number of tiles on an axis of `latent_px` latent_px, and the size of each in latent px.
+    fn count_and_size(&self, i: usize, latent_px: usize, ratio: usize) -> Result<(usize, usize), GridError> {
         let (axis, share) = (Axis::BOTH[i], self.overlap[i]);
         let overlap_of = |tile: usize| (tile as f64 * share - 1e-9).ceil() as usize;
         if !(0.0..1.0).contains(&share) {
@@ -237,26 +237,26 @@ impl Uniform {
             UniformSize::TilePx(tile_px) => {
                 check_tile(axis, tile_px[i], ratio)?;
                 let tile = tile_px[i] / ratio;
-                if cells <= tile {
-                    return Ok((1, cells));
+                if latent_px <= tile {
+                    return Ok((1, latent_px));
                 }
                 let overlap = overlap_of(tile);
                 if overlap >= tile {
                     return Err(GridError::OverlapOutOfRange { axis, overlap: share, nearest: (tile - 1) as f64 / tile as f64 });
                 }
-                let count = (cells - overlap).div_ceil(tile - overlap);
+                let count = (latent_px - overlap).div_ceil(tile - overlap);
                 check_count([count, 1])?;
-                Ok((count, (cells + (count - 1) * overlap).div_ceil(count)))
+                Ok((count, (latent_px + (count - 1) * overlap).div_ceil(count)))
             }
             UniformSize::Splits(splits) => {
                 let count = splits[i];
-                if count == 0 || count > cells {
-                    return Err(GridError::SplitsIllegal { axis, splits: count, cells });
+                if count == 0 || count > latent_px {
+                    return Err(GridError::SplitsIllegal { axis, splits: count, latent_px });
                 }
                 check_count([count, 1])?;
-                // Each cell more of a tile covers more of the axis, as the overlap grows more slowly.
-                let fits = |tile: usize| count * tile >= cells + (count - 1) * overlap_of(tile);
-                let [mut least, mut most] = [cells.div_ceil(count), cells];
+                // Each latent px more of a tile covers more of the axis, as the overlap grows more slowly.
+                let fits = |tile: usize| count * tile >= latent_px + (count - 1) * overlap_of(tile);
+                let [mut least, mut most] = [latent_px.div_ceil(count), latent_px];
                 while least < most {
                     let middle = usize::midpoint(least, most);
                     [least, most] = if fits(middle) { [least, middle] } else { [middle + 1, most] };
@@ -269,16 +269,16 @@ impl Uniform {
 
 impl Grid for Uniform {
     fn spans(&self, scale: Scale, input: [usize; 2]) -> Result<[Vec<Span>; 2], GridError> {
-        let cells = input.map(|length| scale.cells(length));
-        let sizes = [self.count_and_size(0, cells[0], scale.ratio())?, self.count_and_size(1, cells[1], scale.ratio())?];
+        let latent_px = input.map(|length| scale.latent_px(length));
+        let sizes = [self.count_and_size(0, latent_px[0], scale.ratio())?, self.count_and_size(1, latent_px[1], scale.ratio())?];
         check_count(sizes.map(|(count, _)| count))?;
         let mut axes = [Vec::new(), Vec::new()];
         for (i, spans) in axes.iter_mut().enumerate() {
-            let (cells, (count, tile)) = (cells[i], sizes[i]);
-            let mut starts: Vec<usize> = (0..count).map(|n| n * (cells - tile) / (count - 1).max(1)).collect();
+            let (latent_px, (count, tile)) = (latent_px[i], sizes[i]);
+            let mut starts: Vec<usize> = (0..count).map(|n| n * (latent_px - tile) / (count - 1).max(1)).collect();
             starts.dedup();
             spans.extend(starts.into_iter().map(|start| {
-                let end = if start + tile == cells { input[i] } else { scale.input(start + tile) };
+                let end = if start + tile == latent_px { input[i] } else { scale.input(start + tile) };
                 Span { start: scale.input(start), length: end - scale.input(start) }
             }));
         }

@@ -5,9 +5,9 @@
 //! tiles still run.
 //!
 //! ```
-//! use tiling::{Block, Canvas, Cascade, Compositor, Geometry, Grid, Scale, Uniform, TilePlan};
+//! use tiling::{HostTensor, Canvas, Cascade, Compositor, Geometry, Grid, Scale, Uniform, TilePlan};
 //!
-//! let source = Block::from_fn([1, 1, 1, 6, 10], |[_, _, _, y, x]| (10 * y + x) as f32);
+//! let source = HostTensor::from_fn([1, 1, 1, 6, 10], |[_, _, _, y, x]| (10 * y + x) as f32);
 //! let geometry = Geometry::image(Scale::Up(1));
 //! let grid = Uniform::with_tile([4, 4], [2, 2]);
 //! let plan = TilePlan::new(&grid, geometry, [1, 6, 10])?;
@@ -22,27 +22,27 @@
 //! ```
 
 mod blend;
-mod block;
 mod compositor;
 mod config;
 mod error;
 mod geometry;
 mod grid;
 mod guard;
+mod host_tensor;
 mod op;
 mod plan;
-mod shelf;
+mod spill_store;
 mod stop;
 
 pub use blend::{BlendPolicy, Cascade, Corner, Feather};
-pub use block::Block;
 pub use compositor::{Canvas, Compositor};
 pub use config::{BlendConfig, GridConfig, PerAxis};
 pub use error::{BoxError, CompositeError, GridError};
 pub use geometry::{FrameScale, Geometry, Region, Scale};
 pub use grid::{Axis, DiffusersGrid, Grid, GridDefaults, Off, Overlap, Span, Uniform, UniformSize};
 pub use guard::{Panicked, Party, catch, guard, is_guarded};
-pub use op::{Resident, Sink, TileOp, TileRun, TileSource};
+pub use host_tensor::HostTensor;
+pub use op::{DevicePiece, Sink, TileOp, TileRun, TileSource};
 pub use plan::{Tile, TilePlan};
 pub use stop::Stop;
 

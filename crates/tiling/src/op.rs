@@ -2,7 +2,7 @@ use std::any::Any;
 use std::fmt;
 use std::ops::Range;
 
-use crate::{Block, BoxError, Geometry, Region, Stop};
+use crate::{BoxError, Geometry, HostTensor, Region, Stop};
 
 /// What is done to one tile. Executors, grids and the compositor see only this.
 ///
@@ -19,23 +19,23 @@ pub trait TileOp: Send + Sync {
         std::iter::once(0..frames).collect()
     }
 
-    /// Brings a piece of a tile to the device. By default it stays a [`Block`] in host memory.
+    /// Brings a piece of a tile to the device. By default it stays a [`HostTensor`] in host memory.
     ///
     /// # Errors
     /// Whatever kept it from getting there.
-    fn upload(&self, piece: Block) -> Result<Resident, BoxError> {
-        Ok(Resident::new(piece))
+    fn upload(&self, piece: HostTensor) -> Result<DevicePiece, BoxError> {
+        Ok(DevicePiece::new(piece))
     }
 
     /// Begins a tile. Once `stop` is thrown, nobody waits for the answer any more: whatever takes long had better look at it and fail.
     fn begin(&self, stop: &Stop) -> TileRun<'_>;
 
-    /// Brings a piece of an answer back. By default it is a [`Block`]. All pieces of a tile have its batch items, and together the frames, height and width
+    /// Brings a piece of an answer back. By default it is a [`HostTensor`]. All pieces of a tile have its batch items, and together the frames, height and width
     /// that [`geometry`](Self::geometry) says.
     ///
     /// # Errors
     /// Whatever kept it from getting here.
-    fn download(&self, answer: Resident) -> Result<Block, BoxError> {
+    fn download(&self, answer: DevicePiece) -> Result<HostTensor, BoxError> {
         answer.take()
     }
 
@@ -51,26 +51,26 @@ pub trait TileOp: Send + Sync {
     ///
     /// # Errors
     /// Whatever the operation cannot take or could not do.
-    fn apply(&self, tile: &Block) -> Result<Block, BoxError> {
+    fn apply(&self, tile: &HostTensor) -> Result<HostTensor, BoxError> {
         let mut run = self.begin(&Stop::default());
         let pieces = self.chunks(tile.shape()[2]).into_iter().map(|frames| {
             let piece = tile.frames(frames.start, frames.len());
             self.download(run(self.upload(piece)?)?)
         });
-        Ok(Block::join_frames(pieces.collect::<Result<_, _>>()?))
+        Ok(HostTensor::join_frames(pieces.collect::<Result<_, _>>()?))
     }
 }
 
 /// The work on one tile: takes its pieces in order and gives a piece of the answer for each. What it remembers of earlier pieces is its own.
-pub type TileRun<'a> = Box<dyn FnMut(Resident) -> Result<Resident, BoxError> + Send + 'a>;
+pub type TileRun<'a> = Box<dyn FnMut(DevicePiece) -> Result<DevicePiece, BoxError> + Send + 'a>;
 
 /// A piece of a tile, or of an answer, in whatever form an operation works on it.
-pub struct Resident {
+pub struct DevicePiece {
     value: Box<dyn Any + Send>,
     bytes: Option<usize>,
 }
 
-impl Resident {
+impl DevicePiece {
     /// Wraps a value.
     pub fn new<T: Any + Send>(value: T) -> Self {
         Self { value: Box::new(value), bytes: None }
@@ -81,7 +81,7 @@ impl Resident {
         Self { bytes: Some(bytes), ..Self::new(value) }
     }
 
-    /// The bytes to be brought back, where they are not those of the [`Block`] that comes of it.
+    /// The bytes to be brought back, where they are not those of the [`HostTensor`] that comes of it.
     pub fn bytes(&self) -> Option<usize> {
         self.bytes
     }
@@ -95,9 +95,9 @@ impl Resident {
     }
 }
 
-impl fmt::Debug for Resident {
+impl fmt::Debug for DevicePiece {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Resident")
+        f.write_str("DevicePiece")
     }
 }
 
@@ -110,7 +110,7 @@ pub trait TileSource: Sync {
     ///
     /// # Errors
     /// Whatever kept the input from being read.
-    fn read(&self, region: &Region) -> Result<Block, BoxError>;
+    fn read(&self, region: &Region) -> Result<HostTensor, BoxError>;
 
     /// Whether all of it lies in memory, so that looking through it costs next to nothing.
     fn is_in_memory(&self) -> bool {
@@ -118,12 +118,12 @@ pub trait TileSource: Sync {
     }
 }
 
-impl TileSource for Block {
+impl TileSource for HostTensor {
     fn shape(&self) -> [usize; 5] {
-        Block::shape(self)
+        HostTensor::shape(self)
     }
 
-    fn read(&self, region: &Region) -> Result<Block, BoxError> {
+    fn read(&self, region: &Region) -> Result<HostTensor, BoxError> {
         Ok(self.region(region))
     }
 
@@ -139,7 +139,7 @@ pub trait Sink: Send {
     ///
     /// # Errors
     /// Whatever kept the piece from being kept. The run then stops, as it does after a panic, and nothing more comes.
-    fn take(&mut self, start: [usize; 3], extent: [usize; 3], piece: Block) -> Result<(), BoxError>;
+    fn take(&mut self, start: [usize; 3], extent: [usize; 3], piece: HostTensor) -> Result<(), BoxError>;
 
     /// Whether all that it keeps of a value from -1 to 1 is the nearest of 256. What needs no blending may then be rounded before it is handed on.
     fn rounds_to_eight_bits(&self) -> bool {

@@ -8,7 +8,7 @@ pub struct Tile {
     /// Its place in raster order.
     pub index: usize,
     /// Its row and column in the grid.
-    pub cell: [usize; 2],
+    pub grid_position: [usize; 2],
     /// What it reads.
     pub input: Region,
     /// Where its answer lies, before blending and cropping.
@@ -64,7 +64,7 @@ impl TilePlan {
             return Err(GridError::InputTooLarge { size: input, most_frames: MOST_FRAMES, most_px: MOST_PX });
         }
         for (axis, length) in Axis::BOTH.into_iter().zip([input[1], input[2]]) {
-            if scale.cells(length) == 0 {
+            if scale.latent_px(length) == 0 {
                 return Err(GridError::InputTooSmall { axis, length, minimum: scale.input(1) });
             }
         }
@@ -81,7 +81,7 @@ impl TilePlan {
                 let (y, x) = (&outputs[0], &outputs[1]);
                 tiles.push(Tile {
                     index: tiles.len(),
-                    cell: [row, column],
+                    grid_position: [row, column],
                     input: Region { start: [0, tall.start, wide.start], size: [input[0], tall.length, wide.length] },
                     output: Region { start: [0, y[row].start, x[column].start], size: [output[0], y[row].length, x[column].length] },
                     overlap: [shared(y, row), shared(x, column)],
@@ -147,7 +147,7 @@ fn check_geometry(geometry: Geometry) -> Result<(), GridError> {
         FrameScale::Same => 1,
         FrameScale::CausalUp(ratio) | FrameScale::CausalDown(ratio) => ratio,
     };
-    let units = [("ratio of px", geometry.scale.ratio()), ("ratio of frames", frames), ("grain", geometry.grain)];
+    let units = [("ratio of px", geometry.scale.ratio()), ("ratio of frames", frames), ("blend_unit", geometry.blend_unit)];
     units.into_iter().try_for_each(|(what, unit)| if unit == 0 { Err(GridError::Geometry { what }) } else { Ok(()) })
 }
 
@@ -155,13 +155,13 @@ fn check_geometry(geometry: Geometry) -> Result<(), GridError> {
 fn check_spans(axis: Axis, spans: &[Span], scale: Scale, length: usize) -> Result<(), GridError> {
     let (Some(_), Some(last)) = (spans.first(), spans.last()) else { return Err(GridError::NoSpans { axis }) };
     let bad = |index: usize, problem: String| Err(GridError::BadSpan { axis, index, span: spans[index], problem });
-    let end_of = |span: &Span| scale.cells(span.start) + scale.cells(span.length);
+    let end_of = |span: &Span| scale.latent_px(span.start) + scale.latent_px(span.length);
     for (index, span) in spans.iter().enumerate() {
         let before = index.checked_sub(1).map(|before| spans[before]);
         if span.start.checked_add(span.length).is_none_or(|end| end > length) {
             return bad(index, format!("reaches past the input's {length} px"));
         }
-        if scale.cells(span.length) == 0 {
+        if scale.latent_px(span.length) == 0 {
             return bad(index, format!("is shorter than the {} px that are needed", scale.input(1)));
         }
         if !span.start.is_multiple_of(scale.input(1)) {
@@ -170,13 +170,13 @@ fn check_spans(axis: Axis, spans: &[Span], scale: Scale, length: usize) -> Resul
         match before {
             None if span.start > 0 => return bad(index, "does not start at 0".to_owned()),
             Some(before) if span.start <= before.start => return bad(index, format!("does not start after the one before it (px {})", before.start)),
-            Some(before) if scale.cells(span.start) > end_of(&before) => {
+            Some(before) if scale.latent_px(span.start) > end_of(&before) => {
                 return bad(index, format!("leaves a gap: the one before it ends at px {}", before.end()));
             }
             _ => {}
         }
     }
-    if end_of(last) < scale.cells(length) {
+    if end_of(last) < scale.latent_px(length) {
         return bad(spans.len() - 1, format!("is the last, and the input ends at px {length}"));
     }
     Ok(())
@@ -184,7 +184,7 @@ fn check_spans(axis: Axis, spans: &[Span], scale: Scale, length: usize) -> Resul
 
 fn output_span(geometry: Geometry, input: &Span) -> Span {
     let scale = geometry.scale;
-    Span { start: scale.output(scale.cells(input.start)), length: scale.output(scale.cells(input.length)) }
+    Span { start: scale.output(scale.latent_px(input.start)), length: scale.output(scale.latent_px(input.length)) }
 }
 
 /// Px that span `i` shares with the one before it.

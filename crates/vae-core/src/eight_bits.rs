@@ -1,5 +1,5 @@
 use burn::tensor::{FloatDType, Tensor};
-use tiling::Block;
+use tiling::HostTensor;
 
 /// Values in a packed one: integers of 24 bits are exact in f32.
 const PACKED: usize = 3;
@@ -35,7 +35,7 @@ pub(crate) fn pack(x: Tensor<5>) -> Tensor<5> {
 ///
 /// # Shapes
 /// `[b, ceil(c / 3), t, h, w]` to `[b, channels, t, h, w]`.
-pub(crate) fn unpack(packed: &Block, channels: usize) -> Block {
+pub(crate) fn unpack(packed: &HostTensor, channels: usize) -> HostTensor {
     let [b, groups, t, h, w] = packed.shape();
     let volume = t * h * w;
     let mut samples = Vec::with_capacity(b * channels * volume);
@@ -46,7 +46,7 @@ pub(crate) fn unpack(packed: &Block, channels: usize) -> Block {
         let codes = packed.data()[first..first + volume].iter();
         samples.extend(codes.map(|&codes| if codes.is_finite() { from_eight_bits((codes as u32 >> shift) as u8) } else { f32::NAN }));
     }
-    Block::new([b, channels, t, h, w], samples).expect("as many samples as the shape says")
+    HostTensor::new([b, channels, t, h, w], samples).expect("as many samples as the shape says")
 }
 
 #[cfg(test)]
@@ -74,7 +74,7 @@ mod tests {
             values[..3].copy_from_slice(&[f32::NAN, f32::INFINITY, f32::NEG_INFINITY]);
             let packed = pack(Tensor::from_data(TensorData::new(values, shape), &crate::testing::device()));
             assert_eq!(packed.dims(), [2, channels.div_ceil(3), 2, 3, 50]);
-            let packed = Block::new(packed.dims(), packed.into_data().try_into_vec().unwrap()).unwrap();
+            let packed = HostTensor::new(packed.dims(), packed.into_data().try_into_vec().unwrap()).unwrap();
             let got = unpack(&packed, channels);
             assert!(got.data()[..3].iter().all(|value| value.is_nan()), "{:?}", &got.data()[..3]);
             // Three channels share the fault.

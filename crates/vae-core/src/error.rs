@@ -65,11 +65,11 @@ pub enum VaeError {
         /// What would be right.
         expected: &'static str,
     },
-    /// A decode or an encode with a model of which only the other half was loaded.
-    #[error("the {half} of this model was not loaded")]
+    /// A decode or an encode with a model of which only the other component was loaded.
+    #[error("the {component} of this model was not loaded")]
     NotLoaded {
         /// `encoder` or `decoder`.
-        half: &'static str,
+        component: &'static str,
     },
     /// Somebody threw the switch of the run.
     #[error("the run was stopped")]

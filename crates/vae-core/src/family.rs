@@ -6,7 +6,7 @@ use serde::{Serialize, forward_to_deserialize_any};
 use serde_json::Value;
 
 use crate::weights::Neighbour;
-use crate::{Checkpoint, Halves, Registry, RegistryError, Vae, VaeError, VaeSpec, WeightError, Weights};
+use crate::{Checkpoint, Components, Registry, RegistryError, Vae, VaeError, VaeSpec, WeightError, Weights};
 
 /// A kind of VAE, as its author writes it. [`register_vae!`](crate::register_vae) puts it into the registry.
 pub trait VaeFamily: 'static {
@@ -200,7 +200,7 @@ pub struct Model {
     /// What planning needs.
     pub spec: VaeSpec,
     checkpoint: Checkpoint,
-    halves: Halves,
+    components: Components,
 }
 
 impl Model {
@@ -290,7 +290,7 @@ impl Model {
         say: impl FnOnce(&Self, Display<'_>, &str),
     ) -> Result<Self, RegistryError> {
         let spec = entry.spec(&config)?;
-        let model = Self { entry, config, spec, checkpoint, halves: Halves::Both };
+        let model = Self { entry, config, spec, checkpoint, components: Components::Both };
         let unknown = entry.unknown_fields(&model.config);
         if !unknown.is_empty() {
             tracing::warn!(
@@ -318,10 +318,10 @@ impl Model {
         Ok(self.entry.own(self.checkpoint.weights()?).dtype())
     }
 
-    /// The same model, of which only some halves will be loaded.
+    /// The same model, of which only some components will be loaded.
     #[must_use]
-    pub fn only(self, halves: Halves) -> Self {
-        Self { halves, ..self }
+    pub fn only(self, components: Components) -> Self {
+        Self { components, ..self }
     }
 
     /// Loads the weights to `device`, to compute in `dtype`.
@@ -329,7 +329,7 @@ impl Model {
     /// # Errors
     /// When the weights cannot be read or do not fit the configuration.
     pub fn load(&self, device: &Device, dtype: DType) -> Result<Box<dyn Vae>, VaeError> {
-        self.entry.load(&self.config, self.checkpoint.weights()?.only(self.halves), device, dtype)
+        self.entry.load(&self.config, self.checkpoint.weights()?.only(self.components), device, dtype)
     }
 }
 

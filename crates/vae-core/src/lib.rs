@@ -28,7 +28,7 @@ pub use posterior::{Posterior, normal_noise};
 pub use registry::{Registry, RegistryError};
 pub use spec::{Clamp, FrameRule, LatentNorm, VaeSpec};
 pub use vae::{FrameStream, Vae, stream_frames};
-pub use weights::{Checkpoint, Halves, WeightError, Weights};
+pub use weights::{Checkpoint, Components, WeightError, Weights};
 
 #[doc(hidden)]
 pub use inventory;

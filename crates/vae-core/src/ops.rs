@@ -3,7 +3,7 @@ use std::sync::Arc;
 
 use burn::tensor::{DType, Tensor, TensorData, bf16, f16};
 use half::slice::HalfFloatSliceExt;
-use tiling::{Block, BoxError, Geometry, Resident, Stop, TileOp, TileRun};
+use tiling::{BoxError, DevicePiece, Geometry, HostTensor, Stop, TileOp, TileRun};
 
 use crate::eight_bits::{pack, unpack};
 use crate::layers::Run;
@@ -38,7 +38,7 @@ impl TileOp for Decode {
         self.geometry().frames.chunks(frames, self.frames_per_chunk)
     }
 
-    fn upload(&self, piece: Block) -> Result<Resident, BoxError> {
+    fn upload(&self, piece: HostTensor) -> Result<DevicePiece, BoxError> {
         Ok(upload(self.vae.as_ref(), piece))
     }
 
@@ -47,7 +47,7 @@ impl TileOp for Decode {
         begin(self.vae.as_ref(), self.vae.decode_stream(), stop, eight_bits)
     }
 
-    fn download(&self, answer: Resident) -> Result<Block, BoxError> {
+    fn download(&self, answer: DevicePiece) -> Result<HostTensor, BoxError> {
         download(answer)
     }
 
@@ -65,7 +65,7 @@ impl TileOp for Encode {
         self.geometry().frames.chunks(frames, self.frames_per_chunk)
     }
 
-    fn upload(&self, piece: Block) -> Result<Resident, BoxError> {
+    fn upload(&self, piece: HostTensor) -> Result<DevicePiece, BoxError> {
         Ok(upload(self.vae.as_ref(), piece))
     }
 
@@ -73,7 +73,7 @@ impl TileOp for Encode {
         begin(self.vae.as_ref(), self.vae.encode_stream(), stop, false)
     }
 
-    fn download(&self, answer: Resident) -> Result<Block, BoxError> {
+    fn download(&self, answer: DevicePiece) -> Result<HostTensor, BoxError> {
         download(answer)
     }
 
@@ -82,11 +82,11 @@ impl TileOp for Encode {
     }
 }
 
-fn upload(vae: &dyn Vae, piece: Block) -> Resident {
+fn upload(vae: &dyn Vae, piece: HostTensor) -> DevicePiece {
     let (shape, device) = (piece.shape(), vae.device());
     let mut data = TensorData::new(piece.into_data(), shape);
     device.staging(std::iter::once(&mut data));
-    Resident::new(Tensor::<5>::from_data(data, (&device, DType::F32)))
+    DevicePiece::new(Tensor::<5>::from_data(data, (&device, DType::F32)))
 }
 
 /// What a device gives for a piece, before it is brought back.
@@ -107,11 +107,11 @@ fn begin<'a>(vae: &'a dyn Vae, mut stream: FrameStream<'a>, stop: &Stop, eight_b
         let bytes = values.shape().num_elements() * values.dtype().size();
         // The device begins while the host goes on.
         vae.device().flush()?;
-        Ok(Resident::of_bytes(Answer { values, packed }, bytes))
+        Ok(DevicePiece::of_bytes(Answer { values, packed }, bytes))
     })
 }
 
-fn download(answer: Resident) -> Result<Block, BoxError> {
+fn download(answer: DevicePiece) -> Result<HostTensor, BoxError> {
     let Answer { values, packed } = answer.take()?;
     let shape = values.dims();
     let data = values.try_into_data()?;
@@ -120,7 +120,7 @@ fn download(answer: Resident) -> Result<Block, BoxError> {
         DType::BF16 => widened(data.as_slice::<bf16>()?),
         _ => data.try_cast_as::<f32>()?.try_into_vec::<f32>()?,
     };
-    let block = Block::new(shape, values).expect("a tensor has as many values as its shape says");
+    let block = HostTensor::new(shape, values).expect("a tensor has as many values as its shape says");
     Ok(match packed {
         Some(channels) => unpack(&block, channels),
         None => block,

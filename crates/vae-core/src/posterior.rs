@@ -2,7 +2,7 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 use rand_distr::{Distribution, StandardNormal};
 use serde::{Deserialize, Serialize};
-use tiling::Block;
+use tiling::HostTensor;
 
 /// What is taken from the posterior that an encoder gives.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,10 +25,10 @@ impl Posterior {
     ///
     /// # Shapes
     /// `[b, 2 * c, t, h, w]` to twice `[b, c, t, h, w]`.
-    pub fn split(moments: &Block) -> [Block; 2] {
+    pub fn split(moments: &HostTensor) -> [HostTensor; 2] {
         let [b, c, t, h, w] = moments.shape();
         let half = (c / 2) * t * h * w;
-        let mut parts = [Block::zeros([b, c / 2, t, h, w]), Block::zeros([b, c / 2, t, h, w])];
+        let mut parts = [HostTensor::zeros([b, c / 2, t, h, w]), HostTensor::zeros([b, c / 2, t, h, w])];
         for item in 0..b {
             for (which, part) in parts.iter_mut().enumerate() {
                 let start = (2 * item + which) * half;
@@ -45,7 +45,7 @@ impl Posterior {
     ///
     /// The noise of a point depends on the seed and the point's place alone, so it is the same whatever the tiles.
     #[must_use]
-    pub fn draw(self, mut mean: Block, log_variance: &Block, seed: u64) -> Block {
+    pub fn draw(self, mut mean: HostTensor, log_variance: &HostTensor, seed: u64) -> HostTensor {
         if self == Self::Sample {
             let height = mean.shape()[3];
             for (plane, y) in (0..mean.planes()).flat_map(|plane| (0..height).map(move |y| (plane, y))) {
@@ -71,8 +71,8 @@ pub fn normal_noise(seed: u64, row: u64) -> impl Iterator<Item = f32> {
 mod tests {
     use super::*;
 
-    fn moments() -> Block {
-        Block::from_fn([2, 4, 1, 3, 5], |[b, c, _, y, x]| if c < 2 { (b + c + y + x) as f32 } else { 40.0 * (x as f32 - 2.0) })
+    fn moments() -> HostTensor {
+        HostTensor::from_fn([2, 4, 1, 3, 5], |[b, c, _, y, x]| if c < 2 { (b + c + y + x) as f32 } else { 40.0 * (x as f32 - 2.0) })
     }
 
     #[test]

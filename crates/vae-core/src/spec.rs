@@ -1,7 +1,7 @@
 use std::fmt;
 
 use serde::Serialize;
-use tiling::{Block, FrameScale, Geometry, GridDefaults, Overlap, Scale};
+use tiling::{FrameScale, Geometry, GridDefaults, HostTensor, Overlap, Scale};
 
 use crate::VaeError;
 
@@ -31,7 +31,7 @@ pub struct VaeSpec {
     /// Float values that the model holds at its peak for each sample px of a tile and each frame that runs at once, roughly.
     pub peak_values_per_px: usize,
     /// Float values of earlier frames that a decode and an encode remember from one call to the next, for each latent px of a tile.
-    pub cache_values_per_cell: [usize; 2],
+    pub cache_values_per_latent_px: [usize; 2],
 }
 
 impl VaeSpec {
@@ -50,7 +50,7 @@ impl VaeSpec {
             grid: GridDefaults { tile_px: [spatial_ratio.saturating_mul(64); 2], overlap: Overlap::Share([0.25; 2]) },
             force_upcast: false,
             peak_values_per_px: channels.saturating_mul(2),
-            cache_values_per_cell: [0, 0],
+            cache_values_per_latent_px: [0, 0],
         }
     }
 
@@ -87,12 +87,12 @@ impl VaeSpec {
 
     /// How a region of latents maps to a region of samples.
     pub fn decode_geometry(&self) -> Geometry {
-        Geometry { scale: Scale::Up(self.spatial_ratio), frames: self.frames.scale(FrameScale::CausalUp), grain: self.patch }
+        Geometry { scale: Scale::Up(self.spatial_ratio), frames: self.frames.scale(FrameScale::CausalUp), blend_unit: self.patch }
     }
 
     /// How a region of samples maps to a region of latents.
     pub fn encode_geometry(&self) -> Geometry {
-        Geometry { scale: Scale::Down(self.spatial_ratio), frames: self.frames.scale(FrameScale::CausalDown), grain: 1 }
+        Geometry { scale: Scale::Down(self.spatial_ratio), frames: self.frames.scale(FrameScale::CausalDown), blend_unit: 1 }
     }
 
     /// Checks the shape of latents.
@@ -143,7 +143,7 @@ pub enum Clamp {
 
 impl Clamp {
     /// Clamps in place.
-    pub fn apply(self, samples: &mut Block, is_tiled: bool) {
+    pub fn apply(self, samples: &mut HostTensor, is_tiled: bool) {
         if self == Self::Always || (self == Self::Untiled && !is_tiled) {
             samples.data_mut().iter_mut().for_each(|value| *value = value.clamp(-1.0, 1.0));
         }
@@ -215,16 +215,16 @@ impl LatentNorm {
     }
 
     /// From a pipeline's latents to the VAE's own, in place.
-    pub fn to_vae(&self, latents: &mut Block) {
+    pub fn to_vae(&self, latents: &mut HostTensor) {
         self.apply(latents, |value, scale, shift| value * scale + shift);
     }
 
     /// From the VAE's own latents to a pipeline's, in place.
-    pub fn to_diffusion(&self, latents: &mut Block) {
+    pub fn to_diffusion(&self, latents: &mut HostTensor) {
         self.apply(latents, |value, scale, shift| (value - shift) / scale);
     }
 
-    fn apply(&self, latents: &mut Block, f: impl Fn(f32, f32, f32) -> f32) {
+    fn apply(&self, latents: &mut HostTensor, f: impl Fn(f32, f32, f32) -> f32) {
         let [_, channels, t, h, w] = latents.shape();
         for (plane, values) in latents.data_mut().chunks_mut((t * h * w).max(1)).enumerate() {
             let channel = plane % channels;
@@ -260,7 +260,7 @@ mod tests {
     #[test]
     fn latents_are_scaled_by_channel_and_back() {
         let norm = LatentNorm { scale: vec![2.0, 0.5], shift: vec![1.0, -1.0] };
-        let passed = Block::from_fn([2, 2, 1, 1, 2], |[b, c, _, _, x]| (4 * b + 2 * c + x) as f32);
+        let passed = HostTensor::from_fn([2, 2, 1, 1, 2], |[b, c, _, _, x]| (4 * b + 2 * c + x) as f32);
         let mut own = passed.clone();
         norm.to_vae(&mut own);
         assert_eq!(own.data(), [1.0, 3.0, 0.0, 0.5, 9.0, 11.0, 2.0, 2.5]);

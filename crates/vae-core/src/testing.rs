@@ -13,10 +13,10 @@ use std::sync::Arc;
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use safetensors::{Dtype, SafeTensors};
-use tiling::{Block, Canvas, Cascade, Compositor, Grid, TileOp, TilePlan};
+use tiling::{Canvas, Cascade, Compositor, Grid, HostTensor, TileOp, TilePlan};
 
-use crate::layers::{Precision, Rounding};
-use crate::{FrameRule, Halves, Model, Registry, Vae, VaeEntry, VaeError, VaeSpec, stream_frames};
+use crate::layers::{MathMode, Precision};
+use crate::{Components, FrameRule, Model, Registry, Vae, VaeEntry, VaeError, VaeSpec, stream_frames};
 
 /// The device that tests run on: the CPU, or what `TILEVAE_TEST_DEVICE` names.
 ///
@@ -42,8 +42,8 @@ pub fn is_on_cpu() -> bool {
 }
 
 /// The ways to round f32, on the device of the tests, that agree with upstream.
-pub fn roundings() -> Vec<Rounding> {
-    if is_on_cpu() { [Precision::Fast, Precision::Strict].map(Rounding::from).into() } else { vec![Rounding { tf32: false, ..Rounding::default() }] }
+pub fn math_modes() -> Vec<MathMode> {
+    if is_on_cpu() { [Precision::Fast, Precision::Strict].map(MathMode::from).into() } else { vec![MathMode { tf32: false, ..MathMode::default() }] }
 }
 
 /// Those of the types that the device of the tests can compute in; says which it cannot.
@@ -98,7 +98,7 @@ impl Subject {
 }
 
 /// The answer to `input` in the tiles of `grid`, and their number.
-pub fn run_tiled(op: &dyn TileOp, grid: &dyn Grid, input: &Block) -> (Block, usize) {
+pub fn run_tiled(op: &dyn TileOp, grid: &dyn Grid, input: &HostTensor) -> (HostTensor, usize) {
     let plan = TilePlan::new(grid, op.geometry(), input.extent()).expect("a grid for this input");
     let mut canvas = Canvas::default();
     let mut compositor = Compositor::new(&plan, &Cascade, &mut canvas);
@@ -159,7 +159,7 @@ impl Golden {
     }
 
     /// `[b, c, h, w]` (as one frame) or `[b, c, t, h, w]`, of f32 or f16.
-    pub fn block(&self, name: &str) -> Block {
+    pub fn block(&self, name: &str) -> HostTensor {
         let tensors = self.tensors();
         let view = tensors.tensor(name).expect("a tensor of that name");
         let shape = match *view.shape() {
@@ -172,13 +172,13 @@ impl Golden {
             Dtype::F16 => view.data().as_chunks().0.iter().map(|&bytes| burn::tensor::f16::from_le_bytes(bytes).to_f32()).collect(),
             other => panic!("{name} holds {other:?}"),
         };
-        Block::new(shape, values).expect("as many values as the shape says")
+        HostTensor::new(shape, values).expect("as many values as the shape says")
     }
 }
 
 /// Compares with what is expected, value by value.
 #[track_caller]
-pub fn assert_close(got: &Block, expected: &Block, tolerance: f32, what: &str) {
+pub fn assert_close(got: &HostTensor, expected: &HostTensor, tolerance: f32, what: &str) {
     assert_eq!(got.shape(), expected.shape(), "{what}");
     let worst = got.data().iter().zip(expected.data()).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
     assert!(worst <= tolerance, "{what}: max |diff| {worst:e} > {tolerance:e}");
@@ -186,7 +186,7 @@ pub fn assert_close(got: &Block, expected: &Block, tolerance: f32, what: &str) {
 
 /// How near an answer is on the whole, in dB of values between -1 and 1: single values may stray.
 #[track_caller]
-pub fn psnr(got: &Block, expected: &Block) -> f64 {
+pub fn psnr(got: &HostTensor, expected: &HostTensor) -> f64 {
     assert_eq!(got.shape(), expected.shape());
     let squares = got.data().iter().zip(expected.data()).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>();
     10.0 * (4.0 * expected.data().len() as f64 / squares).log10()
@@ -315,8 +315,8 @@ pub fn weights_must_fit(subject: &Subject, path: &str) {
 
 /// A half that is loaded alone answers as it does in the whole, and the other half is an error or there all the same.
 pub fn a_half_is_enough(subject: &Subject) {
-    let load = |halves| subject.model.clone().only(halves).load(&subject.device, DType::F32).expect("weights that fit");
-    let (encoder, decoder) = (load(Halves::Encoder), load(Halves::Decoder));
+    let load = |components| subject.model.clone().only(components).load(&subject.device, DType::F32).expect("weights that fit");
+    let (encoder, decoder) = (load(Components::Encoder), load(Components::Decoder));
     let ([samples, latents], whole) = ([subject.samples([8, 8]), subject.latents(1, [8, 8], 3)], &subject.vae);
     let [decoded, encoded] = [whole.decode(latents.clone()), whole.encode(samples.clone())].map(|answer| answer.expect("an answer").into_data());
     assert_eq!(decoder.decode(latents.clone()).expect("a decoder").into_data(), decoded);

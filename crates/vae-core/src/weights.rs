@@ -214,7 +214,7 @@ impl Checkpoint {
         for file in self.weight_files()?.1 {
             tensors.extend(read_tensors(&file)?.into_iter().map(|tensor| (tensor.name().to_owned(), tensor)));
         }
-        Ok(Weights { path: self.path.clone(), tensors, beside: Vec::new(), halves: Halves::Both })
+        Ok(Weights { path: self.path.clone(), tensors, beside: Vec::new(), components: Components::Both })
     }
 }
 
@@ -315,9 +315,9 @@ fn shards(index: &Path) -> Result<Vec<PathBuf>, WeightError> {
     names.into_iter().map(beside).collect()
 }
 
-/// Which halves of a VAE run, and so are loaded.
+/// Which components of a VAE run, and so are loaded.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Halves {
+pub enum Components {
     /// Encoder and decoder.
     #[default]
     Both,
@@ -327,7 +327,7 @@ pub enum Halves {
     Decoder,
 }
 
-impl Halves {
+impl Components {
     /// What `make` gives, when the encoder runs.
     pub fn encoder<T>(self, make: impl FnOnce() -> T) -> Option<T> {
         (self != Self::Decoder).then(make)
@@ -346,7 +346,7 @@ pub struct Weights {
     tensors: BTreeMap<String, StoredTensor>,
     /// Names of the file that are not the model's.
     beside: Vec<String>,
-    halves: Halves,
+    components: Components,
 }
 
 /// Words that stand before the names of a VAE's tensors, in any nest, those that speak of a VAE first. In one file with a VAE, tensors below other such words are another
@@ -393,22 +393,22 @@ fn rank(nest: &str) -> Option<(bool, bool, Vec<usize>)> {
 }
 
 impl Weights {
-    /// Which halves of the model are to be loaded. A family may load both all the same.
-    pub fn halves(&self) -> Halves {
-        self.halves
+    /// Which components of the model are to be loaded. A family may load both all the same.
+    pub fn components(&self) -> Components {
+        self.components
     }
 
-    pub(crate) fn only(self, halves: Halves) -> Self {
-        Self { halves, ..self }
+    pub(crate) fn only(self, components: Components) -> Self {
+        Self { components, ..self }
     }
 
     /// Leaves out the tensors of the half that is not to be loaded: those whose names begin with one of `encoder`, or one of `decoder`.
     #[must_use]
-    pub fn of_halves(mut self, encoder: &[&str], decoder: &[&str]) -> Self {
-        let left_out = match self.halves {
-            Halves::Both => &[],
-            Halves::Encoder => decoder,
-            Halves::Decoder => encoder,
+    pub fn of_components(mut self, encoder: &[&str], decoder: &[&str]) -> Self {
+        let left_out = match self.components {
+            Components::Both => &[],
+            Components::Encoder => decoder,
+            Components::Decoder => encoder,
         };
         self.tensors.retain(|name, _| !left_out.iter().any(|prefix| name.starts_with(prefix)));
         self

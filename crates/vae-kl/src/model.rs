@@ -1,7 +1,7 @@
 use burn::module::Module;
 use burn::tensor::{DType, Device, Tensor};
 use vae_core::layers::{Conv2d, Features};
-use vae_core::{Halves, Vae, VaeError, VaeFamily, VaeSpec, Weights};
+use vae_core::{Components, Vae, VaeError, VaeFamily, VaeSpec, Weights};
 
 use crate::blocks::Style;
 use crate::coders::{Decoder, Encoder};
@@ -40,9 +40,9 @@ impl VaeFamily for Kl {
 
     fn load(config: &KlConfig, weights: Weights, device: &Device, dtype: DType) -> Result<Box<dyn Vae>, VaeError> {
         let spec = config.spec()?;
-        let halves = weights.halves();
-        let weights = layouts::to_diffusers(weights, config).of_halves(&["encoder.", "quant_conv."], &["decoder.", "post_quant_conv."]);
-        let modules = weights.apply(AutoencoderKl::new(config, halves, device)?, dtype)?;
+        let components = weights.components();
+        let weights = layouts::to_diffusers(weights, config).of_components(&["encoder.", "quant_conv."], &["decoder.", "post_quant_conv."]);
+        let modules = weights.apply(AutoencoderKl::new(config, components, device)?, dtype)?;
         Ok(Box::new(KlVae { modules, spec, dtype, device: device.clone() }))
     }
 }
@@ -61,16 +61,16 @@ impl AutoencoderKl {
     ///
     /// # Errors
     /// When the configuration is refused.
-    pub fn new(config: &KlConfig, halves: Halves, device: &Device) -> Result<Self, VaeError> {
+    pub fn new(config: &KlConfig, components: Components, device: &Device) -> Result<Self, VaeError> {
         config.spec()?;
         let activation = config.act_fn.parse().unwrap_or(Activation::Silu);
         let style = Style { groups: config.norm_num_groups, activation, device };
         let pointwise = |channels: usize| Conv2d::point([channels; 2], device);
         Ok(Self {
-            encoder: halves.encoder(|| Encoder::new(config, style)),
-            decoder: halves.decoder(|| Decoder::new(config, style)),
-            quant_conv: halves.encoder(|| config.use_quant_conv.then(|| pointwise(2 * config.latent_channels))).flatten(),
-            post_quant_conv: halves.decoder(|| config.use_post_quant_conv.then(|| pointwise(config.latent_channels))).flatten(),
+            encoder: components.encoder(|| Encoder::new(config, style)),
+            decoder: components.decoder(|| Decoder::new(config, style)),
+            quant_conv: components.encoder(|| config.use_quant_conv.then(|| pointwise(2 * config.latent_channels))).flatten(),
+            post_quant_conv: components.decoder(|| config.use_post_quant_conv.then(|| pointwise(config.latent_channels))).flatten(),
         })
     }
 }
@@ -98,7 +98,7 @@ impl Vae for KlVae {
 
     fn decode(&self, latents: Tensor<5>) -> Result<Tensor<5>, VaeError> {
         self.spec.check_latents(latents.dims())?;
-        let decoder = self.modules.decoder.as_ref().ok_or(VaeError::NotLoaded { half: "decoder" })?;
+        let decoder = self.modules.decoder.as_ref().ok_or(VaeError::NotLoaded { component: "decoder" })?;
         let x = Features::from(latents.cast(self.dtype));
         let x = self.modules.post_quant_conv.iter().fold(x, |x, conv| conv.forward(x));
         Ok(decoder.forward(x).into())
@@ -106,7 +106,7 @@ impl Vae for KlVae {
 
     fn encode(&self, samples: Tensor<5>) -> Result<Tensor<5>, VaeError> {
         self.spec.check_samples(samples.dims())?;
-        let encoder = self.modules.encoder.as_ref().ok_or(VaeError::NotLoaded { half: "encoder" })?;
+        let encoder = self.modules.encoder.as_ref().ok_or(VaeError::NotLoaded { component: "encoder" })?;
         let x = encoder.forward(samples.cast(self.dtype).into());
         Ok(self.modules.quant_conv.iter().fold(x, |x, conv| conv.forward(x)).into())
     }

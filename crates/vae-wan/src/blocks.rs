@@ -91,7 +91,7 @@ pub(crate) enum DownLayer {
     Resnet(Resnet),
     Attention(Attention),
     Downsample(Downsample),
-    Block(ResidualDownBlock),
+    HostTensor(ResidualDownBlock),
 }
 
 impl DownLayer {
@@ -102,7 +102,7 @@ impl DownLayer {
             Self::Resnet(resnet) => resnet.forward(x, cache),
             Self::Attention(attention) => attention.forward(x),
             Self::Downsample(sampler) => sampler.forward(x, cache),
-            Self::Block(block) => block.forward(x, cache),
+            Self::HostTensor(block) => block.forward(x, cache),
         }
     }
 }

@@ -2,7 +2,7 @@ use std::ops::Range;
 
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor};
-use vae_core::layers::{Course, Features, Kind, convolve, parameter};
+use vae_core::layers::{Features, Kind, TemporalWindow, convolve, parameter};
 
 /// Frames that a 3-frame kernel reaches back.
 const REACH: usize = 2;
@@ -75,15 +75,15 @@ impl CausalConv3d {
 
     fn convolved(&self, x: Features, cache: &mut FrameCache, onto: Option<Features>) -> Features {
         let slot = cache.slot();
-        let (x, lead) = match slot.take() {
+        let (x, context) = match slot.take() {
             Some(earlier) => {
-                let lead = earlier.dims()[2];
-                (earlier.then(x), lead)
+                let context = earlier.dims()[2];
+                (earlier.then(x), context)
             }
             None => (x, 0),
         };
         *slot = Some(x.last_frames(x.dims()[2].min(REACH)));
-        convolve(x, self.weight.val(), self.bias.val(), Kind::Same, Course { lead, step: 1 }, onto)
+        convolve(x, self.weight.val(), self.bias.val(), Kind::Same, TemporalWindow { context, stride: 1 }, onto)
     }
 }
 
@@ -104,7 +104,7 @@ impl Pointwise {
     /// # Shapes
     /// `[b, in, t, h, w]` to `[b, out, t, h, w]`.
     pub(crate) fn forward(&self, x: Features) -> Features {
-        convolve(x, self.weight.val(), self.bias.val(), Kind::Point, Course::EACH, None)
+        convolve(x, self.weight.val(), self.bias.val(), Kind::Point, TemporalWindow::EACH, None)
     }
 }
 
@@ -143,6 +143,6 @@ impl TimeConv {
     fn convolved(&self, x: Features, channels: Range<usize>) -> Features {
         let weight = self.weight.val().narrow(0, channels.start, channels.len());
         let bias = self.bias.val().narrow(0, channels.start, channels.len());
-        convolve(x, weight, bias, Kind::Point, Course { lead: REACH, step: self.stride }, None)
+        convolve(x, weight, bias, Kind::Point, TemporalWindow { context: REACH, stride: self.stride }, None)
     }
 }

@@ -28,7 +28,7 @@ impl Encoder {
             let halving = config.temperal_downsample.get(i).filter(|_| i + 1 < blocks).map(|&time| Axes::new(time));
             let [channels_in, channels_out] = [pair[0], pair[1]];
             if config.is_residual {
-                layers.push(DownLayer::Block(ResidualDownBlock::new([channels_in, channels_out], config.num_res_blocks, halving, device)));
+                layers.push(DownLayer::HostTensor(ResidualDownBlock::new([channels_in, channels_out], config.num_res_blocks, halving, device)));
                 continue;
             }
             for layer in 0..config.num_res_blocks {
@@ -119,7 +119,7 @@ impl Encoder {
             .iter()
             .filter_map(|layer| match layer {
                 DownLayer::Downsample(sampler) => Some(sampler),
-                DownLayer::Block(block) => block.sampler(),
+                DownLayer::HostTensor(block) => block.sampler(),
                 DownLayer::Resnet(_) | DownLayer::Attention(_) => None,
             })
             .collect();
@@ -128,7 +128,7 @@ impl Encoder {
             check_stream(name, &|x, cache| sampler.forward(x, cache));
         }
         for (index, layer) in self.down_blocks.iter().enumerate() {
-            let DownLayer::Block(block) = layer else { continue };
+            let DownLayer::HostTensor(block) = layer else { continue };
             for frames in [1, 4] {
                 check(&format!("mean.{index}.{frames}"), &|x| block.shortcut().forward(x));
             }

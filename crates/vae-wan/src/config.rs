@@ -188,7 +188,7 @@ impl WanConfig {
             grid: GridDefaults { tile_px: [256; 2], overlap: Overlap::StridePx([192; 2]) },
             force_upcast: false,
             peak_values_per_px: self.peak_values_per_px(),
-            cache_values_per_cell: [self.decoder_cache(), self.encoder_cache()],
+            cache_values_per_latent_px: [self.decoder_cache(), self.encoder_cache()],
         })
     }
 

@@ -1,6 +1,6 @@
 use burn::module::Module;
 use burn::tensor::{DType, Device, Tensor};
-use vae_core::{FrameStream, Halves, Vae, VaeError, VaeFamily, VaeSpec, Weights, stream_frames};
+use vae_core::{Components, FrameStream, Vae, VaeError, VaeFamily, VaeSpec, Weights, stream_frames};
 
 use crate::cache::{FrameCache, Pointwise};
 use crate::coders::{Decoder, Encoder};
@@ -71,9 +71,9 @@ impl VaeFamily for QwenImage {
 }
 
 fn load(config: &WanConfig, spec: VaeSpec, weights: Weights, device: &Device, dtype: DType) -> Result<Box<dyn Vae>, VaeError> {
-    let halves = weights.halves();
-    let weights = layouts::to_modules(weights).of_halves(&["encoder.", "quant_conv."], &["decoder.", "post_quant_conv."]);
-    let modules = weights.apply(AutoencoderKlWan::new(config, halves, device)?, dtype)?;
+    let components = weights.components();
+    let weights = layouts::to_modules(weights).of_components(&["encoder.", "quant_conv."], &["decoder.", "post_quant_conv."]);
+    let modules = weights.apply(AutoencoderKlWan::new(config, components, device)?, dtype)?;
     Ok(Box::new(WanVae { modules, spec, dtype, device: device.clone() }))
 }
 
@@ -91,13 +91,13 @@ impl AutoencoderKlWan {
     ///
     /// # Errors
     /// When the configuration is refused.
-    pub fn new(config: &WanConfig, halves: Halves, device: &Device) -> Result<Self, VaeError> {
+    pub fn new(config: &WanConfig, components: Components, device: &Device) -> Result<Self, VaeError> {
         config.spec()?;
         Ok(Self {
-            encoder: halves.encoder(|| Encoder::new(config, device)),
-            quant_conv: halves.encoder(|| Pointwise::new([2 * config.z_dim; 2], device)),
-            post_quant_conv: halves.decoder(|| Pointwise::new([config.z_dim; 2], device)),
-            decoder: halves.decoder(|| Decoder::new(config, device)),
+            encoder: components.encoder(|| Encoder::new(config, device)),
+            quant_conv: components.encoder(|| Pointwise::new([2 * config.z_dim; 2], device)),
+            post_quant_conv: components.decoder(|| Pointwise::new([config.z_dim; 2], device)),
+            decoder: components.decoder(|| Decoder::new(config, device)),
         })
     }
 }
@@ -137,7 +137,7 @@ impl Vae for WanVae {
         let mut cache = FrameCache::default();
         Box::new(move |latents| {
             let (Some(decoder), Some(conv)) = (&self.modules.decoder, &self.modules.post_quant_conv) else {
-                return Err(VaeError::NotLoaded { half: "decoder" });
+                return Err(VaeError::NotLoaded { component: "decoder" });
             };
             cache.rewind();
             let x = conv.forward(latents.cast(self.dtype).into());
@@ -149,7 +149,7 @@ impl Vae for WanVae {
         let mut cache = FrameCache::default();
         Box::new(move |samples| {
             let (Some(encoder), Some(conv)) = (&self.modules.encoder, &self.modules.quant_conv) else {
-                return Err(VaeError::NotLoaded { half: "encoder" });
+                return Err(VaeError::NotLoaded { component: "encoder" });
             };
             cache.rewind();
             let x = patchify(samples.cast(self.dtype), self.spec.patch);

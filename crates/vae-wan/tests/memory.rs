@@ -6,7 +6,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicIsize, AtomicUsize, Ordering};
 
 use burn::tensor::{DType, Device};
-use tiling::{Block, Stop, TileOp};
+use tiling::{HostTensor, Stop, TileOp};
 use vae_core::{Decode, Encode, Model, Registry, VaeEntry};
 
 struct Counting;
@@ -45,7 +45,7 @@ static ALLOCATOR: Counting = Counting;
 static ENTRY: VaeEntry = VaeEntry::of::<vae_wan::Wan>("vae-wan");
 
 /// Runs a clip in its pieces. Large blocks that each piece had from the system.
-fn large_blocks(op: &dyn TileOp, clip: &Block) -> Vec<usize> {
+fn large_blocks(op: &dyn TileOp, clip: &HostTensor) -> Vec<usize> {
     let mut run = op.begin(&Stop::default());
     let piece = |frames: std::ops::Range<usize>| {
         let piece = op.upload(clip.frames(frames.start, frames.len())).unwrap();
@@ -66,7 +66,7 @@ fn a_run_takes_blocks_again_and_leaves_none() {
         let model = Model::open(&registry, path.as_ref(), "wan", None).unwrap();
         let vae: std::sync::Arc<dyn vae_core::Vae> = model.load(&Device::flex(), DType::F32).unwrap().into();
         let spec = vae.spec();
-        let noise = |shape| Block::from_fn(shape, |[_, c, t, y, x]| ((c * 31 + t * 7 + y * 17 + x * 3) % 23) as f32 / 11.0 - 1.0);
+        let noise = |shape| HostTensor::from_fn(shape, |[_, c, t, y, x]| ((c * 31 + t * 7 + y * 17 + x * 3) % 23) as f32 / 11.0 - 1.0);
         let latents = noise([1, spec.latent_channels, 5, side, side]);
         let samples = noise([1, spec.input_channels, 17, side * spec.spatial_ratio, side * spec.spatial_ratio]);
         let decode = Decode { vae: vae.clone(), frames_per_chunk: 1, eight_bits: false };

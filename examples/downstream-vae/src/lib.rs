@@ -116,7 +116,7 @@ mod tests {
     fn tiles_lose_nothing() {
         let config = tilevae::Config::from_toml(&format!("model.path = {MODEL:?}\ntiling.tile_px = 16")).unwrap();
         let pipeline = tilevae::Pipeline::load(&config).unwrap();
-        let samples = tilevae::Block::from_fn([1, 3, 1, 40, 32], |[_, c, _, y, x]| ((7 * c + 5 * y + 3 * x) % 19) as f32 / 9.5 - 1.0);
+        let samples = tilevae::HostTensor::from_fn([1, 3, 1, 40, 32], |[_, c, _, y, x]| ((7 * c + 5 * y + 3 * x) % 19) as f32 / 9.5 - 1.0);
         let encoded = pipeline.encode(&samples, &mut ()).unwrap();
         assert!(encoded.stats.tiles > 4);
         let decoded = pipeline.decode(&encoded.latents, &mut ()).unwrap();

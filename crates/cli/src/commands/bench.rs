@@ -4,8 +4,8 @@ use std::path::Path;
 use anyhow::Context;
 use serde_json::{Value, json};
 use tilevae::io::{self, SampleFile, Tensors};
-use tilevae::vae_core::{Halves, normal_noise};
-use tilevae::{Block, Config, Count, Direction, ExecutorConfig, FittedFrames, Model, Pipeline, RunPlan, RunStats, TileSource};
+use tilevae::vae_core::{Components, normal_noise};
+use tilevae::{Config, Count, Direction, ExecutorConfig, FittedFrames, HostTensor, Model, Pipeline, RunPlan, RunStats, TileSource};
 
 use crate::args::{Bench, Common};
 use crate::commands::plan;
@@ -22,7 +22,7 @@ pub(crate) fn bench(common: &Common, args: &Bench) -> anyhow::Result<()> {
     let file = samples::Input::open(&args.input)?;
     let (direction, shape) = plan::input_shape(file.path(), args.direction, &model.spec, &config)?;
     RunPlan::new(&config, model.entry.name, &model.spec, direction, shape)?;
-    let model = model.only(if direction == Direction::Decode { Halves::Decoder } else { Halves::Encoder });
+    let model = model.only(if direction == Direction::Decode { Components::Decoder } else { Components::Encoder });
     let input = Input::read(file.path(), direction, shape, &model, &config)?;
     let mut rows: Vec<Row> = Vec::new();
     for config in configurations(&config, args)? {
@@ -125,7 +125,7 @@ fn name(executor: &ExecutorConfig) -> anyhow::Result<String> {
 
 /// What is run.
 enum Input {
-    Block(Block),
+    HostTensor(HostTensor),
     Samples(Samples),
 }
 
@@ -137,17 +137,17 @@ impl Input {
             let no_room = |_| UsageError(format!("noise of {} px has no room in memory; give a smaller size", path.display()));
             values.try_reserve_exact(count).map_err(no_room)?;
             values.extend(normal_noise(0, 0).take(count));
-            return Ok(Self::Block(Block::new(shape, values).context("as many values as the shape says")?));
+            return Ok(Self::HostTensor(HostTensor::new(shape, values).context("as many values as the shape says")?));
         }
         Ok(match direction {
-            Direction::Decode => Self::Block(Tensors::read(path)?.input(direction, &model.spec, &config.io)?.read()?.block),
+            Direction::Decode => Self::HostTensor(Tensors::read(path)?.input(direction, &model.spec, &config.io)?.read()?.block),
             Direction::Encode => Self::Samples(Samples::read(&[path.to_owned()], &model.spec, config)?),
         })
     }
 
     fn source(&self) -> &dyn TileSource {
         match self {
-            Self::Block(block) => block,
+            Self::HostTensor(block) => block,
             Self::Samples(samples) => samples.source(),
         }
     }

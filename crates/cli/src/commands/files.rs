@@ -23,11 +23,11 @@ impl Files {
                 add("a frame of the input", &frame);
             }
         }
-        for given in &common.config {
+        if let Some(given) = &common.config {
             add("the configuration", given);
         }
         let model = &config.model;
-        for given in &model.config {
+        if let Some(given) = &model.config {
             add("the model's configuration", given);
         }
         add("the model", &model.path);
@@ -36,7 +36,8 @@ impl Files {
         }
         let read_of_model = Checkpoint::open(&model.path, None).map(|checkpoint| checkpoint.files()).unwrap_or_default();
         // Also what is not read today.
-        let beside = [model.path.clone(), model.path.join("vae")].into_iter().flat_map(|folder| files_in(&folder).filter(is_of_checkpoint));
+        let beside =
+            [model.path.clone(), model.path.join("vae")].into_iter().flat_map(|folder| files_in(&folder).filter(|file| is_of_checkpoint(file)));
         for file in read_of_model.into_iter().chain(beside) {
             add("a file of the model", &file);
         }
@@ -102,7 +103,7 @@ fn files_in(folder: &Path) -> impl Iterator<Item = PathBuf> + use<> {
 }
 
 /// Whether a file of a model's folder is one that checkpoints are read from.
-fn is_of_checkpoint(file: &PathBuf) -> bool {
+fn is_of_checkpoint(file: &Path) -> bool {
     let name = file.file_name().unwrap_or_default().to_string_lossy();
     name.ends_with("config.json") || name == "model_index.json" || name.starts_with("diffusion_pytorch_model") || name.contains(".index.")
 }

@@ -1,13 +1,13 @@
 mod bench;
 mod files;
-mod inform;
+mod info;
 mod plan;
 mod run;
 mod samples;
 mod worker;
 
 pub(crate) use bench::bench;
-pub(crate) use inform::{completions, config, devices, models};
+pub(crate) use info::{completions, config, devices, models};
 pub(crate) use plan::plan;
 pub(crate) use run::{decode, encode, roundtrip};
 pub(crate) use worker::worker;

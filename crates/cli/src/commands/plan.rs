@@ -92,7 +92,7 @@ const MOST_PX: usize = 1 << 40;
 
 /// The number of sample frames that is encoded of a clip of `frames`.
 fn fitted_frames(frames: usize, spec: &VaeSpec, config: &Config) -> Result<usize, tilevae::Error> {
-    let clip = tilevae::Block::zeros([1, 0, frames, 1, 1]);
+    let clip = tilevae::HostTensor::zeros([1, 0, frames, 1, 1]);
     Ok(FittedFrames::new(&clip, spec.frames, config.io.frames)?.shape()[2])
 }
 

@@ -6,7 +6,7 @@ use serde_json::json;
 use tilevae::io::{self, ClipKind, ClipSink, FileKind, Fps, HashingSink, Origin, PictureSink, SampleFile, TensorSink, Tensors};
 use tilevae::metrics::Comparison;
 use tilevae::tiling::{Region, Sink};
-use tilevae::vae_core::Halves;
+use tilevae::vae_core::Components;
 use tilevae::{Config, Direction, FittedFrames, OpenDevice, Pipeline, RunPlan, RunStats, TileSource};
 
 use crate::args::{self, Common, OutputFormat, Traces};
@@ -27,7 +27,7 @@ pub(crate) fn decode(common: &Common, args: &args::Decode) -> anyhow::Result<()>
     check_traces(&args.traces, &mut files)?;
     let input = Input::open(&args.latents)?;
     let tensors = Tensors::read(input.path())?;
-    let model = super::open_model(&config)?.only(Halves::Decoder);
+    let model = super::open_model(&config)?.only(Components::Decoder);
     let tensor = tensors.input(Direction::Decode, &model.spec, &config.io)?;
     let plan = RunPlan::new(&config, model.entry.name, &model.spec, Direction::Decode, tensor.shape())?;
     let devices = open_devices(&config)?;
@@ -77,7 +77,7 @@ pub(crate) fn encode(common: &Common, args: &args::Encode) -> anyhow::Result<()>
     if args.fps.is_some() && output.kind == FileKind::Npy {
         return Err(UsageError(format!("--fps is noted in .safetensors files; {} has no room for it", args.output.display())).into());
     }
-    let model = super::open_model(&config)?.only(Halves::Encoder);
+    let model = super::open_model(&config)?.only(Components::Encoder);
     let samples = Samples::read(&args.samples, &model.spec, &config)?;
     if args.fps.is_some() && samples.is_pictures() {
         return Err(UsageError("--fps is the rate of a clip; what is encoded are pictures".to_owned()).into());

@@ -2,7 +2,7 @@ use std::path::Path;
 
 use tilevae::io::{Clip, Fps};
 use tilevae::tiling::{Region, TileSource};
-use tilevae::{Block, metrics};
+use tilevae::{HostTensor, metrics};
 
 use super::{Folder, latents, max_diff, refused, root, run, samples};
 
@@ -12,7 +12,7 @@ const LATENTS: &str = "examples/latents/chelsea-clip.safetensors";
 const SMALL: &str = "crates/vae-wan/tests/data/wan21";
 
 /// All frames of a clip as samples.
-fn clip(path: &str) -> Block {
+fn clip(path: &str) -> HostTensor {
     let clip = Clip::read(Path::new(path), 3, 1).unwrap();
     let [.., frames, height, width] = clip.shape();
     clip.read(&Region { start: [0; 3], size: [frames, height, width] }).unwrap()

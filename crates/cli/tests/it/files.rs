@@ -1,6 +1,6 @@
 use image::ImageReader;
 use tilevae::io::{Origin, write_tensors};
-use tilevae::{Block, metrics};
+use tilevae::{HostTensor, metrics};
 
 use super::{Folder, latents, max_diff, root, run, samples};
 
@@ -8,10 +8,10 @@ const EXAMPLE: &str = "examples/latents/chelsea.safetensors";
 const PHOTOGRAPH: &str = "examples/images/chelsea.png";
 
 /// A picture as samples.
-fn picture(path: &str) -> Block {
+fn picture(path: &str) -> HostTensor {
     let picture = ImageReader::open(path).unwrap().with_guessed_format().unwrap().decode().unwrap().to_rgb8();
     let [width, height] = [picture.width(), picture.height()].map(|side| side as usize);
-    Block::from_fn([1, 3, 1, height, width], |[_, c, _, y, x]| f32::from(picture.get_pixel(x as u32, y as u32)[c]) / 127.5 - 1.0)
+    HostTensor::from_fn([1, 3, 1, height, width], |[_, c, _, y, x]| f32::from(picture.get_pixel(x as u32, y as u32)[c]) / 127.5 - 1.0)
 }
 
 #[test]
@@ -102,7 +102,7 @@ fn a_draw_is_seeded_and_the_same_whatever_the_tiles() {
     assert_ne!(first, encode("3.safetensors", &[sample, "io.seed=1"]));
     // Tiles change the moments a little, the noise not at all.
     let (mode_off, off) = (encode("4.safetensors", &["tiling.kind=off"]), encode("5.safetensors", &[sample, "tiling.kind=off"]));
-    let noise = |drawn: &Block, mode: &Block| Block::from_fn(mode.shape(), |[_, c, _, y, x]| drawn.row(c, y)[x] - mode.row(c, y)[x]);
+    let noise = |drawn: &HostTensor, mode: &HostTensor| HostTensor::from_fn(mode.shape(), |[_, c, _, y, x]| drawn.row(c, y)[x] - mode.row(c, y)[x]);
     let (tiled, untiled) = (noise(&first, &mode), noise(&off, &mode_off));
     let scale = tiled.data().iter().map(|value| value.abs()).sum::<f32>();
     let differing = tiled.data().iter().zip(untiled.data()).map(|(a, b)| (a - b).abs()).sum::<f32>();

@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::time::{Duration, Instant};
 
-use tilevae::Block;
+use tilevae::HostTensor;
 use tilevae::io::{Origin, write_tensors};
 
 use super::{Folder, latents, max_diff, refused, root, run, samples};
@@ -30,8 +30,8 @@ fn npy_header(shape: &str) -> Vec<u8> {
     [b"\x93NUMPY\x01\x00".as_slice(), &(header.len() as u16).to_le_bytes(), header.as_bytes()].concat()
 }
 
-fn noise(shape: [usize; 5]) -> Block {
-    Block::from_fn(shape, |[b, c, t, y, x]| ((b * 61 + c * 31 + t * 11 + y * 17 + x * 7) % 23) as f32 / 11.0 - 1.0)
+fn noise(shape: [usize; 5]) -> HostTensor {
+    HostTensor::from_fn(shape, |[b, c, t, y, x]| ((b * 61 + c * 31 + t * 11 + y * 17 + x * 7) % 23) as f32 / 11.0 - 1.0)
 }
 
 /// A model that is known but whose weights cannot be read.
@@ -115,7 +115,7 @@ fn what_is_not_finite_is_refused_before_weights_are_read() {
     assert!(refused(1, &[&["decode", &npy, "-o", &out, "--model", &model], &allowed[..]].concat()).contains("model.safetensors"));
     run(&[&["decode", &npy, "-o", &out], &allowed[..]].concat());
 
-    let mut samples = Block::zeros([1, 3, 1, 16, 16]);
+    let mut samples = HostTensor::zeros([1, 3, 1, 16, 16]);
     samples.row_mut(1, 0)[15] = f32::NEG_INFINITY;
     let npy = folder.path("samples.npy");
     write_tensors(npy.as_ref(), &[("samples", &samples)], 4, Origin::default()).unwrap();

@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use tempfile::TempDir;
-use tilevae::Block;
+use tilevae::HostTensor;
 use tilevae::io::{Tensor, Tensors};
 
 /// A path from the root of the repository.
@@ -80,7 +80,7 @@ fn samples(path: &str) -> Tensor {
     Tensors::read(Path::new(path)).unwrap().samples().unwrap()
 }
 
-fn max_diff(a: &Block, b: &Block) -> f32 {
+fn max_diff(a: &HostTensor, b: &HostTensor) -> f32 {
     assert_eq!(a.shape(), b.shape());
     a.data().iter().zip(b.data()).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
 }

@@ -1,11 +1,11 @@
 use safetensors::SafeTensors;
-use tilevae::Block;
+use tilevae::HostTensor;
 use tilevae::io::{Origin, write_tensors};
 
 use super::{Folder, latents, max_diff, root, run, samples};
 
 /// A tensor of a golden file of vae-kl or vae-wan.
-fn golden(config: &str, name: &str) -> Block {
+fn golden(config: &str, name: &str) -> HostTensor {
     let family = if config.starts_with("wan") { "wan" } else { "kl" };
     let path = root(&format!("crates/vae-{family}/tests/data/{config}/golden.safetensors"));
     let bytes = std::fs::read(path).unwrap();
@@ -101,7 +101,7 @@ fn latent_spaces_differ_by_the_configured_scaling() {
     let (own, passed) = (latents(&own).block, latents(&passed).block);
     let (mean, std, scaling) = ([0.1, -0.2, 0.3], [1.5, 0.7, 1.1], 0.18215);
     let [_, c, t, h, w] = own.shape();
-    let expected = Block::from_fn(own.shape(), |[b, channel, frame, y, x]| {
+    let expected = HostTensor::from_fn(own.shape(), |[b, channel, frame, y, x]| {
         (own.row((b * c + channel) * t + frame, y)[x] - mean[channel]) * scaling / std[channel]
     });
     assert_eq!((h, w), (7, 8));

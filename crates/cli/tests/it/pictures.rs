@@ -1,6 +1,6 @@
 use image::codecs::gif::GifEncoder;
 use image::{Frame, Rgb, RgbImage, Rgba, RgbaImage};
-use tilevae::Block;
+use tilevae::HostTensor;
 use tilevae::io::{Origin, write_tensors};
 
 use super::{Folder, latents, refused, run, tilevae};
@@ -71,7 +71,7 @@ fn alpha_is_told_once_and_laid_over_a_colour() {
     let output = tilevae(&["encode", &a, &b, "-o", &out]);
     assert!(!String::from_utf8_lossy(&output.stderr).contains("transparent"));
     let opaque = latents(&out).block;
-    let half = |block: &Block, item: usize| block.data()[item * block.data().len() / 2..(item + 1) * block.data().len() / 2].to_vec();
+    let half = |block: &HostTensor, item: usize| block.data()[item * block.data().len() / 2..(item + 1) * block.data().len() / 2].to_vec();
     assert_eq!([half(&dropped, 0), half(&over, 0)], [half(&opaque, 0), half(&opaque, 1)]);
 
     let message = refused(2, &["encode", &a, "-o", &out, "--set", "io.background=red"]);
@@ -83,7 +83,7 @@ fn what_a_format_cannot_hold_is_refused_before_the_work() {
     let folder = Folder::new();
     let wide = |width: usize| {
         let path = folder.path(&format!("{width}.npy"));
-        write_tensors(path.as_ref(), &[("latents", &Block::zeros([1, 16, 1, 1, width]))], 4, Origin::default()).unwrap();
+        write_tensors(path.as_ref(), &[("latents", &HostTensor::zeros([1, 16, 1, 1, width]))], 4, Origin::default()).unwrap();
         path
     };
     for (latents, name, limit) in [(wide(2048), "o.webp", "16383"), (wide(8192), "o.jpg", "65535"), (wide(8192), "o.gif", "65535")] {

@@ -62,7 +62,7 @@ fn watch(args: &[&str], devices: &str, mut hear: impl FnMut(&str)) -> (Option<i3
     let mut lines = Vec::new();
     for line in BufReader::new(events).lines() {
         lines.push(line.unwrap());
-        hear(&lines[lines.len() - 1]);
+        on_event(&lines[lines.len() - 1]);
     }
     let printed = std::io::read_to_string(printed).unwrap();
     drop(done);

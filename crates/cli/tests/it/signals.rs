@@ -6,7 +6,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use tilevae::Block;
+use tilevae::HostTensor;
 use tilevae::io::{Origin, write_tensors};
 
 use super::{Folder, root};
@@ -85,7 +85,7 @@ impl Running {
 /// Latents of a picture of so many px a side.
 fn large(folder: &Folder, px: usize) -> String {
     let path = folder.path("large.safetensors");
-    let latents = Block::from_fn([1, 16, 1, px / 8, px / 8], |[_, c, _, y, x]| ((c * 31 + y * 17 + x * 7) % 23) as f32 / 11.0 - 1.0);
+    let latents = HostTensor::from_fn([1, 16, 1, px / 8, px / 8], |[_, c, _, y, x]| ((c * 31 + y * 17 + x * 7) % 23) as f32 / 11.0 - 1.0);
     write_tensors(path.as_ref(), &[("latents", &latents)], 4, Origin::default()).unwrap();
     path
 }

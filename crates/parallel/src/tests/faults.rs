@@ -80,14 +80,14 @@ impl Bomb {
 }
 
 impl Sink for Bomb {
-    fn take(&mut self, _: [usize; 3], _: [usize; 3], _: Block) -> Result<(), BoxError> {
+    fn take(&mut self, _: [usize; 3], _: [usize; 3], _: HostTensor) -> Result<(), BoxError> {
         self.tick("take");
         Ok(())
     }
 }
 
 impl Progress for Bomb {
-    fn hear(&mut self, event: &Event) {
+    fn on_event(&mut self, event: &Event) {
         let name = serde_name(event);
         self.tick(name);
     }
@@ -111,7 +111,7 @@ impl TileSource for Bomb {
         clip().shape()
     }
 
-    fn read(&self, region: &Region) -> Result<Block, BoxError> {
+    fn read(&self, region: &Region) -> Result<HostTensor, BoxError> {
         self.tick("read");
         Ok(clip().region(region))
     }
@@ -183,10 +183,10 @@ const PLACES: [Place; 9] =
 struct Fragile(Place);
 
 /// Panics when it is dropped, unless it is taken apart.
-struct Delicate(Option<Block>, bool);
+struct Delicate(Option<HostTensor>, bool);
 
 impl Delicate {
-    fn open(mut self) -> Block {
+    fn open(mut self) -> HostTensor {
         self.1 = false;
         self.0.take().unwrap()
     }
@@ -214,9 +214,9 @@ impl TileOp for Fragile {
         Negate.chunks(frames)
     }
 
-    fn upload(&self, piece: Block) -> Result<Resident, BoxError> {
+    fn upload(&self, piece: HostTensor) -> Result<DevicePiece, BoxError> {
         self.at(Place::Upload);
-        Ok(Resident::new(Delicate(Some(piece), self.0 == Place::DropUploaded)))
+        Ok(DevicePiece::new(Delicate(Some(piece), self.0 == Place::DropUploaded)))
     }
 
     fn begin(&self, stop: &Stop) -> TileRun<'_> {
@@ -234,12 +234,12 @@ impl TileOp for Fragile {
                 drop(piece);
                 unreachable!("it has panicked");
             }
-            let answer: Block = run(Resident::new(piece.open()))?.take()?;
-            Ok(Resident::new(Delicate(Some(answer), self.0 == Place::DropAnswer)))
+            let answer: HostTensor = run(DevicePiece::new(piece.open()))?.take()?;
+            Ok(DevicePiece::new(Delicate(Some(answer), self.0 == Place::DropAnswer)))
         })
     }
 
-    fn download(&self, answer: Resident) -> Result<Block, BoxError> {
+    fn download(&self, answer: DevicePiece) -> Result<HostTensor, BoxError> {
         self.at(Place::Download);
         let answer: Delicate = answer.take()?;
         if self.0 == Place::DropAnswer {
@@ -342,8 +342,8 @@ impl TileOp for Misshapen {
 
     fn begin(&self, _: &Stop) -> TileRun<'_> {
         Box::new(|piece| {
-            let piece: Block = piece.take()?;
-            Ok(Resident::new(Block::zeros((self.0)(piece.shape()))))
+            let piece: HostTensor = piece.take()?;
+            Ok(DevicePiece::new(HostTensor::zeros((self.0)(piece.shape()))))
         })
     }
 }
@@ -432,7 +432,7 @@ impl TileSource for Liar {
         self.0
     }
 
-    fn read(&self, region: &Region) -> Result<Block, BoxError> {
+    fn read(&self, region: &Region) -> Result<HostTensor, BoxError> {
         Ok(clip().region(&(self.1)(region)))
     }
 }
@@ -490,7 +490,7 @@ impl TileOp for Tiny {
         Negate.chunks(frames)
     }
 
-    fn upload(&self, _: Block) -> Result<Resident, BoxError> {
+    fn upload(&self, _: HostTensor) -> Result<DevicePiece, BoxError> {
         Err("out of memory".into())
     }
 
@@ -507,7 +507,7 @@ impl TileSource for SlowToRead {
         clip().shape()
     }
 
-    fn read(&self, region: &Region) -> Result<Block, BoxError> {
+    fn read(&self, region: &Region) -> Result<HostTensor, BoxError> {
         sleep(self.0);
         Ok(clip().region(region))
     }
@@ -551,7 +551,7 @@ impl TileOp for LostAfterFailure {
         })
     }
 
-    fn download(&self, answer: Resident) -> Result<Block, BoxError> {
+    fn download(&self, answer: DevicePiece) -> Result<HostTensor, BoxError> {
         self.0.download(answer)
     }
 
@@ -666,7 +666,7 @@ fn a_first_tile_that_never_comes_back_is_run_by_who_stands_by() {
 struct SlowToHear(Duration, Arc<Mutex<Vec<Event>>>);
 
 impl Progress for SlowToHear {
-    fn hear(&mut self, event: &Event) {
+    fn on_event(&mut self, event: &Event) {
         let mut heard = self.1.lock().unwrap();
         heard.push(event.clone());
         if matches!(event, Event::Advanced(_)) && !heard.iter().any(|event| matches!(event, Event::WorkerRetired { .. })) {
@@ -696,7 +696,7 @@ fn who_hangs_is_found_while_others_have_much_to_tell() {
         let events = Arc::new(Mutex::new(Vec::new()));
         let mut progress = SlowToHear(ms(4), events.clone());
         in_time(move || {
-            let source = Block::from_fn([1, 1, 100, 11, 17], |[_, _, t, y, x]| (t * 5 + y * 3 + x) as f32);
+            let source = HostTensor::from_fn([1, 1, 100, 11, 17], |[_, _, t, y, x]| (t * 5 + y * 3 + x) as f32);
             let plan = TilePlan::new(&Uniform::with_tile([4, 5], [1, 2]), Negate.geometry(), source.extent()).unwrap();
             let workers = [scripted("lost", |_| Deed::AnswerAfter(Duration::from_hours(1))), good("b")];
             let mut canvas = Canvas::default();
@@ -728,7 +728,7 @@ struct Narrowed {
 }
 
 /// A piece in memory.
-struct Held(Option<Block>, Arc<AtomicUsize>);
+struct Held(Option<HostTensor>, Arc<AtomicUsize>);
 
 impl Drop for Held {
     fn drop(&mut self) {
@@ -741,9 +741,9 @@ impl TileOp for Narrowed {
         Negate.geometry()
     }
 
-    fn upload(&self, piece: Block) -> Result<Resident, BoxError> {
+    fn upload(&self, piece: HostTensor) -> Result<DevicePiece, BoxError> {
         let held = Held(Some(piece), self.held.clone());
-        if self.held.fetch_add(1, Ordering::SeqCst) < self.room { Ok(Resident::new(held)) } else { Err("out of memory".into()) }
+        if self.held.fetch_add(1, Ordering::SeqCst) < self.room { Ok(DevicePiece::new(held)) } else { Err("out of memory".into()) }
     }
 
     fn begin(&self, _: &Stop) -> TileRun<'_> {
@@ -751,11 +751,11 @@ impl TileOp for Narrowed {
             let mut piece: Held = piece.take()?;
             sleep(ms(3));
             piece.0.as_mut().ok_or("nothing")?.data_mut().iter_mut().for_each(|value| *value = -*value);
-            Ok(Resident::new(piece))
+            Ok(DevicePiece::new(piece))
         })
     }
 
-    fn download(&self, answer: Resident) -> Result<Block, BoxError> {
+    fn download(&self, answer: DevicePiece) -> Result<HostTensor, BoxError> {
         let mut answer: Held = answer.take()?;
         sleep(ms(3));
         answer.0.take().ok_or_else(|| "nothing".into())

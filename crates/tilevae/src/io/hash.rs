@@ -1,10 +1,10 @@
 use sha2::{Digest, Sha256};
-use tiling::{Block, BoxError, Sink};
+use tiling::{BoxError, HostTensor, Sink};
 
 use super::{IoError, SampleFile};
 
 /// The SHA-256 of samples or latents: of their values as little-endian f32, row-major, in hexadecimal.
-pub fn sha256(block: &Block) -> String {
+pub fn sha256(block: &HostTensor) -> String {
     let mut hasher = Sha256::new();
     for values in block.data().chunks(1 << 16) {
         hasher.update(values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>());
@@ -49,7 +49,7 @@ impl<'a> HashingSink<'a> {
 }
 
 impl Sink for HashingSink<'_> {
-    fn take(&mut self, start: [usize; 3], extent: [usize; 3], piece: Block) -> Result<(), BoxError> {
+    fn take(&mut self, start: [usize; 3], extent: [usize; 3], piece: HostTensor) -> Result<(), BoxError> {
         self.copy.take(start, extent, piece.clone())?;
         self.sink.take(start, extent, piece)
     }
@@ -61,7 +61,7 @@ mod tests {
 
     #[test]
     fn hashes_are_of_the_values_whatever_the_pieces() {
-        let samples = Block::from_fn([1, 2, 3, 4, 5], |[_, c, t, y, x]| (c * 60 + t * 20 + y * 5 + x) as f32);
+        let samples = HostTensor::from_fn([1, 2, 3, 4, 5], |[_, c, t, y, x]| (c * 60 + t * 20 + y * 5 + x) as f32);
         let mut canvas = tiling::Canvas::default();
         let mut hashing = HashingSink::new(&mut canvas, samples.shape()).unwrap();
         assert!(hashing.sha256().is_err(), "nothing came yet");
@@ -71,7 +71,7 @@ mod tests {
         let hash = hashing.sha256().unwrap();
         assert_eq!((canvas.into_block(), hash), (samples.clone(), sha256(&samples)));
         // As any other tool tells it: of 1, 2 and 3 as f32.
-        let three = Block::new([1, 1, 1, 1, 3], vec![1.0, 2.0, 3.0]).unwrap();
+        let three = HostTensor::new([1, 1, 1, 1, 3], vec![1.0, 2.0, 3.0]).unwrap();
         assert_eq!(sha256(&three), "8e628779e6a74ee0b36991c10158f63cafec7d340ad4e075592502c8708524dd");
     }
 }

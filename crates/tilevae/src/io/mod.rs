@@ -525,7 +525,7 @@ mod tests {
             let path = folder.path().join(name);
             std::os::unix::fs::symlink("/dev/full", &path).unwrap();
             let mut sink = PictureSink::new(&path, [1, 3, 1, 4, 4], 90).unwrap();
-            sink.take([0; 3], [1, 4, 4], tiling::Block::zeros([1, 3, 1, 4, 4])).unwrap();
+            sink.take([0; 3], [1, 4, 4], tiling::HostTensor::zeros([1, 3, 1, 4, 4])).unwrap();
             let error = sink.write().unwrap_err();
             assert!(matches!(&error, IoError::Write { source, .. } if source.kind() == std::io::ErrorKind::StorageFull), "{error:?}");
         }

@@ -3,7 +3,7 @@ use std::path::{Path, PathBuf};
 
 use image::codecs::jpeg::JpegEncoder;
 use image::{DynamicImage, ExtendedColorType, ImageError, ImageFormat};
-use tiling::{Block, BoxError, Region, Sink, TileSource};
+use tiling::{BoxError, HostTensor, Region, Sink, TileSource};
 use vae_core::{from_eight_bits, to_eight_bits};
 
 use super::background::{is_transparent, laid_over};
@@ -133,10 +133,10 @@ impl TileSource for Pictures {
         [self.pixels.len(), self.channels, 1, self.padded[0], self.padded[1]]
     }
 
-    fn read(&self, region: &Region) -> Result<Block, BoxError> {
+    fn read(&self, region: &Region) -> Result<HostTensor, BoxError> {
         let [_, height, width] = region.size;
         let [last_y, last_x] = self.size.map(|side| side - 1);
-        Ok(Block::from_fn([self.pixels.len(), self.channels, 1, height, width], |[b, c, _, y, x]| {
+        Ok(HostTensor::from_fn([self.pixels.len(), self.channels, 1, height, width], |[b, c, _, y, x]| {
             let [y, x] = [(region.start[1] + y).min(last_y), (region.start[2] + x).min(last_x)];
             let place = (y * self.size[1] + x) * self.channels + c;
             match &self.pixels[b] {
@@ -239,7 +239,7 @@ pub fn numbered(path: &Path, item: usize) -> PathBuf {
 }
 
 impl Sink for PictureSink {
-    fn take(&mut self, [_, top, left]: [usize; 3], _: [usize; 3], piece: Block) -> Result<(), BoxError> {
+    fn take(&mut self, [_, top, left]: [usize; 3], _: [usize; 3], piece: HostTensor) -> Result<(), BoxError> {
         let [_, channels, _, rows, columns] = piece.shape();
         let [height, width] = self.size;
         let shown = columns.min(width.saturating_sub(left));

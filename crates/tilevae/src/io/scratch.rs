@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::sync::{Mutex, PoisonError};
 
-use tiling::{Block, BoxError, Region, Sink, TileSource};
+use tiling::{BoxError, HostTensor, Region, Sink, TileSource};
 
 use super::IoError;
 use super::pictures::Pixels;
@@ -176,7 +176,7 @@ impl SampleFile {
 }
 
 impl Sink for SampleFile {
-    fn take(&mut self, [first, top, left]: [usize; 3], _: [usize; 3], piece: Block) -> Result<(), BoxError> {
+    fn take(&mut self, [first, top, left]: [usize; 3], _: [usize; 3], piece: HostTensor) -> Result<(), BoxError> {
         let [b, c, frames, rows, columns] = piece.shape();
         let [.., all_frames, height, width] = self.shape;
         let [shown_rows, shown_columns] = [rows.min(height.saturating_sub(top)), columns.min(width.saturating_sub(left))];
@@ -201,10 +201,10 @@ impl TileSource for SampleFile {
         self.shape
     }
 
-    fn read(&self, region: &Region) -> Result<Block, BoxError> {
+    fn read(&self, region: &Region) -> Result<HostTensor, BoxError> {
         let ([first, top, left], [frames, height, width]) = (region.start, region.size);
         let [b, c, ..] = self.shape;
-        let mut block = Block::zeros([b, c, frames, height, width]);
+        let mut block = HostTensor::zeros([b, c, frames, height, width]);
         let mut bytes = vec![0; width * size_of::<f32>()];
         for plane in 0..b * c {
             for frame in 0..frames {
@@ -225,7 +225,7 @@ mod tests {
 
     #[test]
     fn samples_come_back_in_any_region() {
-        let samples = Block::from_fn([2, 3, 4, 5, 6], |[b, c, t, y, x]| (b * 1000 + c * 200 + t * 40 + y * 7 + x) as f32);
+        let samples = HostTensor::from_fn([2, 3, 4, 5, 6], |[b, c, t, y, x]| (b * 1000 + c * 200 + t * 40 + y * 7 + x) as f32);
         let mut file = SampleFile::scratch(samples.shape()).unwrap();
         let all = [4, 5, 6];
         for (start, size) in [([0, 0, 0], [4, 3, 6]), ([0, 3, 0], [1, 2, 4]), ([0, 3, 4], [1, 2, 2]), ([1, 3, 0], [3, 2, 6])] {

@@ -10,7 +10,7 @@ use npyz::WriterBuilder;
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
 use tempfile::NamedTempFile;
-use tiling::{Block, BoxError, Sink};
+use tiling::{BoxError, HostTensor, Sink};
 use vae_core::VaeSpec;
 
 pub use axes::Axes;
@@ -135,7 +135,7 @@ impl Source {
 #[derive(Debug, Clone)]
 pub struct Tensor {
     /// `[batch, channels, frames, height, width]`.
-    pub block: Block,
+    pub block: HostTensor,
     /// 4 or 5: whether it was stored with an axis of frames.
     pub rank: usize,
     /// What the file says of the samples that latents come from.
@@ -307,7 +307,7 @@ impl Tensors {
         let read = |source| IoError::Read { path: self.path.clone(), source };
         let reader = self.source.reader().map_err(read)?;
         let values = read_values(stored, *number, reader, self.source.length().map_err(read)?).map_err(|fault| of_fault(&self.path, fault))?;
-        let block = Block::new(reading.sides, reading.arrange(values, stored.is_fortran));
+        let block = HostTensor::new(reading.sides, reading.arrange(values, stored.is_fortran));
         let block = block.ok_or_else(|| of_fault(&self.path, Fault::Damaged("a tensor has not as many values as its shape says".to_owned())))?;
         Ok(Tensor { block, rank: reading.rank(), origin: Origin::read(&self.metadata) })
     }
@@ -450,7 +450,7 @@ fn header_of(path: &Path, kind: FileKind, tensors: &[(&str, Vec<usize>)], origin
 ///
 /// # Errors
 /// When the file cannot be written or cannot hold them.
-pub fn write_tensors(path: &Path, tensors: &[(&str, &Block)], rank: usize, origin: Origin) -> Result<(), IoError> {
+pub fn write_tensors(path: &Path, tensors: &[(&str, &HostTensor)], rank: usize, origin: Origin) -> Result<(), IoError> {
     write_tensors_of_kind(path, FileKind::of(path)?, tensors, rank, origin)
 }
 
@@ -458,7 +458,7 @@ pub fn write_tensors(path: &Path, tensors: &[(&str, &Block)], rank: usize, origi
 ///
 /// # Errors
 /// Those of [`write_tensors`].
-pub fn write_tensors_of_kind(path: &Path, kind: FileKind, tensors: &[(&str, &Block)], rank: usize, origin: Origin) -> Result<(), IoError> {
+pub fn write_tensors_of_kind(path: &Path, kind: FileKind, tensors: &[(&str, &HostTensor)], rank: usize, origin: Origin) -> Result<(), IoError> {
     let error = |source| IoError::Write { path: path.to_owned(), source };
     let shapes: Vec<(&str, Vec<usize>)> = tensors.iter().map(|(name, block)| (*name, written_shape(block.shape(), rank))).collect();
     let header = header_of(path, kind, &shapes, origin)?;
@@ -513,7 +513,7 @@ impl TensorSink {
 }
 
 impl Sink for TensorSink {
-    fn take(&mut self, start: [usize; 3], extent: [usize; 3], piece: Block) -> Result<(), BoxError> {
+    fn take(&mut self, start: [usize; 3], extent: [usize; 3], piece: HostTensor) -> Result<(), BoxError> {
         self.samples.take(start, extent, piece)
     }
 }
@@ -529,8 +529,8 @@ mod tests {
         VaeSpec { latent_norm: LatentNorm { scale: vec![4.0], shift: vec![0.5] }, ..VaeSpec::image(3, 4, 8) }
     }
 
-    fn values(shape: [usize; 5]) -> Block {
-        Block::from_fn(shape, |[b, c, t, y, x]| (b * 100 + c * 20 + t * 7 + y * 3 + x) as f32 / 8.0 - 1.0)
+    fn values(shape: [usize; 5]) -> HostTensor {
+        HostTensor::from_fn(shape, |[b, c, t, y, x]| (b * 100 + c * 20 + t * 7 + y * 3 + x) as f32 / 8.0 - 1.0)
     }
 
     fn bytes(values: &[f32]) -> Vec<u8> {
@@ -567,7 +567,7 @@ mod tests {
         writer.finish().unwrap().into_inner()
     }
 
-    fn input(bytes: Vec<u8>, spec: &VaeSpec, settings: &str) -> Result<Block, String> {
+    fn input(bytes: Vec<u8>, spec: &VaeSpec, settings: &str) -> Result<HostTensor, String> {
         let config = Config::from_toml(&format!("[io]\n{settings}")).unwrap();
         let read = || {
             let input = Tensors::from_bytes("in.latent".as_ref(), bytes)?.input(Direction::Decode, spec, &config.io)?;
@@ -761,7 +761,7 @@ mod tests {
         }
         // What nodes of ComfyUI hand around, its rows and columns exchanged in memory.
         let nested = Tensors::read(&data.join("latents.pt")).unwrap().input(Direction::Decode, &two, &config("")).unwrap().read().unwrap();
-        assert_eq!(nested.block, Block::from_fn([1, 2, 1, 2, 3], |[_, c, _, y, x]| expected[c * 6 + x * 2 + y]));
+        assert_eq!(nested.block, HostTensor::from_fn([1, 2, 1, 2, 3], |[_, c, _, y, x]| expected[c * 6 + x * 2 + y]));
         for name in ["kinds.pt", "kinds-4.pt", "kinds-legacy.pt"] {
             let open = |settings: &str| {
                 let input = Tensors::read(&data.join(name)).unwrap().input(Direction::Decode, &VaeSpec::image(3, 1, 8), &config(settings))?;

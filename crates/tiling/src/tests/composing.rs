@@ -1,15 +1,15 @@
 use super::{compose, compose_to, noise, toy};
 use crate::{
-    BlendPolicy, Block, BoxError, Canvas, Cascade, CompositeError, Compositor, Corner, DiffusersGrid, Feather, Geometry, Overlap, Scale, Sink,
+    BlendPolicy, BoxError, Canvas, Cascade, CompositeError, Compositor, Corner, DiffusersGrid, Feather, Geometry, HostTensor, Overlap, Scale, Sink,
     TilePlan, Uniform,
 };
 
 /// The loops of diffusers' `tiled_decode`: every tile is kept, `blend_v` and `blend_h` change it in place, then all is cropped and joined.
-fn diffusers_blend(plan: &TilePlan, answers: &[Block], blend: usize, limit: usize) -> Block {
+fn diffusers_blend(plan: &TilePlan, answers: &[HostTensor], blend: usize, limit: usize) -> HostTensor {
     let (rows, columns) = (plan.rows.len(), plan.columns.len());
-    let mut tiles: Vec<Block> = answers.to_vec();
+    let mut tiles: Vec<HostTensor> = answers.to_vec();
     let [b, c, t, ..] = tiles[0].shape();
-    let mut output = Block::zeros([b, c, t, plan.output[1], plan.output[2]]);
+    let mut output = HostTensor::zeros([b, c, t, plan.output[1], plan.output[2]]);
     for i in 0..rows {
         for j in 0..columns {
             let mut tile = tiles[i * columns + j].clone();
@@ -50,7 +50,7 @@ fn diffusers_blend(plan: &TilePlan, answers: &[Block], blend: usize, limit: usiz
 }
 
 /// The product of the two ramps as the weight of each tile, added up px by px.
-fn separable_blend(plan: &TilePlan, policy: &dyn BlendPolicy, answers: &[Block]) -> Block {
+fn separable_blend(plan: &TilePlan, policy: &dyn BlendPolicy, answers: &[HostTensor]) -> HostTensor {
     let weight = |spans: &[crate::Span], i: usize, at: usize| {
         let shared = |i: usize| spans[i - 1].end() - spans[i].start;
         let rising = if i > 0 && at < spans[i].start + shared(i) { policy.weight(at - spans[i].start, shared(i)) } else { 1.0 };
@@ -64,7 +64,7 @@ fn separable_blend(plan: &TilePlan, policy: &dyn BlendPolicy, answers: &[Block])
     let mut sums = vec![0.0_f64; b * c * t * plan.output[1] * plan.output[2]];
     let mut weights = sums.clone();
     for (tile, answer) in plan.tiles.iter().zip(answers) {
-        let [row, column] = tile.cell;
+        let [row, column] = tile.grid_position;
         for plane in 0..answer.planes() {
             for y in 0..tile.output.size[1] {
                 for x in 0..tile.output.size[2] {
@@ -78,11 +78,11 @@ fn separable_blend(plan: &TilePlan, policy: &dyn BlendPolicy, answers: &[Block])
         }
     }
     assert!(weights.iter().all(|sum| (sum - 1.0).abs() < 1e-9), "the weights of a px sum to 1");
-    Block::new([b, c, t, plan.output[1], plan.output[2]], sums.into_iter().map(|sum| sum as f32).collect()).unwrap()
+    HostTensor::new([b, c, t, plan.output[1], plan.output[2]], sums.into_iter().map(|sum| sum as f32).collect()).unwrap()
 }
 
 /// Each tile answers with noise of its own, so that every weight shows.
-fn noisy_answers(plan: &TilePlan, [b, c]: [usize; 2]) -> Vec<Block> {
+fn noisy_answers(plan: &TilePlan, [b, c]: [usize; 2]) -> Vec<HostTensor> {
     plan.tiles.iter().map(|tile| noise([b, c, tile.output.size[0], tile.output.size[1], tile.output.size[2]], tile.index + 1)).collect()
 }
 
@@ -93,7 +93,7 @@ fn the_cascade_is_that_of_diffusers_to_the_last_bit() {
         for (height, width) in [(5, 5), (7, 4), (11, 6), (6, 13), (9, 9), (10, 10)] {
             for tile in 2..=5 {
                 for stride in 1..=tile {
-                    let [tile_px, stride_px] = [tile, stride].map(|cells| [cells * scale.ratio(); 2]);
+                    let [tile_px, stride_px] = [tile, stride].map(|latent_px| [latent_px * scale.ratio(); 2]);
                     let grid = DiffusersGrid { tile_px, overlap: Overlap::StridePx(stride_px), skip_redundant: false, unit_px: 1 };
                     let plan = TilePlan::new(&grid, Geometry::image(scale), [1, scale.input(height), scale.input(width)]).unwrap();
                     if !plan.is_tiled() {
@@ -101,7 +101,7 @@ fn the_cascade_is_that_of_diffusers_to_the_last_bit() {
                     }
                     let answers = noisy_answers(&plan, [2, 1]);
                     let order: Vec<usize> = (0..plan.tiles.len()).collect();
-                    let [blend, limit] = [tile - stride, stride].map(|cells| scale.output(cells));
+                    let [blend, limit] = [tile - stride, stride].map(|latent_px| scale.output(latent_px));
                     let expected = diffusers_blend(&plan, &answers, blend, limit);
                     assert_eq!(compose(&plan, &Cascade, &answers, &order), expected, "{scale:?} {height}x{width} tile {tile} stride {stride}");
                     cut += 1;
@@ -164,7 +164,7 @@ fn tiles_that_agree_make_the_whole_whatever_grid_and_blend() {
             for grid in grids {
                 let plan = TilePlan::new(grid.as_ref(), Geometry::image(scale), whole.extent()).unwrap();
                 assert!(plan.is_tiled());
-                let answers: Vec<Block> = plan.tiles.iter().map(|tile| toy(scale, &whole.region(&tile.input))).collect();
+                let answers: Vec<HostTensor> = plan.tiles.iter().map(|tile| toy(scale, &whole.region(&tile.input))).collect();
                 let order: Vec<usize> = (0..plan.tiles.len()).collect();
                 let expected = toy(scale, &whole);
                 for policy in [&Cascade as &dyn BlendPolicy, &Feather, &Crop(Corner::Cascade), &Crop(Corner::Separable)] {
@@ -204,7 +204,7 @@ fn the_order_of_tiles_does_not_matter() {
 struct Pieces(Vec<[[usize; 3]; 2]>);
 
 impl Sink for Pieces {
-    fn take(&mut self, start: [usize; 3], _: [usize; 3], piece: Block) -> Result<(), BoxError> {
+    fn take(&mut self, start: [usize; 3], _: [usize; 3], piece: HostTensor) -> Result<(), BoxError> {
         self.0.push([start, piece.extent()]);
         Ok(())
     }
@@ -258,18 +258,18 @@ fn frames_may_come_in_pieces_and_strips_lie_in_a_file() {
 fn patches_are_blended_as_one_px() {
     // The answers of an operation that puts 2x2 patches together last, blended before (as patches of 4 channels) and after.
     let grid = DiffusersGrid { tile_px: [8, 12], overlap: Overlap::StridePx([4, 8]), skip_redundant: false, unit_px: 1 };
-    let geometry = Geometry { grain: 2, ..Geometry::image(Scale::Up(4)) };
+    let geometry = Geometry { blend_unit: 2, ..Geometry::image(Scale::Up(4)) };
     let plan = TilePlan::new(&grid, geometry, [1, 5, 7]).unwrap();
     let coarse_grid = DiffusersGrid { tile_px: [4, 6], overlap: Overlap::StridePx([2, 4]), skip_redundant: false, unit_px: 1 };
     let coarse = TilePlan::new(&coarse_grid, Geometry::image(Scale::Up(2)), [1, 5, 7]).unwrap();
     assert!(plan.is_tiled() && plan.tiles.len() == coarse.tiles.len());
     let patches = noisy_answers(&coarse, [1, 4]);
-    let unfold = |block: &Block| {
+    let unfold = |block: &HostTensor| {
         let [b, _, t, h, w] = block.shape();
-        Block::from_fn([b, 1, t, 2 * h, 2 * w], |[_, _, _, y, x]| block.row(2 * (x % 2) + y % 2, y / 2)[x / 2])
+        HostTensor::from_fn([b, 1, t, 2 * h, 2 * w], |[_, _, _, y, x]| block.row(2 * (x % 2) + y % 2, y / 2)[x / 2])
     };
     let order: Vec<usize> = (0..plan.tiles.len()).collect();
-    let answers: Vec<Block> = patches.iter().map(unfold).collect();
+    let answers: Vec<HostTensor> = patches.iter().map(unfold).collect();
     for policy in [&Cascade as &dyn BlendPolicy, &Feather] {
         assert_eq!(compose(&plan, policy, &answers, &order), unfold(&compose(&coarse, policy, &patches, &order)));
     }

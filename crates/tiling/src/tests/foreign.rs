@@ -2,8 +2,8 @@
 
 use super::{noise, toy};
 use crate::{
-    BlendPolicy, Block, BoxError, Canvas, Cascade, CompositeError, Compositor, Corner, DiffusersGrid, Feather, FrameScale, Geometry, Grid, GridError,
-    Off, Overlap, Party, Scale, Sink, Span, TilePlan, Uniform, UniformSize,
+    BlendPolicy, BoxError, Canvas, Cascade, CompositeError, Compositor, Corner, DiffusersGrid, Feather, FrameScale, Geometry, Grid, GridError,
+    HostTensor, Off, Overlap, Party, Scale, Sink, Span, TilePlan, Uniform, UniformSize,
 };
 
 /// The same spans for any input.
@@ -114,9 +114,9 @@ fn plans_of_any_numbers_are_made_or_refused_at_once() {
     for grid in grids {
         for scale in [0, 1, 8, huge].into_iter().flat_map(|ratio| [Scale::Up(ratio), Scale::Down(ratio)]) {
             for frames in frames {
-                for grain in [0, 1] {
+                for blend_unit in [0, 1] {
                     for input in [[0, 8, 8], [1, 0, 8], [huge, 8, 8], [1, huge, huge], [1, large, large], [5, 1, large], [large, large, large]] {
-                        let plan = TilePlan::new(grid, Geometry { scale, frames, grain }, input);
+                        let plan = TilePlan::new(grid, Geometry { scale, frames, blend_unit }, input);
                         assert!(plan.is_err() || plan.is_ok_and(|plan| plan.tiles.len() <= 1 << 18));
                     }
                 }
@@ -170,7 +170,7 @@ fn a_sink_that_panics_is_an_error() {
     struct Broken;
 
     impl Sink for Broken {
-        fn take(&mut self, _: [usize; 3], _: [usize; 3], _: Block) -> Result<(), BoxError> {
+        fn take(&mut self, _: [usize; 3], _: [usize; 3], _: HostTensor) -> Result<(), BoxError> {
             panic!("no room")
         }
     }

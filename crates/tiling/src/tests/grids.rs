@@ -8,7 +8,7 @@ fn check_spans(scale: Scale, length: usize, spans: &[Span], what: &str) {
     for pair in spans.windows(2) {
         assert!(pair[0].start < pair[1].start && pair[1].start <= pair[0].end() && pair[0].end() <= pair[1].end(), "{what}: {spans:?}");
     }
-    assert!(spans.iter().all(|span| scale.input(scale.cells(span.start)) == span.start && scale.cells(span.length) > 0), "{what}: {spans:?}");
+    assert!(spans.iter().all(|span| scale.input(scale.latent_px(span.start)) == span.start && scale.latent_px(span.length) > 0), "{what}: {spans:?}");
 }
 
 #[test]
@@ -16,14 +16,14 @@ fn every_small_diffusers_grid_covers_its_input() {
     let mut cut = 0;
     for scale in SCALES {
         for length in scale.input(1)..=scale.input(8) + 1 {
-            for cells in 1..=5 {
-                for stride in 1..=cells {
+            for latent_px in 1..=5 {
+                for stride in 1..=latent_px {
                     for skip_redundant in [false, true] {
-                        let [tile_px, stride_px] = [cells, stride].map(|cells| [cells * scale.ratio(); 2]);
+                        let [tile_px, stride_px] = [latent_px, stride].map(|latent_px| [latent_px * scale.ratio(); 2]);
                         let grid = DiffusersGrid { tile_px, overlap: Overlap::StridePx(stride_px), skip_redundant, unit_px: 1 };
                         let [rows, columns] = grid.spans(scale, [length, length]).unwrap();
                         assert_eq!(rows, columns);
-                        let remainder = length - scale.input(scale.cells(length));
+                        let remainder = length - scale.input(scale.latent_px(length));
                         // A last tile without a single output px is left out, and what it would have read with it.
                         let reached = rows.last().unwrap().end();
                         assert!(reached == length || (remainder > 0 && reached >= length - remainder));
@@ -53,19 +53,19 @@ fn every_small_uniform_grid_is_balanced() {
                         let Ok([rows, _]) = grid.spans(scale, [length, length]) else {
                             // More tiles than px, or an overlap that rounds up to the whole tile.
                             let whole = (count as f64 * share).ceil() as usize == count;
-                            assert!(count > scale.cells(length) || whole, "{scale:?} {length} {grid:?}");
+                            assert!(count > scale.latent_px(length) || whole, "{scale:?} {length} {grid:?}");
                             continue;
                         };
                         check_spans(scale, length, &rows, &format!("{scale:?} {length} {grid:?}"));
-                        let cells: Vec<usize> = rows.iter().map(|span| scale.cells(span.length)).collect();
-                        assert!(cells.iter().all(|&side| side == cells[0]), "unequal tiles: {rows:?}");
+                        let latent_px: Vec<usize> = rows.iter().map(|span| scale.latent_px(span.length)).collect();
+                        assert!(latent_px.iter().all(|&side| side == latent_px[0]), "unequal tiles: {rows:?}");
                         for pair in rows.windows(2) {
                             cut += 1;
-                            let overlap = scale.cells(pair[0].end()) as f64 - scale.cells(pair[1].start) as f64;
-                            assert!(overlap + 1e-9 >= share * cells[0] as f64, "{scale:?} {length} {grid:?}: {rows:?}");
+                            let overlap = scale.latent_px(pair[0].end()) as f64 - scale.latent_px(pair[1].start) as f64;
+                            assert!(overlap + 1e-9 >= share * latent_px[0] as f64, "{scale:?} {length} {grid:?}: {rows:?}");
                         }
                         match size {
-                            UniformSize::TilePx(_) => assert!(cells[0] <= count),
+                            UniformSize::TilePx(_) => assert!(latent_px[0] <= count),
                             UniformSize::Splits(_) => assert!(rows.len() <= count),
                         }
                     }
@@ -109,7 +109,7 @@ fn what_does_not_line_up_is_refused_with_the_nearest_that_does() {
     let too_small = TilePlan::new(&Off, Geometry::image(down), [1, 7, 64]);
     assert!(matches!(too_small, Err(GridError::InputTooSmall { length: 7, minimum: 8, .. })));
     let splits = Uniform { size: UniformSize::Splits([0, 1]), overlap: [0.25; 2] };
-    assert!(matches!(splits.spans(up, [4, 4]), Err(GridError::SplitsIllegal { splits: 0, cells: 4, .. })));
+    assert!(matches!(splits.spans(up, [4, 4]), Err(GridError::SplitsIllegal { splits: 0, latent_px: 4, .. })));
 }
 
 #[test]

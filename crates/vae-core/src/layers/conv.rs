@@ -1,7 +1,7 @@
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor};
 
-use super::convolution::{Course, Kind, convolve};
+use super::convolution::{Kind, TemporalWindow, convolve};
 use super::{Features, parameter};
 
 /// A 2-D convolution with bias, of each frame.
@@ -39,7 +39,7 @@ impl Conv2d {
     /// # Shapes
     /// `[b, in, t, h, w]` to `[b, out, t, h', w']`.
     pub fn forward(&self, x: Features) -> Features {
-        convolve(x, self.weight.val().unsqueeze_dim(2), self.bias.val(), self.kind, Course::EACH, None)
+        convolve(x, self.weight.val().unsqueeze_dim(2), self.bias.val(), self.kind, TemporalWindow::EACH, None)
     }
 
     /// The same, added to `onto`.
@@ -47,7 +47,7 @@ impl Conv2d {
     /// # Shapes
     /// `[b, in, t, h, w]` and `[b, out, t, h', w']`, to the latter.
     pub fn forward_onto(&self, x: Features, onto: Features) -> Features {
-        convolve(x, self.weight.val().unsqueeze_dim(2), self.bias.val(), self.kind, Course::EACH, Some(onto))
+        convolve(x, self.weight.val().unsqueeze_dim(2), self.bias.val(), self.kind, TemporalWindow::EACH, Some(onto))
     }
 
     /// The convolutions of so many equal parts of the output channels.
@@ -58,7 +58,7 @@ impl Conv2d {
         let channels = self.bias.dims()[0] / PARTS;
         std::array::from_fn(|part| {
             let weight = self.weight.val().narrow(0, part * channels, channels).unsqueeze_dim(2);
-            convolve(x.clone(), weight, self.bias.val().narrow(0, part * channels, channels), self.kind, Course::EACH, None)
+            convolve(x.clone(), weight, self.bias.val().narrow(0, part * channels, channels), self.kind, TemporalWindow::EACH, None)
         })
     }
 }
@@ -95,6 +95,6 @@ impl Linear {
     fn convolved(&self, x: Features, onto: Option<Features>) -> Features {
         let [channels_out, channels_in] = self.weight.dims();
         let weight = self.weight.val().reshape([channels_out, channels_in, 1, 1, 1]);
-        convolve(x, weight, self.bias.val(), Kind::Point, Course::EACH, onto)
+        convolve(x, weight, self.bias.val(), Kind::Point, TemporalWindow::EACH, onto)
     }
 }

@@ -17,23 +17,23 @@ pub enum Kind {
     Halving,
 }
 
-/// Which frames a kernel of several frames sees: for the first frame that comes out up to the one with the index `lead`, for each further one `step` more.
+/// Which frames a kernel of several frames sees: for the first frame that comes out up to the one with the index `context`, for each further one `stride` more.
 /// What would lie before the first frame is zero.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Course {
+pub struct TemporalWindow {
     /// Frames that are only there to be seen.
-    pub lead: usize,
+    pub context: usize,
     /// Frames that go in for each that comes out.
-    pub step: usize,
+    pub stride: usize,
 }
 
-impl Course {
+impl TemporalWindow {
     /// A frame comes out for each.
-    pub const EACH: Self = Self { lead: 0, step: 1 };
+    pub const EACH: Self = Self { context: 0, stride: 1 };
 
     /// Frames that come out.
     pub(super) fn frames(self, given: usize) -> usize {
-        given.saturating_sub(self.lead).div_ceil(self.step)
+        given.saturating_sub(self.context).div_ceil(self.stride)
     }
 }
 
@@ -42,22 +42,22 @@ impl Course {
 /// In f32 on Burn's CPU backend it is one of [`kernels`], which does with fewer products what [`Precision`](super::Precision) allows; elsewhere Burn's.
 ///
 /// # Shapes
-/// `[b, in, t, h, w]`, `[out, in, taps, kernel, kernel]` and `[out]`, to `[b, out, t', h', w']`.
-pub fn convolve(x: Features, weight: Tensor<5>, bias: Tensor<1>, kind: Kind, course: Course, onto: Option<Features>) -> Features {
+/// `[b, in, t, h, w]`, `[out, in, kernel_frames, kernel, kernel]` and `[out]`, to `[b, out, t', h', w']`.
+pub fn convolve(x: Features, weight: Tensor<5>, bias: Tensor<1>, kind: Kind, window: TemporalWindow, onto: Option<Features>) -> Features {
     check_stop();
     match (x.0, onto.map(|onto| onto.0)) {
         #[cfg(feature = "flex")]
-        (Layout::Images(x), None) => Features(Layout::Images(x.convolved(weight, bias, kind, course, None))),
+        (Layout::Images(x), None) => Features(Layout::Images(x.convolved(weight, bias, kind, window, None))),
         #[cfg(feature = "flex")]
-        (Layout::Images(x), Some(Layout::Images(onto))) => Features(Layout::Images(x.convolved(weight, bias, kind, course, Some(onto)))),
+        (Layout::Images(x), Some(Layout::Images(onto))) => Features(Layout::Images(x.convolved(weight, bias, kind, window, Some(onto)))),
         (x, onto) => {
             let x = Tensor::from(Features(x));
             #[cfg(feature = "remote")]
             if super::remote::takes(&x) {
                 let onto = onto.map(|onto| Features(onto).into());
-                return super::remote::convolve(x, weight, bias, kind, course, onto).into();
+                return super::remote::convolve(x, weight, bias, kind, window, onto).into();
             }
-            let y = by_operators(x, weight, bias, kind, course);
+            let y = by_operators(x, weight, bias, kind, window);
             match onto {
                 Some(onto) => y + Tensor::from(Features(onto)),
                 None => y,
@@ -67,19 +67,20 @@ pub fn convolve(x: Features, weight: Tensor<5>, bias: Tensor<1>, kind: Kind, cou
     }
 }
 
-fn by_operators(x: Tensor<5>, weight: Tensor<5>, bias: Tensor<1>, kind: Kind, course: Course) -> Tensor<5> {
+fn by_operators(x: Tensor<5>, weight: Tensor<5>, bias: Tensor<1>, kind: Kind, window: TemporalWindow) -> Tensor<5> {
     let (stride, before, after) = match kind {
         Kind::Same => (1, 1, 1),
         Kind::Point => (1, 0, 0),
         Kind::Halving => (2, 0, 1),
     };
     let [b, c, frames, h, w] = x.dims();
-    let [out, _, taps, ..] = weight.dims();
-    let missing = (taps - 1).saturating_sub(course.lead);
+    let [out, _, kernel_frames, ..] = weight.dims();
+    let missing = (kernel_frames - 1).saturating_sub(window.context);
     // Of a lone frame's kernel only the last tap meets something.
-    let (weight, taps, missing) = if frames == 1 { (weight.narrow(2, taps - 1, 1), 1, 0) } else { (weight, taps, missing) };
-    if taps == 1 {
-        assert!(course == Course::EACH || frames == 1, "a kernel of one frame sees each frame");
+    let (weight, kernel_frames, missing) =
+        if frames == 1 { (weight.narrow(2, kernel_frames - 1, 1), 1, 0) } else { (weight, kernel_frames, missing) };
+    if kernel_frames == 1 {
+        assert!(window == TemporalWindow::EACH || frames == 1, "a kernel of one frame sees each frame");
         let t = frames;
         let options = ConvOptions::new_with_padding([stride; 2], [(before, after); 2], [1, 1], 1);
         let pictures = if t > 1 { x.swap_dims(1, 2).reshape([b * t, c, h, w]) } else { x.reshape([b * t, c, h, w]) };
@@ -87,17 +88,17 @@ fn by_operators(x: Tensor<5>, weight: Tensor<5>, bias: Tensor<1>, kind: Kind, co
         let [_, c, h, w] = y.dims();
         return if t > 1 { y.reshape([b, t, c, h, w]).swap_dims(1, 2) } else { y.unsqueeze_dim(2) };
     }
-    let x = x.narrow(2, course.lead.saturating_sub(taps - 1), frames - course.lead.saturating_sub(taps - 1));
+    let x = x.narrow(2, window.context.saturating_sub(kernel_frames - 1), frames - window.context.saturating_sub(kernel_frames - 1));
     let x = if missing == 0 { x } else { Tensor::cat(vec![Tensor::zeros([b, c, missing, h, w], (&x.device(), x.dtype())), x], 2) };
     if kind == Kind::Point {
         let [.., t, _, _] = x.dims();
         let kernel = weight.squeeze_dim::<4>(4);
-        let y = conv2d(x.reshape([b, c, t, h * w]), kernel, bias, ConvOptions::new([course.step, 1], [0, 0], [1, 1], 1));
+        let y = conv2d(x.reshape([b, c, t, h * w]), kernel, bias, ConvOptions::new([window.stride, 1], [0, 0], [1, 1], 1));
         let t = y.dims()[2];
         return y.reshape([b, out, t, h, w]);
     }
     assert!(kind == Kind::Same, "kernels of several frames keep the size or have one px");
-    conv3d(x, weight, bias, ConvOptions::new([course.step, 1, 1], [0, 1, 1], [1; 3], 1))
+    conv3d(x, weight, bias, ConvOptions::new([window.stride, 1, 1], [0, 1, 1], [1; 3], 1))
 }
 
 fn conv2d(x: Tensor<4>, weight: Tensor<4>, bias: Tensor<1>, options: ConvOptions<2>) -> Tensor<4> {

@@ -5,11 +5,11 @@ use std::sync::Arc;
 use burn::backend::{DispatchDevice, Flex};
 use burn::tensor::{Bytes, DType, Tensor};
 use burn_flex::{FlexTensor, Layout};
-use kernels::{Convolution, Form, Gather, GroupRule, Image, Input, Norm, Workspace};
+use kernels::{Algorithm, BlockedImage, Convolution, Gather, GroupRule, Input, Norm, Workspace};
 
-use super::convolution::{Course, Kind};
+use super::convolution::{Kind, TemporalWindow};
 use super::run::aside;
-use super::{Precision, Rounding};
+use super::{MathMode, Precision};
 
 /// Tiles of 4x4 px from which on they take less time than tiles of 2x2: below, transforming the kernels weighs more than the products that are saved.
 const WIDE_TILES: usize = 26;
@@ -35,27 +35,27 @@ pub(super) struct Images {
 /// An image, and what is to be done to it when it is read.
 #[derive(Debug, Clone)]
 struct Frame {
-    image: Image,
+    image: BlockedImage,
     norm: Arc<Norm>,
     doubled: bool,
 }
 
-impl From<Image> for Frame {
-    fn from(image: Image) -> Self {
+impl From<BlockedImage> for Frame {
+    fn from(image: BlockedImage) -> Self {
         Self { image, norm: Arc::new(Norm::None), doubled: false }
     }
 }
 
 impl Frame {
     fn input(&self) -> Input<'_> {
-        Input { image: &self.image, norm: &self.norm, doubled: self.doubled }
+        Input { image: &self.image, norm: &self.norm, upsampled: self.doubled }
     }
 
     /// The image with everything done.
-    fn done(self) -> Image {
+    fn done(self) -> BlockedImage {
         let Self { image, norm, doubled } = self;
         let image = norm.applied(image);
-        if doubled { image.doubled() } else { image }
+        if doubled { image.upsampled() } else { image }
     }
 }
 
@@ -67,7 +67,7 @@ impl Images {
         let area = height * width;
         let image = |at: usize| {
             let start = (at / frames * channels * frames + at % frames) * area;
-            Image::from_planes(&values[start..], frames * area, channels, [height, width], workspace)
+            BlockedImage::from_planes(&values[start..], frames * area, channels, [height, width], workspace)
         };
         let frames = aside(|| (0..items * frames).map(|at| image(at).into()).collect());
         Self { items, frames, channels, size: [height, width], gather: Gather::Nothing, workspace: workspace.clone() }
@@ -78,7 +78,7 @@ impl Images {
     }
 
     /// Other images for the same batch items.
-    fn of(&self, images: Vec<Image>, channels: usize, size: [usize; 2]) -> Self {
+    fn of(&self, images: Vec<BlockedImage>, channels: usize, size: [usize; 2]) -> Self {
         let (items, gather, workspace) = (self.items, self.gather, self.workspace());
         Self { items, frames: images.into_iter().map(Frame::from).collect(), channels, size, gather, workspace }
     }
@@ -145,12 +145,12 @@ impl Images {
     }
 
     pub(super) fn zero_frames(&self, count: usize) -> Self {
-        let image = Image::zeros(self.channels, self.size, &self.workspace);
+        let image = BlockedImage::zeros(self.channels, self.size, &self.workspace);
         self.of(vec![image; self.items * count], self.channels, self.size)
     }
 
     /// Has every frame normalised when it is read.
-    fn normalised(mut self, gather: Gather, norm: impl Fn(&Image) -> Norm) -> Self {
+    fn normalised(mut self, gather: Gather, norm: impl Fn(&BlockedImage) -> Norm) -> Self {
         let normalised = |Frame { image, norm: earlier, doubled }| {
             let image = earlier.applied(image);
             Frame { norm: Arc::new(norm(&image)), image, doubled }
@@ -160,48 +160,56 @@ impl Images {
     }
 
     /// See [`GroupNorm`](super::GroupNorm).
-    pub(super) fn normalised_in_groups(self, weight: Tensor<1>, bias: Tensor<1>, rule: super::norm::GroupRule) -> Self {
+    pub(super) fn group_norm(self, weight: Tensor<1>, bias: Tensor<1>, rule: super::norm::GroupRule) -> Self {
         let super::norm::GroupRule { groups, epsilon, then_silu } = rule;
         let [weight, bias] = [weight, bias].map(contiguous);
         let [weight, bias] = [&weight, &bias].map(values);
-        self.normalised(Gather::Moments, |image| Norm::in_groups(image, weight, bias, GroupRule { groups, epsilon, then_silu }))
+        self.normalised(Gather::Moments, |image| Norm::group_norm(image, weight, bias, GroupRule { groups, epsilon, then_silu }))
     }
 
     /// See [`RmsNorm`](super::RmsNorm).
-    pub(super) fn normalised_px(self, gamma: Tensor<1>, then_silu: bool) -> Self {
+    pub(super) fn rms_norm(self, gamma: Tensor<1>, then_silu: bool) -> Self {
         let gamma = contiguous(gamma);
-        self.normalised(Gather::Lengths, |image| Norm::of_pixels(image, values(&gamma), then_silu))
+        self.normalised(Gather::Lengths, |image| Norm::rms_norm(image, values(&gamma), then_silu))
     }
 
     /// See [`convolve`](super::convolve).
-    pub(super) fn convolved(self, weight: Tensor<5>, bias: Tensor<1>, kind: Kind, course: Course, onto: Option<Self>) -> Self {
-        let [channels_out, channels_in, taps, ..] = weight.dims();
+    pub(super) fn convolved(self, weight: Tensor<5>, bias: Tensor<1>, kind: Kind, window: TemporalWindow, onto: Option<Self>) -> Self {
+        let [channels_out, channels_in, kernel_frames, ..] = weight.dims();
         let [height, width] = self.size;
         let (weight, bias) = (contiguous(weight), contiguous(bias));
-        let form = match kind {
-            Kind::Point => Form::Point,
-            Kind::Halving => Form::Halving,
-            Kind::Same if Rounding::current().precision == Precision::Fast && height.div_ceil(4) * width.div_ceil(4) >= WIDE_TILES => Form::Wide,
-            Kind::Same => Form::Narrow,
+        let algorithm = match kind {
+            Kind::Point => Algorithm::Pointwise,
+            Kind::Halving => Algorithm::Downsample2x,
+            Kind::Same if MathMode::current().precision == Precision::Fast && height.div_ceil(4) * width.div_ceil(4) >= WIDE_TILES => {
+                Algorithm::WinogradF4
+            }
+            Kind::Same => Algorithm::WinogradF2,
         };
-        let convolution =
-            Convolution { form, weight: values(&weight), bias: values(&bias), channels: [channels_in, channels_out], taps, gather: self.gather };
+        let convolution = Convolution {
+            algorithm,
+            weight: values(&weight),
+            bias: values(&bias),
+            channels: [channels_in, channels_out],
+            kernel_frames,
+            gather: self.gather,
+        };
         let each = self.per_item();
-        let size = form.output_size(self.size);
+        let size = algorithm.output_size(self.size);
         let mut onto = onto.map(|onto| onto.frames.into_iter().map(Frame::done));
-        let mut run = |frames: &[Frame], course: kernels::Course| {
+        let mut run = |frames: &[Frame], window: kernels::TemporalWindow| {
             let input: Vec<Input> = frames.iter().map(Frame::input).collect();
-            let onto = onto.as_mut().map(|onto| onto.take(course.frames).collect());
-            convolution.run(&input, course, onto)
+            let onto = onto.as_mut().map(|onto| onto.take(window.frames).collect());
+            convolution.run(&input, window, onto)
         };
         let images = aside(|| {
-            if taps == 1 && course == Course::EACH {
+            if kernel_frames == 1 && window == TemporalWindow::EACH {
                 // Batch items are frames that do not see one another.
-                return run(&self.frames, kernels::Course { lead: 0, step: 1, frames: self.frames.len() });
+                return run(&self.frames, kernels::TemporalWindow { context: 0, stride: 1, frames: self.frames.len() });
             }
-            let Course { lead, step } = course;
-            let course = kernels::Course { lead, step, frames: course.frames(each) };
-            self.frames.chunks(each.max(1)).flat_map(|frames| run(frames, course)).collect()
+            let TemporalWindow { context, stride } = window;
+            let window = kernels::TemporalWindow { context, stride, frames: window.frames(each) };
+            self.frames.chunks(each.max(1)).flat_map(|frames| run(frames, window)).collect()
         });
         self.of(images, channels_out, size)
     }
@@ -304,9 +312,9 @@ mod tests {
         let bias = ramp([20], 0.9);
         for (kind, side) in [(Kind::Same, 3), (Kind::Point, 1)] {
             let weight = ramp([20, 5, 3, side, side], 0.37) * 0.1;
-            for (frames, lead, step) in [(1, 0, 1), (4, 0, 1), (4, 1, 1), (6, 2, 1), (5, 2, 2), (4, 2, 2), (7, 0, 2)] {
-                agree(ramp([2, 5, frames, 9, 22], 0.7), &format!("{kind:?} of {frames} frames from {lead} by {step}"), |x| {
-                    convolve(x, weight.clone(), bias.clone(), kind, Course { lead, step }, None)
+            for (frames, context, stride) in [(1, 0, 1), (4, 0, 1), (4, 1, 1), (6, 2, 1), (5, 2, 2), (4, 2, 2), (7, 0, 2)] {
+                agree(ramp([2, 5, frames, 9, 22], 0.7), &format!("{kind:?} of {frames} frames from {context} by {stride}"), |x| {
+                    convolve(x, weight.clone(), bias.clone(), kind, TemporalWindow { context, stride }, None)
                 });
             }
         }

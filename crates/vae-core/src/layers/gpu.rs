@@ -18,7 +18,7 @@ use cubecl::client::Client;
 use cubecl::ir::{ElemType, FloatKind};
 use cubecl::{CubeCount, CubeDim, calculate_cube_count_elemwise};
 
-use super::Rounding;
+use super::MathMode;
 use super::norm::GroupRule;
 
 /// Whether the tensor is on a GPU.
@@ -29,12 +29,12 @@ pub(super) fn takes<const D: usize>(x: &Tensor<D>) -> bool {
 /// See [`GroupNorm`](super::GroupNorm).
 pub(super) fn group_norm(x: Tensor<5>, weight: Tensor<1>, bias: Tensor<1>, rule: GroupRule) -> Tensor<5> {
     let [x, weight, bias] = [x.into_dispatch(), weight.into_dispatch(), bias.into_dispatch()];
-    Tensor::from_dispatch(Dispatch::normalised_in_groups(x, weight, bias, rule.groups, rule.epsilon as f32, rule.then_silu))
+    Tensor::from_dispatch(Dispatch::group_norm(x, weight, bias, rule.groups, rule.epsilon as f32, rule.then_silu))
 }
 
 /// See [`RmsNorm`](super::RmsNorm).
 pub(super) fn rms_norm(x: Tensor<5>, gamma: Tensor<1>, then_silu: bool) -> Tensor<5> {
-    Tensor::from_dispatch(Dispatch::normalised_px(x.into_dispatch(), gamma.into_dispatch(), then_silu))
+    Tensor::from_dispatch(Dispatch::rms_norm(x.into_dispatch(), gamma.into_dispatch(), then_silu))
 }
 
 /// The softmax in f32 of each row of `scores`, times `scale`.
@@ -53,7 +53,7 @@ fn sums_plainly<const D: usize>(x: &Tensor<D>) -> bool {
             let client = cube.client();
             let device = client.properties();
             let would_be_tf32 = x.dtype() == DType::F32 && device.supports_type(ElemType::Float(FloatKind::TF32));
-            (would_be_tf32 && !Rounding::current().tf32) || device.identity.name.contains("llvmpipe")
+            (would_be_tf32 && !MathMode::current().tf32) || device.identity.name.contains("llvmpipe")
         }
         #[allow(unreachable_patterns, reason = "there may be no other backends in a build")]
         _ => false,
@@ -114,7 +114,7 @@ pub(super) fn matmul(left: Tensor<3>, right: Tensor<3>) -> Tensor<3> {
 #[backend_extension(Cube, Fusion)]
 trait Operations: Backend {
     #[fusion(dtype = x, shape = x)]
-    fn normalised_in_groups(
+    fn group_norm(
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
         bias: FloatTensor<Self>,
@@ -124,7 +124,7 @@ trait Operations: Backend {
     ) -> FloatTensor<Self>;
 
     #[fusion(dtype = x, shape = x)]
-    fn normalised_px(x: FloatTensor<Self>, gamma: FloatTensor<Self>, then_silu: bool) -> FloatTensor<Self>;
+    fn rms_norm(x: FloatTensor<Self>, gamma: FloatTensor<Self>, then_silu: bool) -> FloatTensor<Self>;
 
     #[fusion(dtype = x, shape = convolved_shape(x, weight, options))]
     fn direct_conv2d(x: FloatTensor<Self>, weight: FloatTensor<Self>, bias: FloatTensor<Self>, options: ConvOptions<2>) -> FloatTensor<Self>;
@@ -171,7 +171,7 @@ fn floats(like: &CubeTensor, count: usize) -> CubeTensor {
 }
 
 impl Operations for CubeBackend {
-    fn normalised_in_groups(x: CubeTensor, weight: CubeTensor, bias: CubeTensor, groups: usize, epsilon: f32, then_silu: bool) -> CubeTensor {
+    fn group_norm(x: CubeTensor, weight: CubeTensor, bias: CubeTensor, groups: usize, epsilon: f32, then_silu: bool) -> CubeTensor {
         let (side_by_side, y) = like(&x);
         let (client, dim) = (x.client.clone(), CubeDim::new_1d(UNITS));
         let shape = x.meta.shape().clone();
@@ -213,7 +213,7 @@ impl Operations for CubeBackend {
         if side_by_side { permute_nhwc_to_nchw(y) } else { y }
     }
 
-    fn normalised_px(x: CubeTensor, gamma: CubeTensor, then_silu: bool) -> CubeTensor {
+    fn rms_norm(x: CubeTensor, gamma: CubeTensor, then_silu: bool) -> CubeTensor {
         let (side_by_side, y) = like(&x);
         let client = x.client.clone();
         let shape = x.meta.shape().clone();

@@ -59,7 +59,7 @@ pub(super) fn group_norm(x: Features, weight: Tensor<1>, bias: Tensor<1>, rule: 
     check_stop();
     match x.0 {
         #[cfg(feature = "flex")]
-        Layout::Images(images) => Features(Layout::Images(images.normalised_in_groups(weight, bias, rule))),
+        Layout::Images(images) => Features(Layout::Images(images.group_norm(weight, bias, rule))),
         Layout::Tensor(x) => {
             #[cfg(feature = "remote")]
             if super::remote::takes(&x) {
@@ -129,7 +129,7 @@ pub(super) fn rms_norm(x: Features, gamma: Tensor<1>, then_silu: bool) -> Featur
     check_stop();
     match x.0 {
         #[cfg(feature = "flex")]
-        Layout::Images(images) => Features(Layout::Images(images.normalised_px(gamma, then_silu))),
+        Layout::Images(images) => Features(Layout::Images(images.rms_norm(gamma, then_silu))),
         Layout::Tensor(x) => {
             #[cfg(feature = "remote")]
             if super::remote::takes(&x) {

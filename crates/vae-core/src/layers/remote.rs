@@ -7,7 +7,7 @@ use burn::remote::CustomOpClient;
 use burn::server::RemoteServer;
 use burn::tensor::Tensor;
 
-use super::{Course, Features, Kind, Precision, Rounding, attend as attend_here, convolve as convolve_here, norm};
+use super::{Features, Kind, MathMode, Precision, TemporalWindow, attend as attend_here, convolve as convolve_here, norm};
 
 const GROUP_NORM: &str = "tilevae.group_norm";
 const RMS_NORM: &str = "tilevae.rms_norm";
@@ -32,22 +32,22 @@ pub(super) fn rms_norm(x: Tensor<5>, gamma: Tensor<1>, then_silu: bool) -> Tenso
 }
 
 /// See [`convolve`](super::convolve); it is rounded as the caller has it.
-pub(super) fn convolve(x: Tensor<5>, weight: Tensor<5>, bias: Tensor<1>, kind: Kind, course: Course, onto: Option<Tensor<5>>) -> Tensor<5> {
+pub(super) fn convolve(x: Tensor<5>, weight: Tensor<5>, bias: Tensor<1>, kind: Kind, window: TemporalWindow, onto: Option<Tensor<5>>) -> Tensor<5> {
     let ([b, _, t, h, w], [out, ..]) = (x.dims(), weight.dims());
     let [h, w] = if kind == Kind::Halving { [h / 2, w / 2] } else { [h, w] };
-    let numbers = [kind as usize, course.lead, course.step].map(|number| ScalarIr::UInt(number as u64));
-    let scalars = numbers.into_iter().chain(described_rounding()).collect();
+    let numbers = [kind as usize, window.context, window.stride].map(|number| ScalarIr::UInt(number as u64));
+    let scalars = numbers.into_iter().chain(described_math_mode()).collect();
     let others = [described(weight), described(bias)].into_iter().chain(onto.map(described)).collect();
-    ship(CONVOLUTION, x, others, scalars, [b, out, course.frames(t), h, w])
+    ship(CONVOLUTION, x, others, scalars, [b, out, window.frames(t), h, w])
 }
 
 pub(super) fn attend(queries: Tensor<5>, keys: Tensor<5>, values: Tensor<5>) -> Tensor<5> {
     let shape = queries.dims();
-    ship(ATTENTION, queries, [keys, values].map(described).into(), described_rounding().into(), shape)
+    ship(ATTENTION, queries, [keys, values].map(described).into(), described_math_mode().into(), shape)
 }
 
-fn described_rounding() -> [ScalarIr; 2] {
-    let Rounding { precision, tf32 } = Rounding::current();
+fn described_math_mode() -> [ScalarIr; 2] {
+    let MathMode { precision, tf32 } = MathMode::current();
     [precision == Precision::Strict, tf32].map(ScalarIr::Bool)
 }
 
@@ -97,15 +97,15 @@ where
     });
     let server = server.with_custom_op::<B, _>(ATTENTION, |handles, call, _| {
         let [queries, keys, values] = [0, 1, 2].map(|at| features::<B>(handles, call, at));
-        answered::<B>(handles, call, rounding(&call.scalars).during(|| attend_here(queries, keys, values)));
+        answered::<B>(handles, call, math_mode(&call.scalars).during(|| attend_here(queries, keys, values)));
     });
     server.with_custom_op::<B, _>(CONVOLUTION, |handles, call, _| {
-        let [kind, lead, step, rounded @ ..] = &call.scalars[..] else { panic!("{CONVOLUTION} has three numbers") };
+        let [kind, context, stride, rounded @ ..] = &call.scalars[..] else { panic!("{CONVOLUTION} has three numbers") };
         let kind = [Kind::Same, Kind::Point, Kind::Halving][whole(kind)];
-        let course = Course { lead: whole(lead), step: whole(step) };
+        let window = TemporalWindow { context: whole(context), stride: whole(stride) };
         let (x, weight, bias) = (features::<B>(handles, call, 0), input::<B, 5>(handles, call, 1), input::<B, 1>(handles, call, 2));
         let onto = (call.inputs.len() > 3).then(|| features::<B>(handles, call, 3));
-        answered::<B>(handles, call, rounding(rounded).during(|| convolve_here(x, weight, bias, kind, course, onto)));
+        answered::<B>(handles, call, math_mode(rounded).during(|| convolve_here(x, weight, bias, kind, window, onto)));
     })
 }
 
@@ -133,9 +133,9 @@ where
     }
 }
 
-fn rounding(scalars: &[ScalarIr]) -> Rounding {
+fn math_mode(scalars: &[ScalarIr]) -> MathMode {
     let [strict, tf32] = scalars else { panic!("roundings have two flags") };
-    Rounding { precision: if flag(strict) { Precision::Strict } else { Precision::Fast }, tf32: flag(tf32) }
+    MathMode { precision: if flag(strict) { Precision::Strict } else { Precision::Fast }, tf32: flag(tf32) }
 }
 
 fn whole(scalar: &ScalarIr) -> usize {

@@ -5,7 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use kernels::Workspace;
 use tiling::Stop;
 
-use super::{Precision, Rounding};
+use super::{MathMode, Precision};
 use crate::VaeError;
 
 /// One run of a model, as its layers see it: they end by unwinding once it is stopped, and on the CPU their images share memory, which goes back to the system
@@ -73,12 +73,12 @@ thread_local! {
 /// What layers need to know besides their input, held for the thread that runs an operation.
 #[derive(Debug, Clone)]
 pub(super) struct Context {
-    pub(super) rounding: Rounding,
+    pub(super) math_mode: MathMode,
     pub(super) run: Option<Run>,
 }
 
 impl Context {
-    const NONE: Self = Self { rounding: Rounding { precision: Precision::Fast, tf32: true }, run: None };
+    const NONE: Self = Self { math_mode: MathMode { precision: Precision::Fast, tf32: true }, run: None };
 
     pub(super) fn current() -> Self {
         CURRENT.with_borrow(Clone::clone)
@@ -124,9 +124,9 @@ mod tests {
         assert_eq!(work(), 7);
         assert!(matches!(run.during(work), Err(VaeError::Stopped)));
         assert!(matches!(Run::new(&Stop::default()).during(work), Ok(7)));
-        let exact = Rounding { precision: Precision::Strict, tf32: false };
-        let seen = exact.during(|| run.during(|| (Rounding::current(), aside(|| (Rounding::current(), work())))));
-        assert!(matches!(seen, Ok((inside, (hidden, 7))) if inside == exact && hidden == Rounding::default()));
+        let exact = MathMode { precision: Precision::Strict, tf32: false };
+        let seen = exact.during(|| run.during(|| (MathMode::current(), aside(|| (MathMode::current(), work())))));
+        assert!(matches!(seen, Ok((inside, (hidden, 7))) if inside == exact && hidden == MathMode::default()));
     }
 
     #[test]

@@ -1,8 +1,8 @@
 use burn::tensor::{DType, Tensor, TensorData};
-use tiling::{Block, GridConfig, TileOp};
+use tiling::{GridConfig, HostTensor, TileOp};
 use vae_core::layers::Features;
-use vae_core::testing::{assert_close, computable, device, psnr, roundings, run_tiled};
-use vae_core::{Decode, Encode, Halves, Posterior, Weights};
+use vae_core::testing::{assert_close, computable, device, math_modes, psnr, run_tiled};
+use vae_core::{Components, Decode, Encode, Posterior, Weights};
 
 use super::{data, golden, load};
 use crate::{AutoencoderKl, KlConfig};
@@ -13,7 +13,7 @@ const F32: f32 = 2e-4;
 const F16: f32 = 5e-2;
 const BF16: f32 = 5e-1;
 
-fn tiled(op: &dyn TileOp, spec: &vae_core::VaeSpec, input: &Block, kind: &str) -> (Block, usize) {
+fn tiled(op: &dyn TileOp, spec: &vae_core::VaeSpec, input: &HostTensor, kind: &str) -> (HostTensor, usize) {
     let config = if kind == "tiled" {
         GridConfig::Diffusers { tile_px: None, overlap: None, stride_px: None, skip_redundant: false }
     } else {
@@ -45,8 +45,8 @@ fn check_whole(config: &str, dtype: DType, tolerance: f32) {
 
 /// With fewer products and with all.
 fn equals_diffusers(config: &str) {
-    for rounding in roundings() {
-        rounding.during(|| check_whole(config, DType::F32, F32));
+    for math_mode in math_modes() {
+        math_mode.during(|| check_whole(config, DType::F32, F32));
     }
 }
 
@@ -82,7 +82,7 @@ fn modules(config: &str) -> AutoencoderKl {
     let model = super::open(&data(config));
     let parsed: KlConfig = serde_json::from_value(without_private(&model.config)).unwrap();
     let weights: Weights = vae_core::Checkpoint::open(&data(config), None).unwrap().weights().unwrap();
-    weights.apply(AutoencoderKl::new(&parsed, Halves::Both, &device()).unwrap(), DType::F32).unwrap()
+    weights.apply(AutoencoderKl::new(&parsed, Components::Both, &device()).unwrap(), DType::F32).unwrap()
 }
 
 fn without_private(config: &serde_json::Value) -> serde_json::Value {
@@ -98,7 +98,7 @@ fn single_blocks_equal_diffusers() {
             let input = golden.block(&format!("block.{name}.in"));
             let shape = input.shape();
             let y = Tensor::from(f(Tensor::from_data(TensorData::new(input.into_data(), shape), &device()).into()));
-            let got = Block::new(y.dims(), y.into_data().try_into_vec().unwrap()).unwrap();
+            let got = HostTensor::new(y.dims(), y.into_data().try_into_vec().unwrap()).unwrap();
             assert_close(&got, &golden.block(&format!("block.{name}.out")), F32, &format!("{config} {name}"));
         };
         modules.check_blocks(&check);

@@ -2,7 +2,7 @@ use burn::module::Module;
 use burn::tensor::Device;
 use serde_json::{Value, json};
 use tiling::{GridConfig, TilePlan};
-use vae_core::{Halves, VaeError, VaeSpec};
+use vae_core::{Components, VaeError, VaeSpec};
 
 use super::ENTRY;
 use crate::{AutoencoderKl, KlConfig};
@@ -29,7 +29,7 @@ fn check(fields: &Value, tiles: usize, overlap: usize, parameters: usize) -> Vae
     let mut fields = config;
     fields.as_object_mut().unwrap().retain(|name, _| !name.starts_with('_'));
     let config: KlConfig = serde_json::from_value(fields).unwrap();
-    assert_eq!(AutoencoderKl::new(&config, Halves::Both, &Device::flex()).unwrap().num_params(), parameters);
+    assert_eq!(AutoencoderKl::new(&config, Components::Both, &Device::flex()).unwrap().num_params(), parameters);
     spec
 }
 

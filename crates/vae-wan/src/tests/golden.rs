@@ -1,8 +1,8 @@
 use burn::tensor::DType;
-use tiling::{Block, GridConfig, PerAxis, TileOp};
+use tiling::{GridConfig, HostTensor, PerAxis, TileOp};
 use vae_core::layers::Features;
-use vae_core::testing::{Golden, assert_close, computable, device, is_on_cpu, psnr, roundings, run_tiled};
-use vae_core::{Clamp, Decode, Encode, Halves, Posterior};
+use vae_core::testing::{Golden, assert_close, computable, device, is_on_cpu, math_modes, psnr, run_tiled};
+use vae_core::{Clamp, Components, Decode, Encode, Posterior};
 
 use super::{data, golden, load, open, to_block, to_tensor};
 use crate::cache::FrameCache;
@@ -20,7 +20,7 @@ fn tile_and_stride(config: &str) -> [usize; 2] {
     }
 }
 
-fn run(op: &dyn TileOp, config: &str, patch: usize, input: &Block, kind: &str) -> (Block, usize) {
+fn run(op: &dyn TileOp, config: &str, patch: usize, input: &HostTensor, kind: &str) -> (HostTensor, usize) {
     let [tile, stride] = tile_and_stride(config).map(|px| Some(PerAxis([px; 2])));
     let grid = if kind == "tiled" {
         GridConfig::Diffusers { tile_px: tile, overlap: None, stride_px: stride, skip_redundant: false }
@@ -32,7 +32,7 @@ fn run(op: &dyn TileOp, config: &str, patch: usize, input: &Block, kind: &str) -
 }
 
 /// Calls `check` with what was got, what diffusers got, and what it is.
-fn for_every_case(config: &str, dtype: DType, frames_per_chunk: usize, check: &dyn Fn(&Block, &Block, &str)) {
+fn for_every_case(config: &str, dtype: DType, frames_per_chunk: usize, check: &dyn Fn(&HostTensor, &HostTensor, &str)) {
     let golden = golden(config);
     let vae = load(&data(config), dtype);
     let spec = vae.spec();
@@ -58,12 +58,12 @@ fn for_every_case(config: &str, dtype: DType, frames_per_chunk: usize, check: &d
 }
 
 fn equals_diffusers(config: &str) {
-    for (rounding, frames_per_chunk) in roundings().iter().flat_map(|rounding| (1..=3).map(move |frames| (rounding, frames))) {
-        let check = |got: &Block, expected: &Block, what: &str| {
-            assert_close(got, expected, F32, &format!("{config} {what}, {rounding:?}, chunks of {frames_per_chunk}"));
+    for (math_mode, frames_per_chunk) in math_modes().iter().flat_map(|math_mode| (1..=3).map(move |frames| (math_mode, frames))) {
+        let check = |got: &HostTensor, expected: &HostTensor, what: &str| {
+            assert_close(got, expected, F32, &format!("{config} {what}, {math_mode:?}, chunks of {frames_per_chunk}"));
             assert!(psnr(got, expected) >= 90.0, "{config} {what}");
         };
-        rounding.during(|| for_every_case(config, DType::F32, frames_per_chunk, &check));
+        math_mode.during(|| for_every_case(config, DType::F32, frames_per_chunk, &check));
     }
 }
 
@@ -108,7 +108,7 @@ fn half_types_stay_near() {
 
 #[test]
 fn half_types_stay_near_on_the_whole() {
-    // Single values may stray where a norm of four channels is short; on the whole the rounding is that of the type.
+    // Single values may stray where a norm of four channels is short; on the whole the math_mode is that of the type.
     for dtype in computable(&[DType::F16, DType::BF16]) {
         let least = if dtype == DType::F16 { 50.0 } else { 30.0 };
         for_every_case(if is_on_cpu() { "wan21" } else { "wan22" }, dtype, 1, &|got, expected, what| {
@@ -123,7 +123,7 @@ fn modules(config: &str) -> AutoencoderKlWan {
     let fields = model.config.as_object().unwrap().iter().filter(|(name, _)| !name.starts_with('_'));
     let parsed: WanConfig = serde_json::from_value(fields.map(|(k, v)| (k.clone(), v.clone())).collect()).unwrap();
     let weights = vae_core::Checkpoint::open(&data(config), None).unwrap().weights().unwrap();
-    crate::layouts::to_modules(weights).apply(AutoencoderKlWan::new(&parsed, Halves::Both, &device()).unwrap(), DType::F32).unwrap()
+    crate::layouts::to_modules(weights).apply(AutoencoderKlWan::new(&parsed, Components::Both, &device()).unwrap(), DType::F32).unwrap()
 }
 
 /// Checks a layer on one golden input.

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use burn::tensor::{DType, Tensor, TensorData};
-use tiling::Block;
+use tiling::HostTensor;
 use vae_core::testing::{Golden, device};
 use vae_core::{Model, Registry, Vae, VaeEntry};
 
@@ -32,11 +32,11 @@ fn golden(config: &str) -> Golden {
     Golden::read(&data(config).join("golden.safetensors"))
 }
 
-fn to_tensor(block: Block) -> Tensor<5> {
+fn to_tensor(block: HostTensor) -> Tensor<5> {
     let shape = block.shape();
     Tensor::from_data(TensorData::new(block.into_data(), shape), &device())
 }
 
-fn to_block(tensor: Tensor<5>) -> Block {
-    Block::new(tensor.dims(), tensor.into_data().try_into_vec().unwrap()).unwrap()
+fn to_block(tensor: Tensor<5>) -> HostTensor {
+    HostTensor::new(tensor.dims(), tensor.into_data().try_into_vec().unwrap()).unwrap()
 }

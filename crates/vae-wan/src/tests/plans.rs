@@ -2,7 +2,7 @@ use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 use serde_json::{Value, json};
 use tiling::{GridConfig, TilePlan};
-use vae_core::{FrameRule, Halves, VaeError, VaeSpec};
+use vae_core::{Components, FrameRule, VaeError, VaeSpec};
 
 use super::{ENTRIES, data, open};
 use crate::cache::FrameCache;
@@ -31,7 +31,7 @@ fn wan_2_2() -> Value {
 fn parameters(config: &Value) -> usize {
     let fields = config.as_object().unwrap().iter().filter(|(name, _)| !name.starts_with('_'));
     let config: WanConfig = serde_json::from_value(fields.map(|(k, v)| (k.clone(), v.clone())).collect()).unwrap();
-    AutoencoderKlWan::new(&config, Halves::Both, &Device::flex()).unwrap().num_params()
+    AutoencoderKlWan::new(&config, Components::Both, &Device::flex()).unwrap().num_params()
 }
 
 fn plan(spec: &VaeSpec, encode: bool, input: [usize; 3]) -> TilePlan {
@@ -71,7 +71,7 @@ fn the_spec_knows_what_the_cache_holds() {
         let model = open(&data(config));
         let fields = model.config.as_object().unwrap().iter().filter(|(name, _)| !name.starts_with('_'));
         let parsed: WanConfig = serde_json::from_value(fields.map(|(k, v)| (k.clone(), v.clone())).collect()).unwrap();
-        let modules = AutoencoderKlWan::new(&parsed, Halves::Both, &Device::flex()).unwrap();
+        let modules = AutoencoderKlWan::new(&parsed, Components::Both, &Device::flex()).unwrap();
         let zeros = |shape: [usize; 5]| Tensor::<5>::zeros(shape, &Device::flex());
         let [mut decode, mut encode] = [FrameCache::default(), FrameCache::default()];
         let [h, w] = [2, 3];
@@ -83,7 +83,7 @@ fn the_spec_knows_what_the_cache_holds() {
             let frames = if frames == 1 { 1 } else { frames * parsed.temporal_ratio() };
             modules.encoder.as_ref().unwrap().forward(zeros([1, parsed.in_channels, frames, h * side, w * side]).into(), &mut encode);
         }
-        assert_eq!([decode.values(), encode.values()].map(|values| values / (h * w)), model.spec.cache_values_per_cell, "{config}");
+        assert_eq!([decode.values(), encode.values()].map(|values| values / (h * w)), model.spec.cache_values_per_latent_px, "{config}");
     }
 }
 

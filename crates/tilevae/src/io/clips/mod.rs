@@ -11,7 +11,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use tiling::{Block, BoxError, Region, Sink, TileSource};
+use tiling::{BoxError, HostTensor, Region, Sink, TileSource};
 use vae_core::{from_eight_bits, to_eight_bits};
 
 use self::delays::Delays;
@@ -230,11 +230,11 @@ impl TileSource for Clip {
         [1, self.channels, self.store.frames(), self.padded[0], self.padded[1]]
     }
 
-    fn read(&self, region: &Region) -> Result<Block, BoxError> {
+    fn read(&self, region: &Region) -> Result<HostTensor, BoxError> {
         let ([first, top, left], [frames, height, width]) = (region.start, region.size);
         let last = self.size().map(|side| side - 1);
         let rows = [top.min(last[0]), (top + height - 1).min(last[0]) + 1];
-        let mut block = Block::zeros([1, self.channels, frames, height, width]);
+        let mut block = HostTensor::zeros([1, self.channels, frames, height, width]);
         for frame in 0..frames {
             let pixels = self.store.rows(first + frame, rows)?;
             for channel in 0..self.channels {
@@ -332,7 +332,7 @@ impl ClipSink {
     }
 
     /// The pixels of one frame of a piece, as interleaved RGB, cut to what is shown.
-    fn pixels(&self, piece: &Block, item: usize, frame: usize, [height, width]: [usize; 2]) -> Vec<u8> {
+    fn pixels(&self, piece: &HostTensor, item: usize, frame: usize, [height, width]: [usize; 2]) -> Vec<u8> {
         let frames = piece.shape()[2];
         let mut pixels = vec![0; height * width * 3];
         for channel in 0..3 {
@@ -348,7 +348,7 @@ impl ClipSink {
 }
 
 impl Sink for ClipSink {
-    fn take(&mut self, [first, top, left]: [usize; 3], [_, height, width]: [usize; 3], piece: Block) -> Result<(), BoxError> {
+    fn take(&mut self, [first, top, left]: [usize; 3], [_, height, width]: [usize; 3], piece: HostTensor) -> Result<(), BoxError> {
         let [.., count, rows, columns] = piece.shape();
         let shown = [rows.min(self.size[0].saturating_sub(top)), columns.min(self.size[1].saturating_sub(left))];
         let is_whole = [rows, columns] == [height, width];
@@ -430,11 +430,11 @@ mod tests {
     }
 
     /// Frames of a moving ramp.
-    fn clip(shape: [usize; 5]) -> Block {
-        Block::from_fn(shape, |[b, c, t, y, x]| ((y + 2 * x + 5 * t + 3 * b) as f32 / 20.0 + c as f32).sin() * 0.8)
+    fn clip(shape: [usize; 5]) -> HostTensor {
+        HostTensor::from_fn(shape, |[b, c, t, y, x]| ((y + 2 * x + 5 * t + 3 * b) as f32 / 20.0 + c as f32).sin() * 0.8)
     }
 
-    fn worst(a: &Block, b: &Block) -> f32 {
+    fn worst(a: &HostTensor, b: &HostTensor) -> f32 {
         assert_eq!(a.shape(), b.shape());
         a.data().iter().zip(b.data()).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
     }
@@ -458,7 +458,7 @@ mod tests {
             assert!(difference <= tolerance, "{name}: {difference}");
             // A region, and the repeated border.
             let region = Region { start: [2, 6, 9], size: [2, 10, 7] };
-            let expected = Block::from_fn([1, 3, 2, 10, 7], |[_, c, t, y, x]| read.row(c * 4 + 2 + t, (6 + y).min(9))[(9 + x).min(13)]);
+            let expected = HostTensor::from_fn([1, 3, 2, 10, 7], |[_, c, t, y, x]| read.row(c * 4 + 2 + t, (6 + y).min(9))[(9 + x).min(13)]);
             assert_eq!(back.read(&region).unwrap(), expected);
         }
         let names = std::fs::read_dir(folder.path()).unwrap().count();
@@ -471,8 +471,9 @@ mod tests {
         let (samples, extent) = (clip([2, 1, 3, 8, 9]), [4, 8, 10]);
         // Two columns of tiles, the second of which reaches past what is shown, and a frame too many.
         let mut sink = ClipSink::new(&folder.path().join("c"), [2, 1, 3, 8, 9], Fps::DEFAULT).unwrap();
-        let column =
-            |left: usize, width: usize| Block::from_fn([2, 1, 4, 8, width], |[b, _, t, y, x]| samples.row(b * 3 + t.min(2), y)[(left + x).min(8)]);
+        let column = |left: usize, width: usize| {
+            HostTensor::from_fn([2, 1, 4, 8, width], |[b, _, t, y, x]| samples.row(b * 3 + t.min(2), y)[(left + x).min(8)])
+        };
         sink.take([0, 0, 0], extent, column(0, 6)).unwrap();
         sink.take([0, 0, 6], extent, column(6, 4)).unwrap();
         let paths = sink.write().unwrap();
@@ -480,7 +481,7 @@ mod tests {
         for (item, path) in paths.iter().enumerate() {
             let back = Clip::read(path, 1, 1).unwrap();
             let read = back.read(&Region { start: [0; 3], size: [3, 8, 9] }).unwrap();
-            let own = Block::from_fn([1, 1, 3, 8, 9], |[_, _, t, y, x]| samples.row(item * 3 + t, y)[x]);
+            let own = HostTensor::from_fn([1, 1, 3, 8, 9], |[_, _, t, y, x]| samples.row(item * 3 + t, y)[x]);
             assert!(worst(&read, &own) <= 0.012);
         }
     }

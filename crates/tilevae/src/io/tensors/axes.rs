@@ -9,7 +9,7 @@ use vae_core::{FrameRule, VaeSpec};
 
 use crate::{Direction, IoConfig};
 
-/// The letters of batch, channels, frames, height and width, in the order of a [`Block`](crate::Block).
+/// The letters of batch, channels, frames, height and width, in the order of a [`HostTensor`](crate::HostTensor).
 const LETTERS: [char; 5] = ['b', 'c', 't', 'h', 'w'];
 
 /// The order of the axes of a stored tensor, as letters: `b`atch, `c`hannels, `t` (frames), `h`eight, `w`idth. Batch and frames may be left out.
@@ -159,7 +159,7 @@ fn permuted(values: Vec<f32>, sides: [usize; 5], mut stored: Vec<usize>, is_fort
 }
 
 fn gathered(values: &[f32], sides: [usize; 5], index: impl Fn([usize; 5]) -> usize) -> Vec<f32> {
-    tiling::Block::from_fn(sides, |at| values[index(at)]).into_data()
+    tiling::HostTensor::from_fn(sides, |at| values[index(at)]).into_data()
 }
 
 /// How a tensor of `shape` is to be read: as the configuration says, else as the file (`hint`) or the only way that fits the model.
@@ -242,7 +242,7 @@ fn described([b, _, t, h, w]: [usize; 5]) -> String {
 }
 
 /// Height and width in latent px of a picture, as in diffusers' `FluxPipeline._unpack_latents`.
-fn cells(px: usize, spec: &VaeSpec) -> usize {
+fn latent_px(px: usize, spec: &VaeSpec) -> usize {
     px / (2 * spec.spatial_ratio) * 2
 }
 
@@ -255,7 +255,7 @@ fn packed(shape: &[usize], PerAxis([height, width]): PerAxis<usize>, channels: u
     if features != 4 * channels {
         return Err(Unread::Unfit(format!("expected packed patches of {} values, 4 of each of the model's {channels} channels", 4 * channels)));
     }
-    let [h, w] = [height, width].map(|px| cells(px, spec));
+    let [h, w] = [height, width].map(|px| latent_px(px, spec));
     if (h / 2).checked_mul(w / 2) != Some(tokens) {
         let told = sizes(tokens, spec);
         return Err(Unread::Unfit(format!(
@@ -376,7 +376,7 @@ mod tests {
     #[test]
     fn values_are_brought_to_their_places() {
         let sides = [2, 3, 4, 5, 6];
-        let expected = tiling::Block::from_fn(sides, value).into_data();
+        let expected = tiling::HostTensor::from_fn(sides, value).into_data();
         for text in ["bcthw", "btchw", "wthcb", "hwbct"] {
             let axes: Axes = text.parse().unwrap();
             assert_eq!(axes.to_string(), text);
@@ -415,7 +415,7 @@ mod tests {
             }
         }
         let reading = packed(&[b, h / 2 * w / 2, 4 * c], PerAxis([32, 48]), c, &spec).unwrap();
-        let expected = tiling::Block::from_fn([b, c, 1, h, w], value).into_data();
+        let expected = tiling::HostTensor::from_fn([b, c, 1, h, w], value).into_data();
         assert_eq!(reading.arrange(stored.clone(), false), expected);
         // The same array in Fortran order.
         let [tokens, features] = [h / 2 * w / 2, 4 * c];

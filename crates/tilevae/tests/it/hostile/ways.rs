@@ -150,7 +150,7 @@ fn load(config: &Config) -> Outcome {
     let latents = [1, spec.latent_channels, 1, 2, 3];
     let planned = plan(Direction::Decode, latents)?;
     if planned.bytes.output < 1 << 20 && planned.bytes.untiled < 1 << 24 {
-        let samples = pipeline.decode(&tilevae::Block::zeros(latents), &mut ())?;
+        let samples = pipeline.decode(&tilevae::HostTensor::zeros(latents), &mut ())?;
         if samples.shape()[1] == spec.input_channels {
             pipeline.encode(&samples, &mut ())?;
         }

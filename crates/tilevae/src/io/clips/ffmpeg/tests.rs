@@ -2,7 +2,7 @@ use std::ffi::OsString;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use tiling::{Block, Region, Sink, TileSource};
+use tiling::{HostTensor, Region, Sink, TileSource};
 
 use super::super::{Clip, ClipSink};
 use super::*;
@@ -273,14 +273,14 @@ fn ffmpeg(folder: &Path, arguments: &str) {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
-fn write(path: &Path, samples: &Block, fps: &str) {
+fn write(path: &Path, samples: &HostTensor, fps: &str) {
     let [_, _, frames, height, width] = samples.shape();
     let mut sink = ClipSink::new(path, samples.shape(), fps.parse().unwrap()).unwrap();
     sink.take([0; 3], [frames, height, width], samples.clone()).unwrap();
     sink.write().unwrap();
 }
 
-fn read(path: &Path) -> (Block, Option<Fps>) {
+fn read(path: &Path) -> (HostTensor, Option<Fps>) {
     let clip = Clip::read(path, 3, 1).unwrap();
     let [.., frames, height, width] = clip.shape();
     (clip.read(&Region { start: [0; 3], size: [frames, height, width] }).unwrap(), clip.fps())
@@ -291,19 +291,19 @@ fn message(path: &Path) -> String {
 }
 
 /// Fields of one colour each, in a row.
-fn fields(frames: usize, height: usize, width: usize) -> Block {
+fn fields(frames: usize, height: usize, width: usize) -> HostTensor {
     let colours: [[f32; 3]; 6] = [[0.9, -0.8, -0.7], [-0.7, 0.8, -0.8], [-0.8, -0.6, 0.9], [1.0; 3], [-1.0; 3], [0.1, -0.2, 0.3]];
-    Block::from_fn([1, 3, frames, height, width], |[_, c, _, _, x]| colours[6 * x / width][c])
+    HostTensor::from_fn([1, 3, frames, height, width], |[_, c, _, _, x]| colours[6 * x / width][c])
 }
 
 /// The difference in the middle of each field of `width` px, far from where codecs smear.
-fn difference(a: &Block, b: &Block, width: usize) -> f32 {
+fn difference(a: &HostTensor, b: &HostTensor, width: usize) -> f32 {
     let rows = a.shape()[3].min(b.shape()[3]);
     let frames = a.shape()[2];
     assert_eq!(frames, b.shape()[2]);
     let places = (0..6).map(|field| (2 * field + 1) * width / 12);
     let places: Vec<usize> = places.collect();
-    let of = |block: &Block, plane: usize, x: usize| block.row(plane, rows / 2)[x];
+    let of = |block: &HostTensor, plane: usize, x: usize| block.row(plane, rows / 2)[x];
     (0..3 * frames)
         .flat_map(|plane| places.iter().map(move |&x| (plane, x)))
         .map(|(plane, x)| (of(a, plane, x) - of(b, plane, x)).abs())
@@ -340,7 +340,7 @@ fn colours_sizes_and_rates_come_back() {
     }
     // No line of another colour at the border.
     let path = folder.path().join("white.mp4");
-    write(&path, &Block::from_fn([1, 3, 3, 33, 47], |_| 1.0), "30");
+    write(&path, &HostTensor::from_fn([1, 3, 3, 33, 47], |_| 1.0), "30");
     let (back, rate) = read(&path);
     assert_eq!((back.shape(), rate), ([1, 3, 3, 34, 48], Fps::new(30, 1)));
     assert!(back.data().iter().all(|&value| value > 0.97));

@@ -2,12 +2,12 @@ use crate::Region;
 
 /// A dense f32 tensor in host memory, `[batch, channels, frames, height, width]`, row-major.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Block {
+pub struct HostTensor {
     shape: [usize; 5],
     data: Vec<f32>,
 }
 
-impl Block {
+impl HostTensor {
     /// Wraps `data`, or returns `None` when its length is not the product of `shape`.
     pub fn new(shape: [usize; 5], data: Vec<f32>) -> Option<Self> {
         let length = shape.iter().try_fold(1usize, |n, &side| n.checked_mul(side))?;

@@ -15,34 +15,34 @@ pub enum Precision {
 
 /// How f32 is computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Rounding {
+pub struct MathMode {
     /// On the CPU.
     pub precision: Precision,
     /// Whether tensor cores may round what they multiply to TF32, of ten bits. Without it products go the slow way, on GPUs that have such cores.
     pub tf32: bool,
 }
 
-impl Default for Rounding {
+impl Default for MathMode {
     fn default() -> Self {
         Self { precision: Precision::default(), tf32: true }
     }
 }
 
-impl From<Precision> for Rounding {
+impl From<Precision> for MathMode {
     fn from(precision: Precision) -> Self {
         Self { precision, ..Self::default() }
     }
 }
 
-impl Rounding {
+impl MathMode {
     /// What the layers that run on this thread keep to.
     pub fn current() -> Self {
-        Context::current().rounding
+        Context::current().math_mode
     }
 
     /// Has the layers that `run` calls keep to it.
     pub fn during<T>(self, run: impl FnOnce() -> T) -> T {
-        Context { rounding: self, ..Context::current() }.during(run)
+        Context { math_mode: self, ..Context::current() }.during(run)
     }
 }
 
@@ -52,12 +52,12 @@ mod tests {
 
     #[test]
     fn it_holds_for_as_long_as_the_call() {
-        let exact = Rounding { precision: Precision::Strict, tf32: false };
-        let usual = Rounding::default();
-        assert_eq!(Rounding::current(), usual);
-        assert_eq!(exact.during(|| (Rounding::current(), usual.during(Rounding::current))), (exact, usual));
+        let exact = MathMode { precision: Precision::Strict, tf32: false };
+        let usual = MathMode::default();
+        assert_eq!(MathMode::current(), usual);
+        assert_eq!(exact.during(|| (MathMode::current(), usual.during(MathMode::current))), (exact, usual));
         assert!(std::panic::catch_unwind(|| exact.during(|| panic!("a panic"))).is_err());
-        assert_eq!(Rounding::current(), usual);
+        assert_eq!(MathMode::current(), usual);
     }
 
     #[cfg(feature = "flex")]
@@ -74,7 +74,7 @@ mod tests {
         let device = Device::flex();
         let (conv, norm) = (Conv2d::same([32, 32], &device), GroupNorm::new(4, 32, 1e-6, &device));
         let x = Tensor::<5>::ones([1, 32, 1, 160, 160], &device);
-        let exact = Rounding { precision: Precision::Strict, tf32: false };
+        let exact = MathMode { precision: Precision::Strict, tf32: false };
         // Who runs the layers, and how much else that thread takes on meanwhile.
         let (within, taken_on) = (&Mutex::new(None), &AtomicUsize::new(0));
         let begin = Instant::now();
@@ -84,7 +84,7 @@ mod tests {
                 scope.spawn(|| {
                     while !is_over() {
                         pool.install(|| {
-                            assert_eq!(Rounding::current(), Rounding::default());
+                            assert_eq!(MathMode::current(), MathMode::default());
                             if *within.lock().unwrap() == Some(std::thread::current().id()) {
                                 taken_on.fetch_add(1, Ordering::Relaxed);
                             }
@@ -98,7 +98,7 @@ mod tests {
                         *within.lock().unwrap() = Some(std::thread::current().id());
                         let y = norm.forward_silu(conv.forward(x.clone().into()));
                         *within.lock().unwrap() = None;
-                        assert_eq!(Rounding::current(), exact);
+                        assert_eq!(MathMode::current(), exact);
                         drop(y);
                     });
                 });

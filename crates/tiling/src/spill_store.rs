@@ -2,11 +2,11 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 
-use crate::Block;
+use crate::HostTensor;
 
 /// Keeps blocks until they are asked for: in memory, or in a file.
 #[derive(Debug, Default)]
-pub(crate) struct Shelf(Option<Scratch>);
+pub(crate) struct SpillStore(Option<Scratch>);
 
 #[derive(Debug)]
 struct Scratch {
@@ -16,19 +16,19 @@ struct Scratch {
     free: BTreeMap<usize, Vec<u64>>,
 }
 
-/// A block on the shelf.
+/// A block on the spill_store.
 #[derive(Debug)]
 pub(crate) enum Kept {
-    InMemory(Block),
+    InMemory(HostTensor),
     InFile { shape: [usize; 5], offset: u64 },
 }
 
-impl Shelf {
+impl SpillStore {
     pub(crate) fn in_file(file: File) -> Self {
         Self(Some(Scratch { file, end: 0, free: BTreeMap::new() }))
     }
 
-    pub(crate) fn put(&mut self, block: Block) -> io::Result<Kept> {
+    pub(crate) fn put(&mut self, block: HostTensor) -> io::Result<Kept> {
         let Some(scratch) = &mut self.0 else { return Ok(Kept::InMemory(block)) };
         let values = block.data().len();
         let offset = scratch.free.get_mut(&values).and_then(Vec::pop).unwrap_or(scratch.end);
@@ -39,7 +39,7 @@ impl Shelf {
         Ok(Kept::InFile { shape: block.shape(), offset })
     }
 
-    pub(crate) fn take(&mut self, kept: Kept) -> io::Result<Block> {
+    pub(crate) fn take(&mut self, kept: Kept) -> io::Result<HostTensor> {
         match (kept, &mut self.0) {
             (Kept::InMemory(block), _) => Ok(block),
             (Kept::InFile { shape, offset }, Some(scratch)) => {
@@ -49,9 +49,9 @@ impl Shelf {
                 scratch.file.read_exact(&mut bytes)?;
                 scratch.free.entry(values).or_default().push(offset);
                 let data = bytes.as_chunks().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect();
-                Ok(Block::new(shape, data).expect("as many values as were put"))
+                Ok(HostTensor::new(shape, data).expect("as many values as were put"))
             }
-            (Kept::InFile { .. }, None) => unreachable!("a shelf in memory puts nothing into a file"),
+            (Kept::InFile { .. }, None) => unreachable!("a spill_store in memory puts nothing into a file"),
         }
     }
 }
@@ -62,15 +62,15 @@ mod tests {
 
     #[test]
     fn blocks_come_back_and_their_places_are_used_again() {
-        let block = |size: usize, seed: usize| Block::from_fn([1, 2, 1, 3, size], |[_, c, _, y, x]| (seed + 7 * c + 3 * y + x) as f32 / 3.0);
-        let mut shelf = Shelf::in_file(tempfile::tempfile().unwrap());
-        let kept: Vec<Kept> = (0..3).map(|seed| shelf.put(block(4 + seed, seed)).unwrap()).collect();
+        let block = |size: usize, seed: usize| HostTensor::from_fn([1, 2, 1, 3, size], |[_, c, _, y, x]| (seed + 7 * c + 3 * y + x) as f32 / 3.0);
+        let mut spill_store = SpillStore::in_file(tempfile::tempfile().unwrap());
+        let kept: Vec<Kept> = (0..3).map(|seed| spill_store.put(block(4 + seed, seed)).unwrap()).collect();
         for (seed, kept) in kept.into_iter().enumerate().rev() {
-            assert_eq!(shelf.take(kept).unwrap(), block(4 + seed, seed));
+            assert_eq!(spill_store.take(kept).unwrap(), block(4 + seed, seed));
         }
-        let end = shelf.0.as_ref().unwrap().end;
-        let again = shelf.put(block(5, 9)).unwrap();
-        assert_eq!(shelf.0.as_ref().unwrap().end, end);
-        assert_eq!(shelf.take(again).unwrap(), block(5, 9));
+        let end = spill_store.0.as_ref().unwrap().end;
+        let again = spill_store.put(block(5, 9)).unwrap();
+        assert_eq!(spill_store.0.as_ref().unwrap().end, end);
+        assert_eq!(spill_store.take(again).unwrap(), block(5, 9));
     }
 }

@@ -9,45 +9,45 @@
 
 use pulp::Simd;
 
-use crate::Px;
+use crate::Lanes;
 use crate::reading::Lines;
 use crate::vectors::{load, per_px, store};
 
 /// Which kernels are convolved, and how.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Form {
+pub enum Algorithm {
     /// 3x3 px with a border of one px of zeros, 4x4 px at a time: 2.25 products for each px and pair of channels. The rounding is about twice that of direct
     /// products.
-    Wide,
+    WinogradF4,
     /// The same, 2x2 px at a time: 4 products in place of 9, with less rounding than they have.
-    Narrow,
+    WinogradF2,
     /// 1x1 px.
-    Point,
+    Pointwise,
     /// 3x3 px with stride 2, and zeros below and to the right where the picture ends.
-    Halving,
+    Downsample2x,
 }
 
-impl Form {
-    /// Px of a kernel.
+impl Algorithm {
+    /// Lanes of a kernel.
     pub(crate) fn kernel(self) -> usize {
-        if self == Self::Point { 1 } else { 9 }
+        if self == Self::Pointwise { 1 } else { 9 }
     }
 
     /// Height and width of what comes out.
     #[must_use]
     pub fn output_size(self, [height, width]: [usize; 2]) -> [usize; 2] {
         match self {
-            Self::Wide | Self::Narrow | Self::Point => [height, width],
+            Self::WinogradF4 | Self::WinogradF2 | Self::Pointwise => [height, width],
             // One row and one column of zeros are added.
-            Self::Halving => [height / 2, width / 2],
+            Self::Downsample2x => [height / 2, width / 2],
         }
     }
 }
 
 /// Where a tile's transformed values of a block go.
 pub(crate) struct Into<'a> {
-    pub(crate) slab: &'a mut [Px],
-    /// Px from one place to the next, and from one value to the next.
+    pub(crate) slab: &'a mut [Lanes],
+    /// Lanes from one place to the next, and from one value to the next.
     pub(crate) per_place: usize,
     pub(crate) per_value: usize,
     pub(crate) first: usize,
@@ -56,45 +56,45 @@ pub(crate) struct Into<'a> {
 /// The sums of a tile in a block of output channels.
 #[derive(Clone, Copy)]
 pub(crate) struct Sums<'a> {
-    pub(crate) px: &'a [Px],
-    /// Px from one place to the next.
+    pub(crate) px: &'a [Lanes],
+    /// Lanes from one place to the next.
     pub(crate) per_place: usize,
     pub(crate) first: usize,
 }
 
-/// A form as the tasks see it. `OUT` is the side of a tile in px of the output.
+/// A algorithm as the tasks see it. `OUT` is the side of a tile in px of the output.
 pub(crate) trait Tiles<const OUT: usize>: Copy + Sync {
-    /// Px of the input from one tile to the next, and px on the side of what a tile reads.
+    /// Lanes of the input from one tile to the next, and px on the side of what a tile reads.
     const STEP: usize;
     const IN: usize;
-    /// Px that a tile reads before its own first.
+    /// Lanes that a tile reads before its own first.
     const BEFORE: usize;
     /// Products of matrices, and how many values of each channel each of them sums.
     const PLACES: usize;
     const VALUES: usize;
 
     /// Transforms the kernels of a channel, for a block of output channels: `PLACES` times `VALUES`.
-    fn kernels<S: Simd>(simd: S, px: &[Px], transformed: &mut [Px]);
+    fn kernels<S: Simd>(simd: S, px: &[Lanes], transformed: &mut [Lanes]);
 
     /// Transforms the tile whose px begin at a line and column.
     fn input<S: Simd>(simd: S, lines: &Lines, at: [usize; 2], into: Into);
 
     /// The px of a tile, row by row and column by column, from the sums at each place.
-    fn output<S: Simd>(simd: S, sums: Sums) -> [[Px; OUT]; OUT];
+    fn output<S: Simd>(simd: S, sums: Sums) -> [[Lanes; OUT]; OUT];
 }
 
-/// [`Form::Wide`].
+/// [`Algorithm::WinogradF4`].
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Wide;
-/// [`Form::Narrow`].
+pub(crate) struct WinogradF4;
+/// [`Algorithm::WinogradF2`].
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Narrow;
-/// [`Form::Point`].
+pub(crate) struct WinogradF2;
+/// [`Algorithm::Pointwise`].
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Point;
-/// [`Form::Halving`].
+pub(crate) struct Pointwise;
+/// [`Algorithm::Downsample2x`].
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Halving;
+pub(crate) struct Downsample2x;
 
 /// A transform along one axis of a tile: of the `IN` values read, and of `IN` sums to `OUT` px.
 trait Axis<const OUT: usize, const IN: usize> {
@@ -106,7 +106,7 @@ trait Axis<const OUT: usize, const IN: usize> {
 const P: f64 = 0.75;
 const Q: f64 = 1.5;
 
-impl Tiles<4> for Wide {
+impl Tiles<4> for WinogradF4 {
     const STEP: usize = 4;
     const IN: usize = 6;
     const BEFORE: usize = 1;
@@ -114,7 +114,7 @@ impl Tiles<4> for Wide {
     const VALUES: usize = 1;
 
     #[inline(always)]
-    fn kernels<S: Simd>(simd: S, px: &[Px], transformed: &mut [Px]) {
+    fn kernels<S: Simd>(simd: S, px: &[Lanes], transformed: &mut [Lanes]) {
         kernels::<S, 6>(simd, px, const { &points([0.0, P, -P, Q, -Q]) }, transformed);
     }
 
@@ -124,12 +124,12 @@ impl Tiles<4> for Wide {
     }
 
     #[inline(always)]
-    fn output<S: Simd>(simd: S, sums: Sums) -> [[Px; 4]; 4] {
+    fn output<S: Simd>(simd: S, sums: Sums) -> [[Lanes; 4]; 4] {
         winograd_output::<S, Self, 4, 6>(simd, sums)
     }
 }
 
-impl Tiles<2> for Narrow {
+impl Tiles<2> for WinogradF2 {
     const STEP: usize = 2;
     const IN: usize = 4;
     const BEFORE: usize = 1;
@@ -137,7 +137,7 @@ impl Tiles<2> for Narrow {
     const VALUES: usize = 1;
 
     #[inline(always)]
-    fn kernels<S: Simd>(simd: S, px: &[Px], transformed: &mut [Px]) {
+    fn kernels<S: Simd>(simd: S, px: &[Lanes], transformed: &mut [Lanes]) {
         kernels::<S, 4>(simd, px, const { &points([0.0, 1.0, -1.0]) }, transformed);
     }
 
@@ -147,12 +147,12 @@ impl Tiles<2> for Narrow {
     }
 
     #[inline(always)]
-    fn output<S: Simd>(simd: S, sums: Sums) -> [[Px; 2]; 2] {
+    fn output<S: Simd>(simd: S, sums: Sums) -> [[Lanes; 2]; 2] {
         winograd_output::<S, Self, 2, 4>(simd, sums)
     }
 }
 
-impl Tiles<1> for Point {
+impl Tiles<1> for Pointwise {
     const STEP: usize = 1;
     const IN: usize = 1;
     const BEFORE: usize = 0;
@@ -160,7 +160,7 @@ impl Tiles<1> for Point {
     const VALUES: usize = 1;
 
     #[inline(always)]
-    fn kernels<S: Simd>(_: S, px: &[Px], transformed: &mut [Px]) {
+    fn kernels<S: Simd>(_: S, px: &[Lanes], transformed: &mut [Lanes]) {
         transformed[0] = px[0];
     }
 
@@ -170,12 +170,12 @@ impl Tiles<1> for Point {
     }
 
     #[inline(always)]
-    fn output<S: Simd>(_: S, sums: Sums) -> [[Px; 1]; 1] {
+    fn output<S: Simd>(_: S, sums: Sums) -> [[Lanes; 1]; 1] {
         [[sums.px[sums.first]]]
     }
 }
 
-impl Tiles<1> for Halving {
+impl Tiles<1> for Downsample2x {
     const STEP: usize = 2;
     const IN: usize = 3;
     const BEFORE: usize = 0;
@@ -183,7 +183,7 @@ impl Tiles<1> for Halving {
     const VALUES: usize = 9;
 
     #[inline(always)]
-    fn kernels<S: Simd>(_: S, px: &[Px], transformed: &mut [Px]) {
+    fn kernels<S: Simd>(_: S, px: &[Lanes], transformed: &mut [Lanes]) {
         transformed.copy_from_slice(px);
     }
 
@@ -197,7 +197,7 @@ impl Tiles<1> for Halving {
     }
 
     #[inline(always)]
-    fn output<S: Simd>(_: S, sums: Sums) -> [[Px; 1]; 1] {
+    fn output<S: Simd>(_: S, sums: Sums) -> [[Lanes; 1]; 1] {
         [[sums.px[sums.first]]]
     }
 }
@@ -223,10 +223,10 @@ fn winograd_input<S: Simd, A: Axis<OUT, IN>, const OUT: usize, const IN: usize>(
 }
 
 #[inline(always)]
-fn winograd_output<S: Simd, A: Axis<OUT, IN>, const OUT: usize, const IN: usize>(simd: S, sums: Sums) -> [[Px; OUT]; OUT] {
+fn winograd_output<S: Simd, A: Axis<OUT, IN>, const OUT: usize, const IN: usize>(simd: S, sums: Sums) -> [[Lanes; OUT]; OUT] {
     let Sums { px, per_place, first } = sums;
     let sums = &px[first..=first + (IN * IN - 1) * per_place];
-    let mut px = [[Px::ZERO; OUT]; OUT];
+    let mut px = [[Lanes::ZERO; OUT]; OUT];
     for vector in 0..per_px::<S>() {
         let mut half = [[simd.splat_f32s(0.0); IN]; OUT];
         for x in 0..IN {
@@ -264,7 +264,7 @@ const fn points<const POINTS: usize, const IN: usize>(points: [f64; POINTS]) -> 
 
 /// `G g G'` for a kernel `g`.
 #[inline(always)]
-fn kernels<S: Simd, const IN: usize>(simd: S, px: &[Px], points: &[[f64; 3]; IN], transformed: &mut [Px]) {
+fn kernels<S: Simd, const IN: usize>(simd: S, px: &[Lanes], points: &[[f64; 3]; IN], transformed: &mut [Lanes]) {
     for vector in 0..per_px::<S>() {
         let mut half = [[simd.splat_f32s(0.0); 3]; IN];
         for x in 0..3 {
@@ -292,7 +292,7 @@ fn scaled_onto<S: Simd>(simd: S, factor: f64, value: S::f32s, sum: S::f32s) -> S
     simd.mul_add_f32s(simd.splat_f32s(factor as f32), value, sum)
 }
 
-impl Axis<4, 6> for Wide {
+impl Axis<4, 6> for WinogradF4 {
     /// `B' d`.
     #[inline(always)]
     fn input<S: Simd>(simd: S, [d0, d1, d2, d3, d4, d5]: [S::f32s; 6]) -> [S::f32s; 6] {
@@ -322,7 +322,7 @@ impl Axis<4, 6> for Wide {
     }
 }
 
-impl Axis<2, 4> for Narrow {
+impl Axis<2, 4> for WinogradF2 {
     /// `B' d`.
     #[inline(always)]
     fn input<S: Simd>(simd: S, [d0, d1, d2, d3]: [S::f32s; 4]) -> [S::f32s; 4] {
