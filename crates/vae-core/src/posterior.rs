@@ -4,16 +4,16 @@ use rand_distr::{Distribution, StandardNormal};
 use serde::{Deserialize, Serialize};
 use tiling::HostTensor;
 
-/// What is taken from the posterior that an encoder gives.
+/// What an encode takes from the posterior. An encoder without a posterior gives latents, which [`Mode`](Self::Mode) takes as they are.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Posterior {
-    /// Its mean.
+    /// The mean.
     #[default]
     Mode,
-    /// One draw.
+    /// One random sample.
     Sample,
-    /// Its mean, with mean and log-variance besides.
+    /// The mean, and mean and log-variance as tensors of their own.
     Moments,
 }
 
@@ -21,7 +21,7 @@ pub enum Posterior {
 const LOG_VARIANCE: (f32, f32) = (-30.0, 20.0);
 
 impl Posterior {
-    /// Splits moments into mean and log-variance, the latter clamped to -30..20.
+    /// Splits the moments of a Gaussian posterior into mean and log-variance, the latter clamped to -30..20.
     ///
     /// # Shapes
     /// `[b, 2 * c, t, h, w]` to twice `[b, c, t, h, w]`.
@@ -41,9 +41,9 @@ impl Posterior {
         parts
     }
 
-    /// The latents that this choice takes from a posterior.
+    /// The latents that this choice takes from a Gaussian posterior.
     ///
-    /// The noise of a point depends on the seed and the point's place alone, so it is the same whatever the tiles.
+    /// The noise of a value depends on the seed and the value's position alone, so it does not depend on the tiles.
     #[must_use]
     pub fn draw(self, mut mean: HostTensor, log_variance: &HostTensor, seed: u64) -> HostTensor {
         if self == Self::Sample {
@@ -84,7 +84,7 @@ mod tests {
     }
 
     #[test]
-    fn a_draw_depends_on_seed_and_place_only() {
+    fn a_sample_depends_on_seed_and_position_only() {
         let [mean, log_variance] = Posterior::split(&moments());
         let draw = |seed| Posterior::Sample.draw(mean.clone(), &log_variance, seed);
         assert_eq!(draw(1), draw(1));
