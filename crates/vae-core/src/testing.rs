@@ -15,8 +15,7 @@ use burn::tensor::{DType, Device, Tensor, TensorData};
 use safetensors::{Dtype, SafeTensors};
 use tiling::{Canvas, Cascade, Compositor, Grid, HostTensor, TileOp, TilePlan};
 
-use crate::layers::{MathMode, Precision};
-use crate::{Components, FrameRule, Model, Registry, Vae, VaeEntry, VaeError, VaeSpec, stream_frames};
+use crate::{Components, Context, FrameRule, MathMode, Model, Precision, Registry, Vae, VaeEntry, VaeError, VaeSpec, stream_frames};
 
 /// The device that tests run on: the CPU, or what `TILEVAE_TEST_DEVICE` names.
 ///
@@ -207,20 +206,25 @@ pub fn shapes_follow_the_spec(subject: &Subject) {
     for sides in [[2, 2], [3, 5], [4, 1]] {
         let latents = subject.latents(1, sides, 1);
         let expected = subject.spec().decode_geometry().output([subject.frames(), sides[0], sides[1]]);
-        let [b, c, t, h, w] = subject.vae.decode(latents).expect("latents").dims();
+        let [b, c, t, h, w] = subject.vae.decode(latents, &Context::default()).expect("latents").dims();
         assert_eq!((b, c, [t, h, w]), (1, subject.spec().output_channels, expected));
 
         let samples = subject.samples(sides);
         let [_, _, t, h, w] = samples.dims();
         let expected = subject.spec().encode_geometry().output([t, h, w]);
-        let [b, c, t, h, w] = subject.vae.encode(samples).expect("samples").dims();
+        let [b, c, t, h, w] = subject.vae.encode(samples, &Context::default()).expect("samples").dims();
         assert_eq!((b, c, [t, h, w]), (1, 2 * subject.spec().latent_channels, expected));
     }
 }
 
 /// Answers are finite, and the same when asked again.
 pub fn answers_are_finite_and_repeatable(subject: &Subject) {
-    let run = || [values(subject.vae.decode(subject.latents(1, [3, 4], 2))), values(subject.vae.encode(subject.samples([3, 4])))];
+    let run = || {
+        [
+            values(subject.vae.decode(subject.latents(1, [3, 4], 2), &Context::default())),
+            values(subject.vae.encode(subject.samples([3, 4]), &Context::default())),
+        ]
+    };
     let first = run();
     assert!(first.iter().flatten().all(|value| value.is_finite()));
     assert_eq!(first, run());
@@ -228,7 +232,7 @@ pub fn answers_are_finite_and_repeatable(subject: &Subject) {
 
 /// A tile's answer does not depend on what ran before it, or at the same time.
 pub fn tiles_do_not_leak(subject: &Subject) {
-    let decode = |seed| values(subject.vae.decode(subject.latents(1, [3, 3], seed)));
+    let decode = |seed| values(subject.vae.decode(subject.latents(1, [3, 3], seed), &Context::default()));
     let (a, b) = (decode(3), decode(4));
     assert_ne!(a, b);
     let (again_b, again_a) = std::thread::scope(|scope| {
@@ -243,16 +247,16 @@ pub fn frames_may_come_in_any_chunks(subject: &Subject) {
     let FrameRule::Causal { ratio } = subject.spec().frames else { return };
     let (spec, latents, samples) = (subject.spec(), subject.latents(1, [2, 3], 8), subject.samples([2, 3]));
     let [decode, encode] = [spec.decode_geometry().frames, spec.encode_geometry().frames];
-    let whole = [values(subject.vae.decode(latents.clone())), values(subject.vae.encode(samples.clone()))];
+    let whole = [values(subject.vae.decode(latents.clone(), &Context::default())), values(subject.vae.encode(samples.clone(), &Context::default()))];
     for per_chunk in 1..=3 {
-        let decoded = values(stream_frames(subject.vae.decode_stream(), latents.clone(), decode, per_chunk));
-        let encoded = values(stream_frames(subject.vae.encode_stream(), samples.clone(), encode, per_chunk));
+        let decoded = values(stream_frames(subject.vae.decode_stream(&Context::default()), latents.clone(), decode, per_chunk));
+        let encoded = values(stream_frames(subject.vae.encode_stream(&Context::default()), samples.clone(), encode, per_chunk));
         for (got, expected) in [(&decoded, &whole[0]), (&encoded, &whole[1])] {
             let worst = got.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
             assert!(got.len() == expected.len() && worst <= 1e-5, "chunks of {per_chunk} latent frames make a difference of {worst}");
         }
     }
-    let mut stream = subject.vae.decode_stream();
+    let mut stream = subject.vae.decode_stream(&Context::default());
     let first = stream(latents.clone().narrow(2, 0, 1)).expect("the first frame");
     assert_eq!(first.dims()[2], 1);
     let second = stream(latents.narrow(2, 1, 1)).expect("the second frame");
@@ -263,8 +267,8 @@ pub fn frames_may_come_in_any_chunks(subject: &Subject) {
 pub fn batch_items_are_independent(subject: &Subject) {
     let both = subject.latents(2, [2, 3], 5);
     let one = |item: usize| both.clone().narrow(0, item, 1);
-    let apart = [values(subject.vae.decode(one(0))), values(subject.vae.decode(one(1)))].concat();
-    let together = values(subject.vae.decode(both.clone()));
+    let apart = [values(subject.vae.decode(one(0), &Context::default())), values(subject.vae.decode(one(1), &Context::default()))].concat();
+    let together = values(subject.vae.decode(both.clone(), &Context::default()));
     let worst = apart.iter().zip(&together).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
     assert!(worst <= 1e-5, "batch items differ by {worst} from single ones");
 }
@@ -272,7 +276,10 @@ pub fn batch_items_are_independent(subject: &Subject) {
 /// A replica gives the same answers.
 pub fn replicas_agree(subject: &Subject) {
     let replica = subject.vae.to_device(&subject.device);
-    assert_eq!(values(subject.vae.decode(subject.latents(1, [2, 2], 6))), values(replica.decode(subject.latents(1, [2, 2], 6))));
+    assert_eq!(
+        values(subject.vae.decode(subject.latents(1, [2, 2], 6), &Context::default())),
+        values(replica.decode(subject.latents(1, [2, 2], 6), &Context::default()))
+    );
     assert_eq!(subject.spec(), replica.spec());
 }
 
@@ -282,16 +289,16 @@ pub fn wrong_shapes_are_refused(subject: &Subject) {
     let zeros = |shape: [usize; 5]| Tensor::<5>::zeros(shape, &subject.device);
     let (latent, input) = (spec.latent_channels, spec.input_channels);
     let side = spec.spatial_ratio;
-    assert!(matches!(subject.vae.decode(zeros([1, latent + 1, 1, 2, 2])), Err(VaeError::Channels { .. })));
-    assert!(matches!(subject.vae.encode(zeros([1, input + 1, 1, side, side])), Err(VaeError::Channels { .. })));
+    assert!(matches!(subject.vae.decode(zeros([1, latent + 1, 1, 2, 2]), &Context::default()), Err(VaeError::Channels { .. })));
+    assert!(matches!(subject.vae.encode(zeros([1, input + 1, 1, side, side]), &Context::default()), Err(VaeError::Channels { .. })));
     match spec.frames {
-        FrameRule::Image => assert!(matches!(subject.vae.decode(zeros([1, latent, 2, 2, 2])), Err(VaeError::Frames { .. }))),
+        FrameRule::Image => assert!(matches!(subject.vae.decode(zeros([1, latent, 2, 2, 2]), &Context::default()), Err(VaeError::Frames { .. }))),
         FrameRule::Causal { ratio } => {
-            let refused = subject.vae.encode(zeros([1, input, 1 + 2 * ratio - 1, side, side]));
+            let refused = subject.vae.encode(zeros([1, input, 1 + 2 * ratio - 1, side, side]), &Context::default());
             assert!(ratio == 1 || matches!(refused, Err(VaeError::FrameCount { .. })), "{refused:?}");
         }
     }
-    assert!(side == 1 || matches!(subject.vae.encode(zeros([1, input, 1, side - 1, side])), Err(VaeError::TooSmall { .. })));
+    assert!(side == 1 || matches!(subject.vae.encode(zeros([1, input, 1, side - 1, side]), &Context::default()), Err(VaeError::TooSmall { .. })));
 }
 
 /// A field that the configuration does not have changes nothing.
@@ -318,10 +325,11 @@ pub fn a_half_is_enough(subject: &Subject) {
     let load = |components| subject.model.clone().only(components).load(&subject.device, DType::F32).expect("weights that fit");
     let (encoder, decoder) = (load(Components::Encoder), load(Components::Decoder));
     let ([samples, latents], whole) = ([subject.samples([8, 8]), subject.latents(1, [8, 8], 3)], &subject.vae);
-    let [decoded, encoded] = [whole.decode(latents.clone()), whole.encode(samples.clone())].map(|answer| answer.expect("an answer").into_data());
-    assert_eq!(decoder.decode(latents.clone()).expect("a decoder").into_data(), decoded);
-    assert_eq!(encoder.encode(samples.clone()).expect("an encoder").into_data(), encoded);
-    for (answer, expected) in [(encoder.decode(latents), decoded), (decoder.encode(samples), encoded)] {
+    let [decoded, encoded] = [whole.decode(latents.clone(), &Context::default()), whole.encode(samples.clone(), &Context::default())]
+        .map(|answer| answer.expect("an answer").into_data());
+    assert_eq!(decoder.decode(latents.clone(), &Context::default()).expect("a decoder").into_data(), decoded);
+    assert_eq!(encoder.encode(samples.clone(), &Context::default()).expect("an encoder").into_data(), encoded);
+    for (answer, expected) in [(encoder.decode(latents, &Context::default()), decoded), (decoder.encode(samples, &Context::default()), encoded)] {
         match answer {
             Ok(answer) => assert_eq!(answer.into_data(), expected),
             Err(error) => assert!(matches!(error, VaeError::NotLoaded { .. }), "{error}"),
