@@ -40,8 +40,8 @@ pub use parallel::{Count, Done, Event, ExecutorConfig, Progress, RunStats, Span,
 pub use pipeline::{Encoded, Pipeline, open_model};
 pub use plan::{Direction, PlanBytes, RunPlan};
 pub use tiling::{self, BlendConfig, GridConfig, HostTensor, TileSource};
-pub use vae_core::layers::{MathMode, Precision};
 pub use vae_core::{self, DeviceName, Model, Posterior, Registry, VaeSpec};
+pub use vae_core::{MathMode, Precision};
 pub use workers::MOST_THREADS;
 
 #[cfg(feature = "kl")]

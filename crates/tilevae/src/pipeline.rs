@@ -4,8 +4,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use burn::tensor::{DType, Device};
 use parallel::{ExecError, Executor, Job, Progress, RunStats, Stop, Worker};
 use tiling::{BlendPolicy, BoxError, Canvas, Compositor, FrameScale, Geometry, Grid, HostTensor, Party, Region, Sink, TileOp, TileSource, guard};
-use vae_core::layers::{MathMode, Run};
-use vae_core::{Clamp, Decode, DeviceName, Encode, Model, Posterior, Registry, Vae, VaeError, VaeSpec, is_in_host_memory};
+use vae_core::{Clamp, DeviceName, MathMode, Model, Posterior, Registry, Vae, VaeError, VaeOp, VaeSpec, is_in_host_memory};
 
 use crate::finite::FiniteSource;
 use crate::warming;
@@ -64,13 +63,11 @@ impl Wide {
         }
         let source = replicas.iter().find(|replica| is_in_host_memory(&replica.device()));
         let load = || {
-            Run::new(stop).during(|| {
-                if let Some(replica) = source {
-                    return Ok(replica.to_device(device));
-                }
-                tracing::info!("loading the model in f32, too");
-                self.model.load(device, DType::F32)
-            })?
+            if let Some(replica) = source {
+                return Ok(replica.to_device(device));
+            }
+            tracing::info!("loading the model in f32, too");
+            self.model.load_until(device, DType::F32, stop)
         };
         let replica: Arc<dyn Vae> = workers::on_own_threads(load)?.into();
         replicas.push(replica.clone());
@@ -120,11 +117,6 @@ impl Pipeline {
     /// # Errors
     /// Those of [`load_on`](Self::load_on), and [`ExecError::Stopped`] once the switch is thrown.
     pub fn load_until(config: &Config, model: &Model, devices: &[OpenDevice], stop: &Stop) -> Result<Self, Error> {
-        let loaded = Run::new(stop).during(|| Self::load_unwatched(config, model, devices));
-        Ok(loaded.map_err(|_| ExecError::Stopped)??.with_stop(stop.clone()))
-    }
-
-    fn load_unwatched(config: &Config, model: &Model, devices: &[OpenDevice]) -> Result<Self, Error> {
         let executor = config.executor.build();
         check_devices(&config.devices, executor.as_ref())?;
         let worker_slots = worker_slots(&config.devices, devices, executor.as_ref())?;
@@ -136,7 +128,10 @@ impl Pipeline {
             let like = vaes.iter().find(|vae| vae.dtype() == dtype);
             let vae: Arc<dyn Vae> = match like {
                 Some(vae) => vae.to_device(device).into(),
-                None => model.load(device, dtype)?.into(),
+                None => match model.load_until(device, dtype, stop) {
+                    Err(VaeError::Stopped) => return Err(ExecError::Stopped.into()),
+                    loaded => loaded?.into(),
+                },
             };
             vaes.push(vae);
         }
@@ -158,7 +153,7 @@ impl Pipeline {
             math_mode: MathMode { precision: config.model.precision, tf32: config.devices.tf32 },
             grids,
             blend: config.blend.build(),
-            stop: Stop::default(),
+            stop: stop.clone(),
         })
     }
 
@@ -291,13 +286,15 @@ impl Pipeline {
     }
 
     fn decoders(&self, eight_bits: bool) -> Vec<Worker> {
-        let frames_per_chunk = self.frames_per_chunk();
-        self.workers(self.spec().decode_geometry(), move |vae| Arc::new(Decode { vae, frames_per_chunk, eight_bits }))
+        let (frames_per_chunk, math_mode) = (self.frames_per_chunk(), self.math_mode);
+        let op = move |vae| VaeOp::decode(vae).with_frames_per_chunk(frames_per_chunk).with_math_mode(math_mode).with_eight_bits(eight_bits);
+        self.workers(self.spec().decode_geometry(), move |vae| Arc::new(op(vae)))
     }
 
     fn encoders(&self) -> Vec<Worker> {
-        let frames_per_chunk = self.frames_per_chunk();
-        self.workers(self.spec().encode_geometry(), move |vae| Arc::new(Encode { vae, frames_per_chunk }))
+        let (frames_per_chunk, math_mode) = (self.frames_per_chunk(), self.math_mode);
+        let op = move |vae| VaeOp::encode(vae).with_frames_per_chunk(frames_per_chunk).with_math_mode(math_mode);
+        self.workers(self.spec().encode_geometry(), move |vae| Arc::new(op(vae)))
     }
 
     /// Every worker with what it is to do.
@@ -310,7 +307,7 @@ impl Pipeline {
                 let late = LazyOp { geometry, frames_per_chunk: self.frames_per_chunk(), make, op: OnceLock::new() };
                 Arc::new(late) as Arc<dyn TileOp>
             });
-            slot.worker(op(replica.vae.clone()), wide, self.math_mode)
+            slot.worker(op(replica.vae.clone()), wide)
         };
         self.worker_slots.iter().map(worker).collect()
     }
