@@ -10,6 +10,7 @@ mod eight_bits;
 mod error;
 mod family;
 pub mod layers;
+mod loaded;
 mod math_mode;
 mod ops;
 mod posterior;
@@ -26,6 +27,7 @@ pub use device::{Adapter, DeviceName, DeviceNameError, adapter, held_memory, is_
 pub use eight_bits::{from_eight_bits, to_eight_bits};
 pub use error::VaeError;
 pub use family::{Model, VaeEntry, VaeFamily};
+pub use loaded::{LoadedVae, VaeModules};
 pub use math_mode::{MathMode, Precision};
 pub use ops::VaeOp;
 pub use posterior::{Posterior, normal_noise};

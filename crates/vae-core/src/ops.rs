@@ -83,6 +83,10 @@ impl TileOp for VaeOp {
         Box::new(move |piece| {
             let piece = piece.take()?;
             let values = context.catch_stop(|| stream(piece))??;
+            match self.kind {
+                Kind::Decode => self.vae.spec().check_decoded(values.dims())?,
+                Kind::Encode => self.vae.spec().check_encoded(values.dims())?,
+            }
             let channels = values.dims()[1];
             let (values, packed) = if eight_bits { (pack(values), Some(channels)) } else { (values, None) };
             let bytes = values.shape().num_elements() * values.dtype().size();

@@ -139,11 +139,16 @@ impl VaeSpec {
     /// # Errors
     /// [`VaeError::Channels`], [`VaeError::Frames`], [`VaeError::FrameCount`] or [`VaeError::TooSmall`].
     pub fn check_samples(&self, shape: [usize; 5]) -> Result<(), VaeError> {
-        self.check("samples", shape, self.input_channels, self.spatial_ratio)?;
+        self.check_sample_piece(shape)?;
         match self.frames {
             FrameRule::Causal { ratio } if !(shape[2] - 1).is_multiple_of(ratio) => Err(VaeError::FrameCount { got: shape[2], ratio }),
             _ => Ok(()),
         }
+    }
+
+    /// Checks the shape of some frames of samples: what [`check_samples`](Self::check_samples) checks but for the number of frames.
+    pub(crate) fn check_sample_piece(&self, shape: [usize; 5]) -> Result<(), VaeError> {
+        self.check("samples", shape, self.input_channels, self.spatial_ratio)
     }
 
     fn check(&self, what: &'static str, [b, c, t, h, w]: [usize; 5], channels: usize, smallest: usize) -> Result<(), VaeError> {

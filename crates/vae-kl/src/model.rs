@@ -1,7 +1,7 @@
 use burn::module::Module;
-use burn::tensor::{DType, Device, Tensor};
+use burn::tensor::{DType, Device};
 use vae_core::layers::{Conv2d, Features};
-use vae_core::{Components, Context, Vae, VaeError, VaeFamily, VaeSpec, Weights};
+use vae_core::{Components, Context, FrameStream, LoadedVae, Vae, VaeError, VaeFamily, VaeModules, VaeSpec, Weights};
 
 use crate::blocks::Style;
 use crate::coders::{Decoder, Encoder};
@@ -39,11 +39,9 @@ impl VaeFamily for Kl {
     }
 
     fn load(config: &KlConfig, weights: Weights, device: &Device, dtype: DType) -> Result<Box<dyn Vae>, VaeError> {
-        let spec = config.spec()?;
-        let components = weights.components();
+        let modules = AutoencoderKl::new(config, weights.components(), device)?;
         let weights = layouts::to_diffusers(weights, config).of_components(&["encoder.", "quant_conv."], &["decoder.", "post_quant_conv."]);
-        let modules = weights.apply(AutoencoderKl::new(config, components, device)?, dtype)?;
-        Ok(Box::new(KlVae { modules, spec, dtype, device: device.clone() }))
+        LoadedVae::load(modules, weights, config.spec()?, device, dtype)
     }
 }
 
@@ -57,7 +55,7 @@ pub struct AutoencoderKl {
 }
 
 impl AutoencoderKl {
-    /// Modules whose parameters take no memory before they are loaded.
+    /// The modules, whose parameters take no memory before they are loaded.
     ///
     /// # Errors
     /// When the configuration is refused.
@@ -75,45 +73,22 @@ impl AutoencoderKl {
     }
 }
 
-#[derive(Debug)]
-struct KlVae {
-    modules: AutoencoderKl,
-    spec: VaeSpec,
-    dtype: DType,
-    device: Device,
-}
-
-impl Vae for KlVae {
-    fn spec(&self) -> &VaeSpec {
-        &self.spec
+impl VaeModules for AutoencoderKl {
+    fn decoder<'a>(&'a self, _: &'a VaeSpec, context: &Context) -> Option<FrameStream<'a>> {
+        let (decoder, context) = (self.decoder.as_ref()?, context.clone());
+        Some(Box::new(move |latents| {
+            let x = Features::new(latents, &context);
+            let x = self.post_quant_conv.iter().fold(x, |x, conv| conv.forward(x));
+            Ok(decoder.forward(x).into())
+        }))
     }
 
-    fn dtype(&self) -> DType {
-        self.dtype
-    }
-
-    fn device(&self) -> Device {
-        self.device.clone()
-    }
-
-    fn decode(&self, latents: Tensor<5>, context: &Context) -> Result<Tensor<5>, VaeError> {
-        self.spec.check_latents(latents.dims())?;
-        let decoder = self.modules.decoder.as_ref().ok_or(VaeError::NotLoaded { component: "decoder" })?;
-        let x = Features::new(latents.cast(self.dtype), context);
-        let x = self.modules.post_quant_conv.iter().fold(x, |x, conv| conv.forward(x));
-        Ok(decoder.forward(x).into())
-    }
-
-    fn encode(&self, samples: Tensor<5>, context: &Context) -> Result<Tensor<5>, VaeError> {
-        self.spec.check_samples(samples.dims())?;
-        let encoder = self.modules.encoder.as_ref().ok_or(VaeError::NotLoaded { component: "encoder" })?;
-        let x = encoder.forward(Features::new(samples.cast(self.dtype), context));
-        Ok(self.modules.quant_conv.iter().fold(x, |x, conv| conv.forward(x)).into())
-    }
-
-    fn to_device(&self, device: &Device) -> Box<dyn Vae> {
-        let modules = self.modules.clone().to_device(device);
-        Box::new(Self { modules, spec: self.spec.clone(), dtype: self.dtype, device: device.clone() })
+    fn encoder<'a>(&'a self, _: &'a VaeSpec, context: &Context) -> Option<FrameStream<'a>> {
+        let (encoder, context) = (self.encoder.as_ref()?, context.clone());
+        Some(Box::new(move |samples| {
+            let x = encoder.forward(Features::new(samples, &context));
+            Ok(self.quant_conv.iter().fold(x, |x, conv| conv.forward(x)).into())
+        }))
     }
 }
 

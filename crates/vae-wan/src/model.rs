@@ -1,7 +1,7 @@
 use burn::module::Module;
 use burn::tensor::{DType, Device, Tensor};
 use vae_core::layers::Features;
-use vae_core::{Components, Context, FrameStream, Vae, VaeError, VaeFamily, VaeSpec, Weights, stream_frames};
+use vae_core::{Components, Context, FrameStream, LoadedVae, Vae, VaeError, VaeFamily, VaeModules, VaeSpec, Weights};
 
 use crate::cache::{FrameCache, Pointwise};
 use crate::coders::{Decoder, Encoder};
@@ -72,10 +72,9 @@ impl VaeFamily for QwenImage {
 }
 
 fn load(config: &WanConfig, spec: VaeSpec, weights: Weights, device: &Device, dtype: DType) -> Result<Box<dyn Vae>, VaeError> {
-    let components = weights.components();
+    let modules = AutoencoderKlWan::new(config, weights.components(), device)?;
     let weights = layouts::to_modules(weights).of_components(&["encoder.", "quant_conv."], &["decoder.", "post_quant_conv."]);
-    let modules = weights.apply(AutoencoderKlWan::new(config, components, device)?, dtype)?;
-    Ok(Box::new(WanVae { modules, spec, dtype, device: device.clone() }))
+    LoadedVae::load(modules, weights, spec, device, dtype)
 }
 
 /// The modules of an `AutoencoderKLWan`, named as in diffusers.
@@ -88,7 +87,7 @@ pub struct AutoencoderKlWan {
 }
 
 impl AutoencoderKlWan {
-    /// Modules whose parameters take no memory before they are loaded.
+    /// The modules, whose parameters take no memory before they are loaded.
     ///
     /// # Errors
     /// When the configuration is refused.
@@ -103,64 +102,25 @@ impl AutoencoderKlWan {
     }
 }
 
-#[derive(Debug)]
-struct WanVae {
-    modules: AutoencoderKlWan,
-    spec: VaeSpec,
-    dtype: DType,
-    device: Device,
-}
-
-impl Vae for WanVae {
-    fn spec(&self) -> &VaeSpec {
-        &self.spec
-    }
-
-    fn dtype(&self) -> DType {
-        self.dtype
-    }
-
-    fn device(&self) -> Device {
-        self.device.clone()
-    }
-
-    fn decode(&self, latents: Tensor<5>, context: &Context) -> Result<Tensor<5>, VaeError> {
-        self.spec.check_latents(latents.dims())?;
-        stream_frames(self.decode_stream(context), latents, self.spec.decode_geometry().frames, 1)
-    }
-
-    fn encode(&self, samples: Tensor<5>, context: &Context) -> Result<Tensor<5>, VaeError> {
-        self.spec.check_samples(samples.dims())?;
-        stream_frames(self.encode_stream(context), samples, self.spec.encode_geometry().frames, 1)
-    }
-
-    fn decode_stream(&self, context: &Context) -> FrameStream<'_> {
+impl VaeModules for AutoencoderKlWan {
+    fn decoder<'a>(&'a self, spec: &'a VaeSpec, context: &Context) -> Option<FrameStream<'a>> {
+        let (decoder, conv) = (self.decoder.as_ref()?, self.post_quant_conv.as_ref()?);
         let (context, mut cache) = (context.clone(), FrameCache::default());
-        Box::new(move |latents| {
-            let (Some(decoder), Some(conv)) = (&self.modules.decoder, &self.modules.post_quant_conv) else {
-                return Err(VaeError::NotLoaded { component: "decoder" });
-            };
+        Some(Box::new(move |latents| {
             cache.rewind();
-            let x = conv.forward(Features::new(latents.cast(self.dtype), &context));
-            Ok(unpatchify(decoder.forward(x, &mut cache).into(), self.spec.patch))
-        })
+            let x = conv.forward(Features::new(latents, &context));
+            Ok(unpatchify(decoder.forward(x, &mut cache).into(), spec.patch))
+        }))
     }
 
-    fn encode_stream(&self, context: &Context) -> FrameStream<'_> {
+    fn encoder<'a>(&'a self, spec: &'a VaeSpec, context: &Context) -> Option<FrameStream<'a>> {
+        let (encoder, conv) = (self.encoder.as_ref()?, self.quant_conv.as_ref()?);
         let (context, mut cache) = (context.clone(), FrameCache::default());
-        Box::new(move |samples| {
-            let (Some(encoder), Some(conv)) = (&self.modules.encoder, &self.modules.quant_conv) else {
-                return Err(VaeError::NotLoaded { component: "encoder" });
-            };
+        Some(Box::new(move |samples| {
             cache.rewind();
-            let x = patchify(samples.cast(self.dtype), self.spec.patch, self.spec.spatial_ratio);
-            Ok(conv.forward(encoder.forward(Features::new(x, &context), &mut cache)).into())
-        })
-    }
-
-    fn to_device(&self, device: &Device) -> Box<dyn Vae> {
-        let modules = self.modules.clone().to_device(device);
-        Box::new(Self { modules, spec: self.spec.clone(), dtype: self.dtype, device: device.clone() })
+            let x = Features::new(patchify(samples, spec.patch, spec.spatial_ratio), &context);
+            Ok(conv.forward(encoder.forward(x, &mut cache)).into())
+        }))
     }
 }
 
