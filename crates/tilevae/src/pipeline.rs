@@ -3,7 +3,9 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use burn::tensor::{DType, Device};
 use parallel::{ExecError, Executor, Job, Progress, RunStats, Stop, Worker};
-use tiling::{BlendPolicy, BoxError, Canvas, Compositor, FrameScale, Geometry, Grid, HostTensor, Party, Region, Sink, TileOp, TileSource, guard};
+use tiling::{
+    BlendPolicy, BoxError, Canvas, Compositor, FrameScale, Geometry, Grid, HostTensor, Party, Region, ScratchFile, Sink, TileOp, TileSource, guard,
+};
 use vae_core::layers::{MathMode, Run};
 use vae_core::{Clamp, Decode, DeviceName, Encode, Model, Posterior, Registry, Vae, VaeError, VaeSpec, is_in_host_memory};
 
@@ -356,7 +358,7 @@ impl Pipeline {
         let mut sink = Clamped { sink, clamp, is_tiled: plan.tiles.is_tiled() };
         let mut compositor = Compositor::new(&plan.tiles, self.blend.as_ref(), &mut sink);
         if plan.tiles.is_tiled() && plan.tiles.geometry.frames != FrameScale::Same {
-            compositor = compositor.with_scratch(io::scratch_file()?);
+            compositor = compositor.with_scratch(ScratchFile::from_file(io::scratch_file()?, std::env::temp_dir()));
         }
         Ok(self.executor.run(Job { plan: &plan.tiles, source, workers, compositor, stop: &self.stop }, progress)?)
     }

@@ -1,10 +1,9 @@
 use std::collections::VecDeque;
 use std::collections::btree_map::{BTreeMap, Entry};
-use std::fs::File;
 
 use crate::plan::shared;
 use crate::spill_store::{Kept, SpillStore};
-use crate::{BlendPolicy, BoxError, CompositeError, Corner, HostTensor, Party, Sink, TilePlan, guard};
+use crate::{BlendPolicy, BoxError, CompositeError, Corner, HostTensor, Party, ScratchFile, Sink, TilePlan, guard};
 
 /// Blends tiles and hands what is finished to a sink.
 ///
@@ -64,7 +63,7 @@ impl<'a> Compositor<'a> {
 
     /// Keeps the strips that later tiles blend with, and tiles that come early, in a file, so that memory does not grow with the number of frames.
     #[must_use]
-    pub fn with_scratch(self, file: File) -> Self {
+    pub fn with_scratch(self, file: ScratchFile) -> Self {
         Self { spill_store: SpillStore::in_file(file), ..self }
     }
 
@@ -110,7 +109,7 @@ impl<'a> Compositor<'a> {
         }
         self.received[index] += count;
         if index != self.next {
-            let piece = self.spill_store.put(piece).map_err(CompositeError::Scratch)?;
+            let piece = self.spill_store.put(piece)?;
             self.early.entry(index).or_default().push(piece);
             return Ok(());
         }
@@ -118,7 +117,7 @@ impl<'a> Compositor<'a> {
         while self.placed == frames {
             self.advance();
             for piece in self.early.remove(&self.next).into_iter().flatten() {
-                let piece = self.spill_store.take(piece).map_err(CompositeError::Scratch)?;
+                let piece = self.spill_store.take(piece)?;
                 self.place(piece)?;
             }
         }
@@ -181,10 +180,10 @@ impl<'a> Compositor<'a> {
         let [.., height, width] = tile.shape();
         let Some(Blend { corner, ramps }) = &self.blend else { unreachable!("prepared when the piece came") };
         let ramps = [&ramps[&shared(rows, row)], &ramps[&shared(columns, column)]];
-        let above = self.above[column].pop_front().map(|strip| self.spill_store.take(strip)).transpose().map_err(CompositeError::Scratch)?;
-        let left = self.left.pop_front().map(|strip| self.spill_store.take(strip)).transpose().map_err(CompositeError::Scratch)?;
+        let above = self.above[column].pop_front().map(|strip| self.spill_store.take(strip)).transpose()?;
+        let left = self.left.pop_front().map(|strip| self.spill_store.take(strip)).transpose()?;
         let mut keep = |strips: &mut VecDeque<Kept>, strip: HostTensor| -> Result<(), CompositeError> {
-            strips.push_back(self.spill_store.put(strip).map_err(CompositeError::Scratch)?);
+            strips.push_back(self.spill_store.put(strip)?);
             Ok(())
         };
         let [has_below, has_right] = [row + 1 < rows.len(), column + 1 < columns.len()];

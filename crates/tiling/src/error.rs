@@ -1,4 +1,4 @@
-use crate::{Axis, Panicked, Span};
+use crate::{Axis, Panicked, ScratchError, Span};
 
 /// The error of an operation, a source or a sink that this crate knows nothing about.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -200,7 +200,7 @@ pub enum CompositeError {
     /// The sink did not take what is finished.
     #[error("the finished part could not be written")]
     Sink(#[source] BoxError),
-    /// The file that keeps what later tiles blend with failed.
-    #[error("the scratch file failed")]
-    Scratch(#[source] std::io::Error),
+    /// The file that keeps strips and early tiles failed.
+    #[error(transparent)]
+    Scratch(#[from] ScratchError),
 }

@@ -31,6 +31,7 @@ mod guard;
 mod host_tensor;
 mod op;
 mod plan;
+mod scratch_file;
 mod spill_store;
 mod stop;
 
@@ -44,6 +45,7 @@ pub use guard::{Panicked, Party, catch, guard, is_guarded};
 pub use host_tensor::HostTensor;
 pub use op::{DevicePiece, Sink, TileOp, TileRun, TileSource};
 pub use plan::{Tile, TilePlan};
+pub use scratch_file::{ScratchError, ScratchFile};
 pub use stop::Stop;
 
 #[cfg(test)]

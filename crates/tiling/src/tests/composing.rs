@@ -1,7 +1,7 @@
 use super::{compose, compose_to, noise, toy};
 use crate::{
-    BlendPolicy, BoxError, Canvas, Cascade, CompositeError, Compositor, Corner, DiffusersGrid, Feather, Geometry, HostTensor, Overlap, Scale, Sink,
-    TilePlan, Uniform,
+    BlendPolicy, BoxError, Canvas, Cascade, CompositeError, Compositor, Corner, DiffusersGrid, Feather, Geometry, HostTensor, Overlap, Scale,
+    ScratchFile, Sink, TilePlan, Uniform,
 };
 
 /// The loops of diffusers' `tiled_decode`: every tile is kept, `blend_v` and `blend_h` change it in place, then all is cropped and joined.
@@ -241,7 +241,7 @@ fn frames_may_come_in_pieces_and_strips_lie_in_a_file() {
             let mut canvas = Canvas::default();
             let mut compositor = Compositor::new(&plan, policy, &mut canvas);
             if in_file {
-                compositor = compositor.with_scratch(tempfile::tempfile().unwrap());
+                compositor = compositor.with_scratch(ScratchFile::new().unwrap());
             }
             // The second half of the tiles comes first, and each in pieces of one frame and four.
             for &index in order.iter().skip(order.len() / 2).chain(order.iter().take(order.len() / 2)) {
