@@ -66,7 +66,7 @@ impl<'a> TileRunner<'a> {
         self.workers
     }
 
-    /// The stop of this run: thrown with the job's, and when the run's [`RunOutput`](crate::RunOutput) is dropped.
+    /// The stop of this run: stopped with the job's, and when the run's [`RunOutput`](crate::RunOutput) is dropped.
     pub fn stop(&self) -> &Stop {
         &self.stop
     }

@@ -78,9 +78,8 @@ impl WorkerLock {
             state = self.0.changed.wait_timeout(state, POLL).unwrap_or_else(PoisonError::into_inner).0;
         };
         state.waiting.retain(|other| *other != ticket);
-        drop(state);
         // The next in the queue may go now.
-        self.0.changed.notify_all();
+        self.0.notify(&state);
         outcome
     }
 
@@ -97,6 +96,13 @@ impl Queue {
     fn state(&self) -> MutexGuard<'_, QueueState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    /// Wakes those that wait. It is a call of the system, so that it is left out where none does.
+    fn notify(&self, state: &QueueState) {
+        if !state.waiting.is_empty() {
+            self.changed.notify_all();
+        }
+    }
 }
 
 impl Drop for WorkerGuard {
@@ -104,8 +110,7 @@ impl Drop for WorkerGuard {
         let mut state = self.0.state();
         state.holder = None;
         state.abandoned = None;
-        drop(state);
-        self.0.changed.notify_all();
+        self.0.notify(&state);
     }
 }
 

@@ -15,7 +15,7 @@ pub(crate) struct Shared {
     pub(crate) state: Mutex<SchedulerState>,
     /// For each worker: notified when there may be a tile for it.
     pub(crate) changed: Vec<Condvar>,
-    /// Thrown when the run ends, for whatever reason.
+    /// Stopped when the run ends, for whatever reason.
     pub(crate) stop: Stop,
     pub(crate) recorder: Arc<Recorder>,
     pub(crate) run: RunId,
@@ -149,7 +149,7 @@ pub(crate) struct TileBatch {
     pub(crate) is_upcast: bool,
     /// Whether all input that was read for it is finite.
     pub(crate) is_finite: AtomicBool,
-    /// Thrown when the worker does not have it any longer, or the run has ended. The first is changed only with the state locked.
+    /// Stopped when the worker does not have it any longer, or the run has ended. The first is changed only with the state locked.
     pub(crate) stop: Stop,
 }
 

@@ -29,8 +29,8 @@ impl TileOp for Endless {
     }
 }
 
-/// A stop that is thrown later.
-fn thrown_after(time: Duration) -> Stop {
+/// A stop that is stopped later.
+fn stopped_after(time: Duration) -> Stop {
     let stop = Stop::default();
     let later = stop.clone();
     std::thread::spawn(move || {
@@ -45,7 +45,7 @@ fn a_stop_reaches_running_operations() {
     each(|run, count| {
         let begun = Instant::now();
         let workers = (0..count).map(|i| Worker::new(i.to_string(), Arc::new(Endless::default()))).collect();
-        let error = run(Given { workers, stop: thrown_after(ms(50)), ..Given::default() }).unwrap_err();
+        let error = run(Given { workers, stop: stopped_after(ms(50)), ..Given::default() }).unwrap_err();
         assert!(matches!(error, ExecError::Stopped), "{error}");
         assert!(begun.elapsed() < ms(2000), "{:?}", begun.elapsed());
     });
@@ -101,7 +101,7 @@ const HOUR: Duration = Duration::from_hours(1);
 fn a_stopped_run_leaves_hung_workers_behind() {
     for in_flight in IN_FLIGHT {
         let workers = vec![scripted("lost", |_| Behavior::AnswerAfter(HOUR)), good("b")];
-        let error = run_with(HOUR, plan(), workers, in_flight, thrown_after(ms(50))).unwrap_err();
+        let error = run_with(HOUR, plan(), workers, in_flight, stopped_after(ms(50))).unwrap_err();
         assert!(matches!(error, ExecError::Stopped), "{error}");
     }
 }
@@ -123,7 +123,7 @@ fn a_silent_first_tile_is_run_by_an_idle_worker() {
         assert_eq!(run_with(HOUR, untiled(), vec![slow, good("b")], in_flight, Stop::default()).unwrap().workers[0].tiles, 1);
         // Another share of the device does not step in.
         let shares = [endless(), good("b")].map(|worker| Worker { device: Some(0), ..worker });
-        let error = run_with(ms(50), untiled(), shares.to_vec(), in_flight, thrown_after(ms(400))).unwrap_err();
+        let error = run_with(ms(50), untiled(), shares.to_vec(), in_flight, stopped_after(ms(400))).unwrap_err();
         assert!(matches!(error, ExecError::Stopped), "{error}");
         // Where those that step in fail, too, the silent one is given up.
         let bad = scripted("bad", |_| Behavior::Fail);
