@@ -1,6 +1,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use tiling::{DevicePiece, HostTensor, Panicked, Party, TileRun, catch};
@@ -92,7 +93,9 @@ impl WorkerPipeline {
     fn compute_all<'a, T>(chunks: &Receiver<Chunk<T>>, mut work: impl FnMut(&mut Option<Begun<'a>>, Chunk<T>)) {
         let mut begun = None;
         loop {
-            match chunks.recv_timeout(POLL) {
+            // An idle thread need not look again.
+            let wait = if begun.is_some() { POLL } else { Duration::MAX };
+            match chunks.recv_timeout(wait) {
                 Ok(chunk) => work(&mut begun, chunk),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => break,

@@ -1,6 +1,8 @@
 //! Decides which worker runs which tiles.
 
+mod choice;
 mod clock;
+mod stall;
 
 use std::time::Duration;
 
@@ -186,72 +188,6 @@ impl Scheduler {
         Assignment::Run(Task { tiles, is_upcast })
     }
 
-    /// The waiting tiles that the worker runs next.
-    fn choice(&self, worker: usize, now: Duration) -> Option<Vec<usize>> {
-        let state = &self.workers[worker];
-        // Among several workers, one of unknown speed gets a single tile: tiles in the queue of a slow one would delay the end.
-        let at_once = if state.speed.is_none() && self.live_workers() > 1 { 1 } else { self.rules.at_once };
-        if state.running.len() >= at_once || !state.abandoned.is_empty() || self.stands_by(worker) {
-            return None;
-        }
-        let is_crowded = |tile: usize| self.work[tile] >= state.crowded;
-        if state.running.iter().any(|running| is_crowded(running.tiles[0])) {
-            return None;
-        }
-        let waiting = self.waiting();
-        // Towards the end tiles wait for the worker that is free first, not in the queue of one.
-        if state.running.len() >= waiting.len().div_ceil(self.live_workers()).max(1) {
-            return None;
-        }
-        let largest = waiting.iter().copied().find(|&tile| self.may_run(worker, tile))?;
-        let tile = if waiting.len() > MANY * self.workers.len() { largest } else { self.planned(worker, &waiting, now)? };
-        (state.running.is_empty() || !is_crowded(tile)).then(|| self.stack(worker, tile, &waiting))
-    }
-
-    /// A tile that an idle worker runs, too, because none of the workers that have it has finished a tile yet or given a sign of life for long. The first
-    /// answer counts. Workers of one device do not step in for each other: they would only slow it down.
-    fn silent_tile(&self, worker: usize, now: Duration) -> Option<usize> {
-        let state = &self.workers[worker];
-        if !state.running.is_empty() || !state.abandoned.is_empty() {
-            return None;
-        }
-        let is_elsewhere = |other: usize| self.devices[other].is_none() || self.devices[other] != self.devices[worker];
-        let running = self.workers.iter().flat_map(|state| &state.running).flat_map(|running| &running.tiles).copied();
-        running
-            .filter(|&tile| self.tiles[tile].progress == TileProgress::Running && self.is_able(worker, tile))
-            .filter(|&tile| self.holders(tile).all(|(other, _)| other != worker && is_elsewhere(other)) && self.is_silent(tile, now))
-            .find(|&tile| {
-                let TileState { tried, stepped_in, .. } = &self.tiles[tile];
-                let failures = |workers: &[usize]| workers.iter().filter(|&&other| other == worker).count();
-                // One that has failed besides the silent one tries again, once no other can.
-                let may_retry = || failures(tried) == failures(stepped_in) && !self.is_untried_beside(tile);
-                stepped_in.len() <= self.rules.retries && (!tried.contains(&worker) || may_retry())
-            })
-    }
-
-    /// The workers that have a tile.
-    fn holders(&self, tile: usize) -> impl Iterator<Item = (usize, &Running)> {
-        let all = self.workers.iter().enumerate().flat_map(|(worker, state)| state.running.iter().map(move |running| (worker, running)));
-        all.filter(move |(_, running)| running.tiles.contains(&tile))
-    }
-
-    /// Whether no worker that has the tile has finished a tile yet or given a sign of life for long. With a timeout, that decides.
-    fn is_silent(&self, tile: usize, now: Duration) -> bool {
-        let is_silent =
-            |(worker, running): (usize, &Running)| self.workers[worker].speed.is_none() && running.clock.silence(now) > self.rules.silence;
-        self.rules.timeout.is_none() && self.holders(tile).all(is_silent)
-    }
-
-    /// Whether a worker that does not have the tile could try it for the first time.
-    fn is_untried_beside(&self, tile: usize) -> bool {
-        self.able(tile).any(|worker| !self.tiles[tile].tried.contains(&worker) && self.holders(tile).all(|(holder, _)| holder != worker))
-    }
-
-    /// Whether a tile's workers are silent, and those that stepped in have failed on it too often.
-    fn is_lost_in_silence(&self, tile: usize, now: Duration) -> bool {
-        self.tiles[tile].stepped_in.len() > self.rules.retries && self.is_silent(tile, now)
-    }
-
     /// The worker begins a stage of these tiles. False when they were taken from it: it must not run the stage.
     pub(crate) fn enter(&mut self, worker: usize, tiles: &[usize], now: Duration) -> bool {
         let running = self.workers[worker].running.iter_mut().find(|running| running.tiles == tiles);
@@ -361,30 +297,6 @@ impl Scheduler {
         self.placed = first;
     }
 
-    /// Workers that do not come back, each with a tile. They have been inside their operation for longer than the timeout, or without one, for many times
-    /// the time that the measured speeds suggest; or they are silent and the workers that stepped in for them have failed.
-    pub(crate) fn stalled(&self, now: Duration) -> Vec<(usize, usize)> {
-        let slowest = self.workers.iter().filter_map(|worker| worker.speed).fold(f64::INFINITY, f64::min);
-        let limit = |state: &WorkerState, running: &Running| {
-            let work: f64 = running.tiles.iter().map(|&tile| self.work[tile]).sum();
-            match (self.rules.timeout, state.speed) {
-                (Some(timeout), _) => timeout.as_secs_f64() * running.tiles.len() as f64,
-                (None, Some(speed)) => 60.0 + 20.0 * work / speed,
-                // Infinite while nothing has been measured.
-                (None, None) => 600.0 + 100.0 * work / if slowest.is_finite() { slowest } else { 0.0 },
-            }
-        };
-        let is_over_time =
-            |state: &WorkerState, running: &Running| running.clock.is_active() && running.clock.time(now).as_secs_f64() > limit(state, running);
-        let stalled = |(worker, state): (usize, &WorkerState)| {
-            let abandoned = state.abandoned.iter().filter(|_| !state.is_retired);
-            let over_time = state.running.iter().chain(abandoned).find(|running| is_over_time(state, running));
-            let lost = || state.running.iter().find(|running| running.tiles.iter().any(|&tile| self.is_lost_in_silence(tile, now)));
-            over_time.or_else(lost).map(|running| (worker, running.tiles[0]))
-        };
-        self.workers.iter().enumerate().filter_map(stalled).collect()
-    }
-
     /// Takes these tiles from the worker: unless others run them, they wait again. Every tile that is not finished comes back this way. False when they
     /// were taken from it before.
     pub(crate) fn give_back(&mut self, worker: usize, tiles: &[usize]) -> bool {
@@ -461,18 +373,6 @@ impl Scheduler {
         Some(taken)
     }
 
-    /// Tiles that may be begun: those that are overdue first, then those with the most work.
-    fn waiting(&self) -> Vec<usize> {
-        let end = (self.placed + self.rules.window).min(self.tiles.len());
-        // A tile may be blended and yet be run again: it was taken from its worker before that reported it as finished.
-        let first = self.placed.min(self.unfinished);
-        let mut waiting: Vec<usize> = (first..end).filter(|&tile| self.tiles[tile].progress == TileProgress::Waiting).collect();
-        // A small tile must not wait until the window allows nothing else.
-        let is_overdue = |tile: usize| end < self.tiles.len() && tile + self.rules.window / 2 < self.newest;
-        waiting.sort_by(|&a, &b| is_overdue(b).cmp(&is_overdue(a)).then(self.work[b].total_cmp(&self.work[a])).then(a.cmp(&b)));
-        waiting
-    }
-
     /// Whether the worker is not retired and the tile fits its memory.
     fn is_able(&self, worker: usize, tile: usize) -> bool {
         !self.workers[worker].is_retired && self.work[tile] < self.workers[worker].too_large
@@ -486,59 +386,10 @@ impl Scheduler {
         self.able(tile).any(|worker| !self.tiles[tile].tried.contains(&worker))
     }
 
-    fn may_run(&self, worker: usize, tile: usize) -> bool {
-        let tried = &self.tiles[tile].tried;
-        let is_better = |other: usize| !tried.contains(&other) && self.workers[other].abandoned.is_empty();
-        self.is_able(worker, tile) && (!tried.contains(&worker) || !self.able(tile).any(is_better))
-    }
-
     /// Whether a tile is left that no other worker can run.
     fn is_needed(&self, worker: usize) -> bool {
         let is_left = |tile: &usize| self.tiles[*tile].progress != TileProgress::Finished;
         (0..self.tiles.len()).filter(is_left).any(|tile| !self.able(tile).any(|other| other != worker))
-    }
-
-    /// `tile`, and others that run as one stack with it.
-    fn stack(&self, worker: usize, tile: usize, waiting: &[usize]) -> Vec<usize> {
-        let is_fresh = |tile: usize| self.tiles[tile].tried.is_empty() && !self.tiles[tile].is_upcast;
-        let mut tiles = vec![tile];
-        // A tile that failed runs alone, and towards the end stacks leave tiles for all workers.
-        let size = if is_fresh(tile) { self.workers[worker].batch.min(waiting.len().div_ceil(self.live_workers())) } else { 1 };
-        let alike = |&other: &usize| other != tile && self.class[other] == self.class[tile] && is_fresh(other) && self.may_run(worker, other);
-        tiles.extend(waiting.iter().copied().filter(alike).take(size - 1));
-        tiles
-    }
-
-    /// The tile that `worker` runs now if every waiting tile goes to the worker that finishes it first; none if all go to others.
-    fn planned(&self, worker: usize, waiting: &[usize], now: Duration) -> Option<usize> {
-        let known: Vec<f64> = self.workers.iter().filter_map(|worker| worker.speed).collect();
-        // A worker that was not measured yet counts as fast as the fastest, so that it is tried. While none was, all are equal.
-        let is_known = !known.is_empty();
-        let fastest = if is_known { known.into_iter().fold(0.0, f64::max) } else { 1.0 };
-        let speed = |other: usize| self.workers[other].speed.unwrap_or(fastest);
-        let mut free_at: Vec<f64> = (0..self.workers.len())
-            .map(|other| {
-                let state = &self.workers[other];
-                let Some(oldest) = state.running.first() else { return 0.0 };
-                let work: f64 = state.running.iter().flat_map(|running| &running.tiles).map(|&tile| self.work[tile]).sum();
-                let passed = if is_known { now.saturating_sub(oldest.start.max(state.last_finish)).as_secs_f64() } else { 0.0 };
-                (work / speed(other) - passed).max(0.0)
-            })
-            .collect();
-        let mut has_more = false;
-        for &tile in waiting {
-            let finish = |other: usize| free_at[other] + self.work[tile] / speed(other);
-            let able = (0..self.workers.len())
-                .filter(|&other| self.may_run(other, tile) && !self.stands_by(other) && self.workers[other].abandoned.is_empty());
-            // Among equals, the worker that asks.
-            let best = able.min_by(|&a, &b| finish(a).total_cmp(&finish(b)).then((a != worker).cmp(&(b != worker))))?;
-            if best == worker && !has_more {
-                return Some(tile);
-            }
-            has_more |= best == worker;
-            free_at[best] = finish(best);
-        }
-        None
     }
 }
 
