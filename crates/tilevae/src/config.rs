@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
-use parallel::{Count, ExecutorConfig};
+use parallel::ExecutorConfig;
 use serde::de::{self, Deserializer};
 use serde::{Deserialize, Serialize};
 use tiling::{BlendConfig, GridConfig, PerAxis};
@@ -10,8 +10,8 @@ use toml::{Table, Value};
 use vae_core::layers::Precision;
 use vae_core::{DeviceName, Posterior};
 
-use crate::Error;
 use crate::io::{Axes, Background};
+use crate::{Count, Error};
 
 /// The embedded configuration that holds every default.
 const DEFAULT: &str = include_str!("default.toml");
@@ -463,7 +463,7 @@ mod tests {
             ("executor={ kind = \"pipelined\", in_flight = 0 }", ["`executor.in_flight`", "at least 1"]),
             ("executor={ kind = \"multi-device\", retries = -1 }", ["`executor.retries`", "-1"]),
             ("executor={ kind = \"multi-device\", tile_timeout_s = 0 }", ["`executor.tile_timeout_s`", "at least 1"]),
-            ("executor={ kind = \"multi-device\", batch_tiles = \"many\" }", ["`executor.batch_tiles`", "auto"]),
+            ("executor={ kind = \"multi-device\", batch_tiles = \"many\" }", ["`executor.batch_tiles`", "whole number"]),
             ("tiling=3", ["`tiling`", "a table with a `kind`"]),
             ("tiling.kind=3", ["`tiling", "3"]),
             ("tiling.skip_redundant=maybe", ["`tiling.skip_redundant`", "true or false"]),

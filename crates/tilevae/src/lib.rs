@@ -14,6 +14,7 @@
 //! ```
 
 mod config;
+mod count;
 mod devices;
 mod error;
 mod finite;
@@ -33,11 +34,12 @@ pub use config::{
     Config, CpuConfig, DevicesConfig, DtypeConfig, FrameRemainder, IoConfig, LatentSpace, ModelConfig, OnMissing, OnNonFinite, OnNonFiniteInput,
     parse_override,
 };
+pub use count::Count;
 pub use devices::{DeviceInfo, OpenDevice, list_devices, open_device, open_devices};
 pub use error::Error;
 pub use finite::NonFinite;
 pub use frames::FittedFrames;
-pub use parallel::{Count, Done, Event, ExecutorConfig, Progress, RunStats, Span, Stage, Stop, Trace, WorkerStats};
+pub use parallel::{Done, Event, ExecutorConfig, Progress, RunStats, Span, Stage, Stop, Trace, WorkerStats};
 pub use pipeline::{Encoded, Pipeline, open_model};
 pub use plan::{Direction, PlanBytes, RunPlan};
 pub use run_options::RunOptions;

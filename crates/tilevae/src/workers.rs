@@ -2,13 +2,13 @@ use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
 use burn::backend::StreamId;
-#[cfg(feature = "flex")]
-use parallel::Count;
-use parallel::{Executor, Worker};
+use parallel::{Executor, Worker, WorkerLock};
 use tiling::{BoxError, DevicePiece, Geometry, HostTensor, Stop, TileOp, TileRun};
 use vae_core::layers::MathMode;
 use vae_core::{DeviceName, VaeError};
 
+#[cfg(feature = "flex")]
+use crate::Count;
 use crate::config::{CpuConfig, DevicesConfig};
 use crate::{Error, OpenDevice};
 
@@ -22,6 +22,8 @@ pub(crate) struct WorkerSlot {
     queue: StreamId,
     #[cfg(feature = "flex")]
     pool: Option<Arc<rayon::ThreadPool>>,
+    /// All runs that use this worker take turns, whatever they do on it.
+    lock: WorkerLock,
 }
 
 impl WorkerSlot {
@@ -32,6 +34,7 @@ impl WorkerSlot {
             queue: StreamId::allocate(),
             #[cfg(feature = "flex")]
             pool: None,
+            lock: WorkerLock::default(),
         }
     }
 
@@ -50,7 +53,7 @@ impl WorkerSlot {
                 pool: self.pool.clone(),
             })
         };
-        Worker { name: self.name.clone(), op: pinned(op), upcast: upcast.map(pinned), device: Some(self.device) }
+        Worker { name: self.name.clone(), op: pinned(op), upcast: upcast.map(pinned), device: Some(self.device), lock: self.lock.clone() }
     }
 }
 

@@ -5,27 +5,27 @@ use crate::plan::shared;
 use crate::spill_store::{Kept, SpillStore};
 use crate::{BlendPolicy, BoxError, CompositeError, Corner, HostTensor, Party, ScratchFile, Sink, TilePlan, guard};
 
-/// Blends tiles and hands what is finished to a sink.
+/// Blends tiles and hands finished parts to a sink.
 ///
-/// Tiles may come in any order, each in pieces of whole frames; they are blended in raster order, so the answer is the same bytes whatever the order.
-/// What is held is the strips that later tiles blend with, and the tiles that came early.
+/// Tiles may come in any order, each in pieces of whole frames. They are blended in raster order, so that the output is the same bytes for any order.
+/// It holds the strips that later tiles blend with, and the tiles that came early.
 pub struct Compositor<'a> {
     plan: &'a TilePlan,
     policy: &'a dyn BlendPolicy,
-    /// What the policy says, once it was asked.
+    /// The policy's answers, once it was asked.
     blend: Option<Blend>,
     sink: &'a mut dyn Sink,
-    /// Frames that came of each tile.
+    /// Frames of each tile that have come.
     received: Vec<usize>,
-    /// Pieces of tiles whose turn has not come.
+    /// Pieces of tiles that come later in raster order.
     early: BTreeMap<usize, Vec<Kept>>,
-    /// The tile whose turn it is, and its frames that are blended.
+    /// The tile that is blended next, and its frames that are blended.
     next: usize,
     placed: usize,
     /// Batch and channels, known from the first piece on.
     channels: Option<[usize; 2]>,
     spill_store: SpillStore,
-    /// What the tiles above, and the one to the left, left for those that come: a strip for each frame.
+    /// Strips of the tiles above and to the left, one for each frame, that later tiles blend with.
     above: Vec<VecDeque<Kept>>,
     below: Vec<VecDeque<Kept>>,
     left: VecDeque<Kept>,
@@ -67,7 +67,7 @@ impl<'a> Compositor<'a> {
         Self { spill_store: SpillStore::in_file(file), ..self }
     }
 
-    /// Asks the blend policy for all weights that will be needed, where that has not been done. [`push`](Self::push) does so, but then tiles were run already.
+    /// Computes the blend policy's weights, unless that is done. [`push`](Self::push) does it, too, but only after the first tile was run.
     ///
     /// # Errors
     /// When a weight is not from 0 to 1, or the policy panics.
@@ -88,10 +88,10 @@ impl<'a> Compositor<'a> {
         Ok(())
     }
 
-    /// Takes the next frames of the answer for the tile `index`. A piece that is refused changes nothing; once the sink has failed, no more is to be pushed.
+    /// Takes the next frames of the answer for the tile `index`. A piece that is refused changes nothing. After a failure of the sink no more may be pushed.
     ///
     /// # Errors
-    /// When the tile is not waited for or has not the planned shape, when the sink fails or panics, or as [`prepare`](Self::prepare).
+    /// When the tile is complete already, or has another shape than the plan says, when the sink fails or panics, or as [`prepare`](Self::prepare).
     pub fn push(&mut self, index: usize, piece: HostTensor) -> Result<(), CompositeError> {
         self.prepare()?;
         let frames = self.plan.output[0];
@@ -124,12 +124,12 @@ impl<'a> Compositor<'a> {
         Ok(())
     }
 
-    /// Tiles that are blended and handed on: the first so many in raster order.
+    /// The number of tiles that are blended and handed on, in raster order.
     pub fn placed_tiles(&self) -> usize {
         self.next
     }
 
-    /// Frames of the output that are handed on from edge to edge. In a tiled output none is before the last tile comes.
+    /// Output frames that are handed on from edge to edge. In a tiled output this stays 0 until the last tile.
     pub fn finished_frames(&self) -> usize {
         match self.plan.tiles.len() - self.next {
             0 => self.plan.output[0],
@@ -269,7 +269,7 @@ impl Default for Canvas {
 }
 
 impl Canvas {
-    /// The output; empty when nothing came.
+    /// The output; empty when no tile was blended.
     pub fn into_block(self) -> HostTensor {
         self.0
     }

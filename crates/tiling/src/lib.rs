@@ -1,8 +1,8 @@
-//! Cuts a tensor into overlapping tiles and puts the answers together: grids, plans, blend policies and the compositor.
+//! Cuts a tensor into overlapping tiles and blends the answers: grids, plans, blend policies and the compositor.
 //!
-//! Nothing here knows a VAE, a device or a thread. What is done to one tile is a [`TileOp`]; where tiles lie is a [`TilePlan`], made by a [`Grid`] from
-//! plain integers; how they meet is a [`BlendPolicy`]; and the [`Compositor`] hands what is finished to a [`Sink`] while later
-//! tiles still run.
+//! Nothing here knows a VAE, a device or a thread. A [`TileOp`] is the operation on one tile. A [`Grid`] makes a [`TilePlan`], the places of all tiles, from
+//! integers alone. A [`BlendPolicy`] weighs tiles where they overlap, and the [`Compositor`] hands finished parts to a [`Sink`] while later tiles still
+//! run.
 //!
 //! ```
 //! use tiling::{HostTensor, Canvas, Cascade, Compositor, Geometry, Grid, Scale, Uniform, TilePlan};
