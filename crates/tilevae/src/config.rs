@@ -7,7 +7,7 @@ use serde::de::{self, Deserializer};
 use serde::{Deserialize, Serialize};
 use tiling::{BlendConfig, GridConfig, PerAxis};
 use toml::{Table, Value};
-use vae_core::layers::Precision;
+use vae_core::Precision;
 use vae_core::{DeviceName, Posterior};
 
 use crate::io::{Axes, Background};

@@ -44,8 +44,8 @@ pub use pipeline::{Encoded, Pipeline, open_model};
 pub use plan::{Direction, PlanBytes, RunPlan};
 pub use run_options::RunOptions;
 pub use tiling::{self, BlendConfig, GridConfig, HostTensor, TileSource};
-pub use vae_core::layers::{MathMode, Precision};
 pub use vae_core::{self, DeviceName, Model, Posterior, Registry, VaeSpec};
+pub use vae_core::{MathMode, Precision};
 pub use workers::MOST_THREADS;
 
 #[cfg(feature = "kl")]

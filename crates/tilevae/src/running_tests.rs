@@ -180,14 +180,14 @@ impl Vae for OverflowingVae {
         self.device.clone()
     }
 
-    fn decode(&self, latents: Tensor<5>) -> Result<Tensor<5>, VaeError> {
+    fn decode(&self, latents: Tensor<5>, _: &vae_core::Context) -> Result<Tensor<5>, VaeError> {
         let [b, _, _, h, w] = latents.dims();
         (0..16).into_par_iter().for_each(|at| assert!(at != 11 || !PANICS.load(Ordering::Relaxed), "a thread of the pool panics"));
         let value = if self.dtype == DType::F32 { 0.5 } else { f32::NAN };
         Ok(Tensor::full([b, 3, 1, 2 * h, 2 * w], value, (&self.device, DType::F32)))
     }
 
-    fn encode(&self, _: Tensor<5>) -> Result<Tensor<5>, VaeError> {
+    fn encode(&self, _: Tensor<5>, _: &vae_core::Context) -> Result<Tensor<5>, VaeError> {
         Err(VaeError::NotLoaded { component: "encoder" })
     }
 

@@ -4,7 +4,6 @@ use std::sync::{Arc, OnceLock};
 use burn::backend::StreamId;
 use parallel::{Executor, Worker, WorkerLock};
 use tiling::{BoxError, DevicePiece, Geometry, HostTensor, Stop, TileOp, TileRun};
-use vae_core::layers::MathMode;
 use vae_core::{DeviceName, VaeError};
 
 #[cfg(feature = "flex")]
@@ -43,11 +42,10 @@ impl WorkerSlot {
     }
 
     /// The worker that does `op` here, and `upcast` where that is not enough.
-    pub(crate) fn worker(&self, op: Arc<dyn TileOp>, upcast: Option<Arc<dyn TileOp>>, math_mode: MathMode) -> Worker {
+    pub(crate) fn worker(&self, op: Arc<dyn TileOp>, upcast: Option<Arc<dyn TileOp>>) -> Worker {
         let pinned = |op| -> Arc<dyn TileOp> {
             Arc::new(PinnedOp {
                 op,
-                math_mode,
                 queue: self.queue,
                 #[cfg(feature = "flex")]
                 pool: self.pool.clone(),
@@ -145,10 +143,9 @@ fn cpu_slots(device: usize, _: CpuConfig, _: &dyn Executor) -> Result<Vec<Worker
     Ok(vec![WorkerSlot::new("cpu".to_owned(), device)])
 }
 
-/// An operation that rounds as it is told, and has its work queued and computed in its own places. Copies do not wait for the threads of a pool.
+/// An operation whose work is queued and computed in its worker's own places. Copies do not wait for the threads of a pool.
 struct PinnedOp {
     op: Arc<dyn TileOp>,
-    math_mode: MathMode,
     queue: StreamId,
     #[cfg(feature = "flex")]
     pool: Option<Arc<rayon::ThreadPool>>,
@@ -156,7 +153,7 @@ struct PinnedOp {
 
 impl PinnedOp {
     fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
-        let work = || self.queue.executes(|| self.math_mode.during(work));
+        let work = || self.queue.executes(work);
         #[cfg(feature = "flex")]
         if let Some(pool) = &self.pool {
             return pool.install(work);

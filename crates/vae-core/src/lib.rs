@@ -4,11 +4,13 @@
 //! A family is a type that implements [`VaeFamily`] and one line, [`register_vae!`]. Linking its crate is enough for
 //! [`Registry::linked`] to find it.
 
+mod context;
 mod device;
 mod eight_bits;
 mod error;
 mod family;
 pub mod layers;
+mod math_mode;
 mod ops;
 mod posterior;
 mod registry;
@@ -19,11 +21,13 @@ pub mod testing;
 mod vae;
 mod weights;
 
+pub use context::Context;
 pub use device::{Adapter, DeviceName, DeviceNameError, adapter, held_memory, is_in_host_memory, keep_kernels, open_adapter};
 pub use eight_bits::{from_eight_bits, to_eight_bits};
 pub use error::VaeError;
 pub use family::{Model, VaeEntry, VaeFamily};
-pub use ops::{Decode, Encode};
+pub use math_mode::{MathMode, Precision};
+pub use ops::VaeOp;
 pub use posterior::{Posterior, normal_noise};
 pub use registry::{Registry, RegistryError};
 pub use spec::{Clamp, FrameRule, LatentNorm, PosteriorKind, VaeSpec};
