@@ -15,6 +15,7 @@
 
 mod config;
 mod devices;
+mod dtypes;
 mod error;
 mod finite;
 mod frames;

@@ -4,14 +4,13 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use burn::tensor::{DType, Device};
 use parallel::{ExecError, Executor, Job, Progress, RunStats, Stop, Worker};
 use tiling::{BlendPolicy, BoxError, Canvas, Compositor, FrameScale, Geometry, Grid, HostTensor, Party, Region, Sink, TileOp, TileSource, guard};
-use vae_core::{Clamp, DeviceName, MathMode, Model, Posterior, Registry, Vae, VaeError, VaeOp, VaeSpec, is_in_host_memory};
+use vae_core::{Clamp, MathMode, Model, Posterior, Registry, Vae, VaeError, VaeOp, VaeSpec, is_in_host_memory};
 
+use crate::dtypes::dtypes;
 use crate::finite::FiniteSource;
 use crate::warming;
 use crate::workers::{self, LazyOp, WorkerSlot, check_devices, worker_slots};
-use crate::{
-    Config, Direction, DtypeConfig, Error, FittedFrames, LatentSpace, NonFinite, OnNonFinite, OnNonFiniteInput, OpenDevice, RunPlan, io, open_devices,
-};
+use crate::{Config, Direction, Error, FittedFrames, LatentSpace, NonFinite, OnNonFinite, OnNonFiniteInput, OpenDevice, RunPlan, io, open_devices};
 
 /// Finds the model that a configuration names. No weights are loaded.
 ///
@@ -364,54 +363,6 @@ fn called<T>(who: Party, call: impl FnOnce() -> T) -> Result<T, Error> {
     Ok(guard(who, call).map_err(ExecError::from)?)
 }
 
-/// The dtype that each device computes in. As in diffusers' pipelines for SDXL, f16 becomes f32 where the model says that it overflows. Processors compute
-/// fastest in f32.
-fn dtypes(config: &Config, model: &Model, devices: &[OpenDevice]) -> Result<Vec<DType>, Error> {
-    let force_upcast = model.spec.force_upcast;
-    let mut overruled = Vec::new();
-    let mut dtypes = Vec::new();
-    for OpenDevice { name, device } in devices {
-        let of_device = config.devices.dtype.get(name).copied();
-        let asked = of_device.unwrap_or(config.model.dtype);
-        let dtype = match asked {
-            DtypeConfig::Auto if matches!(name, DeviceName::Cpu | DeviceName::Ndarray) => DType::F32,
-            DtypeConfig::Auto => Some(model.stored_dtype()?).filter(|dtype| matches!(dtype, DType::F16 | DType::BF16)).unwrap_or(DType::F32),
-            DtypeConfig::F32 => DType::F32,
-            DtypeConfig::F16 => DType::F16,
-            DtypeConfig::Bf16 => DType::BF16,
-        };
-        // What devices of other machines can do is not asked.
-        let is_able = dtype == DType::F32 || matches!(name, DeviceName::Remote { .. }) || device.supports_dtype(dtype);
-        dtypes.push(match asked {
-            DtypeConfig::Auto if (dtype == DType::F16 && force_upcast) || !is_able => {
-                let why = if is_able { "the model's force_upcast asks for that".to_owned() } else { format!("{name} does not compute in that type") };
-                tracing::info!("{name} computes in f32, though the weights are {dtype:?}: {why}");
-                DType::F32
-            }
-            DtypeConfig::F16 if force_upcast => {
-                overruled.push(if of_device.is_some() { format!("devices.dtype of {name}") } else { "model.dtype".to_owned() });
-                DType::F32
-            }
-            _ if !is_able => {
-                let key = if of_device.is_some() { "devices.dtype" } else { "model.dtype" };
-                let message = format!("{name} does not compute in {dtype:?}; f32 is possible");
-                return Err(Error::ConfigValue { key: key.to_owned(), message });
-            }
-            _ => dtype,
-        });
-    }
-    overruled.dedup();
-    if !overruled.is_empty() {
-        let says = if model.config.get("force_upcast").is_some() { "sets force_upcast" } else { "does not mention force_upcast, which is on then" };
-        tracing::warn!(
-            "f32 is computed in, though {} is \"f16\": the configuration of the model {says}, since f16 overflows; bf16 does not, and a configuration with \
-             \"force_upcast\": false (see model.config) allows f16",
-            overruled.join(" and ")
-        );
-    }
-    Ok(dtypes)
-}
-
 /// What is finished, within the range that the model's samples have.
 struct Clamped<'a> {
     sink: &'a mut dyn Sink,
@@ -559,7 +510,7 @@ mod tests {
             let config = format!("model.path = {DEMO:?}\ntiling.tile_px = 32\nexecutor.kind = {executor:?}");
             let config = Config::from_toml(&config).unwrap();
             let model = open_model(&config).unwrap();
-            let devices = [OpenDevice { name: DeviceName::Vulkan(0), device: device.clone() }];
+            let devices = [OpenDevice { name: "vulkan:0".parse().unwrap(), device: device.clone() }];
             let pipeline = Pipeline::load_on(&config, &model, &devices).unwrap();
             let latents = latents(16);
             pipeline.warm_up(Direction::Decode, latents.shape()).unwrap();

@@ -9,46 +9,42 @@
 #![expect(clippy::missing_panics_doc, reason = "tests panic when they fail")]
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use safetensors::{Dtype, SafeTensors};
 use tiling::{Canvas, Cascade, Compositor, Grid, HostTensor, TileOp, TilePlan};
 
-use crate::{Components, Context, FrameRule, MathMode, Model, Precision, Registry, Vae, VaeEntry, VaeError, VaeSpec, stream_frames};
+use crate::{Components, Context, DeviceName, FrameRule, MathMode, Model, Precision, Registry, Vae, VaeEntry, VaeError, VaeSpec, stream_frames};
 
-/// The device that tests run on: the CPU, or what `TILEVAE_TEST_DEVICE` names.
+/// The device that tests run on: the CPU, or the one that the environment variable `TILEVAE_TEST_DEVICE` names.
 ///
 /// # Panics
-/// When this build has no such device.
+/// When it cannot be opened.
 pub fn device() -> Device {
-    match std::env::var("TILEVAE_TEST_DEVICE").as_deref().unwrap_or("cpu") {
-        #[cfg(feature = "flex")]
-        "cpu" => Device::flex(),
-        #[cfg(feature = "vulkan")]
-        "vulkan" => Device::vulkan(burn::tensor::DeviceKind::DefaultDevice),
-        #[cfg(feature = "wgpu")]
-        "wgpu" => Device::wgpu(burn::tensor::DeviceKind::DefaultDevice),
-        #[cfg(feature = "cuda")]
-        "cuda" => Device::cuda(0),
-        other => panic!("no device `{other}` in this build"),
-    }
+    static DEVICE: OnceLock<Device> = OnceLock::new();
+    let open = || {
+        let name = std::env::var("TILEVAE_TEST_DEVICE").map_or(Ok(DeviceName::CPU), |name| name.parse());
+        let name = name.unwrap_or_else(|error| panic!("TILEVAE_TEST_DEVICE: {error}"));
+        name.open().unwrap_or_else(|error| panic!("{name} cannot be used: {error}"))
+    };
+    DEVICE.get_or_init(open).clone()
 }
 
-/// Whether the device of the tests is the CPU.
+/// Whether the device of the tests is no GPU.
 pub fn is_on_cpu() -> bool {
     crate::adapter(&device()).is_none()
 }
 
-/// The ways to round f32, on the device of the tests, that agree with upstream.
+/// The modes of f32 arithmetic, on the device of the tests, that agree with upstream.
 pub fn math_modes() -> Vec<MathMode> {
     if is_on_cpu() { [Precision::Fast, Precision::Strict].map(MathMode::from).into() } else { vec![MathMode { tf32: false, ..MathMode::default() }] }
 }
 
-/// Those of the types that the device of the tests can compute in; says which it cannot.
+/// Those of `dtypes` that the device of the tests computes in. Prints the others as skipped.
 #[expect(clippy::print_stdout, reason = "tests say what they skip")]
 pub fn computable(dtypes: &[DType]) -> Vec<DType> {
-    let (able, unable): (Vec<_>, Vec<_>) = dtypes.iter().partition(|&&dtype| device().supports_dtype(dtype));
+    let (able, unable): (Vec<_>, Vec<_>) = dtypes.iter().partition(|&&dtype| crate::backends::computes_in(&device(), dtype));
     if !unable.is_empty() {
         println!("skipped: the device does not compute in {unable:?}");
     }
