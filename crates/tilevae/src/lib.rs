@@ -16,6 +16,7 @@
 mod config;
 mod count;
 mod devices;
+mod dtypes;
 mod error;
 mod finite;
 mod frames;
