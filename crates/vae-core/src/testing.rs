@@ -342,10 +342,15 @@ pub fn streams_equal_the_whole(subject: &Subject) {
     const PROPERTY: &str = "streams give what the whole gives";
     let (spec, latents, samples) = (subject.spec(), subject.latents(1, [2, 3], 8), subject.samples([2, 3]));
     let [decode, encode] = [spec.decode_geometry().frames, spec.encode_geometry().frames];
-    let whole = [answer(subject.vae.decode(latents.clone(), &Context::default()), "a decode"), answer(subject.vae.encode(samples.clone(), &Context::default()), "an encode")];
+    let whole = [
+        answer(subject.vae.decode(latents.clone(), &Context::default()), "a decode"),
+        answer(subject.vae.encode(samples.clone(), &Context::default()), "an encode"),
+    ];
     for per_chunk in 1..=3 {
-        let decoded = answer(stream_frames(subject.vae.decode_stream(&Context::default()), latents.clone(), decode, per_chunk), "a stream of a decode");
-        let encoded = answer(stream_frames(subject.vae.encode_stream(&Context::default()), samples.clone(), encode, per_chunk), "a stream of an encode");
+        let decoded =
+            answer(stream_frames(subject.vae.decode_stream(&Context::default()), latents.clone(), decode, per_chunk), "a stream of a decode");
+        let encoded =
+            answer(stream_frames(subject.vae.encode_stream(&Context::default()), samples.clone(), encode, per_chunk), "a stream of an encode");
         for ((got, expected), what) in [(&decoded, &whole[0]), (&encoded, &whole[1])].into_iter().zip(["a decode", "an encode"]) {
             assert_same(got, expected, 1e-5, PROPERTY, &format!("{what} in chunks of {per_chunk} latent frames"));
         }
@@ -445,7 +450,9 @@ pub fn components_load_alone(subject: &Subject) {
     };
     same(&answer(decoder.decode(latents(), &Context::default()), "a decode with the decoder alone"), &decoded, "the decoder");
     same(&answer(encoder.encode(samples(), &Context::default()), "an encode with the encoder alone"), &encoded, "the encoder");
-    for (got, expected, what) in [(encoder.decode(latents(), &Context::default()), decoded, "decode"), (decoder.encode(samples(), &Context::default()), encoded, "encode")] {
+    for (got, expected, what) in
+        [(encoder.decode(latents(), &Context::default()), decoded, "decode"), (decoder.encode(samples(), &Context::default()), encoded, "encode")]
+    {
         match got {
             Ok(_) => same(&answer(got, what), &expected, what),
             Err(error) => assert!(matches!(error, VaeError::NotLoaded { .. }), "{what} says that its component is not loaded, but: {error}"),
