@@ -3,7 +3,7 @@ use std::collections::btree_map::{BTreeMap, Entry};
 
 use crate::plan::shared;
 use crate::spill_store::{Kept, SpillStore};
-use crate::{BlendPolicy, BoxError, CompositeError, Corner, HostTensor, Party, ScratchFile, Sink, TilePlan, guard};
+use crate::{Axis, BlendPolicy, BoxError, CompositeError, Corner, HostTensor, Party, ScratchFile, Seam, Sink, TilePlan, guard};
 
 /// Blends tiles and hands finished parts to a sink.
 ///
@@ -35,8 +35,8 @@ pub struct Compositor<'a> {
 /// A blend policy's answers.
 struct Blend {
     corner: Corner,
-    /// The weights of the earlier and the later tile over overlaps of so many px.
-    ramps: BTreeMap<usize, Vec<[f32; 2]>>,
+    /// The weights of the earlier and the later tile for each px of an overlap, by axis and length of the overlap.
+    ramps: [BTreeMap<usize, Vec<[f32; 2]>>; 2],
 }
 
 impl<'a> Compositor<'a> {
@@ -76,11 +76,14 @@ impl<'a> Compositor<'a> {
             return Ok(());
         }
         let (plan, policy) = (self.plan, self.policy);
-        let mut blend = Blend { corner: guard(Party::Blend, || policy.corner())?, ramps: BTreeMap::new() };
-        for spans in [&plan.rows, &plan.columns] {
-            for extent in (0..spans.len()).map(|i| shared(spans, i)) {
-                if let Entry::Vacant(ramp) = blend.ramps.entry(extent) {
-                    ramp.insert(guard(Party::Blend, || ramp_of(policy, plan.geometry.blend_unit, extent))??);
+        let mut blend = Blend { corner: guard(Party::Blend, || policy.corner())?, ramps: Default::default() };
+        for (i, (axis, spans)) in Axis::BOTH.into_iter().zip([&plan.rows, &plan.columns]).enumerate() {
+            for px in (0..spans.len()).map(|span| shared(spans, span)) {
+                if let Entry::Vacant(ramp) = blend.ramps[i].entry(px) {
+                    let unit = plan.geometry.blend_unit;
+                    let [extent, nominal] = [px, plan.nominal_overlap[i]].map(|px| px.div_ceil(unit));
+                    let seam = Seam { scale: plan.geometry.scale, axis, extent, nominal };
+                    ramp.insert(guard(Party::Blend, || ramp_of(policy, unit, px, &seam))??);
                 }
             }
         }
@@ -176,10 +179,12 @@ impl<'a> Compositor<'a> {
     fn place_frame(&mut self, frame: usize, mut tile: HostTensor) -> Result<(), CompositeError> {
         let [row, column] = self.plan.tiles[self.next].grid_position;
         let (rows, columns) = (&self.plan.rows, &self.plan.columns);
+        let is_mask = self.blend.as_ref().is_some_and(|blend| blend.corner == Corner::Mask);
+        let finished_above = if is_mask && row > 0 { Some(self.finished_above(frame, shared(rows, row))?) } else { None };
         let [kept_height, kept_width] = [kept(rows, row), kept(columns, column)];
         let [.., height, width] = tile.shape();
         let Some(Blend { corner, ramps }) = &self.blend else { unreachable!("prepared when the piece came") };
-        let ramps = [&ramps[&shared(rows, row)], &ramps[&shared(columns, column)]];
+        let ramps = [&ramps[0][&shared(rows, row)], &ramps[1][&shared(columns, column)]];
         let above = self.above[column].pop_front().map(|strip| self.spill_store.take(strip)).transpose()?;
         let left = self.left.pop_front().map(|strip| self.spill_store.take(strip)).transpose()?;
         let mut keep = |strips: &mut VecDeque<Kept>, strip: HostTensor| -> Result<(), CompositeError> {
@@ -209,11 +214,42 @@ impl<'a> Compositor<'a> {
                     keep(&mut self.below[column], tile.window([kept_height, 0], [height - kept_height, kept_width]))?;
                 }
             }
+            Corner::Mask => {
+                blend_mask(finished_above.as_ref(), left.as_ref(), &mut tile, ramps);
+                if has_right {
+                    keep(&mut self.right, tile.window([0, kept_width], [height, width - kept_width]))?;
+                }
+                if has_below {
+                    keep(&mut self.below[column], tile.window([kept_height, 0], [height - kept_height, kept_width]))?;
+                }
+            }
         }
         if tile.extent() != [1, kept_height, kept_width] {
             tile = tile.cropped([kept_height, kept_width]);
         }
         self.hand_on([frame, rows[row].start, columns[column].start], tile)
+    }
+
+    /// The finished rows above the next tile that it overlaps, over its whole width: of the columns that it keeps and of those that later tiles keep.
+    fn finished_above(&mut self, frame: usize, rows: usize) -> Result<HostTensor, CompositeError> {
+        let tile = &self.plan.tiles[self.next];
+        let ([_, first], [_, left, width]) = (tile.grid_position, [0, tile.output.start[2], tile.output.size[2]]);
+        let [batch, channels] = self.channels.unwrap_or_default();
+        let mut finished = HostTensor::zeros([batch, channels, 1, rows, width]);
+        for column in first..self.plan.columns.len() {
+            let start = self.plan.columns[column].start - left;
+            if start >= width {
+                break;
+            }
+            // Strips of the tile's own column are taken as frames come; those of later columns are all there still.
+            let at = if column == first { 0 } else { frame };
+            let strip = std::mem::replace(&mut self.above[column][at], Kept::InMemory(HostTensor::zeros([0; 5])));
+            let strip = self.spill_store.take(strip)?;
+            let columns = strip.shape()[4].min(width - start);
+            finished.paste(&strip.window([0, 0], [rows, columns]), [0, 0, start]);
+            self.above[column][at] = self.spill_store.put(strip)?;
+        }
+        Ok(finished)
     }
 
     fn hand_on(&mut self, start: [usize; 3], piece: HostTensor) -> Result<(), CompositeError> {
@@ -222,11 +258,10 @@ impl<'a> Compositor<'a> {
 }
 
 /// The weights of the earlier and the later tile over an overlap: computed in f64 and rounded once, as diffusers does.
-fn ramp_of(policy: &dyn BlendPolicy, blend_unit: usize, px: usize) -> Result<Vec<[f32; 2]>, CompositeError> {
-    let extent = px.div_ceil(blend_unit);
-    let weight = |offset| match policy.weight(offset, extent) {
+fn ramp_of(policy: &dyn BlendPolicy, blend_unit: usize, px: usize, seam: &Seam) -> Result<Vec<[f32; 2]>, CompositeError> {
+    let weight = |offset| match policy.weight(offset, seam) {
         later if (0.0..=1.0).contains(&later) => Ok([(1.0 - later) as f32, later as f32]),
-        got => Err(CompositeError::Weight { offset, extent, got }),
+        got => Err(CompositeError::Weight { offset, extent: seam.extent, got }),
     };
     (0..px).map(|px| weight(px / blend_unit)).collect()
 }
@@ -253,6 +288,25 @@ fn blend_columns(left: Option<&HostTensor>, tile: &mut HostTensor, ramp: &[[f32;
         for y in 0..tile.shape()[3] {
             for ((value, &other), &[earlier, later]) in tile.row_mut(plane, y).iter_mut().zip(left.row(plane, y)).zip(ramp) {
                 *value = other * earlier + *value * later;
+            }
+        }
+    }
+}
+
+/// Lays a tile over what is finished already: above it, and in the columns of the overlap with the tile to the left.
+fn blend_mask(above: Option<&HostTensor>, left: Option<&HostTensor>, tile: &mut HostTensor, [rows, columns]: [&Vec<[f32; 2]>; 2]) {
+    for plane in 0..tile.planes() {
+        for y in 0..tile.shape()[3] {
+            let row_weight = rows.get(y).map_or(1.0, |&[_, later]| later);
+            let above = above.filter(|_| y < rows.len()).map(|above| above.row(plane, y));
+            let left = left.map(|left| left.row(plane, y));
+            for (x, value) in tile.row_mut(plane, y).iter_mut().enumerate() {
+                let column_weight = columns.get(x).map_or(1.0, |&[_, later]| later);
+                let earlier = left.filter(|_| x < columns.len()).or(above).map(|earlier| earlier[x]);
+                if let Some(earlier) = earlier {
+                    let mask = row_weight * column_weight;
+                    *value = mask * *value + (1.0 - mask) * earlier;
+                }
             }
         }
     }

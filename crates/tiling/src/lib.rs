@@ -22,6 +22,7 @@
 //! ```
 
 mod blend;
+mod choice;
 mod compositor;
 mod config;
 mod error;
@@ -30,20 +31,25 @@ mod grid;
 mod guard;
 mod host_tensor;
 mod op;
+mod per_axis;
 mod plan;
 mod scratch_file;
 mod spill_store;
 mod stop;
 
-pub use blend::{BlendPolicy, Cascade, Corner, Feather};
+pub use blend::{BlendPolicy, Cascade, Corner, Feather, Seam};
+pub use choice::{Choice, Kind, SettingsError};
 pub use compositor::{Canvas, Compositor};
-pub use config::{BlendConfig, GridConfig, PerAxis};
+pub use config::{BlendConfig, BlendEntry, BlendKind, DiffusersKind, GridConfig, GridContext, GridEntry, GridKind, UniformKind};
 pub use error::{BoxError, CompositeError, GridError};
 pub use geometry::{FrameScale, Geometry, Region, Scale};
 pub use grid::{Axis, DiffusersGrid, Grid, GridDefaults, Off, Overlap, Span, Uniform, UniformSize};
 pub use guard::{Panicked, Party, catch, guard, is_guarded};
 pub use host_tensor::HostTensor;
+#[doc(hidden)]
+pub use inventory;
 pub use op::{DevicePiece, Sink, TileOp, TileRun, TileSource};
+pub use per_axis::{AxisNumber, PerAxis};
 pub use plan::{Tile, TilePlan};
 pub use scratch_file::{ScratchError, ScratchFile};
 pub use stop::Stop;

@@ -34,6 +34,9 @@ pub struct TilePlan {
     pub columns: Vec<Span>,
     /// Tiles in raster order.
     pub tiles: Vec<Tile>,
+    /// Output px that two neighbours of full size have in common, on each axis.
+    #[serde(skip)]
+    pub(crate) nominal_overlap: [usize; 2],
 }
 
 /// The most tiles of a plan.
@@ -89,8 +92,11 @@ impl TilePlan {
                 });
             }
         }
+        let of_grid = guard(Party::Grid, || grid.nominal_overlap(scale))?;
+        let most_shared = |axis: usize| (0..outputs[axis].len()).map(|i| shared(&outputs[axis], i)).max().unwrap_or(0);
+        let nominal_overlap = [0, 1].map(|axis| of_grid.map_or_else(|| most_shared(axis), |px| scale.output(scale.latent_px(px[axis]))));
         let [rows, columns] = outputs;
-        Ok(Self { geometry, input, output, rows, columns, tiles })
+        Ok(Self { geometry, input, output, rows, columns, tiles, nominal_overlap })
     }
 
     /// Whether there is more than one tile.

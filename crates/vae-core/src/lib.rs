@@ -30,7 +30,7 @@ pub use math_mode::{MathMode, Precision};
 pub use ops::VaeOp;
 pub use posterior::{Posterior, normal_noise};
 pub use registry::{Registry, RegistryError};
-pub use spec::{Clamp, FrameRule, LatentNorm, PosteriorKind, VaeSpec};
+pub use spec::{Clamp, FamilyTiling, FrameRule, LatentNorm, PosteriorKind, Tiling, VaeSpec};
 pub use vae::{FrameStream, Vae, stream_frames};
 pub use weights::{Checkpoint, Components, WeightError, Weights};
 

@@ -203,9 +203,9 @@ impl TileSource for Source {
 struct Blend(Bomb);
 
 impl BlendPolicy for Blend {
-    fn weight(&self, offset: usize, extent: usize) -> f64 {
+    fn weight(&self, offset: usize, seam: &tiling::Seam) -> f64 {
         self.0.call();
-        Cascade.weight(offset, extent)
+        Cascade.weight(offset, seam)
     }
 
     fn corner(&self) -> Corner {

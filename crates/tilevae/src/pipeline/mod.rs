@@ -109,7 +109,7 @@ impl Pipeline {
         check_devices(&config.devices, executor.as_ref())?;
         let worker_slots = worker_slots(&config.devices, devices, executor.as_ref())?;
         let grids = PerDirection::new(|direction| Ok::<_, Error>(Arc::from(direction.grid(config, &model.spec)?)))?;
-        let blends = PerDirection::new(|_| Ok::<_, Error>(Arc::from(config.blend.build())))?;
+        let blends = PerDirection::new(|direction| Ok::<_, Error>(Arc::from(direction.blend(config, &model.spec)?)))?;
         let replicas = load_replicas(config, model, devices, stop)?;
         Ok(Self {
             config: config.clone(),

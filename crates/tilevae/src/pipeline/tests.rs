@@ -141,7 +141,7 @@ impl Grid for Halves {
 struct Later;
 
 impl BlendPolicy for Later {
-    fn weight(&self, _: usize, _: usize) -> f64 {
+    fn weight(&self, _: usize, _: &tiling::Seam) -> f64 {
         1.0
     }
 
@@ -200,7 +200,7 @@ impl Grid for Broken {
 }
 
 impl BlendPolicy for Broken {
-    fn weight(&self, _: usize, _: usize) -> f64 {
+    fn weight(&self, _: usize, _: &tiling::Seam) -> f64 {
         panic!("broken")
     }
 }

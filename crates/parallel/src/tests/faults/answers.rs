@@ -142,7 +142,7 @@ fn invalid_weights_end_the_run_before_a_tile_is_run() {
     struct Odd;
 
     impl BlendPolicy for Odd {
-        fn weight(&self, _: usize, _: usize) -> f64 {
+        fn weight(&self, _: usize, _: &tiling::Seam) -> f64 {
             f64::NAN
         }
     }

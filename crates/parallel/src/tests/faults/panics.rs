@@ -58,9 +58,9 @@ impl TileSource for Bomb {
 }
 
 impl BlendPolicy for Bomb {
-    fn weight(&self, offset: usize, extent: usize) -> f64 {
+    fn weight(&self, offset: usize, seam: &tiling::Seam) -> f64 {
         self.tick("weight");
-        Feather.weight(offset, extent)
+        Feather.weight(offset, seam)
     }
 
     fn corner(&self) -> tiling::Corner {
