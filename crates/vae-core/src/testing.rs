@@ -9,30 +9,26 @@
 #![expect(clippy::missing_panics_doc, reason = "tests panic when they fail")]
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use safetensors::{Dtype, SafeTensors};
 use tiling::{Canvas, Cascade, Compositor, Grid, HostTensor, TileOp, TilePlan};
 
-use crate::{Components, Context, FrameRule, MathMode, Model, Precision, Registry, Vae, VaeEntry, VaeError, VaeSpec, stream_frames};
+use crate::{Components, Context, DeviceName, FrameRule, MathMode, Model, Precision, Registry, Vae, VaeEntry, VaeError, VaeSpec, stream_frames};
 
-/// The device that tests run on: the CPU, or what `TILEVAE_TEST_DEVICE` names.
+/// The device that tests run on: the CPU, or the one that the environment variable `TILEVAE_TEST_DEVICE` names.
 ///
 /// # Panics
-/// When this build has no such device.
+/// When it cannot be opened.
 pub fn device() -> Device {
-    match std::env::var("TILEVAE_TEST_DEVICE").as_deref().unwrap_or("cpu") {
-        #[cfg(feature = "flex")]
-        "cpu" => Device::flex(),
-        #[cfg(feature = "vulkan")]
-        "vulkan" => Device::vulkan(burn::tensor::DeviceKind::DefaultDevice),
-        #[cfg(feature = "wgpu")]
-        "wgpu" => Device::wgpu(burn::tensor::DeviceKind::DefaultDevice),
-        #[cfg(feature = "cuda")]
-        "cuda" => Device::cuda(0),
-        other => panic!("no device `{other}` in this build"),
-    }
+    static DEVICE: OnceLock<Device> = OnceLock::new();
+    let open = || {
+        let name = std::env::var("TILEVAE_TEST_DEVICE").map_or(Ok(DeviceName::CPU), |name| name.parse());
+        let name = name.unwrap_or_else(|error| panic!("TILEVAE_TEST_DEVICE: {error}"));
+        name.open().unwrap_or_else(|error| panic!("{name} cannot be used: {error}"))
+    };
+    DEVICE.get_or_init(open).clone()
 }
 
 /// Whether the tests run on the CPU.
@@ -52,7 +48,7 @@ pub fn computable(dtypes: &[DType]) -> Vec<DType> {
 
 #[expect(clippy::print_stdout, reason = "tests say what they skip")]
 fn computable_on(device: &Device, dtypes: &[DType]) -> Vec<DType> {
-    let (able, unable): (Vec<_>, Vec<_>) = dtypes.iter().partition(|&&dtype| device.supports_dtype(dtype));
+    let (able, unable): (Vec<_>, Vec<_>) = dtypes.iter().partition(|&&dtype| crate::backends::computes_in(device, dtype));
     if !unable.is_empty() {
         println!("skipped: the device does not compute in {unable:?}");
     }

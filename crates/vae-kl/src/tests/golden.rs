@@ -1,5 +1,5 @@
 use burn::tensor::{DType, Tensor, TensorData};
-use tiling::{GridConfig, HostTensor, TileOp};
+use tiling::{DiffusersKind, Grid, GridContext, GridKind, HostTensor, Off, TileOp};
 use vae_core::layers::Features;
 use vae_core::testing::{assert_close, computable, device, math_modes, psnr, run_tiled};
 use vae_core::{Components, Context, MathMode, Posterior, VaeOp, Weights};
@@ -14,12 +14,9 @@ const F16: f32 = 5e-2;
 const BF16: f32 = 5e-1;
 
 fn tiled(op: &dyn TileOp, spec: &vae_core::VaeSpec, input: &HostTensor, kind: &str) -> (HostTensor, usize) {
-    let config = if kind == "tiled" {
-        GridConfig::Diffusers { tile_px: None, overlap: None, stride_px: None, skip_redundant: false }
-    } else {
-        GridConfig::Off {}
-    };
-    run_tiled(op, config.build(&spec.grid, 1).unwrap().as_ref(), input)
+    let context = GridContext::new(op.geometry().scale, &spec.grid);
+    let grid: Box<dyn Grid> = if kind == "tiled" { DiffusersKind::default().build(&context).unwrap() } else { Box::new(Off) };
+    run_tiled(op, grid.as_ref(), input)
 }
 
 fn check_whole(config: &str, dtype: DType, math_mode: MathMode, tolerance: f32) {

@@ -1,5 +1,5 @@
 use burn::tensor::DType;
-use tiling::{GridConfig, HostTensor, PerAxis, TileOp};
+use tiling::{DiffusersKind, Grid, GridContext, GridKind, HostTensor, Off, PerAxis, TileOp};
 use vae_core::layers::Features;
 use vae_core::testing::{Golden, assert_close, computable, device, is_on_cpu, math_modes, psnr, run_tiled};
 use vae_core::{Clamp, Components, Context, MathMode, Posterior, VaeOp};
@@ -21,14 +21,13 @@ fn tile_and_stride(config: &str) -> [usize; 2] {
 }
 
 fn run(op: &dyn TileOp, config: &str, patch: usize, input: &HostTensor, kind: &str) -> (HostTensor, usize) {
+    let is_tiled = kind == "tiled";
     let [tile, stride] = tile_and_stride(config).map(|px| Some(PerAxis([px; 2])));
-    let grid = if kind == "tiled" {
-        GridConfig::Diffusers { tile_px: tile, overlap: None, stride_px: stride, skip_redundant: false }
-    } else {
-        GridConfig::Off {}
-    };
     let defaults = tiling::GridDefaults { tile_px: [256; 2], overlap: tiling::Overlap::StridePx([192; 2]) };
-    run_tiled(op, grid.build(&defaults, patch).unwrap().as_ref(), input)
+    let context = GridContext { unit_px: patch, ..GridContext::new(op.geometry().scale, &defaults) };
+    let kind = DiffusersKind { tile_px: tile, stride_px: stride, ..DiffusersKind::default() };
+    let grid: Box<dyn Grid> = if is_tiled { kind.build(&context).unwrap() } else { Box::new(Off) };
+    run_tiled(op, grid.as_ref(), input)
 }
 
 /// Calls `check` with what was got, what diffusers got, and what it is.

@@ -1,15 +1,13 @@
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 use serde_json::{Value, json};
-use tiling::{GridConfig, TilePlan};
+use tiling::{DiffusersKind, GridContext, GridKind, TilePlan};
 use vae_core::layers::Features;
 use vae_core::{Components, Context, FrameRule, VaeError, VaeSpec};
 
 use super::{ENTRIES, data, open};
 use crate::cache::FrameCache;
 use crate::{AutoencoderKlWan, WanConfig};
-
-const DEFAULT_GRID: GridConfig = GridConfig::Diffusers { tile_px: None, overlap: None, stride_px: None, skip_redundant: false };
 
 fn wan_2_1() -> Value {
     json!({
@@ -36,8 +34,9 @@ fn parameters(config: &Value) -> usize {
 }
 
 fn plan(spec: &VaeSpec, encode: bool, input: [usize; 3]) -> TilePlan {
-    let (geometry, unit) = if encode { (spec.encode_geometry(), spec.patch) } else { (spec.decode_geometry(), 1) };
-    TilePlan::new(DEFAULT_GRID.build(&spec.grid, unit).unwrap().as_ref(), geometry, input).unwrap()
+    let (geometry, unit_px) = if encode { (spec.encode_geometry(), spec.patch) } else { (spec.decode_geometry(), 1) };
+    let context = GridContext { unit_px, ..GridContext::new(geometry.scale, &spec.grid) };
+    TilePlan::new(DiffusersKind::default().build(&context).unwrap().as_ref(), geometry, input).unwrap()
 }
 
 #[test]
