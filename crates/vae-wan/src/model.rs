@@ -1,9 +1,12 @@
+use std::num::NonZeroUsize;
+
 use burn::module::Module;
 use burn::tensor::{DType, Device, Tensor};
-use vae_core::layers::Features;
+use vae_core::layers::{Conv3d, Features};
+use vae_core::operators::TemporalWindow;
 use vae_core::{Components, Context, FrameStream, Vae, VaeError, VaeFamily, VaeSpec, Weights, stream_frames};
 
-use crate::cache::{FrameCache, Pointwise};
+use crate::cache::FrameCache;
 use crate::coders::{Decoder, Encoder};
 use crate::{QwenImageConfig, WanConfig, layouts};
 
@@ -82,8 +85,8 @@ fn load(config: &WanConfig, spec: VaeSpec, weights: Weights, device: &Device, dt
 #[derive(Module, Debug)]
 pub struct AutoencoderKlWan {
     pub(crate) encoder: Option<Encoder>,
-    quant_conv: Option<Pointwise>,
-    post_quant_conv: Option<Pointwise>,
+    quant_conv: Option<Conv3d>,
+    post_quant_conv: Option<Conv3d>,
     pub(crate) decoder: Option<Decoder>,
 }
 
@@ -96,8 +99,8 @@ impl AutoencoderKlWan {
         config.spec()?;
         Ok(Self {
             encoder: components.encoder(|| Encoder::new(config, device)),
-            quant_conv: components.encoder(|| Pointwise::new([2 * config.z_dim; 2], device)),
-            post_quant_conv: components.decoder(|| Pointwise::new([config.z_dim; 2], device)),
+            quant_conv: components.encoder(|| Conv3d::temporal(NonZeroUsize::MIN, [2 * config.z_dim; 2], device)),
+            post_quant_conv: components.decoder(|| Conv3d::temporal(NonZeroUsize::MIN, [config.z_dim; 2], device)),
             decoder: components.decoder(|| Decoder::new(config, device)),
         })
     }
@@ -141,7 +144,7 @@ impl Vae for WanVae {
                 return Err(VaeError::NotLoaded { component: "decoder" });
             };
             cache.rewind();
-            let x = conv.forward(Features::new(latents.cast(self.dtype), &context));
+            let x = conv.forward(Features::new(latents.cast(self.dtype), &context), TemporalWindow::EACH);
             Ok(unpatchify(decoder.forward(x, &mut cache).into(), self.spec.patch))
         })
     }
@@ -154,7 +157,7 @@ impl Vae for WanVae {
             };
             cache.rewind();
             let x = patchify(samples.cast(self.dtype), self.spec.patch);
-            Ok(conv.forward(encoder.forward(Features::new(x, &context), &mut cache)).into())
+            Ok(conv.forward(encoder.forward(Features::new(x, &context), &mut cache), TemporalWindow::EACH).into())
         })
     }
 
