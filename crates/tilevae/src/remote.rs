@@ -26,7 +26,7 @@ mod server {
         /// # Errors
         /// When there is no token and `address` can be reached from other machines.
         pub fn new(devices: Vec<Device>, address: SocketAddr) -> Result<Self, Error> {
-            let server = vae_core::layers::host_remotely(RemoteServer::new(devices));
+            let server = vae_core::host_remotely(RemoteServer::new(devices));
             match token() {
                 Some(token) => {
                     let authorizer = TokenAuthorizer::new(token).map_err(|error| Error::Server { message: error.to_string() })?;

@@ -12,9 +12,13 @@ mod family;
 pub mod layers;
 mod loaded;
 mod math_mode;
+pub mod operators;
 mod ops;
+mod parameter;
 mod posterior;
 mod registry;
+#[cfg(feature = "remote")]
+mod remote_server;
 mod spec;
 pub mod tensor_file;
 #[cfg(feature = "testing")]
@@ -32,6 +36,8 @@ pub use math_mode::{MathMode, Precision};
 pub use ops::VaeOp;
 pub use posterior::{Posterior, normal_noise};
 pub use registry::{Registry, RegistryError};
+#[cfg(feature = "remote")]
+pub use remote_server::host_remotely;
 pub use spec::{Clamp, FamilyTiling, FrameRule, LatentNorm, PosteriorKind, Tiling, VaeSpec};
 pub use vae::{FrameStream, Vae, stream_frames};
 pub use weights::{Checkpoint, Components, WeightError, Weights};

@@ -90,7 +90,7 @@ impl TileOp for VaeOp {
             let channels = values.dims()[1];
             let (values, packed) = if eight_bits { (pack(values), Some(channels)) } else { (values, None) };
             let bytes = values.shape().num_elements() * values.dtype().size();
-            // The device begins while the host goes on.
+            // The device starts while the host goes on.
             self.vae.device().flush()?;
             Ok(DevicePiece::of_bytes(Answer { values, packed }, bytes))
         })
@@ -117,7 +117,7 @@ impl TileOp for VaeOp {
     }
 }
 
-/// What a device gives for a piece, before it is downloaded.
+/// The output of a piece, on the device.
 struct Answer {
     /// As it was computed, or packed.
     values: Tensor<5>,

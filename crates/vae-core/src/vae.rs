@@ -6,7 +6,7 @@ use tiling::FrameScale;
 
 use crate::{Context, VaeError, VaeSpec};
 
-/// A run over the frames of one clip: takes the next frames and gives what belongs to them. What it remembers from call to call is its own.
+/// A run over the frames of one clip: takes the next frames and returns their output. It owns the state that it keeps from call to call.
 pub type FrameStream<'a> = Box<dyn FnMut(Tensor<5>) -> Result<Tensor<5>, VaeError> + Send + 'a>;
 
 /// A VAE with its weights on one device.
@@ -14,10 +14,10 @@ pub type FrameStream<'a> = Box<dyn FnMut(Tensor<5>) -> Result<Tensor<5>, VaeErro
 /// Tensors always have rank 5, `[batch, channels, frames, height, width]`; an image has one frame. All state of a call lives in locals and in its [`Context`], so
 /// one value serves many threads and tiles cannot leak into each other.
 pub trait Vae: Debug + Send + Sync {
-    /// What is known of the model without its weights.
+    /// The shapes and limits of the model.
     fn spec(&self) -> &VaeSpec;
 
-    /// The dtype of weights and compute. Inputs may have any float dtype and are cast at the door.
+    /// The dtype of weights and compute. Inputs may have any float dtype and are cast.
     fn dtype(&self) -> DType;
 
     /// The device that holds the weights.
@@ -53,11 +53,11 @@ pub trait Vae: Debug + Send + Sync {
         Box::new(move |samples| self.encode(samples, &context))
     }
 
-    /// The same model on another device; on the same one the weights are shared.
+    /// A copy of the model on another device; on the same device the weights are shared.
     fn to_device(&self, device: &Device) -> Box<dyn Vae>;
 }
 
-/// Runs `stream` over all of `input`, in chunks (see [`FrameScale::chunks`]), and joins the answers.
+/// Runs `stream` over all of `input`, in chunks (see [`FrameScale::chunks`]), and concatenates the outputs.
 ///
 /// # Errors
 /// The first error of the stream.

@@ -1,9 +1,7 @@
-use std::str::FromStr;
-
 use burn::module::Module;
 use burn::tensor::Device;
-use burn::tensor::activation::{gelu, mish, relu};
-use vae_core::layers::{Conv2d, Features, GroupNorm, Linear, attend};
+use vae_core::layers::{Conv2d, Features, GroupNorm, Linear};
+use vae_core::operators::Activation;
 
 const EPSILON: f64 = 1e-6;
 
@@ -11,42 +9,6 @@ const EPSILON: f64 = 1e-6;
 pub(crate) const DOWN_BLOCKS: [&str; 2] = ["DownEncoderBlock2D", "AttnDownEncoderBlock2D"];
 /// Up blocks that are implemented: plain, and with attention.
 pub(crate) const UP_BLOCKS: [&str; 2] = ["UpDecoderBlock2D", "AttnUpDecoderBlock2D"];
-
-/// The activation of residual blocks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Activation {
-    /// `x * sigmoid(x)`.
-    Silu,
-    /// `x * tanh(softplus(x))`.
-    Mish,
-    /// By the error function.
-    Gelu,
-    /// `max(x, 0)`.
-    Relu,
-}
-
-impl Activation {
-    /// The names in configurations.
-    pub const NAMES: [&str; 5] = ["silu", "swish", "mish", "gelu", "relu"];
-}
-
-/// An activation that is not implemented.
-#[derive(Debug, Clone, Copy)]
-pub struct UnknownActivation;
-
-impl FromStr for Activation {
-    type Err = UnknownActivation;
-
-    fn from_str(name: &str) -> Result<Self, Self::Err> {
-        match name {
-            "silu" | "swish" => Ok(Self::Silu),
-            "mish" => Ok(Self::Mish),
-            "gelu" => Ok(Self::Gelu),
-            "relu" => Ok(Self::Relu),
-            _ => Err(UnknownActivation),
-        }
-    }
-}
 
 /// What every block of a coder is built with.
 #[derive(Clone, Copy)]
@@ -82,7 +44,7 @@ impl Resnet {
             conv1: Conv2d::same([channels_in, channels_out], device),
             norm2: style.norm(channels_out),
             conv2: Conv2d::same([channels_out, channels_out], device),
-            conv_shortcut: (channels_in != channels_out).then(|| Conv2d::point([channels_in, channels_out], device)),
+            conv_shortcut: (channels_in != channels_out).then(|| Conv2d::pointwise([channels_in, channels_out], device)),
             activation: style.activation,
         }
     }
@@ -90,23 +52,14 @@ impl Resnet {
     /// # Shapes
     /// `[b, in, 1, h, w]` to `[b, out, 1, h, w]`.
     pub(crate) fn forward(&self, x: Features) -> Features {
-        let y = self.conv1.forward(self.activated(&self.norm1, x.clone()));
+        let y = self.conv1.forward(self.norm1.forward_activated(x.clone(), self.activation));
         let x = self.conv_shortcut.iter().fold(x, |x, shortcut| shortcut.forward(x));
-        self.conv2.forward_onto(self.activated(&self.norm2, y), x)
+        self.conv2.forward_residual(self.norm2.forward_activated(y, self.activation), x)
     }
 
     #[cfg(test)]
     pub(crate) fn has_shortcut(&self) -> bool {
         self.conv_shortcut.is_some()
-    }
-
-    fn activated(&self, norm: &GroupNorm, x: Features) -> Features {
-        match self.activation {
-            Activation::Silu => norm.forward_silu(x),
-            Activation::Mish => norm.forward(x).map(mish),
-            Activation::Gelu => norm.forward(x).map(gelu),
-            Activation::Relu => norm.forward(x).map(relu),
-        }
     }
 }
 
@@ -131,7 +84,7 @@ impl Attention {
     pub(crate) fn forward(&self, x: Features) -> Features {
         let y = self.group_norm.forward(x.clone());
         let [q, k, v] = [&self.to_q, &self.to_k, &self.to_v].map(|map| map.forward(y.clone()));
-        self.to_out[0].forward_onto(attend(q, k, v), x)
+        self.to_out[0].forward_residual(q.attend(k, v), x)
     }
 }
 
@@ -170,7 +123,7 @@ pub(crate) struct Sampler {
     conv: Conv2d,
 }
 
-/// Residual blocks, each with its attention where the type has it, and a halving unless it is the last.
+/// Residual blocks, each with its attention where the type has it, and a downsampling by 2 unless it is the last.
 #[derive(Module, Debug)]
 pub(crate) struct DownBlock {
     resnets: Vec<Resnet>,
@@ -179,21 +132,21 @@ pub(crate) struct DownBlock {
 }
 
 impl DownBlock {
-    pub(crate) fn new(kind: &str, channels: [usize; 2], layers: usize, halve: bool, style: Style) -> Self {
+    pub(crate) fn new(kind: &str, channels: [usize; 2], layers: usize, downsample: bool, style: Style) -> Self {
         let (resnets, attentions) = layers_of(kind == DOWN_BLOCKS[1], channels, layers, style);
-        let sampler = || Sampler { conv: Conv2d::halving(channels[1], style.device) };
-        Self { resnets, attentions, downsamplers: halve.then(sampler).into_iter().collect() }
+        let sampler = || Sampler { conv: Conv2d::downsample2x(channels[1], style.device) };
+        Self { resnets, attentions, downsamplers: downsample.then(sampler).into_iter().collect() }
     }
 
     /// # Shapes
-    /// `[b, in, 1, h, w]` to `[b, out, 1, h / 2, w / 2]`, or `[b, out, 1, h, w]` without a halving.
+    /// `[b, in, 1, h, w]` to `[b, out, 1, h / 2, w / 2]`, or `[b, out, 1, h, w]` without it.
     pub(crate) fn forward(&self, x: Features) -> Features {
         let x = run_layers(&self.resnets, &self.attentions, x);
         self.downsamplers.iter().fold(x, |x, sampler| sampler.conv.forward(x))
     }
 }
 
-/// Residual blocks, each with its attention where the type has it, and a doubling unless it is the last.
+/// Residual blocks, each with its attention where the type has it, and an upsampling by 2 unless it is the last.
 #[derive(Module, Debug)]
 pub(crate) struct UpBlock {
     resnets: Vec<Resnet>,
@@ -202,17 +155,17 @@ pub(crate) struct UpBlock {
 }
 
 impl UpBlock {
-    pub(crate) fn new(kind: &str, channels: [usize; 2], layers: usize, double: bool, style: Style) -> Self {
+    pub(crate) fn new(kind: &str, channels: [usize; 2], layers: usize, upsample: bool, style: Style) -> Self {
         let (resnets, attentions) = layers_of(kind == UP_BLOCKS[1], channels, layers, style);
         let sampler = || Sampler { conv: Conv2d::same([channels[1]; 2], style.device) };
-        Self { resnets, attentions, upsamplers: double.then(sampler).into_iter().collect() }
+        Self { resnets, attentions, upsamplers: upsample.then(sampler).into_iter().collect() }
     }
 
     /// # Shapes
-    /// `[b, in, 1, h, w]` to `[b, out, 1, 2 * h, 2 * w]`, or `[b, out, 1, h, w]` without a doubling.
+    /// `[b, in, 1, h, w]` to `[b, out, 1, 2 * h, 2 * w]`, or `[b, out, 1, h, w]` without it.
     pub(crate) fn forward(&self, x: Features) -> Features {
         let x = run_layers(&self.resnets, &self.attentions, x);
-        self.upsamplers.iter().fold(x, |x, sampler| sampler.conv.forward(x.doubled()))
+        self.upsamplers.iter().fold(x, |x, sampler| sampler.conv.forward(x.upsample_nearest2x()))
     }
 
     #[cfg(test)]

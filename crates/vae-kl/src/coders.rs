@@ -1,5 +1,6 @@
 use burn::module::Module;
 use vae_core::layers::{Conv2d, Features, GroupNorm};
+use vae_core::operators::Activation;
 
 use crate::KlConfig;
 use crate::blocks::{DownBlock, MidBlock, Style, UpBlock};
@@ -37,7 +38,7 @@ impl Encoder {
         let x = self.conv_in.forward(samples);
         let x = self.down_blocks.iter().fold(x, |x, block| block.forward(x));
         let x = self.mid_block.forward(x);
-        self.conv_out.forward(self.conv_norm_out.forward_silu(x))
+        self.conv_out.forward(self.conv_norm_out.forward_activated(x, Activation::Silu))
     }
 }
 
@@ -73,7 +74,7 @@ impl Decoder {
     pub(crate) fn forward(&self, latents: Features) -> Features {
         let x = self.mid_block.forward(self.conv_in.forward(latents));
         let x = self.up_blocks.iter().fold(x, |x, block| block.forward(x));
-        self.conv_out.forward(self.conv_norm_out.forward_silu(x))
+        self.conv_out.forward(self.conv_norm_out.forward_activated(x, Activation::Silu))
     }
 }
 

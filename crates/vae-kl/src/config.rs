@@ -2,8 +2,8 @@ use serde::{Deserialize, Serialize};
 use tiling::{GridDefaults, Overlap};
 use vae_core::{FamilyTiling, LatentNorm, VaeError, VaeSpec};
 
-use crate::Activation;
 use crate::blocks::{DOWN_BLOCKS, UP_BLOCKS};
+use vae_core::operators::Activation;
 
 /// Bounds of what a configuration may say, far above every published model: what is computed of it stays within memory and time.
 const MAX_CHANNELS: usize = 1 << 16;

@@ -11,7 +11,6 @@ mod config;
 mod layouts;
 mod model;
 
-pub use blocks::Activation;
 pub use config::{KlConfig, SampleSize};
 pub use model::{AutoencoderKl, Kl};
 

@@ -1,11 +1,12 @@
 use burn::module::Module;
 use burn::tensor::{DType, Device};
 use vae_core::layers::{Conv2d, Features};
+use vae_core::operators::Activation;
 use vae_core::{Components, Context, FrameStream, LoadedVae, Vae, VaeError, VaeFamily, VaeModules, VaeSpec, Weights};
 
 use crate::blocks::Style;
 use crate::coders::{Decoder, Encoder};
-use crate::{Activation, KlConfig, layouts};
+use crate::{KlConfig, layouts};
 
 /// The family `kl`.
 #[derive(Debug)]
@@ -63,7 +64,7 @@ impl AutoencoderKl {
         config.spec()?;
         let activation = config.act_fn.parse().unwrap_or(Activation::Silu);
         let style = Style { groups: config.norm_num_groups, activation, device };
-        let pointwise = |channels: usize| Conv2d::point([channels; 2], device);
+        let pointwise = |channels: usize| Conv2d::pointwise([channels; 2], device);
         Ok(Self {
             encoder: components.encoder(|| Encoder::new(config, style)),
             decoder: components.decoder(|| Decoder::new(config, style)),

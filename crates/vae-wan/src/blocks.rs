@@ -1,37 +1,40 @@
+use std::num::NonZeroUsize;
+
 use burn::module::Module;
 use burn::tensor::Device;
-use vae_core::layers::{Conv2d, Features, RmsNorm, attend};
+use vae_core::layers::{Conv2d, Conv3d, Features, RmsNorm};
+use vae_core::operators::{Activation, TemporalWindow};
 
-use crate::cache::{CausalConv3d, FrameCache, Pointwise};
+use crate::cache::{FrameCache, convolve_causally};
 use crate::resample::{Axes, Downsample, MeanShortcut, SpreadShortcut, Upsample};
 
 /// Norm, SiLU, convolution, twice, and the input added (diffusers, `WanResidualBlock`).
 #[derive(Module, Debug)]
 pub(crate) struct Resnet {
     norm1: RmsNorm,
-    conv1: CausalConv3d,
+    conv1: Conv3d,
     norm2: RmsNorm,
-    conv2: CausalConv3d,
-    conv_shortcut: Option<Pointwise>,
+    conv2: Conv3d,
+    conv_shortcut: Option<Conv3d>,
 }
 
 impl Resnet {
     pub(crate) fn new([channels_in, channels_out]: [usize; 2], device: &Device) -> Self {
         Self {
             norm1: RmsNorm::new(channels_in, device),
-            conv1: CausalConv3d::new([channels_in, channels_out], device),
+            conv1: Conv3d::same([channels_in, channels_out], device),
             norm2: RmsNorm::new(channels_out, device),
-            conv2: CausalConv3d::new([channels_out; 2], device),
-            conv_shortcut: (channels_in != channels_out).then(|| Pointwise::new([channels_in, channels_out], device)),
+            conv2: Conv3d::same([channels_out; 2], device),
+            conv_shortcut: (channels_in != channels_out).then(|| Conv3d::temporal(NonZeroUsize::MIN, [channels_in, channels_out], device)),
         }
     }
 
     /// # Shapes
     /// `[b, in, t, h, w]` to `[b, out, t, h, w]`.
     pub(crate) fn forward(&self, x: Features, cache: &mut FrameCache) -> Features {
-        let y = self.conv1.forward(self.norm1.forward_silu(x.clone()), cache);
-        let x = self.conv_shortcut.iter().fold(x, |x, conv| conv.forward(x));
-        self.conv2.forward_onto(self.norm2.forward_silu(y), cache, x)
+        let y = convolve_causally(&self.conv1, self.norm1.forward_activated(x.clone(), Activation::Silu), cache, None);
+        let x = self.conv_shortcut.iter().fold(x, |x, conv| conv.forward(x, TemporalWindow::EACH));
+        convolve_causally(&self.conv2, self.norm2.forward_activated(y, Activation::Silu), cache, Some(x))
     }
 }
 
@@ -45,7 +48,7 @@ pub(crate) struct Attention {
 
 impl Attention {
     pub(crate) fn new(channels: usize, device: &Device) -> Self {
-        let [to_qkv, proj] = [3, 1].map(|times| Conv2d::point([channels, times * channels], device));
+        let [to_qkv, proj] = [3, 1].map(|times| Conv2d::pointwise([channels, times * channels], device));
         Self { norm: RmsNorm::new(channels, device), to_qkv, proj }
     }
 
@@ -53,7 +56,7 @@ impl Attention {
     /// `[b, c, t, h, w]` to the same.
     pub(crate) fn forward(&self, x: Features) -> Features {
         let [q, k, v] = self.to_qkv.forward_in_parts(&self.norm.forward(x.clone()));
-        self.proj.forward_onto(attend(q, k, v), x)
+        self.proj.forward_residual(q.attend(k, v), x)
     }
 }
 
@@ -91,7 +94,7 @@ pub(crate) enum DownLayer {
     Resnet(Resnet),
     Attention(Attention),
     Downsample(Downsample),
-    HostTensor(ResidualDownBlock),
+    Block(ResidualDownBlock),
 }
 
 impl DownLayer {
@@ -102,12 +105,12 @@ impl DownLayer {
             Self::Resnet(resnet) => resnet.forward(x, cache),
             Self::Attention(attention) => attention.forward(x),
             Self::Downsample(sampler) => sampler.forward(x, cache),
-            Self::HostTensor(block) => block.forward(x, cache),
+            Self::Block(block) => block.forward(x, cache),
         }
     }
 }
 
-/// Residual blocks and a halving unless it is the last, with a shortcut past all of it (diffusers, `WanResidualDownBlock`).
+/// Residual blocks and a downsampling unless it is the last, with a shortcut past all of it (diffusers, `WanResidualDownBlock`).
 #[derive(Module, Debug)]
 pub(crate) struct ResidualDownBlock {
     resnets: Vec<Resnet>,
@@ -117,18 +120,18 @@ pub(crate) struct ResidualDownBlock {
 }
 
 impl ResidualDownBlock {
-    pub(crate) fn new([channels_in, channels_out]: [usize; 2], layers: usize, halving: Option<Axes>, device: &Device) -> Self {
+    pub(crate) fn new([channels_in, channels_out]: [usize; 2], layers: usize, downsampling: Option<Axes>, device: &Device) -> Self {
         Self {
             resnets: resnets([channels_in, channels_out], layers, device),
-            downsampler: halving.map(|axes| Downsample::new(channels_out, axes, device)),
-            shortcut: MeanShortcut { channels_out, factors: factors(halving) },
+            downsampler: downsampling.map(|axes| Downsample::new(channels_out, axes, device)),
+            shortcut: MeanShortcut { channels_out, factors: factors(downsampling) },
         }
     }
 
     fn forward(&self, x: Features, cache: &mut FrameCache) -> Features {
         let y = self.resnets.iter().fold(x.clone(), |y, resnet| resnet.forward(y, cache));
         let y = self.downsampler.iter().fold(y, |y, sampler| sampler.forward(y, cache));
-        y.plus(self.shortcut.forward(x))
+        y + self.shortcut.forward(x)
     }
 
     #[cfg(test)]
@@ -142,12 +145,12 @@ impl ResidualDownBlock {
     }
 }
 
-/// Residual blocks and a doubling unless it is the last; in Wan 2.2 with a shortcut past a block that doubles (diffusers, `WanUpBlock` and
+/// Residual blocks and an upsampling unless it is the last; in Wan 2.2 with a shortcut past a block that upsamples (diffusers, `WanUpBlock` and
 /// `WanResidualUpBlock`).
 #[derive(Module, Debug)]
 pub(crate) struct UpBlock {
     resnets: Vec<Resnet>,
-    /// Wan 2.1's name for the doubling.
+    /// Wan 2.1's name for the upsampling.
     upsamplers: Vec<Upsample>,
     /// Wan 2.2's.
     upsampler: Option<Upsample>,
@@ -156,34 +159,34 @@ pub(crate) struct UpBlock {
 }
 
 impl UpBlock {
-    /// A block of Wan 2.1, whose doubling halves the channels.
-    pub(crate) fn plain([channels_in, channels_out]: [usize; 2], layers: usize, doubling: Option<Axes>, device: &Device) -> Self {
+    /// A block of Wan 2.1, whose upsampling halves the number of channels.
+    pub(crate) fn plain([channels_in, channels_out]: [usize; 2], layers: usize, upsampling: Option<Axes>, device: &Device) -> Self {
         let sampler = |axes| Upsample::new([channels_out, channels_out / 2], axes, device);
         Self {
             resnets: resnets([channels_in, channels_out], layers, device),
-            upsamplers: doubling.map(sampler).into_iter().collect(),
+            upsamplers: upsampling.map(sampler).into_iter().collect(),
             upsampler: None,
             shortcut: None,
         }
     }
 
     /// A block of Wan 2.2.
-    pub(crate) fn residual([channels_in, channels_out]: [usize; 2], layers: usize, doubling: Option<Axes>, device: &Device) -> Self {
+    pub(crate) fn residual([channels_in, channels_out]: [usize; 2], layers: usize, upsampling: Option<Axes>, device: &Device) -> Self {
         Self {
             resnets: resnets([channels_in, channels_out], layers, device),
             upsamplers: Vec::new(),
-            upsampler: doubling.map(|axes| Upsample::new([channels_out; 2], axes, device)),
-            shortcut: doubling.map(|_| SpreadShortcut { channels_out, factors: factors(doubling) }),
+            upsampler: upsampling.map(|axes| Upsample::new([channels_out; 2], axes, device)),
+            shortcut: upsampling.map(|_| SpreadShortcut { channels_out, factors: factors(upsampling) }),
         }
     }
 
     /// # Shapes
-    /// `[b, in, t, h, w]` to `[b, out, t', 2 * h, 2 * w]`, or `[b, out, t, h, w]` without a doubling.
+    /// `[b, in, t, h, w]` to `[b, out, t', 2 * h, 2 * w]`, or `[b, out, t, h, w]` without an upsampling.
     pub(crate) fn forward(&self, x: Features, cache: &mut FrameCache) -> Features {
         let y = self.resnets.iter().fold(x.clone(), |y, resnet| resnet.forward(y, cache));
         let y = self.upsamplers.iter().chain(&self.upsampler).fold(y, |y, sampler| sampler.forward(y, cache));
         match &self.shortcut {
-            Some(shortcut) => y.plus(shortcut.forward(x, cache.is_first())),
+            Some(shortcut) => y + shortcut.forward(x, cache.is_first()),
             None => y,
         }
     }

@@ -1,13 +1,11 @@
-use std::ops::Range;
+use vae_core::layers::{Conv3d, Features};
+use vae_core::operators::TemporalWindow;
 
-use burn::module::{Module, Param};
-use burn::tensor::{Device, Tensor};
-use vae_core::layers::{Features, Kind, TemporalWindow, convolve, parameter};
+/// Earlier frames that a kernel of three frames depends on.
+pub(crate) const CONTEXT: usize = 2;
 
-/// Frames that a 3-frame kernel reaches back.
-const REACH: usize = 2;
-
-/// What one run over the frames of a clip remembers: frames that the temporal convolutions have seen, one slot for each, in the order in which they run.
+/// What a run over the frames of a clip keeps from chunk to chunk: the last input frames of each temporal convolution, one slot for each, in the order in which
+/// they run.
 #[derive(Debug, Default)]
 pub(crate) struct FrameCache {
     slots: Vec<Option<Features>>,
@@ -16,18 +14,18 @@ pub(crate) struct FrameCache {
 }
 
 impl FrameCache {
-    /// Before the layers see the next frames.
+    /// Goes back to the first slot, before the layers run on the next frames.
     pub(crate) fn rewind(&mut self) {
         self.next = 0;
         self.is_first = self.slots.is_empty();
     }
 
-    /// Whether the frames that run now are the first.
+    /// Whether the frames that run now are the first of the clip.
     pub(crate) fn is_first(&self) -> bool {
         self.is_first
     }
 
-    /// The slot of the convolution that runs now: what it left there the last time.
+    /// The slot of the next convolution, with what it kept of the chunk before.
     pub(crate) fn slot(&mut self) -> &mut Option<Features> {
         if self.next == self.slots.len() {
             self.slots.push(None);
@@ -36,113 +34,30 @@ impl FrameCache {
         &mut self.slots[self.next - 1]
     }
 
-    /// Values that are held.
+    /// Values in all slots.
     #[cfg(test)]
     pub(crate) fn values(&self) -> usize {
         self.slots.iter().flatten().map(|frames| frames.dims().iter().product::<usize>()).sum()
     }
 }
 
-/// A 3x3x3 convolution that sees two earlier frames and no later one (diffusers, `WanCausalConv3d`).
-#[derive(Module, Debug)]
-pub(crate) struct CausalConv3d {
-    /// `[out, in, 3, 3, 3]`.
-    pub(crate) weight: Param<Tensor<5>>,
-    /// `[out]`.
-    pub(crate) bias: Param<Tensor<1>>,
-}
-
-impl CausalConv3d {
-    pub(crate) fn new([channels_in, channels_out]: [usize; 2], device: &Device) -> Self {
-        let kernel = REACH + 1;
-        let weight = parameter([channels_out, channels_in, kernel, kernel, kernel], device);
-        Self { weight, bias: parameter([channels_out], device) }
-    }
-
-    /// # Shapes
-    /// `[b, in, t, h, w]` to `[b, out, t, h, w]`.
-    pub(crate) fn forward(&self, x: Features, cache: &mut FrameCache) -> Features {
-        self.convolved(x, cache, None)
-    }
-
-    /// The same, added to `onto`.
-    ///
-    /// # Shapes
-    /// `[b, in, t, h, w]` and `[b, out, t, h, w]`, to the latter.
-    pub(crate) fn forward_onto(&self, x: Features, cache: &mut FrameCache, onto: Features) -> Features {
-        self.convolved(x, cache, Some(onto))
-    }
-
-    fn convolved(&self, x: Features, cache: &mut FrameCache, onto: Option<Features>) -> Features {
-        let slot = cache.slot();
-        let (x, context) = match slot.take() {
-            Some(earlier) => {
-                let context = earlier.dims()[2];
-                (earlier.then(x), context)
-            }
-            None => (x, 0),
-        };
-        *slot = Some(x.last_frames(x.dims()[2].min(REACH)));
-        convolve(x, self.weight.val(), self.bias.val(), Kind::Same, TemporalWindow { context, stride: 1 }, onto)
-    }
-}
-
-/// A 1x1x1 convolution.
-#[derive(Module, Debug)]
-pub(crate) struct Pointwise {
-    /// `[out, in, 1, 1, 1]`.
-    pub(crate) weight: Param<Tensor<5>>,
-    /// `[out]`.
-    pub(crate) bias: Param<Tensor<1>>,
-}
-
-impl Pointwise {
-    pub(crate) fn new([channels_in, channels_out]: [usize; 2], device: &Device) -> Self {
-        Self { weight: parameter([channels_out, channels_in, 1, 1, 1], device), bias: parameter([channels_out], device) }
-    }
-
-    /// # Shapes
-    /// `[b, in, t, h, w]` to `[b, out, t, h, w]`.
-    pub(crate) fn forward(&self, x: Features) -> Features {
-        convolve(x, self.weight.val(), self.bias.val(), Kind::Point, TemporalWindow::EACH, None)
-    }
-}
-
-/// A 3x1x1 convolution over frames that are all given: no frame is padded.
-#[derive(Module, Debug)]
-pub(crate) struct TimeConv {
-    /// `[out, in, 3, 1, 1]`.
-    pub(crate) weight: Param<Tensor<5>>,
-    /// `[out]`.
-    pub(crate) bias: Param<Tensor<1>>,
-    #[module(skip)]
-    stride: usize,
-}
-
-impl TimeConv {
-    pub(crate) fn new([channels_in, channels_out]: [usize; 2], stride: usize, device: &Device) -> Self {
-        let weight = parameter([channels_out, channels_in, REACH + 1, 1, 1], device);
-        Self { weight, bias: parameter([channels_out], device), stride }
-    }
-
-    /// # Shapes
-    /// `[b, in, t, h, w]` to `[b, out, (t - 3) / stride + 1, h, w]`.
-    pub(crate) fn forward(&self, x: Features) -> Features {
-        self.convolved(x, 0..self.bias.dims()[0])
-    }
-
-    /// The first and the second half of the output channels.
-    ///
-    /// # Shapes
-    /// `[b, in, t, h, w]` to twice `[b, out / 2, (t - 3) / stride + 1, h, w]`.
-    pub(crate) fn forward_in_halves(&self, x: Features) -> [Features; 2] {
-        let half = self.bias.dims()[0] / 2;
-        [self.convolved(x.clone(), 0..half), self.convolved(x, half..2 * half)]
-    }
-
-    fn convolved(&self, x: Features, channels: Range<usize>) -> Features {
-        let weight = self.weight.val().narrow(0, channels.start, channels.len());
-        let bias = self.bias.val().narrow(0, channels.start, channels.len());
-        convolve(x, weight, bias, Kind::Point, TemporalWindow { context: REACH, stride: self.stride }, None)
+/// A convolution of three frames that depends on two earlier frames and no later one (diffusers, `WanCausalConv3d`), added to `residual` if there is one.
+///
+/// # Shapes
+/// `[b, in, t, h, w]` to `[b, out, t, h, w]`.
+pub(crate) fn convolve_causally(conv: &Conv3d, x: Features, cache: &mut FrameCache, residual: Option<Features>) -> Features {
+    let slot = cache.slot();
+    let (x, context) = match slot.take() {
+        Some(earlier) => {
+            let context = earlier.dims()[2];
+            (earlier.concat_frames(x), context)
+        }
+        None => (x, 0),
+    };
+    *slot = Some(x.last_frames(x.dims()[2].min(CONTEXT)));
+    let window = TemporalWindow { context, stride: 1 };
+    match residual {
+        Some(residual) => conv.forward_residual(x, window, residual),
+        None => conv.forward(x, window),
     }
 }

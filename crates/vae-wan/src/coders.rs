@@ -1,10 +1,11 @@
 use burn::module::Module;
 use burn::tensor::Device;
-use vae_core::layers::{Features, RmsNorm};
+use vae_core::layers::{Conv3d, Features, RmsNorm};
+use vae_core::operators::Activation;
 
 use crate::WanConfig;
 use crate::blocks::{Attention, DownLayer, MidBlock, ResidualDownBlock, Resnet, UpBlock};
-use crate::cache::{CausalConv3d, FrameCache};
+use crate::cache::{FrameCache, convolve_causally};
 #[cfg(test)]
 use crate::resample::Upsample;
 use crate::resample::{Axes, Downsample};
@@ -12,11 +13,11 @@ use crate::resample::{Axes, Downsample};
 /// Samples to moments (diffusers, `WanEncoder3d`), as a list of stages: stem, down layers, middle, head.
 #[derive(Module, Debug)]
 pub(crate) struct Encoder {
-    conv_in: CausalConv3d,
+    conv_in: Conv3d,
     down_blocks: Vec<DownLayer>,
     mid_block: MidBlock,
     norm_out: RmsNorm,
-    conv_out: CausalConv3d,
+    conv_out: Conv3d,
 }
 
 impl Encoder {
@@ -25,10 +26,10 @@ impl Encoder {
         let blocks = widths.len() - 1;
         let mut layers = Vec::new();
         for (i, pair) in widths.windows(2).enumerate() {
-            let halving = config.temperal_downsample.get(i).filter(|_| i + 1 < blocks).map(|&time| Axes::new(time));
+            let downsampling = config.temperal_downsample.get(i).filter(|_| i + 1 < blocks).map(|&time| Axes::new(time));
             let [channels_in, channels_out] = [pair[0], pair[1]];
             if config.is_residual {
-                layers.push(DownLayer::HostTensor(ResidualDownBlock::new([channels_in, channels_out], config.num_res_blocks, halving, device)));
+                layers.push(DownLayer::Block(ResidualDownBlock::new([channels_in, channels_out], config.num_res_blocks, downsampling, device)));
                 continue;
             }
             for layer in 0..config.num_res_blocks {
@@ -38,36 +39,36 @@ impl Encoder {
                     layers.push(DownLayer::Attention(Attention::new(channels_out, device)));
                 }
             }
-            layers.extend(halving.map(|axes| DownLayer::Downsample(Downsample::new(channels_out, axes, device))));
+            layers.extend(downsampling.map(|axes| DownLayer::Downsample(Downsample::new(channels_out, axes, device))));
         }
         let last = widths[blocks];
         Self {
-            conv_in: CausalConv3d::new([config.in_channels, widths[0]], device),
+            conv_in: Conv3d::same([config.in_channels, widths[0]], device),
             down_blocks: layers,
             mid_block: MidBlock::new(last, device),
             norm_out: RmsNorm::new(last, device),
-            conv_out: CausalConv3d::new([last, 2 * config.z_dim], device),
+            conv_out: Conv3d::same([last, 2 * config.z_dim], device),
         }
     }
 
     /// # Shapes
     /// `[b, in_channels, t, h, w]`, one frame first and then multiples of the temporal ratio, to `[b, 2 * z_dim, t', h', w']`.
     pub(crate) fn forward(&self, samples: Features, cache: &mut FrameCache) -> Features {
-        let x = self.conv_in.forward(samples, cache);
+        let x = convolve_causally(&self.conv_in, samples, cache, None);
         let x = self.down_blocks.iter().fold(x, |x, layer| layer.forward(x, cache));
         let x = self.mid_block.forward(x, cache);
-        self.conv_out.forward(self.norm_out.forward_silu(x), cache)
+        convolve_causally(&self.conv_out, self.norm_out.forward_activated(x, Activation::Silu), cache, None)
     }
 }
 
 /// Latents to samples (diffusers, `WanDecoder3d`), as a list of stages: stem, middle, up blocks, head.
 #[derive(Module, Debug)]
 pub(crate) struct Decoder {
-    conv_in: CausalConv3d,
+    conv_in: Conv3d,
     mid_block: MidBlock,
     up_blocks: Vec<UpBlock>,
     norm_out: RmsNorm,
-    conv_out: CausalConv3d,
+    conv_out: Conv3d,
 }
 
 impl Decoder {
@@ -75,31 +76,31 @@ impl Decoder {
         let widths = config.decoder_widths();
         let blocks = widths.len() - 1;
         let block = |i: usize| {
-            let doubling = (i + 1 < blocks).then(|| Axes::new(config.temperal_downsample[blocks - 2 - i]));
+            let upsampling = (i + 1 < blocks).then(|| Axes::new(config.temperal_downsample[blocks - 2 - i]));
             let layers = config.num_res_blocks + 1;
             if config.is_residual {
-                UpBlock::residual([widths[i], widths[i + 1]], layers, doubling, device)
+                UpBlock::residual([widths[i], widths[i + 1]], layers, upsampling, device)
             } else {
                 let from = if i == 0 { widths[0] } else { widths[i] / 2 };
-                UpBlock::plain([from, widths[i + 1]], layers, doubling, device)
+                UpBlock::plain([from, widths[i + 1]], layers, upsampling, device)
             }
         };
         let last = widths[blocks];
         Self {
-            conv_in: CausalConv3d::new([config.z_dim, widths[0]], device),
+            conv_in: Conv3d::same([config.z_dim, widths[0]], device),
             mid_block: MidBlock::new(widths[0], device),
             up_blocks: (0..blocks).map(block).collect(),
             norm_out: RmsNorm::new(last, device),
-            conv_out: CausalConv3d::new([last, config.out_channels], device),
+            conv_out: Conv3d::same([last, config.out_channels], device),
         }
     }
 
     /// # Shapes
     /// `[b, z_dim, t, h, w]`, one frame first and then any number, to `[b, out_channels, t', h', w']`.
     pub(crate) fn forward(&self, latents: Features, cache: &mut FrameCache) -> Features {
-        let x = self.mid_block.forward(self.conv_in.forward(latents, cache), cache);
+        let x = self.mid_block.forward(convolve_causally(&self.conv_in, latents, cache, None), cache);
         let x = self.up_blocks.iter().fold(x, |x, block| block.forward(x, cache));
-        self.conv_out.forward(self.norm_out.forward_silu(x), cache)
+        convolve_causally(&self.conv_out, self.norm_out.forward_activated(x, Activation::Silu), cache, None)
     }
 }
 
@@ -119,7 +120,7 @@ impl Encoder {
             .iter()
             .filter_map(|layer| match layer {
                 DownLayer::Downsample(sampler) => Some(sampler),
-                DownLayer::HostTensor(block) => block.sampler(),
+                DownLayer::Block(block) => block.sampler(),
                 DownLayer::Resnet(_) | DownLayer::Attention(_) => None,
             })
             .collect();
@@ -128,7 +129,7 @@ impl Encoder {
             check_stream(name, &|x, cache| sampler.forward(x, cache));
         }
         for (index, layer) in self.down_blocks.iter().enumerate() {
-            let DownLayer::HostTensor(block) = layer else { continue };
+            let DownLayer::Block(block) = layer else { continue };
             for frames in [1, 4] {
                 check(&format!("mean.{index}.{frames}"), &|x| block.shortcut().forward(x));
             }

@@ -1,9 +1,12 @@
+use std::num::NonZeroUsize;
+
 use burn::module::Module;
 use burn::tensor::{DType, Device, Tensor};
-use vae_core::layers::Features;
+use vae_core::layers::{Conv3d, Features};
+use vae_core::operators::TemporalWindow;
 use vae_core::{Components, Context, FrameStream, LoadedVae, Vae, VaeError, VaeFamily, VaeModules, VaeSpec, Weights};
 
-use crate::cache::{FrameCache, Pointwise};
+use crate::cache::FrameCache;
 use crate::coders::{Decoder, Encoder};
 use crate::{QwenImageConfig, WanConfig, layouts};
 
@@ -81,8 +84,8 @@ fn load(config: &WanConfig, spec: VaeSpec, weights: Weights, device: &Device, dt
 #[derive(Module, Debug)]
 pub struct AutoencoderKlWan {
     pub(crate) encoder: Option<Encoder>,
-    quant_conv: Option<Pointwise>,
-    post_quant_conv: Option<Pointwise>,
+    quant_conv: Option<Conv3d>,
+    post_quant_conv: Option<Conv3d>,
     pub(crate) decoder: Option<Decoder>,
 }
 
@@ -95,8 +98,8 @@ impl AutoencoderKlWan {
         config.spec()?;
         Ok(Self {
             encoder: components.encoder(|| Encoder::new(config, device)),
-            quant_conv: components.encoder(|| Pointwise::new([2 * config.z_dim; 2], device)),
-            post_quant_conv: components.decoder(|| Pointwise::new([config.z_dim; 2], device)),
+            quant_conv: components.encoder(|| Conv3d::temporal(NonZeroUsize::MIN, [2 * config.z_dim; 2], device)),
+            post_quant_conv: components.decoder(|| Conv3d::temporal(NonZeroUsize::MIN, [config.z_dim; 2], device)),
             decoder: components.decoder(|| Decoder::new(config, device)),
         })
     }
@@ -108,7 +111,7 @@ impl VaeModules for AutoencoderKlWan {
         let (context, mut cache) = (context.clone(), FrameCache::default());
         Some(Box::new(move |latents| {
             cache.rewind();
-            let x = conv.forward(Features::new(latents, &context));
+            let x = conv.forward(Features::new(latents, &context), TemporalWindow::EACH);
             Ok(unpatchify(decoder.forward(x, &mut cache).into(), spec.patch))
         }))
     }
@@ -119,7 +122,7 @@ impl VaeModules for AutoencoderKlWan {
         Some(Box::new(move |samples| {
             cache.rewind();
             let x = Features::new(patchify(samples, spec.patch, spec.spatial_ratio), &context);
-            Ok(conv.forward(encoder.forward(x, &mut cache)).into())
+            Ok(conv.forward(encoder.forward(x, &mut cache), TemporalWindow::EACH).into())
         }))
     }
 }

@@ -1,10 +1,16 @@
+use std::num::NonZeroUsize;
+
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
-use vae_core::layers::{Conv2d, Features};
+use vae_core::layers::{Conv2d, Conv3d, Features};
+use vae_core::operators::TemporalWindow;
 
-use crate::cache::{FrameCache, TimeConv};
+use crate::cache::{CONTEXT, FrameCache};
 
-/// Which axes are doubled or halved.
+/// Frames of the temporal convolutions.
+const KERNEL_FRAMES: NonZeroUsize = NonZeroUsize::MIN.saturating_add(CONTEXT);
+
+/// Which axes are resampled by 2.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Axes {
     Space,
@@ -21,12 +27,12 @@ impl Axes {
 #[derive(Module, Debug)]
 pub(crate) struct Upsample {
     resample: Conv2d,
-    time_conv: Option<TimeConv>,
+    time_conv: Option<Conv3d>,
 }
 
 impl Upsample {
     pub(crate) fn new([channels_in, channels_out]: [usize; 2], axes: Axes, device: &Device) -> Self {
-        let time_conv = || TimeConv::new([channels_in, 2 * channels_in], 1, device);
+        let time_conv = || Conv3d::temporal(KERNEL_FRAMES, [channels_in, 2 * channels_in], device);
         Self { resample: Conv2d::same([channels_in, channels_out], device), time_conv: (axes == Axes::SpaceAndTime).then(time_conv) }
     }
 
@@ -38,20 +44,20 @@ impl Upsample {
     /// # Shapes
     /// `[b, in, t, h, w]` to `[b, out, t', 2 * h, 2 * w]`, where `t'` is 1 for the first frame and `2 * t` later.
     pub(crate) fn forward(&self, x: Features, cache: &mut FrameCache) -> Features {
-        let x = self.time_conv.iter().fold(x, |x, conv| Self::double_frames(conv, x, cache.slot()));
-        self.resample.forward(x.doubled())
+        let x = self.time_conv.iter().fold(x, |x, conv| Self::upsample_frames(conv, x, cache.slot()));
+        self.resample.forward(x.upsample_nearest2x())
     }
 
-    fn double_frames(conv: &TimeConv, x: Features, slot: &mut Option<Features>) -> Features {
+    fn upsample_frames(conv: &Conv3d, x: Features, slot: &mut Option<Features>) -> Features {
         let Some(earlier) = slot.take() else {
-            // The first frame stays one frame, and those after it do not see it.
+            // The first frame stays one frame, and those after it do not depend on it.
             *slot = Some(x.zero_frames(2));
             return x;
         };
-        let x = earlier.then(x);
+        let x = earlier.concat_frames(x);
         *slot = Some(x.last_frames(2));
-        let [even, odd] = conv.forward_in_halves(x);
-        even.in_turn_with(odd)
+        let [even, odd] = conv.forward_in_parts(&x, TemporalWindow { context: CONTEXT, stride: 1 });
+        even.interleave_frames(odd)
     }
 }
 
@@ -59,13 +65,13 @@ impl Upsample {
 #[derive(Module, Debug)]
 pub(crate) struct Downsample {
     resample: Conv2d,
-    time_conv: Option<TimeConv>,
+    time_conv: Option<Conv3d>,
 }
 
 impl Downsample {
     pub(crate) fn new(channels: usize, axes: Axes, device: &Device) -> Self {
-        let time_conv = || TimeConv::new([channels; 2], 2, device);
-        Self { resample: Conv2d::halving(channels, device), time_conv: (axes == Axes::SpaceAndTime).then(time_conv) }
+        let time_conv = || Conv3d::temporal(KERNEL_FRAMES, [channels; 2], device);
+        Self { resample: Conv2d::downsample2x(channels, device), time_conv: (axes == Axes::SpaceAndTime).then(time_conv) }
     }
 
     #[cfg(test)]
@@ -81,14 +87,14 @@ impl Downsample {
             let slot = cache.slot();
             let earlier = slot.replace(x.last_frames(1));
             match earlier {
-                Some(earlier) => conv.forward(earlier.then(x)),
+                Some(earlier) => conv.forward(earlier.concat_frames(x), TemporalWindow { context: CONTEXT, stride: 2 }),
                 None => x,
             }
         })
     }
 }
 
-/// Means over blocks of px and frames and over channels: the way past a down block of Wan 2.2 (diffusers, `AvgDown3D`).
+/// Means over blocks of px and frames and over channels: the shortcut past a down block of Wan 2.2 (diffusers, `AvgDown3D`).
 ///
 /// Where frames are missing in a block, it is filled up with zeros in front, which count.
 #[derive(Debug, Clone, Copy)]
@@ -117,7 +123,7 @@ impl MeanShortcut {
     }
 }
 
-/// Channels spread over px and frames, repeated where they are too few: the way past an up block of Wan 2.2 (diffusers, `DupUp3D`).
+/// Channels spread over px and frames, repeated where they are too few: the shortcut past an up block of Wan 2.2 (diffusers, `DupUp3D`).
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct SpreadShortcut {
     pub(crate) channels_out: usize,

@@ -11,7 +11,7 @@ vae_core::register_vae!(Patch);
 /// The family.
 pub struct Patch;
 
-/// The fields of its `config.json`. What it has besides is told as a warning.
+/// The fields of its `config.json`. Unknown fields are logged as a warning.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct PatchConfig {
     /// Channels of the samples.
@@ -89,7 +89,7 @@ impl Vae for PatchVae {
         let [h, w] = [h / p, w / p];
         let whole = samples.cast(self.dtype).squeeze_dim::<4>(2).slice([0..b, 0..c, 0..h * p, 0..w * p]) / self.gain();
         let mean = whole.reshape([b, c, h, p, w, p]).permute([0, 1, 3, 5, 2, 4]).reshape([b, c * p * p, h, w]);
-        // No doubt at all: a variance of nearly nothing.
+        // The posterior has almost no variance.
         let log_variance = mean.zeros_like() - 30.0;
         Ok(Tensor::cat(vec![mean, log_variance], 1).unsqueeze_dim(2))
     }

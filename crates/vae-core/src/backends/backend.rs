@@ -3,6 +3,9 @@ use std::fmt;
 use burn::backend::DispatchDevice;
 use burn::tensor::{DType, Device};
 
+use crate::operators::Plain;
+use crate::operators::erased::AnyOperators;
+
 /// A backend of Burn, as configurations, messages and lists of devices know it.
 pub struct Backend {
     /// The name of its devices, before the address: `cuda`.
@@ -106,6 +109,11 @@ pub(crate) trait Driver: Sync {
     /// Whether a device computes in `dtype`.
     fn computes_in(&self, device: &Device, dtype: DType) -> bool {
         device.supports_dtype(dtype)
+    }
+
+    /// What computes on its devices in `dtype`: Burn's own operators, unless a backend has others.
+    fn operators(&self, _dtype: DType) -> &'static dyn AnyOperators {
+        &Plain
     }
 
     /// Bytes of the device's own memory that this process holds. May panic where the device is lost.

@@ -1,10 +1,12 @@
 //! What the GPU backends share: Burn runs all of them through CubeCL.
 
 use burn::backend::DispatchDevice;
-use burn::tensor::{Device, DeviceType};
+use burn::tensor::{DType, Device, DeviceType};
 use cubecl::ir::{ElemType, FloatKind};
 
 use super::backend::{Adapter, Driver};
+use crate::operators::cube as kernels;
+use crate::operators::erased::AnyOperators;
 
 /// The driver of one runtime of CubeCL.
 pub(super) struct Cube {
@@ -33,6 +35,10 @@ impl Driver for Cube {
             memory: properties.memory.max_memory(),
             has_tf32: properties.supports_type(ElemType::Float(FloatKind::TF32)),
         })
+    }
+
+    fn operators(&self, _: DType) -> &'static dyn AnyOperators {
+        &kernels::Cube
     }
 
     fn held_memory(&self, device: &Device) -> Option<u64> {

@@ -17,9 +17,12 @@ pub(super) static BACKEND: Backend = Backend {
 #[cfg(feature = "flex")]
 mod driver {
     use burn::backend::DispatchDevice;
-    use burn::tensor::Device;
+    use burn::tensor::{DType, Device};
 
     use crate::backends::backend::Driver;
+    use crate::operators::Plain;
+    use crate::operators::cpu::Cpu;
+    use crate::operators::erased::AnyOperators;
 
     pub(super) struct Flex;
 
@@ -30,6 +33,10 @@ mod driver {
 
         fn owns(&self, device: &DispatchDevice) -> bool {
             matches!(device, DispatchDevice::Flex(_))
+        }
+
+        fn operators(&self, dtype: DType) -> &'static dyn AnyOperators {
+            if dtype == DType::F32 { &Cpu } else { &Plain }
         }
     }
 }

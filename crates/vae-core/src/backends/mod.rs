@@ -5,7 +5,8 @@
 //! 1. Cargo features: `NAME = ["burn/NAME"]` in `vae-core`, and in `tilevae` and `tilevae-cli` one that forwards to it.
 //! 2. A file `backends/NAME.rs` with a static `BACKEND`: a [`Backend`], and a `Driver` that is compiled with the feature.
 //! 3. Here, `mod NAME;` and its line in [`BACKENDS`].
-//! 4. [`DeviceName`], messages, `tilevae devices`, the choice of dtypes and `TILEVAE_TEST_DEVICE` follow from the table.
+//! 4. If it has [operators](crate::operators) of its own, a file `operators/NAME.rs`, which its driver names.
+//! 5. [`DeviceName`], messages, `tilevae devices`, the choice of dtypes and `TILEVAE_TEST_DEVICE` follow from the table.
 
 mod backend;
 mod cuda;
@@ -21,6 +22,9 @@ mod wgpu;
 mod cube;
 
 use burn::tensor::{DType, Device};
+
+use crate::operators::Plain;
+use crate::operators::erased::AnyOperators;
 
 pub use backend::{Adapter, Address, Addressing, Backend, OpenError};
 pub use name::{DeviceName, DeviceNameError};
@@ -63,6 +67,11 @@ pub fn computes_in(device: &Device, dtype: DType) -> bool {
         Some(driver) => driver.computes_in(device, dtype),
         None => device.supports_dtype(dtype),
     }
+}
+
+/// What computes on a device in `dtype`.
+pub(crate) fn operators(device: &Device, dtype: DType) -> &'static dyn AnyOperators {
+    Backend::of(device).and_then(|backend| backend.driver).map_or(&Plain, |driver| driver.operators(dtype))
 }
 
 /// Whether backends that compile kernels keep them, and their tuning, from run to run, in the system's folder for caches. Call it before the first use of a GPU.

@@ -30,6 +30,8 @@ mod driver {
     use burn::tensor::{DType, Device};
 
     use crate::backends::backend::{Address, Driver, OpenError};
+    use crate::operators::erased::AnyOperators;
+    use crate::operators::remote as operators;
 
     pub(super) struct Remote;
 
@@ -51,6 +53,10 @@ mod driver {
             }
             let connected = Device::remote_options(&server).device_index(*number).init();
             connected.map_err(|error| OpenError::Unusable { message: error.to_string() })
+        }
+
+        fn operators(&self, _: DType) -> &'static dyn AnyOperators {
+            &operators::Remote
         }
 
         /// The protocol has no such question; the server refuses what it cannot do.

@@ -1,69 +1,226 @@
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor};
 
-use super::convolution::{Kind, TemporalWindow, convolve};
-use super::{Features, parameter};
+use super::features::Features;
+use crate::VaeError;
+use crate::operators::{Convolution, Padding, TemporalWindow};
+use crate::parameter::parameter;
 
-/// A 2-D convolution with bias, of each frame.
+/// Kernel, stride and padding of a [`Conv2d`]. The default is a 3x3 kernel with a bias, whose output is as large as the input.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Conv2dOptions {
+    /// Height and width of the kernel, in px.
+    pub kernel: [usize; 2],
+    /// Input px from one px of the output to the next, over height and width.
+    pub stride: [usize; 2],
+    /// Zeros around the input.
+    pub padding: Padding,
+    /// Whether there is a bias.
+    pub bias: bool,
+}
+
+impl Default for Conv2dOptions {
+    fn default() -> Self {
+        Self { kernel: [3, 3], stride: [1, 1], padding: Padding::all(1), bias: true }
+    }
+}
+
+/// A 2-D convolution of each frame (torch, `Conv2d`).
 #[derive(Module, Debug)]
 pub struct Conv2d {
-    /// `[out, in, kernel, kernel]`.
+    /// `[out, in, kernel_height, kernel_width]`.
     pub weight: Param<Tensor<4>>,
     /// `[out]`.
-    pub bias: Param<Tensor<1>>,
+    pub bias: Option<Param<Tensor<1>>>,
     #[module(skip)]
-    kind: Kind,
+    stride: [usize; 2],
+    #[module(skip)]
+    padding: Padding,
 }
 
 impl Conv2d {
-    /// A kernel of 3x3 px, as large an output as the input.
+    /// A convolution of any kernel, stride and padding. The workspace's CPU kernels compute those of 1x1 px, and those of 3x3 px with stride 1 or 2; others go
+    /// through Burn's operators, which take longer.
+    ///
+    /// # Errors
+    /// [`VaeError::Spec`] when a side of the kernel or a stride is 0.
+    pub fn new(channels: [usize; 2], options: Conv2dOptions, device: &Device) -> Result<Self, VaeError> {
+        check("the kernel of a convolution", &options.kernel)?;
+        check("the stride of a convolution", &options.stride)?;
+        Ok(Self::checked(channels, options, device))
+    }
+
+    /// A 3x3 kernel with a bias, whose output is as large as the input.
     pub fn same(channels: [usize; 2], device: &Device) -> Self {
-        Self::new(channels, 3, Kind::Same, device)
+        Self::checked(channels, Conv2dOptions::default(), device)
     }
 
-    /// A kernel of one px.
-    pub fn point(channels: [usize; 2], device: &Device) -> Self {
-        Self::new(channels, 1, Kind::Point, device)
+    /// A 1x1 kernel with a bias.
+    pub fn pointwise(channels: [usize; 2], device: &Device) -> Self {
+        Self::checked(channels, Conv2dOptions { kernel: [1, 1], padding: Padding::NONE, ..Conv2dOptions::default() }, device)
     }
 
-    /// A 3x3 kernel with stride 2 that pads one row below and one column to the right (diffusers, `Downsample2D` with `padding=0`).
-    pub fn halving(channels: usize, device: &Device) -> Self {
-        Self::new([channels, channels], 3, Kind::Halving, device)
+    /// A 3x3 kernel with a bias and stride 2, with one row of zeros below and one column to the right (diffusers, `Downsample2D` with `padding=0`).
+    pub fn downsample2x(channels: usize, device: &Device) -> Self {
+        Self::checked([channels; 2], Conv2dOptions { stride: [2, 2], padding: Padding::BOTTOM_RIGHT, ..Conv2dOptions::default() }, device)
     }
 
-    fn new([channels_in, channels_out]: [usize; 2], kernel: usize, kind: Kind, device: &Device) -> Self {
-        let weight = parameter([channels_out, channels_in, kernel, kernel], device);
-        Self { weight, bias: parameter([channels_out], device), kind }
+    fn checked([channels_in, channels_out]: [usize; 2], options: Conv2dOptions, device: &Device) -> Self {
+        let Conv2dOptions { kernel: [height, width], stride, padding, bias } = options;
+        let bias = bias.then(|| parameter([channels_out], device));
+        Self { weight: parameter([channels_out, channels_in, height, width], device), bias, stride, padding }
     }
 
     /// # Shapes
     /// `[b, in, t, h, w]` to `[b, out, t, h', w']`.
+    ///
+    /// # Panics
+    /// When the input has another number of channels.
     pub fn forward(&self, x: Features) -> Features {
-        convolve(x, self.weight.val().unsqueeze_dim(2), self.bias.val(), self.kind, TemporalWindow::EACH, None)
+        x.convolve(&self.convolution(), None)
     }
 
-    /// The same, added to `onto`.
+    /// The same, added to `residual`.
     ///
     /// # Shapes
     /// `[b, in, t, h, w]` and `[b, out, t, h', w']`, to the latter.
-    pub fn forward_onto(&self, x: Features, onto: Features) -> Features {
-        convolve(x, self.weight.val().unsqueeze_dim(2), self.bias.val(), self.kind, TemporalWindow::EACH, Some(onto))
+    ///
+    /// # Panics
+    /// When the shapes do not fit.
+    pub fn forward_residual(&self, x: Features, residual: Features) -> Features {
+        x.convolve(&self.convolution(), Some(residual))
     }
 
-    /// The convolutions of so many equal parts of the output channels.
+    /// The convolutions of `PARTS` equal parts of the output channels.
     ///
     /// # Shapes
     /// `[b, in, t, h, w]` to `PARTS` times `[b, out / PARTS, t, h', w']`.
+    ///
+    /// # Panics
+    /// When the input has another number of channels.
     pub fn forward_in_parts<const PARTS: usize>(&self, x: &Features) -> [Features; PARTS] {
-        let channels = self.bias.dims()[0] / PARTS;
-        std::array::from_fn(|part| {
-            let weight = self.weight.val().narrow(0, part * channels, channels).unsqueeze_dim(2);
-            convolve(x.clone(), weight, self.bias.val().narrow(0, part * channels, channels), self.kind, TemporalWindow::EACH, None)
-        })
+        split(&self.convolution(), x)
+    }
+
+    fn convolution(&self) -> Convolution {
+        Convolution {
+            weight: self.weight.val().unsqueeze_dim(2),
+            bias: self.bias.as_ref().map(Param::val),
+            stride: self.stride,
+            padding: self.padding,
+            window: TemporalWindow::EACH,
+        }
     }
 }
 
-/// A linear map of each px's channels with bias, its weight stored as torch stores it.
+/// Kernel, stride and padding of a [`Conv3d`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Conv3dOptions {
+    /// Frames, height and width of the kernel. A kernel `[n, 1, 1]` is 1-D, over frames.
+    pub kernel: [usize; 3],
+    /// Input px from one px of the output to the next, over height and width.
+    pub stride: [usize; 2],
+    /// Zeros around each frame.
+    pub padding: Padding,
+    /// Whether there is a bias.
+    pub bias: bool,
+}
+
+/// A convolution over frames, height and width (torch, `Conv3d`). Which frames it sees is up to the caller: see [`TemporalWindow`].
+#[derive(Module, Debug)]
+pub struct Conv3d {
+    /// `[out, in, kernel_frames, kernel_height, kernel_width]`.
+    pub weight: Param<Tensor<5>>,
+    /// `[out]`.
+    pub bias: Option<Param<Tensor<1>>>,
+    #[module(skip)]
+    stride: [usize; 2],
+    #[module(skip)]
+    padding: Padding,
+}
+
+impl Conv3d {
+    /// A convolution of any kernel, stride and padding. See [`Conv2d::new`] for those that the CPU computes fastest.
+    ///
+    /// # Errors
+    /// [`VaeError::Spec`] when a side of the kernel or a stride is 0.
+    pub fn new(channels: [usize; 2], options: Conv3dOptions, device: &Device) -> Result<Self, VaeError> {
+        check("the kernel of a convolution", &options.kernel)?;
+        check("the stride of a convolution", &options.stride)?;
+        Ok(Self::checked(channels, options, device))
+    }
+
+    /// A 3x3x3 kernel with a bias, which keeps height and width.
+    pub fn same(channels: [usize; 2], device: &Device) -> Self {
+        Self::checked(channels, Conv3dOptions { kernel: [3, 3, 3], stride: [1, 1], padding: Padding::all(1), bias: true }, device)
+    }
+
+    /// A kernel of `frames` frames of one px, with a bias.
+    pub fn temporal(frames: std::num::NonZeroUsize, channels: [usize; 2], device: &Device) -> Self {
+        let kernel = [frames.get(), 1, 1];
+        Self::checked(channels, Conv3dOptions { kernel, stride: [1, 1], padding: Padding::NONE, bias: true }, device)
+    }
+
+    fn checked([channels_in, channels_out]: [usize; 2], options: Conv3dOptions, device: &Device) -> Self {
+        let Conv3dOptions { kernel: [frames, height, width], stride, padding, bias } = options;
+        let bias = bias.then(|| parameter([channels_out], device));
+        Self { weight: parameter([channels_out, channels_in, frames, height, width], device), bias, stride, padding }
+    }
+
+    /// # Shapes
+    /// `[b, in, t, h, w]` to `[b, out, t', h', w']`.
+    ///
+    /// # Panics
+    /// When the input has another number of channels.
+    pub fn forward(&self, x: Features, window: TemporalWindow) -> Features {
+        x.convolve(&self.convolution(window), None)
+    }
+
+    /// The same, added to `residual`.
+    ///
+    /// # Shapes
+    /// `[b, in, t, h, w]` and `[b, out, t', h', w']`, to the latter.
+    ///
+    /// # Panics
+    /// When the shapes do not fit.
+    pub fn forward_residual(&self, x: Features, window: TemporalWindow, residual: Features) -> Features {
+        x.convolve(&self.convolution(window), Some(residual))
+    }
+
+    /// The convolutions of `PARTS` equal parts of the output channels.
+    ///
+    /// # Shapes
+    /// `[b, in, t, h, w]` to `PARTS` times `[b, out / PARTS, t', h', w']`.
+    ///
+    /// # Panics
+    /// When the input has another number of channels.
+    pub fn forward_in_parts<const PARTS: usize>(&self, x: &Features, window: TemporalWindow) -> [Features; PARTS] {
+        split(&self.convolution(window), x)
+    }
+
+    fn convolution(&self, window: TemporalWindow) -> Convolution {
+        let (weight, bias) = (self.weight.val(), self.bias.as_ref().map(Param::val));
+        Convolution { weight, bias, stride: self.stride, padding: self.padding, window }
+    }
+}
+
+fn split<const PARTS: usize>(convolution: &Convolution, x: &Features) -> [Features; PARTS] {
+    let channels = convolution.weight.dims()[0] / PARTS;
+    std::array::from_fn(|part| {
+        let weight = convolution.weight.clone().narrow(0, part * channels, channels);
+        let bias = convolution.bias.clone().map(|bias| bias.narrow(0, part * channels, channels));
+        x.clone().convolve(&Convolution { weight, bias, ..convolution.clone() }, None)
+    })
+}
+
+fn check(field: &'static str, sides: &[usize]) -> Result<(), VaeError> {
+    if sides.contains(&0) {
+        return Err(VaeError::Spec { field, got: format!("{sides:?}"), expected: "each side must be at least 1" });
+    }
+    Ok(())
+}
+
+/// A linear map of each px's channels, with its weight stored as torch stores it (torch, `Linear`).
 #[derive(Module, Debug)]
 pub struct Linear {
     /// `[out, in]`.
@@ -80,21 +237,50 @@ impl Linear {
 
     /// # Shapes
     /// `[b, in, t, h, w]` to `[b, out, t, h, w]`.
+    ///
+    /// # Panics
+    /// When the input has another number of channels.
     pub fn forward(&self, x: Features) -> Features {
-        self.convolved(x, None)
+        x.convolve(&self.convolution(), None)
     }
 
-    /// The same, added to `onto`.
+    /// The same, added to `residual`.
     ///
     /// # Shapes
     /// `[b, in, t, h, w]` and `[b, out, t, h, w]`, to the latter.
-    pub fn forward_onto(&self, x: Features, onto: Features) -> Features {
-        self.convolved(x, Some(onto))
+    ///
+    /// # Panics
+    /// When the shapes do not fit.
+    pub fn forward_residual(&self, x: Features, residual: Features) -> Features {
+        x.convolve(&self.convolution(), Some(residual))
     }
 
-    fn convolved(&self, x: Features, onto: Option<Features>) -> Features {
+    fn convolution(&self) -> Convolution {
         let [channels_out, channels_in] = self.weight.dims();
-        let weight = self.weight.val().reshape([channels_out, channels_in, 1, 1, 1]);
-        convolve(x, weight, self.bias.val(), Kind::Point, TemporalWindow::EACH, onto)
+        Convolution {
+            weight: self.weight.val().reshape([channels_out, channels_in, 1, 1, 1]),
+            bias: Some(self.bias.val()),
+            stride: [1, 1],
+            padding: Padding::NONE,
+            window: TemporalWindow::EACH,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[cfg(feature = "flex")]
+    #[test]
+    fn kernels_and_strides_of_nothing_are_refused() {
+        let device = Device::flex();
+        let fails = |options: Conv2dOptions| Conv2d::new([3, 4], options, &device).unwrap_err().to_string();
+        let error = fails(Conv2dOptions { kernel: [3, 0], ..Conv2dOptions::default() });
+        assert_eq!(error, "the family says that the kernel of a convolution is [3, 0]; each side must be at least 1");
+        assert!(fails(Conv2dOptions { stride: [0, 1], ..Conv2dOptions::default() }).contains("stride"));
+        let options = Conv3dOptions { kernel: [0, 1, 1], stride: [1, 1], padding: Padding::NONE, bias: false };
+        assert!(matches!(Conv3d::new([3, 4], options, &device), Err(VaeError::Spec { .. })));
+        assert!(Conv2d::new([3, 4], Conv2dOptions { kernel: [7, 2], stride: [3, 1], ..Conv2dOptions::default() }, &device).is_ok());
     }
 }

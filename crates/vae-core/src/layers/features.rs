@@ -1,55 +1,57 @@
+use std::fmt;
+use std::ops::Add;
+
 use burn::tensor::Tensor;
-use burn::tensor::ops::{InterpolateMode, InterpolateOptions};
 
-#[cfg(feature = "flex")]
-use super::cpu::{self, Images};
-use crate::Context;
+use crate::operators::erased::{AnyData, AnyOperators};
+use crate::operators::{Activation, Convolution, GroupMoments, GroupNormParameters};
+use crate::{Context, backends};
 
-/// What layers hand on: channels of pictures or frames, laid out as the device computes fastest.
+/// What layers pass on: channels of pictures or frames `[b, c, t, h, w]`, stored as the operators of their device and dtype store them. Clones share memory.
 ///
-/// In f32 on Burn's CPU backend these are images of [`kernels`], whose norms and doublings wait until a convolution reads them; elsewhere a tensor. Clones
-/// share their memory.
-#[derive(Debug, Clone)]
+/// The operators are chosen once, where a tensor comes in. In f32 on Burn's CPU backend norms, activations and upsampling wait until a convolution reads them.
+#[derive(Clone)]
 pub struct Features {
-    pub(super) layout: Layout,
-    pub(super) context: Context,
+    data: AnyData,
+    operators: &'static dyn AnyOperators,
+    context: Context,
 }
 
-#[cfg_attr(all(feature = "flex", feature = "remote"), expect(clippy::large_enum_variant, reason = "few exist at a time"))]
-#[derive(Debug, Clone)]
-pub(super) enum Layout {
-    Tensor(Tensor<5>),
-    #[cfg(feature = "flex")]
-    Images(Images),
-}
-
-impl Layout {
-    pub(super) fn into_tensor(self) -> Tensor<5> {
-        match self {
-            Self::Tensor(x) => x,
-            #[cfg(feature = "flex")]
-            Self::Images(images) => images.into_tensor(),
-        }
+impl fmt::Debug for Features {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Features").field("dims", &self.dims()).field("operators", &self.operators).finish_non_exhaustive()
     }
 }
 
 impl From<Features> for Tensor<5> {
     /// `[b, c, t, h, w]`.
     fn from(features: Features) -> Self {
-        features.layout.into_tensor()
+        features.operators.export_tensor(features.data)
+    }
+}
+
+impl Add for Features {
+    type Output = Self;
+
+    /// The sum of both.
+    ///
+    /// # Panics
+    /// When their shapes differ.
+    fn add(self, other: Self) -> Self {
+        assert_eq!(self.dims(), other.dims(), "shapes");
+        self.change(|operators, x, context| operators.add(x, other.data_for(operators), context))
     }
 }
 
 impl Features {
     /// Features of `[b, c, t, h, w]`, for one run.
     pub fn new(x: Tensor<5>, context: &Context) -> Self {
-        let context = context.clone();
-        #[cfg(feature = "flex")]
-        if cpu::takes(&x) {
-            let images = Images::new(x, context.workspace());
-            return Self { layout: Layout::Images(images), context };
-        }
-        Self { layout: Layout::Tensor(x), context }
+        let operators = backends::operators(&x.device(), x.dtype());
+        Self::with_operators(x, operators, context)
+    }
+
+    pub(crate) fn with_operators(x: Tensor<5>, operators: &'static dyn AnyOperators, context: &Context) -> Self {
+        Self { data: operators.import_tensor(x, context), operators, context: context.clone() }
     }
 
     /// The run that they belong to.
@@ -59,52 +61,82 @@ impl Features {
 
     /// Batch, channels, frames, height and width.
     pub fn dims(&self) -> [usize; 5] {
-        match &self.layout {
-            Layout::Tensor(x) => x.dims(),
-            #[cfg(feature = "flex")]
-            Layout::Images(images) => images.dims(),
-        }
+        self.operators.dims(&self.data)
     }
 
-    /// Changes the values by what needs a tensor: for what is rare.
+    /// A convolution, added to `residual` if there is one.
+    ///
+    /// # Shapes
+    /// `[b, in, t, h, w]` to [`Convolution::output_dims`], which are also those of the residual.
+    ///
+    /// # Panics
+    /// When the shapes of input, weight, bias and residual do not fit.
+    #[must_use]
+    pub fn convolve(self, convolution: &Convolution, residual: Option<Self>) -> Self {
+        let Self { data, operators, context } = self;
+        context.check_stop();
+        let residual = residual.map(|residual| residual.data_for(operators));
+        Self { data: operators.convolve(data, convolution, residual, &context), operators, context }
+    }
+
+    /// The moments of each group of consecutive channels, in each frame. Those of several tiles can be [merged](GroupMoments::merge).
+    pub fn group_moments(&self, groups: usize) -> GroupMoments {
+        self.context.check_stop();
+        self.operators.group_moments(&self.data, groups)
+    }
+
+    /// A group norm with given moments, then an activation.
+    ///
+    /// # Panics
+    /// When the moments have another number of frames or groups.
+    #[must_use]
+    pub fn apply_group_norm(self, moments: GroupMoments, norm: &GroupNormParameters, activation: Activation) -> Self {
+        self.change(|operators, x, context| operators.apply_group_norm(x, moments, norm, activation, context))
+    }
+
+    /// A group norm with their own moments, then an activation.
+    #[must_use]
+    pub fn group_norm(self, norm: &GroupNormParameters, activation: Activation) -> Self {
+        self.change(|operators, x, context| operators.group_norm(x, norm, activation, context))
+    }
+
+    /// Each px divided by the L2 norm of its channels, times the root of their number and `gamma` (`[c]`), then an activation (diffusers, `WanRMS_norm`).
+    #[must_use]
+    pub fn rms_norm(self, gamma: Tensor<1>, activation: Activation) -> Self {
+        self.change(|operators, x, context| operators.rms_norm(x, gamma, activation, context))
+    }
+
+    /// Attention over the px of each frame with one head, scaled by `1 / sqrt(c)`, with the softmax in f32. `self` are the queries. On the CPU the scores of 32
+    /// queries are in memory for each thread, elsewhere those of at most 1024.
+    ///
+    /// # Shapes
+    /// Queries, keys and values `[b, c, t, h, w]`, to the same.
+    ///
+    /// # Panics
+    /// When the shapes differ.
+    #[must_use]
+    pub fn attend(self, keys: Self, values: Self) -> Self {
+        self.change(|operators, queries, context| operators.attend(queries, keys.data_for(operators), values.data_for(operators), context))
+    }
+
+    /// An activation of each value.
+    #[must_use]
+    pub fn activate(self, activation: Activation) -> Self {
+        self.change(|operators, x, context| operators.activate(x, activation, context))
+    }
+
+    /// Changes the values by operators of a tensor: a slow way out for what [`Operators`](crate::operators::Operators) lack. On the CPU the values are copied to a
+    /// tensor and back, and norms and activations that were waiting are computed.
     #[must_use]
     pub fn map(self, change: impl FnOnce(Tensor<5>) -> Tensor<5>) -> Self {
         let context = self.context.clone();
         Self::new(change(self.into()), &context)
     }
 
-    /// Doubles height and width, each value four times (diffusers, `Upsample2D`).
+    /// Twice the height and width, each value four times (diffusers, `Upsample2D`).
     #[must_use]
-    pub fn doubled(self) -> Self {
-        let context = self.context.clone();
-        let wrap = |layout| Self { layout, context };
-        match self.layout {
-            #[cfg(feature = "flex")]
-            Layout::Images(images) => wrap(Layout::Images(images.doubled())),
-            Layout::Tensor(x) => {
-                let [b, c, t, h, w] = x.dims();
-                let options = InterpolateOptions::new(InterpolateMode::Nearest).with_scale_factor([2.0, 2.0]);
-                let pictures = if t == 1 { x.reshape([b, c, h, w]) } else { x.swap_dims(1, 2).reshape([b * t, c, h, w]) };
-                let y = burn::tensor::module::interpolate(pictures, options);
-                let y = if t == 1 { y.reshape([b, c, t, 2 * h, 2 * w]) } else { y.reshape([b, t, c, 2 * h, 2 * w]).swap_dims(1, 2) };
-                wrap(Layout::Tensor(y))
-            }
-        }
-    }
-
-    /// The sum of both.
-    ///
-    /// # Panics
-    /// When their shapes differ.
-    #[must_use]
-    pub fn plus(self, other: Self) -> Self {
-        let context = self.context.clone();
-        let wrap = |layout| Self { layout, context };
-        match (self.layout, other.layout) {
-            #[cfg(feature = "flex")]
-            (Layout::Images(a), Layout::Images(b)) => wrap(Layout::Images(a.plus(b))),
-            (a, b) => wrap(Layout::Tensor(a.into_tensor() + b.into_tensor())),
-        }
+    pub fn upsample_nearest2x(self) -> Self {
+        self.change(|operators, x, context| operators.upsample_nearest2x(x, context))
     }
 
     /// The frames of both, one after the other.
@@ -112,33 +144,20 @@ impl Features {
     /// # Panics
     /// When anything but the number of frames differs.
     #[must_use]
-    pub fn then(self, later: Self) -> Self {
-        let context = self.context.clone();
-        let wrap = |layout| Self { layout, context };
-        match (self.layout, later.layout) {
-            #[cfg(feature = "flex")]
-            (Layout::Images(a), Layout::Images(b)) => wrap(Layout::Images(a.then(&b))),
-            (a, b) => wrap(Layout::Tensor(Tensor::cat(vec![a.into_tensor(), b.into_tensor()], 2))),
-        }
+    pub fn concat_frames(self, later: Self) -> Self {
+        let without_frames = |[b, c, _, h, w]: [usize; 5]| [b, c, h, w];
+        assert_eq!(without_frames(self.dims()), without_frames(later.dims()), "shapes");
+        self.change(|operators, x, context| operators.concat_frames(x, later.data_for(operators), context))
     }
 
-    /// The frames of both in turn.
+    /// The frames of both in turn, beginning with the first of `self`.
     ///
     /// # Panics
     /// When their shapes differ.
     #[must_use]
-    pub fn in_turn_with(self, other: Self) -> Self {
-        let context = self.context.clone();
-        let wrap = |layout| Self { layout, context };
-        match (self.layout, other.layout) {
-            #[cfg(feature = "flex")]
-            (Layout::Images(a), Layout::Images(b)) => wrap(Layout::Images(a.in_turn_with(&b))),
-            (a, b) => {
-                let [a, b] = [a, b].map(Layout::into_tensor);
-                let [n, c, t, h, w] = a.dims();
-                wrap(Layout::Tensor(Tensor::stack::<6>(vec![a, b], 3).reshape([n, c, 2 * t, h, w])))
-            }
-        }
+    pub fn interleave_frames(self, odd: Self) -> Self {
+        assert_eq!(self.dims(), odd.dims(), "shapes");
+        self.change(|operators, even, context| operators.interleave_frames(even, odd.data_for(operators), context))
     }
 
     /// The last `count` frames, without keeping those before in memory.
@@ -147,32 +166,26 @@ impl Features {
     /// When there are fewer.
     #[must_use]
     pub fn last_frames(&self, count: usize) -> Self {
-        let context = self.context.clone();
-        let wrap = |layout| Self { layout, context };
-        match &self.layout {
-            #[cfg(feature = "flex")]
-            Layout::Images(images) => wrap(Layout::Images(images.last_frames(count))),
-            Layout::Tensor(x) => {
-                let frames = x.dims()[2];
-                // Concatenation copies; a slice alone would keep the whole of `x` alive.
-                let frames = (frames - count..frames).map(|frame| x.clone().narrow(2, frame, 1));
-                wrap(Layout::Tensor(Tensor::cat(frames.collect(), 2)))
-            }
-        }
+        Self { data: self.operators.last_frames(&self.data, count, &self.context), ..self.clone() }
     }
 
     /// So many frames of zeros.
     #[must_use]
     pub fn zero_frames(&self, count: usize) -> Self {
-        let context = self.context.clone();
-        let wrap = |layout| Self { layout, context };
-        match &self.layout {
-            #[cfg(feature = "flex")]
-            Layout::Images(images) => wrap(Layout::Images(images.zero_frames(count))),
-            Layout::Tensor(x) => {
-                let [b, c, _, h, w] = x.dims();
-                wrap(Layout::Tensor(Tensor::zeros([b, c, count, h, w], (&x.device(), x.dtype()))))
-            }
+        Self { data: self.operators.zero_frames(&self.data, count, &self.context), ..self.clone() }
+    }
+
+    fn change(self, change: impl FnOnce(&'static dyn AnyOperators, AnyData, &Context) -> AnyData) -> Self {
+        let Self { data, operators, context } = self;
+        context.check_stop();
+        Self { data: change(operators, data, &context), operators, context }
+    }
+
+    /// Their data for the operators of other features of the run.
+    fn data_for(self, operators: &'static dyn AnyOperators) -> AnyData {
+        if (*self.data).type_id() == operators.data_type() {
+            return self.data;
         }
+        operators.import_tensor(self.operators.export_tensor(self.data), &self.context)
     }
 }

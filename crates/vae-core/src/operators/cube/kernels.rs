@@ -1,17 +1,19 @@
-//! What runs on the GPU: a unit to each value, px, part of a list or row.
+//! The kernels that run on the GPU. Each unit (thread) computes one value, px or partial sum.
+//!
+//! A list is the values of a group of channels in one frame.
 
 use cubecl::prelude::*;
 
-use super::super::norm::LEAST_LENGTH;
+use crate::operators::plain::EPS;
 
-/// Where the first channel of a frame's px lies.
+/// The index of the first channel of a frame's px.
 #[cube]
 fn place<F: Float>(x: &Tensor<F>, frame: usize, px: usize) -> usize {
     let (t, w) = (x.shape(2), x.shape(4));
     frame / t * x.stride(0) + frame % t * x.stride(2) + px / w * x.stride(3) + px % w * x.stride(4)
 }
 
-/// What values of a group are compared with, so that sums of squares keep their precision.
+/// A value of the group that is subtracted from the others before they are squared, so that the sums lose no precision.
 #[cube]
 fn reference<F: Float>(x: &Tensor<F>, frame: usize, group: usize, #[comptime] groups: usize) -> f32 {
     f32::cast_from(x[place::<F>(x, frame, 0) + group * (x.shape(1) / groups) * x.stride(1)])
@@ -22,14 +24,14 @@ fn silu(value: f32) -> f32 {
     value / (1.0f32 + f32::exp(-value))
 }
 
-/// Each unit writes the sums of some differences from the reference, and of their squares.
+/// Each unit writes a partial sum of the differences from the reference, and one of their squares.
 #[cube(launch)]
 pub(super) fn group_sums<F: Float>(
     x: &Tensor<F>,
     sums: &mut Tensor<f32>,
     #[comptime] groups: usize,
     parts: usize,
-    #[comptime] side_by_side: bool,
+    #[comptime] channels_last: bool,
     #[define(F)] _dtype: cubecl::ir::ElemType,
 ) {
     if 2 * ABSOLUTE_POS >= sums.len() {
@@ -42,12 +44,12 @@ pub(super) fn group_sums<F: Float>(
     let reference = reference::<F>(x, frame, group, groups);
     let mut sum = 0.0f32;
     let mut squares = 0.0f32;
-    // Neighbours read neighbours.
+    // Neighbouring units read neighbouring values.
     let mut at = part;
     while at < area * per_group {
         let mut channel = at / area;
         let mut px = at % area;
-        if comptime!(side_by_side) {
+        if comptime!(channels_last) {
             channel = at % per_group;
             px = at / per_group;
         }
@@ -60,7 +62,7 @@ pub(super) fn group_sums<F: Float>(
     sums[2 * ABSOLUTE_POS + 1] = squares;
 }
 
-/// Each unit adds up some sums of a list.
+/// Each unit adds up some of the partial sums of a list.
 #[cube(launch)]
 pub(super) fn sums_of_sums(sums: &Tensor<f32>, fewer_sums: &mut Tensor<f32>, parts: usize, fewer: usize) {
     if 2 * ABSOLUTE_POS >= fewer_sums.len() {
@@ -79,18 +81,18 @@ pub(super) fn sums_of_sums(sums: &Tensor<f32>, fewer_sums: &mut Tensor<f32>, par
     fewer_sums[2 * ABSOLUTE_POS + 1] = squares;
 }
 
-/// Each unit adds up the parts of a group of a frame, in their order: its mean and what its values are multiplied with.
+/// Each unit adds up the partial sums of a group of a frame, in their order, to its mean and its variance.
 #[cube(launch)]
 pub(super) fn group_moments<F: Float>(
     x: &Tensor<F>,
     sums: &Tensor<f32>,
     moments: &mut Tensor<f32>,
     parts: usize,
-    epsilon: f32,
     #[comptime] groups: usize,
     #[define(F)] _dtype: cubecl::ir::ElemType,
 ) {
-    if 2 * ABSOLUTE_POS >= moments.len() {
+    let lists = moments.len() / 2;
+    if ABSOLUTE_POS >= lists {
         terminate!();
     }
     let (frame, group) = (ABSOLUTE_POS / groups, ABSOLUTE_POS % groups);
@@ -103,8 +105,8 @@ pub(super) fn group_moments<F: Float>(
     let count = f32::cast_from(x.shape(1) / groups * x.shape(3) * x.shape(4));
     let mean = sum / count;
     let variance = f32::max(squares / count - mean * mean, 0.0f32);
-    moments[2 * ABSOLUTE_POS] = mean + reference::<F>(x, frame, group, groups);
-    moments[2 * ABSOLUTE_POS + 1] = 1.0f32 / f32::sqrt(variance + epsilon);
+    moments[ABSOLUTE_POS] = mean + reference::<F>(x, frame, group, groups);
+    moments[lists + ABSOLUTE_POS] = variance;
 }
 
 /// Each unit normalises one value.
@@ -115,9 +117,10 @@ pub(super) fn group_apply<F: Float, P: Float>(
     bias: &Tensor<P>,
     moments: &Tensor<f32>,
     y: &mut Tensor<F>,
+    epsilon: f32,
     #[comptime] groups: usize,
-    #[comptime] side_by_side: bool,
-    #[comptime] then_silu: bool,
+    #[comptime] channels_last: bool,
+    #[comptime] silu_after: bool,
     #[define(F, P)] _dtypes: [cubecl::ir::ElemType; 2],
 ) {
     if ABSOLUTE_POS >= y.len() {
@@ -128,29 +131,29 @@ pub(super) fn group_apply<F: Float, P: Float>(
     let mut px = ABSOLUTE_POS % area;
     let mut channel = ABSOLUTE_POS / (area * frames) % channels;
     let mut frame = ABSOLUTE_POS / (area * frames * channels) * frames + ABSOLUTE_POS / area % frames;
-    if comptime!(side_by_side) {
+    if comptime!(channels_last) {
         px = ABSOLUTE_POS / channels % area;
         channel = ABSOLUTE_POS % channels;
         frame = ABSOLUTE_POS / (channels * area);
     }
     let value = f32::cast_from(x[place::<F>(x, frame, px) + channel * x.stride(1)]);
-    let of = 2 * (frame * groups + channel / (channels / groups));
-    let normal = (value - moments[of]) * moments[of + 1];
+    let list = frame * groups + channel / (channels / groups);
+    let normal = (value - moments[list]) * (1.0f32 / f32::sqrt(moments[moments.len() / 2 + list] + epsilon));
     let mut value = normal * f32::cast_from(weight[channel]) + f32::cast_from(bias[channel]);
-    if comptime!(then_silu) {
+    if comptime!(silu_after) {
         value = silu(value);
     }
     y[ABSOLUTE_POS] = F::cast_from(value);
 }
 
-/// A value of a px of that length: rounded to its type before it is scaled, and after each step, as diffusers does.
+/// A value of a px with that L2 norm: rounded to its type before it is scaled, and after each step, as in diffusers.
 #[cube]
-fn scaled<F: Float>(value: F, length: f32, channels: usize, gamma: F, #[comptime] then_silu: bool) -> F {
+fn scaled<F: Float>(value: F, length: f32, channels: usize, gamma: F, #[comptime] silu_after: bool) -> F {
     let divided = F::cast_from(f32::cast_from(value) / length);
     let root = f32::sqrt(f32::cast_from(channels));
     let scaled = F::cast_from(f32::cast_from(divided) * root);
     let mut value = F::cast_from(f32::cast_from(scaled) * f32::cast_from(gamma));
-    if comptime!(then_silu) {
+    if comptime!(silu_after) {
         value = F::cast_from(silu(f32::cast_from(value)));
     }
     value
@@ -162,8 +165,8 @@ pub(super) fn px_apply<F: Float>(
     x: &Tensor<F>,
     gamma: &Tensor<F>,
     y: &mut Tensor<F>,
-    #[comptime] side_by_side: bool,
-    #[comptime] then_silu: bool,
+    #[comptime] channels_last: bool,
+    #[comptime] silu_after: bool,
     #[define(F)] _dtype: cubecl::ir::ElemType,
 ) {
     let (channels, frames) = (x.shape(1), x.shape(2));
@@ -175,7 +178,7 @@ pub(super) fn px_apply<F: Float>(
     let from = place::<F>(x, frame, px);
     let mut to = frame / frames * channels * frames * area + frame % frames * area + px;
     let mut step = frames * area;
-    if comptime!(side_by_side) {
+    if comptime!(channels_last) {
         to = ABSOLUTE_POS * channels;
         step = 1usize.runtime();
     }
@@ -184,9 +187,9 @@ pub(super) fn px_apply<F: Float>(
         let value = f32::cast_from(x[from + channel * x.stride(1)]);
         sum += value * value;
     }
-    let length = f32::max(f32::sqrt(sum), comptime!(LEAST_LENGTH as f32).runtime());
+    let length = f32::max(f32::sqrt(sum), comptime!(EPS as f32).runtime());
     for channel in 0..channels {
-        y[to + channel * step] = scaled::<F>(x[from + channel * x.stride(1)], length, channels, gamma[channel], then_silu);
+        y[to + channel * step] = scaled::<F>(x[from + channel * x.stride(1)], length, channels, gamma[channel], silu_after);
     }
 }
 

@@ -1,0 +1,102 @@
+use burn::tensor::{Device, Tensor, TensorData};
+
+/// A group norm: `(x - mean) / sqrt(variance + epsilon) * weight + bias`, with the mean and variance of the channel's group in its frame.
+#[derive(Debug, Clone)]
+pub struct GroupNormParameters {
+    /// Groups of consecutive channels.
+    pub groups: usize,
+    /// Added to each variance.
+    pub epsilon: f64,
+    /// `[channels]`.
+    pub weight: Tensor<1>,
+    /// `[channels]`.
+    pub bias: Tensor<1>,
+}
+
+/// Count, mean and variance of the values of each group of channels, in each frame of each batch item: of a whole picture, or of several tiles of it.
+#[cfg_attr(feature = "flex", expect(clippy::large_enum_variant, reason = "few exist at a time"))]
+#[derive(Debug, Clone)]
+pub enum GroupMoments {
+    /// In f64 in host memory, for each frame.
+    #[cfg(feature = "flex")]
+    Host(Vec<kernels::GroupMoments>),
+    /// In f32 on a device.
+    Device(TensorMoments),
+}
+
+/// Moments on a device.
+#[derive(Debug, Clone)]
+pub struct TensorMoments {
+    /// Values of each group.
+    pub count: f64,
+    /// `[2, frames, groups]`: means, then population variances.
+    pub values: Tensor<3>,
+}
+
+impl GroupMoments {
+    /// The moments of this tile and another together. The result depends on the order of merging in its last bits: merge tiles in a fixed order.
+    ///
+    /// # Panics
+    /// When the numbers of frames or groups differ.
+    #[must_use]
+    pub fn merge(self, other: Self) -> Self {
+        match (self, other) {
+            #[cfg(feature = "flex")]
+            (Self::Host(mut frames), Self::Host(other)) => {
+                assert_eq!(frames.len(), other.len(), "frames");
+                for (moments, other) in frames.iter_mut().zip(&other) {
+                    moments.merge(other);
+                }
+                Self::Host(frames)
+            }
+            (Self::Device(moments), other) => {
+                let device = moments.values.device();
+                Self::Device(moments.merge(&other.on(&device)))
+            }
+            #[cfg(feature = "flex")]
+            (host, Self::Device(other)) => {
+                let device = other.values.device();
+                Self::Device(host.on(&device).merge(&other))
+            }
+        }
+    }
+
+    /// The moments as a tensor on `device`.
+    #[cfg_attr(not(feature = "flex"), expect(unused_variables, reason = "there is only one kind"))]
+    pub fn on(self, device: &Device) -> TensorMoments {
+        match self {
+            Self::Device(moments) => moments,
+            #[cfg(feature = "flex")]
+            Self::Host(frames) => {
+                let groups = frames.first().map_or(0, |moments| moments.groups().len());
+                let all = || frames.iter().flat_map(kernels::GroupMoments::groups);
+                let values: Vec<f32> = all().map(|moments| moments.mean as f32).chain(all().map(|moments| moments.variance() as f32)).collect();
+                let count = all().next().map_or(0.0, |moments| moments.count);
+                TensorMoments { count, values: Tensor::from_data(TensorData::new(values, [2, frames.len(), groups]), device) }
+            }
+        }
+    }
+}
+
+impl TensorMoments {
+    /// Means and variances, each `[frames, groups]`.
+    pub fn mean_and_variance(&self) -> [Tensor<2>; 2] {
+        [0, 1].map(|moment| self.values.clone().narrow(0, moment, 1).squeeze_dim(0))
+    }
+
+    /// The moments of the union of two disjoint sets.
+    ///
+    /// Source: T. Chan, G. Golub and R. LeVeque, "Algorithms for Computing the Sample Variance: Analysis and Recommendations", The American Statistician 37
+    /// (1983), equations 2.1.
+    fn merge(self, other: &Self) -> Self {
+        let count = self.count + other.count;
+        if count == 0.0 {
+            return self;
+        }
+        let [share, other_share] = [self.count / count, other.count / count];
+        let ([mean, variance], [other_mean, other_variance]) = (self.mean_and_variance(), other.mean_and_variance());
+        let delta = other_mean - mean.clone();
+        let merged_variance = variance * share + other_variance * other_share + delta.clone().square() * (share * other_share);
+        Self { count, values: Tensor::stack(vec![mean + delta * other_share, merged_variance], 0) }
+    }
+}
