@@ -358,7 +358,7 @@ impl Pipeline {
         let mut sink = Clamped { sink, clamp, is_tiled: plan.tiles.is_tiled() };
         let mut compositor = Compositor::new(&plan.tiles, self.blend.as_ref(), &mut sink);
         if plan.tiles.is_tiled() && plan.tiles.geometry.frames != FrameScale::Same {
-            compositor = compositor.with_scratch(ScratchFile::from_file(io::scratch_file()?, std::env::temp_dir()));
+            compositor = compositor.with_scratch(ScratchFile::new().map_err(io::IoError::from)?);
         }
         Ok(self.executor.run(Job { plan: &plan.tiles, source, workers, compositor, stop: &self.stop }, progress)?)
     }

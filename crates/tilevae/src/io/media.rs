@@ -2,8 +2,9 @@ use std::path::{Path, PathBuf};
 
 use vae_core::{FrameRule, VaeSpec};
 
-use super::formats::PictureFile;
-use super::{Background, Clip, ClipInfo, ClipKind, FileKind, IoError, Pictures};
+use super::clip::open_clip;
+use super::pictures::open_picture;
+use super::{Background, Clip, ClipInfo, FormatKind, IoError, Pictures, format_of};
 
 /// What pictures and clips are encoded as.
 #[derive(Debug)]
@@ -22,14 +23,26 @@ impl Media {
     /// When a file cannot be read, does not go with the others or the model, or holds more frames than the model takes.
     pub fn read(paths: &[PathBuf], spec: &VaeSpec, background: Background) -> Result<Self, IoError> {
         let (channels, ratio) = (spec.input_channels, spec.spatial_ratio);
-        if let [path] = paths
-            && is_clip(path, spec)?
-        {
-            Self::probe(path, spec)?;
-            return Clip::read_over(path, channels, ratio, background).map(Self::Clip);
+        if let [path] = paths {
+            let format = format_of(path)?;
+            // An animation is a clip to a model of video only.
+            let is_video = spec.frames != FrameRule::Image;
+            if format.kind() == FormatKind::Clip && (is_video || !format.is_picture()) {
+                let reader = open_clip(path)?;
+                check_frames(path, reader.info(), spec)?;
+                return Clip::from_reader(path, reader, channels, ratio, background).map(Self::Clip);
+            }
+            if is_video && format.is_picture() {
+                let reader = open_picture(path)?;
+                return if reader.info().frames > 1 {
+                    Clip::from_reader(path, reader, channels, ratio, background).map(Self::Clip)
+                } else {
+                    Pictures::from_readers(std::iter::once(Ok((path.clone(), reader))), channels, ratio, background).map(Self::Pictures)
+                };
+            }
         }
         for path in paths {
-            if !matches!(FileKind::of(path)?, FileKind::Picture(_) | FileKind::Clip(ClipKind::Gif)) {
+            if !format_of(path)?.is_picture() {
                 return Err(IoError::NotOneBatch { path: path.clone() });
             }
         }
@@ -41,22 +54,15 @@ impl Media {
     /// # Errors
     /// When it cannot be read, or holds more frames than the model takes.
     pub fn probe(path: &Path, spec: &VaeSpec) -> Result<ClipInfo, IoError> {
-        let info = Clip::probe(path)?;
-        match info.frames {
-            frames if frames > 1 && spec.frames == FrameRule::Image => Err(IoError::Animated { path: path.to_owned(), frames }),
-            _ => Ok(info),
-        }
+        check_frames(path, Clip::probe(path)?, spec)
     }
 }
 
-/// Whether a file by itself is a clip to a model.
-fn is_clip(path: &Path, spec: &VaeSpec) -> Result<bool, IoError> {
-    Ok(match FileKind::of(path)? {
-        FileKind::Clip(ClipKind::Gif) => spec.frames != FrameRule::Image,
-        FileKind::Clip(_) => true,
-        FileKind::Picture(_) => spec.frames != FrameRule::Image && PictureFile::open(path)?.frames() > 1,
-        FileKind::Safetensors | FileKind::Npy | FileKind::Foreign => false,
-    })
+fn check_frames(path: &Path, info: ClipInfo, spec: &VaeSpec) -> Result<ClipInfo, IoError> {
+    match info.frames {
+        frames if frames > 1 && spec.frames == FrameRule::Image => Err(IoError::Animated { path: path.to_owned(), frames }),
+        _ => Ok(info),
+    }
 }
 
 #[cfg(test)]

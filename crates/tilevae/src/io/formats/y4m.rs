@@ -7,11 +7,39 @@ use std::path::{Path, PathBuf};
 use image::{DynamicImage, ImageBuffer};
 use yuv::{YuvChromaSubsampling, YuvConversionMode, YuvPlanarImage, YuvPlanarImageMut, YuvRange, YuvStandardMatrix, i416_to_rgb16, rgb_to_yuv444};
 
-use super::super::IoError;
-use super::super::formats::TimedFrame;
 use super::super::pending::PendingFile;
 use super::super::space::reserve;
-use super::{ClipFormat, ClipInfo, Fps, FrameWriter, Frames, Matrix};
+use super::super::{ClipInfo, ClipWriter, Format, FormatKind, Fps, FrameReader, FrameWriter, Frames, IoError, Reader, Target, Writer, until_error};
+use super::video::Matrix;
+
+/// Uncompressed video; written as 4:4:4 of 8 bits.
+pub(super) struct Y4m;
+
+impl Format for Y4m {
+    fn name(&self) -> &'static str {
+        "y4m"
+    }
+
+    fn endings(&self) -> &'static [&'static str] {
+        &["y4m"]
+    }
+
+    fn kind(&self) -> FormatKind {
+        FormatKind::Clip
+    }
+
+    fn matches(&self, head: &[u8]) -> bool {
+        head.starts_with(b"YUV4MPEG2")
+    }
+
+    fn open(&self, path: &Path) -> Result<Reader, IoError> {
+        Ok(Reader::Frames(Box::new(Video::open(path)?)))
+    }
+
+    fn create(&self, target: &Target<'_>) -> Result<Box<dyn Writer>, IoError> {
+        Ok(Box::new(ClipWriter::new(target, FileWriter::new(target)?)))
+    }
+}
 
 /// The longest line of a header.
 const LONGEST_LINE: u64 = 4096;
@@ -50,8 +78,8 @@ struct Header {
     /// Along the height and the width.
     siting: [Siting; 2],
     is_full_range: bool,
-    /// What is not heeded, in words.
-    unheeded: Vec<String>,
+    /// What is ignored, in words.
+    ignored: Vec<String>,
 }
 
 impl Header {
@@ -70,7 +98,7 @@ impl Header {
             has_alpha: false,
             siting: [Siting { px: 2, is_centred: true }; 2],
             is_full_range: false,
-            unheeded: Vec::new(),
+            ignored: Vec::new(),
         };
         let (mut kind, mut other_kind) = (None, None);
         for parameter in parameters.split(' ').filter(|parameter| !parameter.is_empty()) {
@@ -85,12 +113,12 @@ impl Header {
                 Some('A') => {
                     let [a, b] = ratio()?;
                     if a != b {
-                        header.unheeded.push(format!("its px are not square ({value})"));
+                        header.ignored.push(format!("its px are not square ({value})"));
                     }
                 }
                 Some('I') => match value {
-                    "t" | "b" => header.unheeded.push("its frames are interlaced".to_owned()),
-                    "m" => header.unheeded.push("some of its frames are interlaced".to_owned()),
+                    "t" | "b" => header.ignored.push("its frames are interlaced".to_owned()),
+                    "m" => header.ignored.push("some of its frames are interlaced".to_owned()),
                     _ => {}
                 },
                 Some('C') => kind = Some(value.to_ascii_lowercase()),
@@ -251,73 +279,68 @@ fn line(file: &mut impl BufRead) -> std::io::Result<Option<Vec<u8>>> {
     Ok(Some(line).filter(|line| !line.is_empty()))
 }
 
-pub(super) fn open(path: &Path) -> Result<(Frames, Option<Fps>), IoError> {
-    let source = Source::new(path)?;
-    for what in &source.header.unheeded {
-        tracing::warn!("{}: {what}, which is not heeded", path.display());
-    }
-    let fps = source.header.fps;
-    Ok((Box::new(Reader { source, is_over: false }), fps))
-}
-
-/// Reads the headers of the frames and passes over the rest.
-pub(super) fn probe(path: &Path) -> Result<ClipInfo, IoError> {
-    let mut source = Source::new(path)?;
-    let read = |source| IoError::Read { path: path.to_owned(), source };
-    let bytes = source.header.frame_bytes().unwrap_or_default() as u64;
-    let length = source.file.get_ref().metadata().map_err(read)?.len();
-    while source.frame_follows()? {
-        let left = length.saturating_sub(source.file.stream_position().map_err(read)?);
-        if left < bytes {
-            return Err(source.ends_early(left));
-        }
-        source.file.seek_relative(i64::try_from(bytes).unwrap_or(i64::MAX)).map_err(read)?;
-        source.frames += 1;
-    }
-    if source.frames == 0 {
-        return Err(IoError::NoFrames { path: path.to_owned() });
-    }
-    Ok(ClipInfo { size: [source.header.height, source.header.width], frames: source.frames, fps: source.header.fps })
-}
-
-struct Reader {
+/// A file whose frames are counted.
+struct Video {
     source: Source,
-    is_over: bool,
+    info: ClipInfo,
 }
 
-impl Reader {
-    fn read(&mut self) -> Result<Option<DynamicImage>, IoError> {
-        let source = &mut self.source;
-        if !source.frame_follows()? {
+impl Video {
+    /// Reads the headers of the frames and passes over the rest.
+    fn open(path: &Path) -> Result<Self, IoError> {
+        let mut source = Source::new(path)?;
+        let read = |source| IoError::Read { path: path.to_owned(), source };
+        let bytes = source.header.frame_bytes().unwrap_or_default() as u64;
+        let length = source.file.get_ref().metadata().map_err(read)?.len();
+        while source.frame_follows()? {
+            let left = length.saturating_sub(source.file.stream_position().map_err(read)?);
+            if left < bytes {
+                return Err(source.ends_early(left));
+            }
+            source.file.seek_relative(i64::try_from(bytes).unwrap_or(i64::MAX)).map_err(read)?;
+            source.frames += 1;
+        }
+        if source.frames == 0 {
+            return Err(IoError::NoFrames { path: path.to_owned() });
+        }
+        let info = ClipInfo { size: [source.header.height, source.header.width], frames: source.frames, fps: source.header.fps };
+        Ok(Self { source: Source::new(path)?, info })
+    }
+}
+
+impl FrameReader for Video {
+    fn info(&self) -> ClipInfo {
+        self.info
+    }
+
+    fn frames(self: Box<Self>) -> Result<Frames, IoError> {
+        let mut source = self.source;
+        for what in &source.header.ignored {
+            tracing::warn!("{}: {what}, which is ignored", source.path.display());
+        }
+        Ok(until_error(move || source.next_frame()))
+    }
+}
+
+impl Source {
+    fn next_frame(&mut self) -> Result<Option<DynamicImage>, IoError> {
+        if !self.frame_follows()? {
             return Ok(None);
         }
-        let bytes = source.header.frame_bytes().unwrap_or_default() as u64;
-        // What a header says that lies costs no more memory than the file has bytes.
+        let bytes = self.header.frame_bytes().unwrap_or_default() as u64;
+        // A header that is wrong costs no more memory than the file has bytes.
         let mut frame = Vec::new();
-        match source.file.by_ref().take(bytes).read_to_end(&mut frame) {
+        match self.file.by_ref().take(bytes).read_to_end(&mut frame) {
             Ok(got) if got as u64 == bytes => {}
-            Ok(got) => return Err(source.ends_early(got as u64)),
-            Err(error) if error.kind() == ErrorKind::UnexpectedEof => return Err(source.ends_early(0)),
-            Err(error) => return Err(IoError::Read { path: source.path.clone(), source: error }),
+            Ok(got) => return Err(self.ends_early(got as u64)),
+            Err(error) if error.kind() == ErrorKind::UnexpectedEof => return Err(self.ends_early(0)),
+            Err(error) => return Err(IoError::Read { path: self.path.clone(), source: error }),
         }
-        source.frames += 1;
-        picture(&source.header, &frame).map(Some).ok_or_else(|| IoError::Unsupported {
-            path: source.path.clone(),
-            message: format!("it has frames of {}x{} px (height, width)", source.header.height, source.header.width),
+        self.frames += 1;
+        picture(&self.header, &frame).map(Some).ok_or_else(|| IoError::Unsupported {
+            path: self.path.clone(),
+            message: format!("it has frames of {}x{} px (height, width)", self.header.height, self.header.width),
         })
-    }
-}
-
-impl Iterator for Reader {
-    type Item = TimedFrame;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        if self.is_over {
-            return None;
-        }
-        let frame = self.read().transpose().map(|frame| frame.map(|image| (image, None)));
-        self.is_over = !matches!(frame, Some(Ok(_)));
-        frame
     }
 }
 
@@ -431,39 +454,39 @@ impl<'a> Rows<'a> {
 }
 
 /// Writes 4:4:4 video of 8 bits.
-pub(super) struct Writer {
+struct FileWriter {
     path: PathBuf,
     pending: PendingFile,
     encoder: Encoder<BufWriter<File>>,
 }
 
-impl Writer {
-    pub(super) fn new(format: &ClipFormat) -> Result<Self, IoError> {
-        let path = format.path.to_owned();
+impl FileWriter {
+    fn new(target: &Target<'_>) -> Result<Self, IoError> {
+        let path = target.path.to_owned();
+        let [_, _, frames, height, width] = target.shape;
         let error = |source| IoError::Write { path: path.clone(), source };
         let pending = PendingFile::new(&path)?;
-        reserve(pending.file(), &pending.lies_in(), bytes_of(format))?;
+        reserve(pending.file(), &pending.lies_in(), bytes_of([frames, height, width]))?;
         let file = pending.file().try_clone().map_err(error)?;
-        let encoder = Encoder::new(BufWriter::with_capacity(1 << 20, file), format.size, format.fps).map_err(error)?;
+        let encoder = Encoder::new(BufWriter::with_capacity(1 << 20, file), [height, width], target.fps).map_err(error)?;
         Ok(Self { path, pending, encoder })
     }
 }
 
 /// Of all frames, with what begins each.
-fn bytes_of(format: &ClipFormat) -> u64 {
-    let [height, width, frames] = [format.size[0], format.size[1], format.frames].map(|count| count as u64);
+fn bytes_of(extent: [usize; 3]) -> u64 {
+    let [frames, height, width] = extent.map(|count| count as u64);
     height.saturating_mul(width).saturating_mul(3).saturating_add(FRAME.len() as u64).saturating_mul(frames)
 }
 
-impl FrameWriter for Writer {
+impl FrameWriter for FileWriter {
     fn write(&mut self, pixels: &[u8]) -> Result<(), IoError> {
         self.encoder.write(pixels).map_err(|source| IoError::Write { path: self.path.clone(), source })
     }
 
     fn finish(self: Box<Self>) -> Result<(), IoError> {
         let Self { path, pending, encoder } = *self;
-        // Some file systems tell only now that there was no room.
-        encoder.finish().and_then(|_| pending.file().sync_all()).map_err(|source| IoError::Write { path, source })?;
+        encoder.finish().map_err(|source| IoError::Write { path, source })?;
         pending.publish()
     }
 }
@@ -504,7 +527,7 @@ impl<W: Write> Encoder<W> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{CANVAS, Limited, levels};
+    use super::super::super::clip_writer::testing::{CANVAS, Limited, levels};
     use super::*;
 
     #[test]
@@ -512,7 +535,7 @@ mod tests {
     fn a_disk_without_room_for_all_frames_is_told_before_the_first() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("clip.y4m");
-        let begin = |frames| Writer::new(&ClipFormat { path: &path, size: [64, 64], frames, fps: Fps::DEFAULT });
+        let begin = |frames| FileWriter::new(&Target::new(&path, [1, 3, frames, 64, 64]));
         assert!(begin(2).is_ok());
         for frames in [1 << 50, usize::MAX] {
             assert!(matches!(begin(frames), Err(IoError::NoSpace { .. })));
@@ -531,8 +554,18 @@ mod tests {
         path
     }
 
+    fn probe(path: &Path) -> Result<ClipInfo, IoError> {
+        Video::open(path).map(|video| video.info())
+    }
+
+    /// Frames, without counting them before.
+    fn open(path: &Path) -> Result<Frames, IoError> {
+        let mut source = Source::new(path)?;
+        Ok(until_error(move || source.next_frame()))
+    }
+
     fn first(path: &Path) -> DynamicImage {
-        open(path).unwrap().0.next().unwrap().unwrap().0
+        open(path).unwrap().next().unwrap().unwrap()
     }
 
     fn bytes(values: impl IntoIterator<Item = usize>, depth: u32) -> Vec<u8> {
@@ -623,8 +656,8 @@ mod tests {
             ("F25:1 Ib A4:3 XCOLORRANGE=LIMITED", 4, Fps::new(25, 1)),
         ] {
             let path = write(folder.path(), &format!("W3 H3 {parameters}"), &[vec![128; 9 + 2 * colour], vec![128; 9 + 2 * colour]]);
-            let (frames, rate) = open(&path).unwrap();
-            let frames: Vec<_> = frames.map(|frame| frame.unwrap().0.to_rgb8()).collect();
+            let frames = open(&path).unwrap();
+            let frames: Vec<_> = frames.map(|frame| frame.unwrap().to_rgb8()).collect();
             assert_eq!((frames.len(), rate), (2, fps), "{parameters}");
             assert!(frames[1].dimensions() == (3, 3) && frames[1].pixels().all(|pixel| pixel.0 == [130; 3]), "{parameters}");
             assert_eq!(probe(&path).unwrap(), ClipInfo { size: [3, 3], frames: 2, fps });
@@ -647,7 +680,7 @@ mod tests {
         }
         // Sizes that no memory holds are found by what is not there.
         let path = write(folder.path(), "W16000000 H16000000 C444p16", &[vec![128; 64]]);
-        assert!(matches!(open(&path).unwrap().0.next(), Some(Err(IoError::IncompleteClip { frames: 0, .. }))));
+        assert!(matches!(open(&path).unwrap().next(), Some(Err(IoError::IncompleteClip { frames: 0, .. }))));
         assert!(matches!(probe(&path), Err(IoError::IncompleteClip { .. })));
     }
 
@@ -659,7 +692,7 @@ mod tests {
         let header = whole.iter().position(|&byte| byte == b'\n').unwrap() + 1;
         for length in 0..whole.len() {
             std::fs::write(&path, &whole[..length]).unwrap();
-            let (read, probed) = (open(&path).map(|(frames, _)| frames.collect::<Result<Vec<_>, _>>()), probe(&path));
+            let (read, probed) = (open(&path).map(|frames| frames.collect::<Result<Vec<_>, _>>()), probe(&path));
             if length < header {
                 assert!(matches!((read, probed), (Err(IoError::Damaged { .. }), Err(IoError::Damaged { .. }))), "{length}");
                 continue;
@@ -676,7 +709,7 @@ mod tests {
             }
         }
         std::fs::write(&path, [&whole[..], b"trailing"].concat()).unwrap();
-        assert!(matches!(open(&path).unwrap().0.last(), Some(Err(IoError::Damaged { .. }))));
+        assert!(matches!(open(&path).unwrap().last(), Some(Err(IoError::Damaged { .. }))));
     }
 
     #[test]
