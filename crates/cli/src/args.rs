@@ -1,9 +1,10 @@
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{ArgAction, Parser, Subcommand, ValueEnum};
 use tilevae::Direction;
-use tilevae::io::Fps;
+use tilevae::io::{self, Fps};
 
 /// Decodes and encodes pictures and clips through the VAEs of diffusion models, in tiles and bounded memory.
 #[derive(Debug, Parser)]
@@ -55,19 +56,18 @@ pub(crate) enum Format {
     Json,
 }
 
-/// What is written where the name of a file does not say it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum OutputFormat {
-    Safetensors,
-    Npy,
-    Png,
-    #[value(alias = "jpeg")]
-    Jpg,
-    Webp,
-    #[value(alias = "tif")]
-    Tiff,
-    Y4m,
-    Gif,
+/// The format that is written where the name of a file does not say it.
+pub(crate) type OutputFormat = &'static dyn io::Format;
+
+/// The formats that can be written under any name.
+fn output_formats() -> impl TypedValueParser<Value = OutputFormat> {
+    let formats = io::formats().iter().filter(|format| format.is_written() && format.endings().contains(&format.name()));
+    let values = formats.map(|format| {
+        let aliases = format.endings().iter().filter(|&&ending| ending != format.name());
+        PossibleValue::new(format.name()).aliases(aliases.copied())
+    });
+    PossibleValuesParser::new(values.collect::<Vec<_>>())
+        .try_map(|name| io::format_named(&name).ok_or_else(|| format!("{name} is no format of files")))
 }
 
 #[derive(Debug, Subcommand)]
@@ -115,7 +115,7 @@ pub(crate) struct Decode {
     #[arg(short, long, value_name = "FILE|DIR")]
     pub(crate) output: PathBuf,
     /// What is written, where the name of the output does not say it, as - does not.
-    #[arg(long, value_enum, value_name = "KIND")]
+    #[arg(long, value_parser = output_formats(), value_name = "KIND")]
     pub(crate) output_format: Option<OutputFormat>,
     /// Frames a second of the clip that is written, as 16, 23.976 or 24000/1001. By default the rate that the latents' file remembers, or 16.
     #[arg(long, value_name = "RATE")]
@@ -137,7 +137,7 @@ pub(crate) struct Encode {
     #[arg(short, long, value_name = "FILE")]
     pub(crate) output: PathBuf,
     /// What is written, where the name of the output does not say it, as - does not: safetensors or npy.
-    #[arg(long, value_enum, value_name = "KIND")]
+    #[arg(long, value_parser = output_formats(), value_name = "KIND")]
     pub(crate) output_format: Option<OutputFormat>,
     /// Frames a second that the latents' file remembers. By default the clip's own rate.
     #[arg(long, value_name = "RATE")]
@@ -159,7 +159,7 @@ pub(crate) struct Roundtrip {
     #[arg(short, long, value_name = "FILE|DIR")]
     pub(crate) output: Option<PathBuf>,
     /// What is written, where the name of the output does not say it, as - does not.
-    #[arg(long, value_enum, value_name = "KIND", requires = "output")]
+    #[arg(long, value_parser = output_formats(), value_name = "KIND", requires = "output")]
     pub(crate) output_format: Option<OutputFormat>,
     /// Frames a second of the clip that is written. By default the clip's own rate, or 16.
     #[arg(long, value_name = "RATE")]

@@ -1,6 +1,6 @@
 use serde::{Deserialize, Serialize};
 use tiling::{GridDefaults, Overlap};
-use vae_core::{Clamp, FrameRule, LatentNorm, VaeError, VaeSpec};
+use vae_core::{Clamp, FrameRule, LatentNorm, PosteriorKind, VaeError, VaeSpec};
 
 /// Frames that a temporal convolution remembers.
 const REMEMBERED: usize = 2;
@@ -177,6 +177,7 @@ impl WanConfig {
             input_channels: self.in_channels / patch_values,
             output_channels: self.out_channels / patch_values,
             latent_channels: self.z_dim,
+            posterior: PosteriorKind::Gaussian,
             spatial_ratio: self.spatial_ratio(),
             patch: self.patch(),
             frames: FrameRule::Causal { ratio: self.temporal_ratio() },

@@ -152,7 +152,7 @@ impl Vae for WanVae {
                 return Err(VaeError::NotLoaded { component: "encoder" });
             };
             cache.rewind();
-            let x = patchify(samples.cast(self.dtype), self.spec.patch);
+            let x = patchify(samples.cast(self.dtype), self.spec.patch, self.spec.spatial_ratio);
             Ok(conv.forward(encoder.forward(x.into(), &mut cache)).into())
         })
     }
@@ -163,17 +163,17 @@ impl Vae for WanVae {
     }
 }
 
-/// Patches of samples as channels, in the order channel, column, row (diffusers, `patchify`). What is over at the right and bottom is left out, with
-/// whatever does not make a whole latent px.
+/// Patches of samples as channels, in the order channel, column, row (diffusers, `patchify`). Rows below and columns to the right that fill no latent px of `ratio` px
+/// are left out: the shortcuts of such a model average whole blocks of px.
 ///
 /// # Shapes
-/// `[b, c, t, h, w]` to `[b, c * patch * patch, t, h / patch, w / patch]`.
-fn patchify(samples: Tensor<5>, patch: usize) -> Tensor<5> {
+/// `[b, c, t, h, w]` to `[b, c * patch * patch, t, h / patch, w / patch]`, where h and w are rounded down to multiples of `ratio`.
+fn patchify(samples: Tensor<5>, patch: usize, ratio: usize) -> Tensor<5> {
     if patch == 1 {
         return samples;
     }
     let [b, c, t, h, w] = samples.dims();
-    let [h, w] = [h / patch, w / patch];
+    let [h, w] = [h, w].map(|side| side / ratio * ratio / patch);
     let whole = samples.narrow(3, 0, h * patch).narrow(4, 0, w * patch);
     let patches = whole.reshape([b, c, t, h, patch, w, patch]).permute([0, 1, 6, 4, 2, 3, 5]);
     patches.reshape([b, c * patch * patch, t, h, w])

@@ -117,9 +117,9 @@ mod tests {
         let config = tilevae::Config::from_toml(&format!("model.path = {MODEL:?}\ntiling.tile_px = 16")).unwrap();
         let pipeline = tilevae::Pipeline::load(&config).unwrap();
         let samples = tilevae::HostTensor::from_fn([1, 3, 1, 40, 32], |[_, c, _, y, x]| ((7 * c + 5 * y + 3 * x) % 19) as f32 / 9.5 - 1.0);
-        let encoded = pipeline.encode(&samples, &mut ()).unwrap();
+        let encoded = pipeline.encode(&samples, tilevae::RunOptions::default()).unwrap();
         assert!(encoded.stats.tiles > 4);
-        let decoded = pipeline.decode(&encoded.latents, &mut ()).unwrap();
+        let decoded = pipeline.decode(&encoded.latents, tilevae::RunOptions::default()).unwrap();
         let worst = samples.data().iter().zip(decoded.data()).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
         assert!(worst < 1e-5, "{worst}");
     }

@@ -3,13 +3,12 @@ use std::path::Path;
 
 use anyhow::Context;
 use serde_json::{Value, json};
-use tilevae::io::{self, SampleFile, Tensors};
+use tilevae::io::{self, FormatKind, SampleFile, Samples, Tensors};
 use tilevae::vae_core::{Components, normal_noise};
 use tilevae::{Config, Count, Direction, ExecutorConfig, FittedFrames, HostTensor, Model, Pipeline, RunPlan, RunStats, TileSource};
 
 use crate::args::{Bench, Common};
 use crate::commands::plan;
-use crate::commands::samples::{self, Samples};
 use crate::failure::UsageError;
 use crate::interrupt::during;
 use crate::memory;
@@ -19,8 +18,8 @@ use crate::watch::Watch;
 pub(crate) fn bench(common: &Common, args: &Bench) -> anyhow::Result<()> {
     let config = super::configuration(common)?;
     let model = super::open_model(&config)?;
-    let file = samples::Input::open(&args.input)?;
-    let (direction, shape) = plan::input_shape(file.path(), args.direction, &model.spec, &config)?;
+    let file = io::Input::open(&args.input)?;
+    let (direction, shape) = plan::input_shape(&file, args.direction, &model.spec, &config)?;
     RunPlan::new(&config, model.entry.name, &model.spec, direction, shape)?;
     let model = model.only(if direction == Direction::Decode { Components::Decoder } else { Components::Encoder });
     let input = Input::read(file.path(), direction, shape, &model, &config)?;
@@ -28,11 +27,12 @@ pub(crate) fn bench(common: &Common, args: &Bench) -> anyhow::Result<()> {
     for config in configurations(&config, args)? {
         let executor = name(&config.executor)?;
         let pipeline = super::load_pipeline(&config, &model, &tilevae::open_devices(&config.devices)?)?;
-        pipeline.warm_up(direction, shape)?;
+        let plan = pipeline.plan(direction, shape)?;
+        pipeline.warm_up(&plan, &crate::interrupt::stop());
         let mut runs = Vec::new();
         for _ in 0..args.runs.get() {
             memory::forget_peak();
-            let (stats, hash) = run(common, &pipeline, &input, direction, &model)?;
+            let (stats, hash) = run(common, &pipeline, &plan, &input, &model)?;
             runs.push(Row { executor: executor.clone(), stats, hash, peak: memory::peak(), on_devices: pipeline.device_memory() });
         }
         runs.sort_by_key(|row| row.stats.elapsed);
@@ -141,7 +141,7 @@ impl Input {
         }
         Ok(match direction {
             Direction::Decode => Self::HostTensor(Tensors::read(path)?.input(direction, &model.spec, &config.io)?.read()?.block),
-            Direction::Encode => Self::Samples(Samples::read(&[path.to_owned()], &model.spec, config)?),
+            Direction::Encode => Self::Samples(Samples::read(&[path.to_owned()], &model.spec, &config.io)?),
         })
     }
 
@@ -154,20 +154,21 @@ impl Input {
 }
 
 fn is_tensor(path: &Path) -> Result<bool, io::IoError> {
-    Ok(io::FileKind::of(path)?.is_tensors())
+    Ok(io::format_of(path)?.kind() == FormatKind::Tensors)
 }
 
-fn run(common: &Common, pipeline: &Pipeline, input: &Input, direction: Direction, model: &Model) -> anyhow::Result<(RunStats, String)> {
-    match direction {
+fn run(common: &Common, pipeline: &Pipeline, plan: &RunPlan, input: &Input, model: &Model) -> anyhow::Result<(RunStats, String)> {
+    match plan.direction {
         Direction::Decode => {
-            let plan = pipeline.plan(direction, input.source().shape())?;
             let mut samples = SampleFile::scratch(plan.output_shape)?;
-            let stats = during(|| pipeline.decode_to(input.source(), &mut samples, &mut Watch::new(common, "decode")))?;
+            let mut watch = Watch::new(common, "decode");
+            let stats = during(|| pipeline.run(plan, input.source(), &mut samples, super::run_options(&mut watch)))?;
             Ok((stats, samples.sha256()?))
         }
         Direction::Encode => {
             let fitted = FittedFrames::new(input.source(), model.spec.frames, pipeline.config().io.frames)?;
-            let encoded = during(|| pipeline.encode(&fitted, &mut Watch::new(common, "encode")))?;
+            let mut watch = Watch::new(common, "encode");
+            let encoded = during(|| pipeline.encode_planned(plan, &fitted, super::run_options(&mut watch)))?;
             Ok((encoded.stats, io::sha256(&encoded.latents)))
         }
     }

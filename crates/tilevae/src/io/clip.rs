@@ -131,8 +131,6 @@ pub(super) fn open_clip(path: &Path) -> Result<Box<dyn FrameReader>, IoError> {
 
 #[cfg(test)]
 mod tests {
-    use tiling::Sink as _;
-
     use super::super::{Target, Writer};
     use super::*;
 

@@ -90,17 +90,17 @@ impl Writer for ClipWriter {
 
 /// What tests of the writers share.
 #[cfg(test)]
-mod testing {
+pub(super) mod testing {
     /// Height and width of small frames.
-    pub(super) const CANVAS: usize = 8;
+    pub(in crate::io) const CANVAS: usize = 8;
 
     /// A frame of grey levels.
-    pub(super) fn levels(level: u8) -> Vec<u8> {
+    pub(in crate::io) fn levels(level: u8) -> Vec<u8> {
         (0..CANVAS * CANVAS).flat_map(|place| [(3 * place) as u8 ^ level; 3]).collect()
     }
 
     /// A disk with room for so many bytes.
-    pub(super) struct Limited(pub(super) usize);
+    pub(in crate::io) struct Limited(pub(in crate::io) usize);
 
     impl std::io::Write for Limited {
         fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
@@ -117,4 +117,3 @@ mod testing {
         }
     }
 }
-

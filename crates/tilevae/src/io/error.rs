@@ -1,6 +1,6 @@
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use super::Fps;
+use super::{FormatKind, Fps};
 use crate::NonFinite;
 
 /// A file that cannot be used.
@@ -285,6 +285,84 @@ pub enum IoError {
         /// The input or output.
         path: PathBuf,
     },
+    /// An output that would replace an input.
+    #[error("{option} {} would replace {what}{}; choose another name", path.display(), if file == path { String::new() } else { format!(", {}", file.display()) })]
+    WouldReplace {
+        /// The option that names the output.
+        option: String,
+        /// The output.
+        path: PathBuf,
+        /// What the input is.
+        what: String,
+        /// The input.
+        file: PathBuf,
+    },
+    /// Two outputs in one place.
+    #[error("{option} and {other} would both write {}; choose another name for one", path.display())]
+    WrittenTwice {
+        /// The option that names one output.
+        option: String,
+        /// The option that names the other.
+        other: String,
+        /// The file.
+        path: PathBuf,
+    },
+    /// A rate for an output that has none.
+    #[error("--fps is the rate of a clip; {} is written as {written_as}", shown(path))]
+    NotAClip {
+        /// The output.
+        path: PathBuf,
+        /// What it is.
+        written_as: &'static str,
+    },
+    /// A rate for pictures.
+    #[error("--fps is the rate of a clip; what is encoded are pictures")]
+    RateOfPictures,
+    /// A format of latents without metadata, asked to note a rate.
+    #[error("--fps is noted in .safetensors files; {} has no room for it", path.display())]
+    NoMetadata {
+        /// The output.
+        path: PathBuf,
+    },
+    /// Latents in a format that is not one of tensors.
+    #[error("{} would be {}; latents are written as .safetensors or .npy", path.display(), if *kind == FormatKind::Picture { "a picture" } else { "a clip" })]
+    NotLatents {
+        /// The output.
+        path: PathBuf,
+        /// What its format holds.
+        kind: FormatKind,
+    },
+    /// Several pictures or clips for one pipe.
+    #[error("a batch of {items} is written to as many files, which {} is not; write raw samples", shown(path))]
+    BatchToStream {
+        /// The output.
+        path: PathBuf,
+        /// Items of the batch.
+        items: usize,
+    },
+    /// A name of one format where another is asked for.
+    #[error("the name {} says another kind than --output-format; leave one out", path.display())]
+    OtherFormat {
+        /// The output.
+        path: PathBuf,
+    },
+    /// A name that says no format.
+    #[error("the name {} does not say what is written; add --output-format png, safetensors or another", path.display())]
+    UnnamedFormat {
+        /// The output.
+        path: PathBuf,
+    },
+    /// Standard input for several inputs.
+    #[error("standard input holds one input; name the others as files")]
+    OneStandardInput,
+    /// A round trip of a model that gives other channels than it takes.
+    #[error("the model takes {taken} channels and gives {given}: they cannot be compared")]
+    Channels {
+        /// Channels of the samples that are encoded.
+        taken: usize,
+        /// Channels of the samples that are decoded.
+        given: usize,
+    },
     /// A format that holds one tensor, asked to hold more.
     #[error("{} can hold one tensor; write a .safetensors file for latents, mean and logvar", path.display())]
     OneTensor {
@@ -294,6 +372,28 @@ pub enum IoError {
 }
 
 impl IoError {
+    /// What the error is about, in a word for programs: `arguments` where inputs and outputs do not go together, else `file`.
+    pub fn kind(&self) -> &'static str {
+        if self.is_of_arguments() { "arguments" } else { "file" }
+    }
+
+    fn is_of_arguments(&self) -> bool {
+        matches!(
+            self,
+            Self::WouldReplace { .. }
+                | Self::WrittenTwice { .. }
+                | Self::NotAClip { .. }
+                | Self::RateOfPictures
+                | Self::NoMetadata { .. }
+                | Self::NotLatents { .. }
+                | Self::BatchToStream { .. }
+                | Self::OtherFormat { .. }
+                | Self::UnnamedFormat { .. }
+                | Self::OneStandardInput
+                | Self::Channels { .. }
+        )
+    }
+
     /// Whether something was asked for that no file could give, as against a file that failed.
     pub fn is_usage(&self) -> bool {
         matches!(
@@ -312,8 +412,13 @@ impl IoError {
                 | Self::Rate { .. }
                 | Self::SeveralTensors { .. }
                 | Self::Ambiguous { .. }
-        )
+        ) || self.is_of_arguments()
     }
+}
+
+/// A file as people call it.
+fn shown(path: &Path) -> String {
+    if path == Path::new("-") { "standard output".to_owned() } else { path.display().to_string() }
 }
 
 /// A number of bytes in words.

@@ -50,7 +50,7 @@ impl Limits {
 /// Every method but `name`, `endings` and `kind` has a default; a format that is only written leaves out [`open`](Self::open), one that is only read
 /// [`create`](Self::create) and says so in [`is_written`](Self::is_written).
 pub trait Format: Sync {
-    /// The name that `--output-format` takes.
+    /// The name. Where it is one of the endings, files can be written under any name, and `--output-format` takes it.
     fn name(&self) -> &'static str;
 
     /// Endings of file names, lower-case, without the dot; the first is given to files that are told by their content.
@@ -319,7 +319,7 @@ pub(super) fn head_of(path: &Path) -> Result<Vec<u8>, IoError> {
 /// The endings of the formats that `filter` takes, for messages.
 pub fn endings(filter: impl Fn(&dyn Format) -> bool) -> String {
     let chosen = || formats().iter().copied().filter(|&format| filter(format));
-    let dotted = chosen().flat_map(|format| format.endings()).map(|ending| format!(".{ending}"));
+    let dotted = chosen().flat_map(Format::endings).map(|ending| format!(".{ending}"));
     let folders = chosen().filter(|format| format.is_folder()).map(|_| "or a folder of frames".to_owned());
     dotted.chain(folders).collect::<Vec<_>>().join(", ")
 }

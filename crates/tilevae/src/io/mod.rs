@@ -10,36 +10,42 @@ mod clip;
 mod clip_writer;
 mod delays;
 mod error;
+mod files;
 mod format;
 mod formats;
 mod fps;
 mod hash;
-mod media;
+mod job;
+mod output;
 mod pending;
 mod picture_writer;
 mod pictures;
 mod pixels;
 mod sample_file;
+mod samples;
 mod space;
-mod tensors;
 mod tensor_writer;
+mod tensors;
 
 pub use axes::Axes;
 pub use background::Background;
 pub use clip::Clip;
 pub use clip_writer::{ClipWriter, FrameWriter};
 pub use error::IoError;
+pub use files::Files;
 pub use format::{
-    ClipInfo, Format, FormatEntry, FormatKind, FrameReader, Frames, Limits, Reader, Target, TensorHeader, TensorReader, Writer, check_output, endings,
-    format_named, format_of, formats, output_format_of, until_error,
+    ClipInfo, Format, FormatEntry, FormatKind, FrameReader, Frames, Limits, Reader, Target, TensorHeader, TensorReader, Writer, check_output,
+    endings, format_named, format_of, formats, output_format_of, until_error,
 };
 pub use fps::Fps;
 pub use hash::{HashingSink, sha256};
-pub use media::Media;
+pub use job::{DecodeJob, Decoded, EncodeJob, EncodedFile, Planning, RoundTrip, RoundTripJob, Written};
+pub use output::Output;
 pub use pending::{Spooled, is_standard_output, is_stream, remove_pending, written_file};
 pub use picture_writer::{PictureWriter, Pixels8};
 pub use pictures::{Pictures, picture_size};
 pub use sample_file::SampleFile;
+pub use samples::{Input, Samples, planned_shape};
 pub use space::check_space;
 pub use tensor_writer::{Origin, TensorWriter, write_tensors};
 pub use tensors::{Tensor, TensorInput, Tensors};
@@ -120,7 +126,7 @@ mod tests {
         let mut wrong = vec![at("file/out.png"), at("none/out.png"), folder.path().to_owned()];
         if cfg!(target_os = "linux") {
             // Nobody can write there, whoever runs this.
-            wrong.extend(["/sys/out.png", "/sys/frames"].map(PathBuf::from));
+            wrong.extend(["/sys/out.png", "/sys/frames"].map(std::path::PathBuf::from));
         }
         for path in wrong {
             assert!(
@@ -139,7 +145,6 @@ mod tests {
     #[test]
     #[cfg(target_os = "linux")]
     fn a_full_disk_is_called_that() {
-        use tiling::Sink;
         let folder = tempfile::tempdir().unwrap();
         for name in ["out.png", "out.jpg", "out.webp", "out.tif"] {
             let path = folder.path().join(name);

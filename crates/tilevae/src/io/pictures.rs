@@ -6,7 +6,7 @@ use tiling::{BoxError, HostTensor, Region, TileSource};
 use super::format::{format_by_content, head_of};
 use super::formats::unknown_picture;
 use super::pixels::{DroppedAlpha, Pixels};
-use super::{Background, Format, FrameReader, IoError};
+use super::{Background, FrameReader, IoError};
 
 /// Pictures of one size, as a source of samples from -1 to 1. They stay in 8 or 16 bits; a tile is made into floats when it is read.
 ///

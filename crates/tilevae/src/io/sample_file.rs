@@ -210,7 +210,9 @@ impl TileSource for SampleFile {
                     let values = &mut block.data_mut()[from..from + at_once * width];
                     self.file.read_at(self.offset(plane, [first + frame, top + y, left]), values)?;
                     if cfg!(target_endian = "big") {
-                        values.iter_mut().for_each(|value| *value = f32::from_bits(u32::from_le(value.to_bits())));
+                        for value in values {
+                            *value = f32::from_bits(u32::from_le(value.to_bits()));
+                        }
                     }
                 }
             }

@@ -146,15 +146,16 @@ impl Tensors {
         };
         // A dictionary may lie in another.
         let nested = |name: &str| {
-            let mut found =
-                (0..self.reader.headers().len()).filter(|&index| self.reader.headers()[index].name.strip_suffix(name).is_some_and(|outer| outer.ends_with('.')));
+            let mut found = (0..self.reader.headers().len())
+                .filter(|&index| self.reader.headers()[index].name.strip_suffix(name).is_some_and(|outer| outer.ends_with('.')));
             found.next().filter(|_| found.next().is_none())
         };
         if let Some(chosen) = names.iter().find_map(|name| self.find(name)).or_else(|| names.iter().find_map(|name| nested(name))) {
             return Ok(chosen);
         }
-        let of_sizes: Vec<usize> =
-            (0..self.reader.headers().len()).filter(|&index| direction == Direction::Decode && sides_in_name(&self.reader.headers()[index].name).is_some()).collect();
+        let of_sizes: Vec<usize> = (0..self.reader.headers().len())
+            .filter(|&index| direction == Direction::Decode && sides_in_name(&self.reader.headers()[index].name).is_some())
+            .collect();
         match of_sizes[..] {
             [chosen] => return Ok(chosen),
             [_, _, ..] => {
@@ -181,10 +182,8 @@ impl Tensors {
         }
         let values = self.reader.read(chosen)?;
         let block = HostTensor::new(reading.sides, reading.arrange(values, header.is_fortran));
-        let block = block.ok_or_else(|| IoError::Damaged {
-            path: self.path.clone(),
-            message: "a tensor has not as many values as its shape says".to_owned(),
-        })?;
+        let block = block
+            .ok_or_else(|| IoError::Damaged { path: self.path.clone(), message: "a tensor has not as many values as its shape says".to_owned() })?;
         Ok(Tensor { block, rank: reading.rank(), origin: Origin::read(&self.metadata) })
     }
 }
@@ -263,7 +262,6 @@ mod tests {
     use std::io::{Cursor, Write};
 
     use tempfile::TempDir;
-    use tiling::Sink as _;
     use vae_core::{FrameRule, LatentNorm};
 
     use super::super::{Target, write_tensors};
@@ -502,10 +500,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let renamed = folder.path().join("renamed.safetensors");
         std::fs::write(&renamed, &bytes).unwrap();
-        for tensors in [
-            Tensors::read(&bare).unwrap(),
-            Tensors::read(&renamed).unwrap(),
-        ] {
+        for tensors in [Tensors::read(&bare).unwrap(), Tensors::read(&renamed).unwrap()] {
             let tensor = tensors.input(Direction::Decode, &two, &config("")).unwrap().read().unwrap();
             assert_eq!((tensor.block.shape(), tensor.block.data()), ([1, 2, 1, 2, 3], &expected[..]));
         }

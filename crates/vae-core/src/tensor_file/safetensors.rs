@@ -17,7 +17,8 @@ pub(super) fn open(file: &Arc<Source>) -> Result<TensorFile, Fault> {
         return Err(Fault::Damaged(format!("it is cut: its header has {length} bytes, the file {}", file.len)));
     };
     file.read_into(8, length, &mut bytes)?;
-    let Header { entries, metadata } = serde_json::from_slice(&bytes).map_err(|error| Fault::Damaged(format!("its header is no safetensors header: {error}")))?;
+    let Header { entries, metadata } =
+        serde_json::from_slice(&bytes).map_err(|error| Fault::Damaged(format!("its header is no safetensors header: {error}")))?;
     drop(bytes);
     let mut names = HashSet::new();
     if let Some((twice, _)) = entries.iter().find(|(name, _)| !names.insert(name)) {

@@ -17,7 +17,7 @@ pub(super) struct Jpeg;
 
 impl Format for Jpeg {
     fn name(&self) -> &'static str {
-        "jpeg"
+        "jpg"
     }
 
     fn endings(&self) -> &'static [&'static str] {

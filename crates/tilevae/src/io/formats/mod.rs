@@ -148,7 +148,6 @@ fn content_of(path: &Path) -> Result<Vec<u8>, Fault> {
     std::fs::read(path).map_err(Fault::Read)
 }
 
-
 /// Decoded frames.
 type Images = Box<dyn Iterator<Item = Result<DynamicImage, Fault>>>;
 

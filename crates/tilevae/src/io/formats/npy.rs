@@ -48,7 +48,7 @@ impl Format for Npy {
         if target.tensors.len() != 1 {
             return Err(IoError::OneTensor { path: target.path.to_owned() });
         }
-        Ok(Box::new(TensorWriter::new(target, |shape| header(shape))?))
+        Ok(Box::new(TensorWriter::new(target, header)?))
     }
 }
 

@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use super::super::{Format, FormatKind, IoError, Reader, TensorHeader, TensorReader};
+use super::Fault;
 use super::npy::NpyHeader;
 use super::torch::Torch;
-use super::Fault;
 
 /// A zip archive of arrays, as NumPy's `savez` writes it.
 pub(super) struct Npz;

@@ -658,7 +658,7 @@ mod tests {
             let path = write(folder.path(), &format!("W3 H3 {parameters}"), &[vec![128; 9 + 2 * colour], vec![128; 9 + 2 * colour]]);
             let frames = open(&path).unwrap();
             let frames: Vec<_> = frames.map(|frame| frame.unwrap().to_rgb8()).collect();
-            assert_eq!((frames.len(), rate), (2, fps), "{parameters}");
+            assert_eq!(frames.len(), 2, "{parameters}");
             assert!(frames[1].dimensions() == (3, 3) && frames[1].pixels().all(|pixel| pixel.0 == [130; 3]), "{parameters}");
             assert_eq!(probe(&path).unwrap(), ClipInfo { size: [3, 3], frames: 2, fps });
         }
@@ -692,7 +692,7 @@ mod tests {
         let header = whole.iter().position(|&byte| byte == b'\n').unwrap() + 1;
         for length in 0..whole.len() {
             std::fs::write(&path, &whole[..length]).unwrap();
-            let (read, probed) = (open(&path).map(|frames| frames.collect::<Result<Vec<_>, _>>()), probe(&path));
+            let (read, probed) = (open(&path).map(Iterator::collect::<Result<Vec<_>, _>>), probe(&path));
             if length < header {
                 assert!(matches!((read, probed), (Err(IoError::Damaged { .. }), Err(IoError::Damaged { .. }))), "{length}");
                 continue;

@@ -2,7 +2,7 @@ use std::ffi::OsString;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use tiling::{HostTensor, Region, Sink, TileSource};
+use tiling::{HostTensor, Region, TileSource};
 
 use super::super::super::{Clip, format_of};
 use super::*;
