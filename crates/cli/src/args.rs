@@ -39,7 +39,7 @@ pub(crate) struct Common {
     /// Compile and tune kernels for GPUs anew, and do not keep them for the next run.
     #[arg(long, global = true)]
     pub(crate) no_cache: bool,
-    /// How results are printed. With json, what happens in a run is told on standard error, too, as one JSON object a line.
+    /// How results are printed. With json, events of a run are printed to standard error, too, as one JSON object a line.
     #[arg(long, global = true, value_enum, default_value_t = Format::Text)]
     pub(crate) format: Format,
     /// No progress, no events and no warnings; only errors.

@@ -64,7 +64,7 @@ pub(crate) fn print_error(error: &anyhow::Error) -> u8 {
     code
 }
 
-/// Says that a signal ended the program; in text, only to whoever waits for a run to stop.
+/// Reports that a signal ended the program.
 pub(crate) fn print_interrupted(stopping: bool) {
     let text = if stopping { "error: interrupted, the run was given up\n" } else { "error: interrupted\n" };
     tell_error("interrupted", INTERRUPTED, "a signal ended the program".to_owned(), Vec::new(), text);

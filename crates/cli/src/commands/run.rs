@@ -41,7 +41,7 @@ pub(crate) fn encode(common: &Common, args: &args::Encode) -> anyhow::Result<()>
     output.latent_tensors(&config.io)?;
     let output = output.remembering_fps(args.fps)?;
     let model = super::open_model(&config)?.only(Components::Encoder);
-    let job = EncodeJob::with_files(&(&config, &model), &args.samples, output)?;
+    let job = EncodeJob::with_files(&(&config, &model), &args.samples, &output)?;
     let pipeline = load(&config, &model)?;
     super::warm_up(&pipeline, job.plan());
     let encoded = during(|| job.encode(&pipeline, super::run_options(&mut Watch::new(common, "encode"))))?;
@@ -99,7 +99,7 @@ pub(super) fn files(common: &Common, config: &Config, inputs: &[PathBuf]) -> Fil
     files
 }
 
-/// An output that replaces no input. What is wrong with its name is told first.
+/// An output that replaces no input. An unknown format is reported before that.
 fn named(files: &mut Files, path: &Path, output: Result<Output, IoError>) -> Result<Output, IoError> {
     if matches!(output, Ok(_) | Err(IoError::Write { .. } | IoError::FolderInUse { .. } | IoError::Terminal { .. } | IoError::NotLatents { .. })) {
         files.write("-o", path)?;
@@ -107,7 +107,7 @@ fn named(files: &mut Files, path: &Path, output: Result<Output, IoError>) -> Res
     output
 }
 
-/// The pipeline. A device that is not there is told before weights load.
+/// The pipeline. Devices are opened before weights load, so that missing ones are reported early.
 fn load(config: &Config, model: &Model) -> Result<Pipeline, tilevae::Error> {
     super::load_pipeline(config, model, &tilevae::open_devices(&config.devices)?)
 }

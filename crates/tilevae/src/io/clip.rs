@@ -118,7 +118,7 @@ impl TileSource for Clip {
     }
 }
 
-/// Opens a clip, or a picture of one or more frames. Names of pictures say little: those are told by their content.
+/// Opens a clip, or a picture of one or more frames. Pictures are recognised by content, whatever their name.
 pub(super) fn open_clip(path: &Path) -> Result<Box<dyn FrameReader>, IoError> {
     let format = format_of(path)?;
     let reader = match format.kind() {

@@ -7,7 +7,7 @@ use crate::NonFinite;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum IoError {
-    /// A name that ends in none of the known ways.
+    /// A file name with an ending that no format claims.
     #[error("{} is not a kind of file that can be used here; kinds are {kinds}", path.display())]
     UnknownKind {
         /// The file.

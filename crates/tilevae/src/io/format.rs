@@ -53,7 +53,7 @@ pub trait Format: Sync {
     /// The name. Where it is one of the endings, files can be written under any name, and `--output-format` takes it.
     fn name(&self) -> &'static str;
 
-    /// Endings of file names, lower-case, without the dot; the first is given to files that are told by their content.
+    /// Endings of file names, lower-case, without the dot; the first is given to inputs without a name, recognised by content.
     fn endings(&self) -> &'static [&'static str];
 
     /// What files hold.
@@ -101,7 +101,7 @@ pub trait Format: Sync {
     /// # Errors
     /// When it cannot be begun, or cannot hold what the target says.
     fn create(&self, target: &Target<'_>) -> Result<Box<dyn Writer>, IoError> {
-        Err(IoError::UnknownKind { path: target.path.to_owned(), kinds: endings(|format| format.is_written()) })
+        Err(IoError::UnknownKind { path: target.path.to_owned(), kinds: endings(Format::is_written) })
     }
 }
 
@@ -288,7 +288,7 @@ pub fn format_of(path: &Path) -> Result<&'static dyn Format, IoError> {
     let is_folder = path.is_dir() || (path.extension().is_none() && path.file_name().is_some());
     let mut all = formats().iter().copied();
     let found = if is_folder { all.find(|format| format.is_folder()) } else { all.find(|format| format.endings().contains(&&*ending)) };
-    found.ok_or_else(|| IoError::UnknownKind { path: path.to_owned(), kinds: endings(|format| format.is_written()) })
+    found.ok_or_else(|| IoError::UnknownKind { path: path.to_owned(), kinds: endings(Format::is_written) })
 }
 
 /// The same of a file that is to be written.
@@ -305,7 +305,7 @@ pub fn output_format_of(path: &Path) -> Result<&'static dyn Format, IoError> {
 }
 
 /// The format of a file that begins so.
-pub(super) fn format_by_content(head: &[u8], mut filter: impl FnMut(&dyn Format) -> bool) -> Option<&'static dyn Format> {
+pub(super) fn format_by_content(head: &[u8], mut filter: impl FnMut(&'static dyn Format) -> bool) -> Option<&'static dyn Format> {
     formats().iter().copied().find(|format| filter(*format) && format.matches(head))
 }
 
@@ -317,7 +317,7 @@ pub(super) fn head_of(path: &Path) -> Result<Vec<u8>, IoError> {
 }
 
 /// The endings of the formats that `filter` takes, for messages.
-pub fn endings(filter: impl Fn(&dyn Format) -> bool) -> String {
+pub fn endings(filter: impl Fn(&'static dyn Format) -> bool) -> String {
     let chosen = || formats().iter().copied().filter(|&format| filter(format));
     let dotted = chosen().flat_map(Format::endings).map(|ending| format!(".{ending}"));
     let folders = chosen().filter(|format| format.is_folder()).map(|_| "or a folder of frames".to_owned());

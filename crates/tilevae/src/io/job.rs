@@ -186,7 +186,7 @@ impl EncodeJob {
     ///
     /// # Errors
     /// When an input cannot be read, the model does not take it, the output cannot hold the latents or would replace an input, or a disk has no room.
-    pub fn new(planning: &impl Planning, samples: &[PathBuf], output: Output) -> Result<Self, Error> {
+    pub fn new(planning: &impl Planning, samples: &[PathBuf], output: &Output) -> Result<Self, Error> {
         let mut files = Files::new(planning.config(), samples);
         files.write("the output", output.path())?;
         Self::with_files(planning, samples, output)
@@ -196,7 +196,7 @@ impl EncodeJob {
     ///
     /// # Errors
     /// Those of [`new`](Self::new).
-    pub fn with_files(planning: &impl Planning, samples: &[PathBuf], output: Output) -> Result<Self, Error> {
+    pub fn with_files(planning: &impl Planning, samples: &[PathBuf], output: &Output) -> Result<Self, Error> {
         let io = &planning.config().io;
         let tensors = output.latent_tensors(io)?;
         let samples = Samples::read(samples, planning.spec(), io)?;
@@ -209,7 +209,7 @@ impl EncodeJob {
         let [batch, _, frames, height, width] = plan.output_shape;
         let latents = bytes_of([batch, planning.spec().latent_channels, frames, height, width]);
         check_space(&room_for(output.path()), latents.saturating_mul(tensors.len() as u64))?;
-        Ok(Self { plan, samples, output, tensors })
+        Ok(Self { plan, samples, output: output.clone(), tensors })
     }
 
     /// What will run.

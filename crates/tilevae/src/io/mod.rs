@@ -125,7 +125,7 @@ mod tests {
         std::fs::write(at("file"), "no folder").unwrap();
         let mut wrong = vec![at("file/out.png"), at("none/out.png"), folder.path().to_owned()];
         if cfg!(target_os = "linux") {
-            // Nobody can write there, whoever runs this.
+            // No user can write there.
             wrong.extend(["/sys/out.png", "/sys/frames"].map(std::path::PathBuf::from));
         }
         for path in wrong {

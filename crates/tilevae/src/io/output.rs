@@ -38,7 +38,7 @@ impl Output {
     }
 
     /// `listed`: the formats that the message about an unknown one lists.
-    fn new(path: PathBuf, given: Option<&'static dyn Format>, listed: impl Fn(&dyn Format) -> bool) -> Result<Self, IoError> {
+    fn new(path: PathBuf, given: Option<&'static dyn Format>, listed: impl Fn(&'static dyn Format) -> bool) -> Result<Self, IoError> {
         let has_ending = path.extension().is_some();
         let format = match (given, output_format_of(&path)) {
             (Some(given), Ok(named)) if has_ending && given != named => return Err(IoError::OtherFormat { path }),

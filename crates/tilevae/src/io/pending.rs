@@ -11,7 +11,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use super::format::{format_by_content, format_of};
 use super::{IoError, folder_of};
 
-/// What has a name without being whole.
+/// Incomplete outputs that have a name.
 static NAMED: Mutex<Named> = Mutex::new(Named { folders: Vec::new(), is_over: false });
 
 struct Named {
@@ -51,7 +51,7 @@ impl Hidden {
         let mut builder = tempfile::Builder::new();
         #[cfg(unix)]
         builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o777));
-        // Which name it would have had is of no interest.
+        // The random name is left out of the error.
         let hidden = builder.prefix(".tilevae-").tempdir_in(folder).map_err(|error| io::Error::from(error.kind()))?.keep();
         named.folders.push(hidden.clone());
         Ok(Self(hidden))
@@ -299,7 +299,7 @@ pub struct Spooled {
 }
 
 impl Spooled {
-    /// Reads a pipe, a device or an open file to its end; `-` is standard input. What it holds is told by its name or, where that says nothing, its content.
+    /// Reads a pipe, a device or an open file to its end; `-` is standard input. Its format is given by its name or, where that has no ending, recognised by content.
     ///
     /// # Errors
     /// When it cannot be read or holds nothing that can be used.

@@ -6,7 +6,7 @@ use tiling::{BoxError, HostTensor, Region, TileSource};
 use super::format::{format_by_content, head_of};
 use super::formats::unknown_picture;
 use super::pixels::{DroppedAlpha, Pixels};
-use super::{Background, FrameReader, IoError};
+use super::{Background, Format, FrameReader, IoError};
 
 /// Pictures of one size, as a source of samples from -1 to 1. They stay in 8 or 16 bits; a tile is made into floats when it is read.
 ///
@@ -81,7 +81,7 @@ pub fn picture_size(path: &Path) -> Result<[usize; 2], IoError> {
 /// Opens a picture or an animation, by its content, whatever its name says.
 pub(super) fn open_picture(path: &Path) -> Result<Box<dyn FrameReader>, IoError> {
     let head = head_of(path)?;
-    let format = format_by_content(&head, |format| format.is_picture()).ok_or_else(|| unknown_picture(path, &head))?;
+    let format = format_by_content(&head, Format::is_picture).ok_or_else(|| unknown_picture(path, &head))?;
     format.open(path)?.into_frames().ok_or_else(|| unknown_picture(path, &head))
 }
 

@@ -21,7 +21,7 @@ pub struct Tensor {
     pub origin: Origin,
 }
 
-/// The raw tensors of a file. What a file is is told by its content. Headers are read when it is opened, values when they are asked for.
+/// The raw tensors of a file. The format is recognised by content. Headers are read when it is opened, values when they are asked for.
 #[derive(Debug)]
 pub struct Tensors {
     path: PathBuf,
@@ -87,7 +87,7 @@ impl Tensors {
 
     /// What a run of this direction takes: the latents of a decode, the samples of an encode. Reads no values.
     ///
-    /// The tensor is the one that `io.tensor` names, else the one that has a name that programs give it. Which axis is which is told by `io.axes`, else
+    /// The tensor is the one that `io.tensor` names, else the one that has a name that programs give it. `io.axes` says which axis is which, else
     /// by the file or the model, where only one way fits.
     ///
     /// # Errors

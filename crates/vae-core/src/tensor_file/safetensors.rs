@@ -28,21 +28,7 @@ pub(super) fn open(file: &Arc<Source>) -> Result<TensorFile, Fault> {
     if end > data_len {
         return Err(Fault::Damaged(format!("it is cut: {end} bytes of values belong to it, of which {data_len} are there")));
     }
-    if end < data_len {
-        return Err(Fault::Damaged(format!("it has {} bytes, its header speaks of {}", file.len, 8 + length + end)));
-    }
     let mut spans: Vec<[u64; 2]> = entries.iter().map(|(_, entry)| entry.data_offsets).collect();
-    spans.sort_unstable();
-    let mut next = 0;
-    for [start, end] in spans {
-        if start < next {
-            return Err(Fault::Damaged("the values of two tensors lie in one place".to_owned()));
-        }
-        if start > next {
-            return Err(Fault::Damaged(format!("the {} bytes before byte {start} of its values belong to no tensor", start - next)));
-        }
-        next = end.max(start);
-    }
     let tensors = entries.into_iter().map(|(name, Entry { dtype, shape: Shape(shape), data_offsets: [start, end] })| {
         let wrong = |what: &str| Err(Fault::Damaged(format!("the header's {what} of `{name}` contradict each other")));
         let Some(len) = end.checked_sub(start) else { return wrong("offsets") };
@@ -55,7 +41,22 @@ pub(super) fn open(file: &Arc<Source>) -> Result<TensorFile, Fault> {
         let shape = if values.is_some() { shape } else { Vec::new() };
         Ok(StoredTensor { name, dtype, shape, strides: None, file: file.clone(), start: 8 + length + start, len, checksum: None })
     });
-    Ok(TensorFile { tensors: tensors.collect::<Result<_, _>>()?, metadata })
+    let tensors = tensors.collect::<Result<Vec<_>, _>>()?;
+    if end < data_len {
+        return Err(Fault::Damaged(format!("it has {} bytes, its header speaks of {}", file.len, 8 + length + end)));
+    }
+    spans.sort_unstable();
+    let mut next = 0;
+    for [start, end] in spans {
+        if start < next {
+            return Err(Fault::Damaged("the values of two tensors lie in one place".to_owned()));
+        }
+        if start > next {
+            return Err(Fault::Damaged(format!("the {} bytes before byte {start} of its values belong to no tensor", start - next)));
+        }
+        next = end;
+    }
+    Ok(TensorFile { tensors, metadata })
 }
 
 /// Every key that the header names, in its order.

@@ -259,7 +259,7 @@ impl<W: Write> Encoder<W> {
         self.to.write_frame(&frame).map_err(of_io)
     }
 
-    /// Writes the end, too: whoever drops an encoder hears of no error.
+    /// Writes the trailer, too: dropping an encoder reports no error.
     fn finish(self) -> std::io::Result<W> {
         let mut to = self.to.into_inner().map_err(of_io)?;
         to.flush()?;
@@ -377,7 +377,7 @@ mod tests {
             }
         }
         assert_eq!(most, 3);
-        // What follows the end is nobody's.
+        // What follows the end is ignored.
         std::fs::write(&path, [&whole[..], b"trailing"].concat()).unwrap();
         assert_eq!(frames(&path).unwrap(), 3);
     }
@@ -397,8 +397,22 @@ mod tests {
         assert!(matches!(error, IoError::IncompleteClip { frames: 2, expected: Some(3), .. }), "{error:?}");
     }
 
+    /// A canvas that its frame cannot fill is refused when it is decoded; its blocks are read all the same.
     #[test]
-    fn a_full_disk_is_heard_of() {
+    fn opening_decodes_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("clip.gif");
+        write(&path, &[5, 5]);
+        let mut bytes = std::fs::read(&path).unwrap();
+        bytes[6..10].fill(0xff);
+        std::fs::write(&path, bytes).unwrap();
+        assert_eq!(probe(&path).unwrap().size, [65_535; 2]);
+        let error = frames(&path).unwrap_err();
+        assert!(matches!(error, IoError::Unsupported { .. }), "{error:?}");
+    }
+
+    #[test]
+    fn a_full_disk_is_an_error() {
         let write = |limit: Option<usize>| {
             let mut encoder = Encoder::new(BufWriter::new(Limited(limit.unwrap_or(usize::MAX))), [CANVAS; 2], Fps::DEFAULT)?;
             (0..2).try_for_each(|level| encoder.write(&levels(level)))?;

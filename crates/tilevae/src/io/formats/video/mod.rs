@@ -378,7 +378,7 @@ struct FileWriter {
 }
 
 impl FileWriter {
-    /// One frame is written first, and thrown away: so what the codec or the container refuses (sizes, rates, a codec that is not there) is heard of before work
+    /// One frame is written first and discarded, so that what the codec or the container refuses (sizes, rates, a missing codec) is known before work
     /// is spent.
     fn new(program: &Program, target: &Target<'_>) -> Result<Self, IoError> {
         let (path, size) = (target.path.to_owned(), size_of(target));

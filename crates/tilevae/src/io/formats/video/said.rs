@@ -91,7 +91,7 @@ impl Said {
         let (parts, level, text) = split(line);
         match level {
             Some("panic" | "fatal" | "error") if !HARMLESS.contains(&text.trim()) => self.complain(parts, text),
-            // That a packet is cut short is told as a warning.
+            // ffmpeg reports a truncated packet as a warning.
             Some("warning") if text.to_ascii_lowercase().contains("packet corrupt") || text.contains("corrupt input packet") => {
                 self.complain(parts, text);
             }
