@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{ArgAction, Parser, Subcommand, ValueEnum};
 use tilevae::Direction;
-use tilevae::io::{self, Fps};
+use tilevae::io::{self, Format as FileFormat, FormatKind, Fps};
 
 /// Decodes and encodes pictures and clips through the VAEs of diffusion models, in tiles and bounded memory.
 #[derive(Debug, Parser)]
@@ -57,7 +57,29 @@ pub(crate) enum Format {
 }
 
 /// The format that is written where the name of a file does not say it.
-pub(crate) type OutputFormat = &'static dyn io::Format;
+pub(crate) type OutputFormat = &'static dyn FileFormat;
+
+/// The endings of the formats of a kind.
+fn endings_of(kind: FormatKind, filter: impl Fn(&'static dyn FileFormat) -> bool) -> String {
+    io::endings(|format| format.kind() == kind && filter(format))
+}
+
+fn samples_output_help(picture: &str) -> String {
+    let [pictures, clips, tensors] =
+        [FormatKind::Picture, FormatKind::Clip, FormatKind::Tensors].map(|kind| endings_of(kind, FileFormat::is_written));
+    format!(
+        "{picture} ({pictures}); clip ({clips}; all but folders, .y4m and .gif through ffmpeg); or raw samples ({tensors}). A batch is numbered NAME-0, NAME-1, \
+         ... - is standard output. A file that is there is replaced"
+    )
+}
+
+fn samples_input_help() -> String {
+    let [pictures, clips, tensors] = [FormatKind::Picture, FormatKind::Clip, FormatKind::Tensors].map(|kind| endings_of(kind, |_| true));
+    format!(
+        "Pictures of one size (a batch: {pictures}); one clip ({clips}; or an animated picture); or raw samples ({tensors}; the tensor `samples` or the only \
+         one). - is standard input"
+    )
+}
 
 /// The formats that can be written under any name.
 fn output_formats() -> impl TypedValueParser<Value = OutputFormat> {
@@ -107,12 +129,13 @@ impl Command {
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Decode {
-    /// Latents: .safetensors (the tensor `latents`) or .npy, [b,c,h,w] or [b,c,t,h,w], with or without b; or those of ComfyUI (.latent), torch (.pt), kohya
-    /// (.npz) and musubi-tuner. - is standard input.
+    #[arg(help = format!(
+        "Latents ({}): [b,c,h,w] or [b,c,t,h,w], with or without b, as the tensor `latents` or the only one, or as ComfyUI, kohya's scripts and musubi-tuner \
+         save them. - is standard input",
+        endings_of(FormatKind::Tensors, |_| true)
+    ))]
     pub(crate) latents: PathBuf,
-    /// Picture (.png, .jpg, .webp, .tiff); clip (a folder of frames, .y4m, .gif, or .mp4, .webm, .mkv and so on through ffmpeg); or raw samples
-    /// (.safetensors, .npy). A batch is numbered NAME-0, NAME-1, ... - is standard output. A file that is there is replaced.
-    #[arg(short, long, value_name = "FILE|DIR")]
+    #[arg(short, long, value_name = "FILE|DIR", help = samples_output_help("Picture"))]
     pub(crate) output: PathBuf,
     /// What is written, where the name of the output does not say it, as - does not.
     #[arg(long, value_parser = output_formats(), value_name = "KIND")]
@@ -129,12 +152,12 @@ pub(crate) struct Decode {
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Encode {
-    /// Pictures of one size (a batch); one clip (a folder of numbered frames, .y4m, .gif, animated .webp or .png, .mp4 and so on); or raw samples:
-    /// .safetensors (the tensor `samples`) or .npy. - is standard input.
-    #[arg(required = true)]
+    #[arg(required = true, help = samples_input_help())]
     pub(crate) samples: Vec<PathBuf>,
-    /// Latents: .safetensors or .npy; - is standard output. A file that is there is replaced.
-    #[arg(short, long, value_name = "FILE")]
+    #[arg(short, long, value_name = "FILE", help = format!(
+        "Latents ({}); - is standard output. A file that is there is replaced",
+        endings_of(FormatKind::Tensors, FileFormat::is_written)
+    ))]
     pub(crate) output: PathBuf,
     /// What is written, where the name of the output does not say it, as - does not: safetensors or npy.
     #[arg(long, value_parser = output_formats(), value_name = "KIND")]
@@ -151,12 +174,9 @@ pub(crate) struct Encode {
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Roundtrip {
-    /// Pictures of one size (a batch); one clip (a folder of numbered frames, .y4m, .gif, animated .webp or .png, .mp4 and so on); or raw samples:
-    /// .safetensors (the tensor `samples`) or .npy. - is standard input.
-    #[arg(required = true)]
+    #[arg(required = true, help = samples_input_help())]
     pub(crate) samples: Vec<PathBuf>,
-    /// What comes back: a picture, a clip, or raw samples; - is standard output. A file that is there is replaced.
-    #[arg(short, long, value_name = "FILE|DIR")]
+    #[arg(short, long, value_name = "FILE|DIR", help = samples_output_help("What comes back: picture"))]
     pub(crate) output: Option<PathBuf>,
     /// What is written, where the name of the output does not say it, as - does not.
     #[arg(long, value_parser = output_formats(), value_name = "KIND", requires = "output")]

@@ -380,6 +380,20 @@ mod tests {
     }
 
     #[test]
+    fn after_an_error_comes_no_frame() {
+        let mut calls = 0;
+        let mut frames = until_error(move || {
+            calls += 1;
+            match calls {
+                1 => Ok(Some(DynamicImage::new_luma8(1, 1))),
+                2 => Err(IoError::NoFrames { path: "a.gif".into() }),
+                _ => panic!("it was asked again"),
+            }
+        });
+        assert!(frames.next().unwrap().is_ok() && frames.next().unwrap().is_err() && frames.next().is_none());
+    }
+
+    #[test]
     fn formats_end_somewhere() {
         let check = |name: &str, channels, frames, height, width| {
             check_output(format_of(name.as_ref()).unwrap(), name.as_ref(), [1, channels, frames, height, width])

@@ -6,8 +6,8 @@ use vae_core::VaeSpec;
 
 use super::axes::{Axes, Reading, Unread, resolve};
 use super::format::{format_by_content, head_of};
-use super::formats::{COMFYUI_SCALE, COMFYUI_TENSOR, COMFYUI_UNSCALED, torch};
-use super::{FormatKind, IoError, Origin, Reader, Spooled, TensorHeader, TensorReader, endings, format_of, is_stream};
+use super::formats::{COMFYUI_SCALE, COMFYUI_TENSOR, COMFYUI_UNSCALED};
+use super::{Format, FormatKind, IoError, Origin, Reader, Spooled, TensorHeader, TensorReader, endings, format_of, is_stream};
 use crate::{Direction, IoConfig, LatentSpace, NonFinite, OnNonFiniteInput};
 
 /// One raw tensor, as rank 5.
@@ -44,13 +44,10 @@ impl Tensors {
         let spooled = if is_stream(path) { Some(Spooled::read(path)?) } else { None };
         let file = spooled.as_ref().map_or(path, Spooled::path);
         let head = head_of(file)?;
-        let reader = match format_by_content(&head, |format| format.kind() == FormatKind::Tensors) {
-            Some(format) => format.open(file)?,
-            // The reader of checkpoints says what a file is that no format knows.
-            None if format_of(file).is_ok_and(|format| format.kind() == FormatKind::Tensors) => torch::open(file)?,
-            None => return Err(unknown()),
-        };
-        let Reader::Tensors(reader) = reader else { return Err(unknown()) };
+        let is_tensors = |format: &&'static dyn Format| format.kind() == FormatKind::Tensors;
+        let by_name = || format_of(file).ok().filter(is_tensors);
+        let format = format_by_content(&head, |format| is_tensors(&format)).or_else(by_name).ok_or_else(unknown)?;
+        let Reader::Tensors(reader) = format.open(file)? else { return Err(unknown()) };
         Ok(Self { path: file.to_owned(), metadata: reader.metadata(), reader, _spooled: spooled })
     }
 

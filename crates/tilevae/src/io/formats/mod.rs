@@ -15,7 +15,7 @@ mod safetensors;
 #[cfg(test)]
 mod tests;
 mod tiff;
-pub(super) mod torch;
+mod torch;
 mod video;
 mod webp;
 mod y4m;

@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 use npyz::WriterBuilder;
 use vae_core::tensor_file::StoredDtype;
 
+use super::super::format::head_of;
 use super::super::tensor_writer::TensorWriter;
 use super::super::{Format, FormatKind, IoError, Limits, Reader, Target, TensorHeader, TensorReader, Writer};
-use super::Fault;
+use super::{Fault, torch};
 
 /// One array, as NumPy's `save` writes it.
 pub(super) struct Npy;
@@ -34,6 +35,10 @@ impl Format for Npy {
     }
 
     fn open(&self, path: &Path) -> Result<Reader, IoError> {
+        if !self.matches(&head_of(path)?) {
+            // The reader of checkpoints says what it is.
+            return torch::open(path);
+        }
         let open = || {
             let file = File::open(path).map_err(Fault::Read)?;
             let length = file.metadata().map_err(Fault::Read)?.len();

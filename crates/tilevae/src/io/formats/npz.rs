@@ -4,10 +4,10 @@ use std::io::{self, BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
+use super::super::format::head_of;
 use super::super::{Format, FormatKind, IoError, Reader, TensorHeader, TensorReader};
-use super::Fault;
 use super::npy::NpyHeader;
-use super::torch::Torch;
+use super::{Fault, torch};
 
 /// A zip archive of arrays, as NumPy's `savez` writes it.
 pub(super) struct Npz;
@@ -35,9 +35,13 @@ impl Format for Npz {
     }
 
     fn open(&self, path: &Path) -> Result<Reader, IoError> {
+        if !self.matches(&head_of(path)?) {
+            // The reader of checkpoints says what it is.
+            return torch::open(path);
+        }
         match Arrays::open(path).map_err(|fault| fault.of(path))? {
             Some(arrays) => Ok(Reader::Tensors(Box::new(arrays))),
-            None => Torch.open(path),
+            None => torch::open(path),
         }
     }
 }

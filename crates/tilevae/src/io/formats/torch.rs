@@ -38,7 +38,7 @@ impl Format for Torch {
 }
 
 /// Opens what the reader of checkpoints opens: safetensors and torch files. Of any other file it says what it is.
-pub(in crate::io) fn open(path: &Path) -> Result<Reader, IoError> {
+pub(super) fn open(path: &Path) -> Result<Reader, IoError> {
     let file = tensor_file::open(path).map_err(|error| Fault::from(error).of(path))?;
     let mut tensors = file.tensors;
     tensors.sort_by_cached_key(|tensor| tensor.name().to_owned());

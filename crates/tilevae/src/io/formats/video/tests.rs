@@ -111,6 +111,20 @@ fn missing_and_damaged_frames_are_errors_and_harmless_complaints_are_not() {
     assert!(message.contains("ffmpeg failed on") && message.contains("moov atom not found"), "{message}");
 }
 
+#[cfg(unix)]
+#[test]
+fn a_video_is_probed_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let [path, runs] = ["clip.mkv", "runs"].map(|name| folder.path().join(name));
+    std::fs::write(&path, "what the shell does not look at").unwrap();
+    let count = format!("echo run >> '{}'\n", runs.display());
+    let stream = Stream::open(playing(&[&count, PREAMBLE, FRAME, FRAME, FRAME].concat()), &path).unwrap();
+    assert_eq!(stream.info(), ClipInfo { size: [1, 2], frames: 3, fps: Fps::new(10, 1) });
+    assert_eq!(Box::new(stream).frames().unwrap().map(Result::unwrap).count(), 3);
+    // Its packets, its first frame, and all of them.
+    assert_eq!(std::fs::read_to_string(runs).unwrap().lines().count(), 3);
+}
+
 /// Without the lost frames, the others make another rate, at which none is missing.
 #[cfg(unix)]
 #[test]
