@@ -1,9 +1,10 @@
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{ArgAction, Parser, Subcommand, ValueEnum};
 use tilevae::Direction;
-use tilevae::io::Fps;
+use tilevae::io::{self, Format as FileFormat, FormatKind, Fps};
 
 /// Decodes and encodes pictures and clips through the VAEs of diffusion models, in tiles and bounded memory.
 #[derive(Debug, Parser)]
@@ -38,7 +39,7 @@ pub(crate) struct Common {
     /// Compile and tune kernels for GPUs anew, and do not keep them for the next run.
     #[arg(long, global = true)]
     pub(crate) no_cache: bool,
-    /// How results are printed. With json, what happens in a run is told on standard error, too, as one JSON object a line.
+    /// How results are printed. With json, events of a run are printed to standard error, too, as one JSON object a line.
     #[arg(long, global = true, value_enum, default_value_t = Format::Text)]
     pub(crate) format: Format,
     /// No progress, no events and no warnings; only errors.
@@ -55,19 +56,40 @@ pub(crate) enum Format {
     Json,
 }
 
-/// What is written where the name of a file does not say it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum OutputFormat {
-    Safetensors,
-    Npy,
-    Png,
-    #[value(alias = "jpeg")]
-    Jpg,
-    Webp,
-    #[value(alias = "tif")]
-    Tiff,
-    Y4m,
-    Gif,
+/// The format that is written where the name of a file does not say it.
+pub(crate) type OutputFormat = &'static dyn FileFormat;
+
+/// The endings of the formats of a kind.
+fn endings_of(kind: FormatKind, filter: impl Fn(&'static dyn FileFormat) -> bool) -> String {
+    io::endings(|format| format.kind() == kind && filter(format))
+}
+
+fn samples_output_help(picture: &str) -> String {
+    let [pictures, clips, tensors] =
+        [FormatKind::Picture, FormatKind::Clip, FormatKind::Tensors].map(|kind| endings_of(kind, FileFormat::is_written));
+    format!(
+        "{picture} ({pictures}); clip ({clips}; all but folders, .y4m and .gif through ffmpeg); or raw samples ({tensors}). A batch is numbered NAME-0, NAME-1, \
+         ... - is standard output. A file that is there is replaced"
+    )
+}
+
+fn samples_input_help() -> String {
+    let [pictures, clips, tensors] = [FormatKind::Picture, FormatKind::Clip, FormatKind::Tensors].map(|kind| endings_of(kind, |_| true));
+    format!(
+        "Pictures of one size (a batch: {pictures}); one clip ({clips}; or an animated picture); or raw samples ({tensors}; the tensor `samples` or the only \
+         one). - is standard input"
+    )
+}
+
+/// The formats that can be written under any name.
+fn output_formats() -> impl TypedValueParser<Value = OutputFormat> {
+    let formats = io::formats().iter().filter(|format| format.is_written() && format.endings().contains(&format.name()));
+    let values = formats.map(|format| {
+        let aliases = format.endings().iter().filter(|&&ending| ending != format.name());
+        PossibleValue::new(format.name()).aliases(aliases.copied())
+    });
+    PossibleValuesParser::new(values.collect::<Vec<_>>())
+        .try_map(|name| io::format_named(&name).ok_or_else(|| format!("{name} is no format of files")))
 }
 
 #[derive(Debug, Subcommand)]
@@ -107,15 +129,16 @@ impl Command {
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Decode {
-    /// Latents: .safetensors (the tensor `latents`) or .npy, [b,c,h,w] or [b,c,t,h,w], with or without b; or those of ComfyUI (.latent), torch (.pt), kohya
-    /// (.npz) and musubi-tuner. - is standard input.
+    #[arg(help = format!(
+        "Latents ({}): [b,c,h,w] or [b,c,t,h,w], with or without b, as the tensor `latents` or the only one, or as ComfyUI, kohya's scripts and musubi-tuner \
+         save them. - is standard input",
+        endings_of(FormatKind::Tensors, |_| true)
+    ))]
     pub(crate) latents: PathBuf,
-    /// Picture (.png, .jpg, .webp, .tiff); clip (a folder of frames, .y4m, .gif, or .mp4, .webm, .mkv and so on through ffmpeg); or raw samples
-    /// (.safetensors, .npy). A batch is numbered NAME-0, NAME-1, ... - is standard output. A file that is there is replaced.
-    #[arg(short, long, value_name = "FILE|DIR")]
+    #[arg(short, long, value_name = "FILE|DIR", help = samples_output_help("Picture"))]
     pub(crate) output: PathBuf,
     /// What is written, where the name of the output does not say it, as - does not.
-    #[arg(long, value_enum, value_name = "KIND")]
+    #[arg(long, value_parser = output_formats(), value_name = "KIND")]
     pub(crate) output_format: Option<OutputFormat>,
     /// Frames a second of the clip that is written, as 16, 23.976 or 24000/1001. By default the rate that the latents' file remembers, or 16.
     #[arg(long, value_name = "RATE")]
@@ -129,15 +152,15 @@ pub(crate) struct Decode {
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Encode {
-    /// Pictures of one size (a batch); one clip (a folder of numbered frames, .y4m, .gif, animated .webp or .png, .mp4 and so on); or raw samples:
-    /// .safetensors (the tensor `samples`) or .npy. - is standard input.
-    #[arg(required = true)]
+    #[arg(required = true, help = samples_input_help())]
     pub(crate) samples: Vec<PathBuf>,
-    /// Latents: .safetensors or .npy; - is standard output. A file that is there is replaced.
-    #[arg(short, long, value_name = "FILE")]
+    #[arg(short, long, value_name = "FILE", help = format!(
+        "Latents ({}); - is standard output. A file that is there is replaced",
+        endings_of(FormatKind::Tensors, FileFormat::is_written)
+    ))]
     pub(crate) output: PathBuf,
     /// What is written, where the name of the output does not say it, as - does not: safetensors or npy.
-    #[arg(long, value_enum, value_name = "KIND")]
+    #[arg(long, value_parser = output_formats(), value_name = "KIND")]
     pub(crate) output_format: Option<OutputFormat>,
     /// Frames a second that the latents' file remembers. By default the clip's own rate.
     #[arg(long, value_name = "RATE")]
@@ -151,15 +174,12 @@ pub(crate) struct Encode {
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Roundtrip {
-    /// Pictures of one size (a batch); one clip (a folder of numbered frames, .y4m, .gif, animated .webp or .png, .mp4 and so on); or raw samples:
-    /// .safetensors (the tensor `samples`) or .npy. - is standard input.
-    #[arg(required = true)]
+    #[arg(required = true, help = samples_input_help())]
     pub(crate) samples: Vec<PathBuf>,
-    /// What comes back: a picture, a clip, or raw samples; - is standard output. A file that is there is replaced.
-    #[arg(short, long, value_name = "FILE|DIR")]
+    #[arg(short, long, value_name = "FILE|DIR", help = samples_output_help("What comes back: picture"))]
     pub(crate) output: Option<PathBuf>,
     /// What is written, where the name of the output does not say it, as - does not.
-    #[arg(long, value_enum, value_name = "KIND", requires = "output")]
+    #[arg(long, value_parser = output_formats(), value_name = "KIND", requires = "output")]
     pub(crate) output_format: Option<OutputFormat>,
     /// Frames a second of the clip that is written. By default the clip's own rate, or 16.
     #[arg(long, value_name = "RATE")]

@@ -47,7 +47,10 @@ fn kind(error: &anyhow::Error) -> (&'static str, u8) {
         let code = if error.is_stop() { INTERRUPTED } else { 1 + u8::from(error.is_usage()) };
         return (error.kind(), code);
     }
-    ("file", 1 + u8::from(error.downcast_ref().is_some_and(IoError::is_usage)))
+    match error.downcast_ref::<IoError>() {
+        Some(error) => (error.kind(), 1 + u8::from(error.is_usage())),
+        None => ("file", 1),
+    }
 }
 
 /// Prints an error and what caused it to standard error, and gives the exit code.
@@ -61,7 +64,7 @@ pub(crate) fn print_error(error: &anyhow::Error) -> u8 {
     code
 }
 
-/// Says that a signal ended the program; in text, only to whoever waits for a run to stop.
+/// Reports that a signal ended the program.
 pub(crate) fn print_interrupted(stopping: bool) {
     let text = if stopping { "error: interrupted, the run was given up\n" } else { "error: interrupted\n" };
     tell_error("interrupted", INTERRUPTED, "a signal ended the program".to_owned(), Vec::new(), text);

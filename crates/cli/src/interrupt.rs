@@ -12,7 +12,7 @@ use crate::failure::{INTERRUPTED, print_interrupted, tell_stopping};
 
 static STOP: LazyLock<Stop> = LazyLock::new(Stop::default);
 
-/// What a signal finds.
+/// The state in which a signal arrives.
 static STATE: AtomicU8 = AtomicU8::new(NO_RUN);
 
 const NO_RUN: u8 = 0;
@@ -20,17 +20,17 @@ const RUNNING: u8 = 1;
 const STOPPING: u8 = 2;
 const ENDING: u8 = 3;
 
-/// The switch that a signal throws during a run.
+/// Stops the run when a signal arrives.
 pub(crate) fn stop() -> Stop {
     STOP.clone()
 }
 
 /// Runs tiles. Meanwhile a signal only stops the run, which is then an error even if its last tile was finished.
 pub(crate) fn during<T>(run: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
-    let turn = |from, to| STATE.compare_exchange(from, to, Ordering::SeqCst, Ordering::SeqCst);
-    if turn(NO_RUN, RUNNING).is_ok() {
+    let change = |from, to| STATE.compare_exchange(from, to, Ordering::SeqCst, Ordering::SeqCst);
+    if change(NO_RUN, RUNNING).is_ok() {
         let answer = run();
-        match turn(RUNNING, NO_RUN) {
+        match change(RUNNING, NO_RUN) {
             Ok(_) => return answer,
             Err(STOPPING) => return Err(Error::stopped()),
             Err(_) => {}
@@ -52,28 +52,28 @@ fn wait_for_end() -> ! {
     }
 }
 
-fn hear() {
+fn on_signal() {
     if STATE.compare_exchange(RUNNING, STOPPING, Ordering::SeqCst, Ordering::SeqCst).is_ok() {
-        say(tell_stopping);
+        print_from_thread(tell_stopping);
         STOP.stop();
         return;
     }
     let stopping = STATE.swap(ENDING, Ordering::SeqCst) == STOPPING;
     io::remove_pending();
-    say(move || print_interrupted(stopping));
+    print_from_thread(move || print_interrupted(stopping));
     exit();
 }
 
-/// Says something on standard error; where nobody reads it, signals are heard all the same.
-fn say(text: impl FnOnce() + Send + 'static) {
-    let (sender, said) = mpsc::channel();
-    let speaks = thread::Builder::new().spawn(move || {
+/// Prints to standard error from a thread, so that a blocked reader does not block signals.
+fn print_from_thread(text: impl FnOnce() + Send + 'static) {
+    let (sender, printed) = mpsc::channel();
+    let spawned = thread::Builder::new().spawn(move || {
         text();
         sender.send(())
     });
     // Without a thread nothing is said, and the program ends all the same.
-    if speaks.is_ok() {
-        let _ = said.recv_timeout(Duration::from_millis(200));
+    if spawned.is_ok() {
+        let _ = printed.recv_timeout(Duration::from_millis(200));
     }
 }
 
@@ -85,7 +85,7 @@ pub(crate) fn listen() {
 
     let signals = [SIGINT, SIGTERM, SIGHUP].into_iter().filter(|&signal| !is_ignored(signal));
     let listening = Signals::new(signals).and_then(|mut signals| {
-        let listen = move || signals.forever().for_each(|_| hear());
+        let listen = move || signals.forever().for_each(|_| on_signal());
         thread::Builder::new().name("signals".to_owned()).spawn(listen)
     });
     if let Err(error) = listening {
@@ -109,7 +109,7 @@ fn exit() -> ! {
 
 #[cfg(not(unix))]
 pub(crate) fn listen() {
-    if let Err(error) = ctrlc::set_handler(hear) {
+    if let Err(error) = ctrlc::set_handler(on_signal) {
         tracing::warn!("Ctrl-C may leave temporary files behind: {error}");
     }
 }

@@ -1,4 +1,5 @@
-//! The tilevae command line, as a library: a downstream program that links more VAE families calls [`main`] and has all of it.
+//! The tilevae command line, as a library: a program that links more VAE families or file formats calls [`main`] and has all of it. One that brings an
+//! executor or a blend policy of its own calls [`main_with`].
 
 mod allocator;
 mod args;
@@ -15,16 +16,59 @@ mod watch;
 use std::ffi::OsString;
 use std::panic::{AssertUnwindSafe, PanicHookInfo, catch_unwind};
 use std::process::ExitCode;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use clap::Parser;
-use tilevae::MOST_THREADS;
+use tilevae::{MOST_THREADS, Pipeline};
 use tracing_subscriber::Layer;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use args::{Args, Command, Format};
+
+/// What a program adds to the command line beyond what its crates register (families, file formats, and grids and blend policies that the configuration names).
+///
+/// ```no_run
+/// let program = tilevae_cli::Program::default().with_pipeline(|pipeline| {
+///     eprintln!("{} latent channels", pipeline.spec().latent_channels);
+///     Ok(pipeline)
+/// });
+/// let exit_code = tilevae_cli::main_with(program);
+/// ```
+#[derive(Default)]
+pub struct Program {
+    adapt: Option<Adapt>,
+}
+
+type Adapt = Box<dyn Fn(Pipeline) -> Result<Pipeline, tilevae::Error> + Send + Sync>;
+
+impl Program {
+    /// Every pipeline that is loaded passes through `adapt`, which may give it another executor or blend policy. A grid belongs to the plan, which is made
+    /// before: it is registered and named in the configuration.
+    #[must_use]
+    pub fn with_pipeline(self, adapt: impl Fn(Pipeline) -> Result<Pipeline, tilevae::Error> + Send + Sync + 'static) -> Self {
+        Self { adapt: Some(Box::new(adapt)) }
+    }
+}
+
+/// What this process runs.
+static PROGRAM: OnceLock<Program> = OnceLock::new();
+
+/// The pipeline as the program wants it.
+fn adapted(pipeline: Pipeline) -> Result<Pipeline, tilevae::Error> {
+    match PROGRAM.get().and_then(|program| program.adapt.as_ref()) {
+        Some(adapt) => adapt(pipeline),
+        None => Ok(pipeline),
+    }
+}
+
+/// Runs the command line of this process with what `program` adds (see [`main`]).
+pub fn main_with(program: Program) -> ExitCode {
+    // A second call in one process keeps the first program.
+    let _ = PROGRAM.set(program);
+    main()
+}
 
 /// Runs the command line of this process.
 ///
@@ -71,7 +115,7 @@ fn asks_for_json(arguments: &[OsString]) -> bool {
 /// What the main thread's panic said.
 static PANIC: Mutex<Option<String>> = Mutex::new(None);
 
-/// Burn reports most errors by panicking, and executors make errors of panics; those are logged in detail only. What nobody else would tell is a warning.
+/// Burn reports most errors by panicking, and executors turn panics into errors; those are logged at debug level only. Other panics are warnings.
 fn note_panic(panic: &PanicHookInfo<'_>) {
     tracing::debug!("{panic}");
     if tilevae::tiling::is_guarded() {
@@ -126,7 +170,7 @@ fn log_to_stderr(args: &Args) {
         (false, 1) => LevelFilter::INFO,
         (false, _) => LevelFilter::DEBUG,
     };
-    // Runs say themselves what became of a device; whoever serves devices wants to hear of his clients.
+    // Runs report lost devices themselves; a worker logs its clients.
     let of_backends = if level == LevelFilter::WARN && !args.command.is_worker() { LevelFilter::ERROR } else { level };
     let levels = Targets::new().with_default(level).with_targets(["burn", "cubecl", "cubek", "wgpu"].map(|prefix| (prefix, of_backends)));
     let (text, json) = if args.common.format == Format::Json {

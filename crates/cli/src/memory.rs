@@ -1,4 +1,4 @@
-//! The most memory that this process has taken. Linux tells; elsewhere nobody is asked.
+//! The peak memory of this process, where the system reports it (Linux).
 
 use crate::allocator;
 
@@ -10,7 +10,7 @@ pub(crate) fn peak() -> Option<usize> {
     Some(kib * 1024)
 }
 
-/// Begins to look for the peak anew. See proc(5), `clear_refs`.
+/// Resets the peak. See proc(5), `clear_refs`.
 pub(crate) fn forget_peak() {
     allocator::give_back();
     // Where that cannot be had, the peak is that of all runs so far.

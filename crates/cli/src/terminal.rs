@@ -31,7 +31,7 @@ impl Write for Log {
 /// In what format this process talks to standard error, and whether only of errors.
 static FORMAT: OnceLock<(Format, bool)> = OnceLock::new();
 
-/// Sets what is heard of errors, log lines and signals.
+/// Sets how errors, log lines and signals are printed.
 pub(crate) fn set_format(format: Format, quiet: bool) {
     let _ = FORMAT.set((format, quiet));
 }

@@ -182,7 +182,8 @@ impl Error {
             }
             Self::Registry(_) | Self::Vae(_) | Self::Weights(_) => "model",
             Self::Grid(_) => "grid",
-            Self::File { .. } | Self::Io(_) => "file",
+            Self::Io(error) => error.kind(),
+            Self::File { .. } => "file",
             Self::Run(ExecError::Stopped) => "interrupted",
             Self::Run(_) => "run",
             _ => "input",

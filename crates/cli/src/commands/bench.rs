@@ -3,13 +3,12 @@ use std::path::Path;
 
 use anyhow::Context;
 use serde_json::{Value, json};
-use tilevae::io::{self, SampleFile, Tensors};
+use tilevae::io::{self, FormatKind, SampleFile, Samples, Tensors};
 use tilevae::vae_core::{Components, normal_noise};
 use tilevae::{Config, Count, Direction, ExecutorConfig, FittedFrames, HostTensor, Model, Pipeline, RunPlan, RunStats, TileSource};
 
 use crate::args::{Bench, Common};
 use crate::commands::plan;
-use crate::commands::samples::{self, Samples};
 use crate::failure::UsageError;
 use crate::interrupt::during;
 use crate::memory;
@@ -19,8 +18,8 @@ use crate::watch::Watch;
 pub(crate) fn bench(common: &Common, args: &Bench) -> anyhow::Result<()> {
     let config = super::configuration(common)?;
     let model = super::open_model(&config)?;
-    let file = samples::Input::open(&args.input)?;
-    let (direction, shape) = plan::input_shape(file.path(), args.direction, &model.spec, &config)?;
+    let file = io::Input::open(&args.input)?;
+    let (direction, shape) = plan::input_shape(&file, args.direction, &model.spec, &config)?;
     RunPlan::new(&config, model.entry.name, &model.spec, direction, shape)?;
     let model = model.only(if direction == Direction::Decode { Components::Decoder } else { Components::Encoder });
     let input = Input::read(file.path(), direction, shape, &model, &config)?;
@@ -142,7 +141,7 @@ impl Input {
         }
         Ok(match direction {
             Direction::Decode => Self::HostTensor(Tensors::read(path)?.input(direction, &model.spec, &config.io)?.read()?.block),
-            Direction::Encode => Self::Samples(Samples::read(&[path.to_owned()], &model.spec, config)?),
+            Direction::Encode => Self::Samples(Samples::read(&[path.to_owned()], &model.spec, &config.io)?),
         })
     }
 
@@ -155,7 +154,7 @@ impl Input {
 }
 
 fn is_tensor(path: &Path) -> Result<bool, io::IoError> {
-    Ok(io::FileKind::of(path)?.is_tensors())
+    Ok(io::format_of(path)?.kind() == FormatKind::Tensors)
 }
 
 fn run(common: &Common, pipeline: &Pipeline, plan: &RunPlan, input: &Input, model: &Model) -> anyhow::Result<(RunStats, String)> {

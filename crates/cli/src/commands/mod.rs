@@ -1,9 +1,7 @@
 mod bench;
-mod files;
 mod info;
 mod plan;
 mod run;
-mod samples;
 mod worker;
 
 pub(crate) use bench::bench;
@@ -37,7 +35,7 @@ fn configuration(common: &Common) -> Result<Config, tilevae::Error> {
 
 /// The pipeline of a model, which Ctrl-C stops.
 fn load_pipeline(config: &Config, model: &Model, devices: &[OpenDevice]) -> Result<Pipeline, tilevae::Error> {
-    Pipeline::load_on(config, model, devices, &crate::interrupt::stop())
+    crate::adapted(Pipeline::load_on(config, model, devices, &crate::interrupt::stop())?)
 }
 
 /// Warms GPUs up for a run that several workers share: tiles are given to workers by their speed, which should not be the speed of compiling.

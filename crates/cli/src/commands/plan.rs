@@ -1,13 +1,11 @@
 use std::path::Path;
 
 use serde_json::json;
-use tilevae::io::{self, FileKind, Tensors};
+use tilevae::io::{self, FormatKind, Input};
 use tilevae::tiling::Scale;
-use tilevae::{Config, Direction, FittedFrames, RunPlan, TileSource, VaeSpec};
+use tilevae::{Config, Direction, RunPlan, VaeSpec};
 
 use crate::args::{Common, Plan};
-use crate::commands::files::Files;
-use crate::commands::samples::Input;
 use crate::failure::UsageError;
 use crate::output::{bytes, print};
 use crate::plan_picture;
@@ -15,13 +13,13 @@ use crate::plan_picture;
 pub(crate) fn plan(common: &Common, args: &Plan) -> anyhow::Result<()> {
     let config = super::configuration(common)?;
     let model = super::open_model(&config)?;
-    let mut files = Files::new(common, &config, std::slice::from_ref(&args.input));
+    let mut files = super::run::files(common, &config, std::slice::from_ref(&args.input));
     if let Some(path) = &args.svg {
         files.write("--svg", path)?;
         io::check_writable(path, None)?;
     }
     let input = Input::open(&args.input)?;
-    let (direction, shape) = input_shape(input.path(), args.direction, &model.spec, &config)?;
+    let (direction, shape) = input_shape(&input, args.direction, &model.spec, &config)?;
     let plan = RunPlan::new(&config, model.entry.name, &model.spec, direction, shape)?;
     if let Some(path) = &args.svg {
         let drawing = plan_picture::svg(&plan.tiles)?;
@@ -33,42 +31,21 @@ pub(crate) fn plan(common: &Common, args: &Plan) -> anyhow::Result<()> {
 }
 
 /// Which way, and the shape of the input, from a file or a size.
-pub(super) fn input_shape(path: &Path, asked: Option<Direction>, spec: &VaeSpec, config: &Config) -> anyhow::Result<(Direction, [usize; 5])> {
-    let input = path.display();
+pub(super) fn input_shape(input: &Input, asked: Option<Direction>, spec: &VaeSpec, config: &Config) -> anyhow::Result<(Direction, [usize; 5])> {
+    let path = input.path();
     if let Some((frames, size)) = clip_size(path)? {
         let direction = asked.unwrap_or(Direction::Decode);
-        let frames = fitted_frames(frames, spec, config)?;
-        let frames = if direction == Direction::Encode { frames } else { spec.encode_geometry().frames.output(frames) };
-        return Ok((direction, picture_shape(frames, size, direction, spec)));
+        return Ok((direction, io::planned_shape(frames, size, direction, spec, &config.io)?));
     }
-    let kind = FileKind::of(path).map_err(|error| UsageError(format!("{error}; or give a size in px, as 1024x768 (height, width) or 81x480x832")))?;
-    if kind.is_clip() && !path.exists() {
+    let format =
+        io::format_of(path).map_err(|error| UsageError(format!("{error}; or give a size in px, as 1024x768 (height, width) or 81x480x832")))?;
+    if format.kind() == FormatKind::Clip && !path.exists() {
+        let input = path.display();
         return Err(
             UsageError(format!("there is no file or folder {input}, and it is no size in px, as 1024x768 (height, width) or 81x480x832")).into()
         );
     }
-    if kind.is_clip() || kind.is_picture() {
-        let info = io::Media::probe(path, spec)?;
-        let frames = fitted_frames(info.frames, spec, config)?;
-        let direction = asked.unwrap_or(Direction::Encode);
-        let frames = if direction == Direction::Encode { frames } else { spec.encode_geometry().frames.output(frames) };
-        return Ok((direction, picture_shape(frames, info.size, direction, spec)));
-    }
-    let tensor_shape = |direction| Ok::<_, io::IoError>(Tensors::read(path)?.input(direction, spec, &config.io)?.shape());
-    match asked {
-        Some(direction) => Ok((direction, tensor_shape(direction)?)),
-        None => match tensor_shape(Direction::Decode) {
-            // A file with one tensor says by its channels which it is.
-            Ok(shape) if shape[1] != spec.latent_channels && shape[1] == spec.input_channels => Ok((Direction::Encode, shape)),
-            Ok(shape) => Ok((Direction::Decode, shape)),
-            Err(io::IoError::NoTensor { .. }) => Ok((Direction::Encode, tensor_shape(Direction::Encode)?)),
-            // What cannot be latents may be samples.
-            Err(error @ io::IoError::Shape { .. }) => {
-                tensor_shape(Direction::Encode).map(|shape| (Direction::Encode, shape)).map_err(|_| error.into())
-            }
-            Err(error) => Err(error.into()),
-        },
-    }
+    Ok(input.shape(asked, spec, &config.io)?)
 }
 
 /// `HEIGHTxWIDTH` or `FRAMESxHEIGHTxWIDTH`.
@@ -89,21 +66,6 @@ pub(super) fn clip_size(text: &Path) -> Result<Option<(usize, [usize; 2])>, Usag
 
 /// The longest side that can be given, in px. What can be planned is less.
 const MOST_PX: usize = 1 << 40;
-
-/// The number of sample frames that is encoded of a clip of `frames`.
-fn fitted_frames(frames: usize, spec: &VaeSpec, config: &Config) -> Result<usize, tilevae::Error> {
-    let clip = tilevae::HostTensor::zeros([1, 0, frames, 1, 1]);
-    Ok(FittedFrames::new(&clip, spec.frames, config.io.frames)?.shape()[2])
-}
-
-/// A picture of any size is padded to whole latent px.
-fn picture_shape(frames: usize, size: [usize; 2], direction: Direction, spec: &VaeSpec) -> [usize; 5] {
-    let [height, width] = size.map(|side| side.next_multiple_of(spec.spatial_ratio));
-    match direction {
-        Direction::Encode => [1, spec.input_channels, frames, height, width],
-        Direction::Decode => [1, spec.latent_channels, frames, height / spec.spatial_ratio, width / spec.spatial_ratio],
-    }
-}
 
 fn text(plan: &RunPlan) -> String {
     let tiles = &plan.tiles;

@@ -193,7 +193,7 @@ fn endings_are_listed_as_they_can_be_used() {
     let written = kinds(&["decode", LATENTS, "-o", &folder.path("o.bmp")]);
     assert!([".png", ".safetensors", ".npy", ".mp4", "folder"].iter().all(|kind| written.contains(kind)) && !written.contains(".npz"), "{written}");
     let latents = kinds(&["encode", "examples/images/chelsea.png", "-o", &folder.path("l.bmp")]);
-    assert!(latents.contains(".safetensors, .npy") && ![".png", ".mp4", ".npz"].iter().any(|kind| latents.contains(kind)), "{latents}");
+    assert!(latents.contains(".safetensors, .sft, .npy") && ![".png", ".mp4", ".npz"].iter().any(|kind| latents.contains(kind)), "{latents}");
     fs::write(folder.path("l.bmp"), "no tensors at all, but a line of text").unwrap();
     let read = kinds(&["decode", &folder.path("l.bmp"), "-o", &folder.path("o.png")]);
     assert!(read.contains(".safetensors") && ![".png", ".mp4"].iter().any(|kind| read.contains(kind)), "{read}");

@@ -1,14 +1,13 @@
 use sha2::{Digest, Sha256};
 use tiling::{BoxError, HostTensor, Sink};
 
+use super::sample_file::little_endian;
 use super::{IoError, SampleFile};
 
 /// The SHA-256 of samples or latents: of their values as little-endian f32, row-major, in hexadecimal.
 pub fn sha256(block: &HostTensor) -> String {
     let mut hasher = Sha256::new();
-    for values in block.data().chunks(1 << 16) {
-        hasher.update(values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>());
-    }
+    hasher.update(bytemuck::cast_slice::<u32, u8>(&little_endian(block.data())));
     format!("{:x}", hasher.finalize())
 }
 

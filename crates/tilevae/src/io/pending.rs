@@ -8,9 +8,10 @@ use std::io::{self, IsTerminal, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::{FileKind, IoError, folder_of};
+use super::format::{format_by_content, format_of};
+use super::{IoError, folder_of};
 
-/// What has a name without being whole.
+/// Incomplete outputs that have a name.
 static NAMED: Mutex<Named> = Mutex::new(Named { folders: Vec::new(), is_over: false });
 
 struct Named {
@@ -50,7 +51,7 @@ impl Hidden {
         let mut builder = tempfile::Builder::new();
         #[cfg(unix)]
         builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o777));
-        // Which name it would have had is of no interest.
+        // The random name is left out of the error.
         let hidden = builder.prefix(".tilevae-").tempdir_in(folder).map_err(|error| io::Error::from(error.kind()))?.keep();
         named.folders.push(hidden.clone());
         Ok(Self(hidden))
@@ -188,6 +189,8 @@ impl PendingFile {
                 io::copy(&mut self.file, &mut File::options().write(true).open(&self.path)?).map(drop)
             };
         };
+        // Some file systems tell only now that there was no room.
+        self.file.sync_all()?;
         if let Ok(before) = fs::metadata(target) {
             // Where they cannot be kept, those of a new file do.
             let _ = self.file.set_permissions(before.permissions());
@@ -296,7 +299,7 @@ pub struct Spooled {
 }
 
 impl Spooled {
-    /// Reads a pipe, a device or an open file to its end; `-` is standard input. What it holds is told by its name or, where that says nothing, its content.
+    /// Reads a pipe, a device or an open file to its end; `-` is standard input. Its format is given by its name or, where that has no ending, recognised by content.
     ///
     /// # Errors
     /// When it cannot be read or holds nothing that can be used.
@@ -315,8 +318,9 @@ impl Spooled {
         let mut head = Vec::new();
         input.by_ref().take(64).read_to_end(&mut head).map_err(read)?;
         let mut name = shown.file_name().unwrap_or_default().to_owned();
-        if shown.extension().is_none() || FileKind::of(shown).is_err() {
-            let ending = ending(&head).ok_or_else(|| IoError::UnknownContent { path: shown.to_owned() })?;
+        if shown.extension().is_none() || format_of(shown).is_err() {
+            let format = format_by_content(&head, |format| !format.endings().is_empty());
+            let ending = format.and_then(|format| format.endings().first()).ok_or_else(|| IoError::UnknownContent { path: shown.to_owned() })?;
             name.push(format!(".{ending}"));
         }
         let scratch = |source| IoError::Scratch { folder: std::env::temp_dir(), source };
@@ -341,18 +345,6 @@ impl Spooled {
 /// Whether a path leads to a pipe, a device or an open file, which can be read once; `-` is one.
 pub fn is_stream(path: &Path) -> bool {
     matches!(Place::of(path), Ok(Place::Stream))
-}
-
-/// How the name of a file that begins so would end.
-fn ending(head: &[u8]) -> Option<&'static str> {
-    match head {
-        [b'\x93', b'N', b'U', b'M', b'P', b'Y', ..] => Some("npy"),
-        [b'Y', b'U', b'V', b'4', b'M', b'P', b'E', b'G', b'2', ..] => Some("y4m"),
-        [_, _, _, _, _, 0, 0, 0, b'{', ..] => Some("safetensors"),
-        [_, _, _, _, b'f', b't', b'y', b'p', ..] => Some("mp4"),
-        [0x1a, 0x45, 0xdf, 0xa3, ..] => Some("mkv"),
-        _ => image::guess_format(head).ok()?.extensions_str().first().copied(),
-    }
 }
 
 #[cfg(test)]

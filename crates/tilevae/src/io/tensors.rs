@@ -1,135 +1,14 @@
-mod axes;
-mod stored;
-
 use std::collections::HashMap;
-use std::fs::File;
-use std::io::{Cursor, Read, Write};
 use std::path::{Path, PathBuf};
 
-use npyz::WriterBuilder;
-use safetensors::Dtype;
-use safetensors::tensor::{Metadata, TensorInfo};
-use tempfile::NamedTempFile;
-use tiling::{BoxError, HostTensor, Sink};
+use tiling::HostTensor;
 use vae_core::VaeSpec;
 
-pub use axes::Axes;
-use axes::{Reading, Unread, resolve};
-use stored::{Fault, NPY_MAGIC, Opened, ReadSeek, Stored, ZIP_MAGIC, is_safetensors, open_npy, open_npz, open_safetensors, open_torch, read_values};
-
-use super::pending::PendingFile;
-use super::scratch::{SampleFile, bytes_of, scratch_file};
-use super::space::reserve;
-use super::{FileKind, Fps, IoError, write_atomically};
+use super::axes::{Axes, Reading, Unread, resolve};
+use super::format::{format_by_content, head_of};
+use super::formats::{COMFYUI_SCALE, COMFYUI_TENSOR, COMFYUI_UNSCALED};
+use super::{Format, FormatKind, IoError, Origin, Reader, Spooled, TensorHeader, TensorReader, endings, format_of, is_stream};
 use crate::{Direction, IoConfig, LatentSpace, NonFinite, OnNonFiniteInput};
-
-/// What a file of latents says of the samples that they come from, in its metadata (`tilevae.height` and so on).
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Origin {
-    /// Height and width of the picture, in px.
-    pub size: Option<[usize; 2]>,
-    /// Frames of the clip.
-    pub frames: Option<usize>,
-    /// Frames a second.
-    pub fps: Option<Fps>,
-}
-
-impl Origin {
-    fn read(text: &HashMap<String, String>) -> Self {
-        let number = |key: &str| text.get(key)?.parse::<usize>().ok().filter(|&number| number > 0);
-        Self {
-            size: number("tilevae.height").zip(number("tilevae.width")).map(|(height, width)| [height, width]),
-            frames: number("tilevae.frames"),
-            fps: text.get("tilevae.fps").and_then(|fps| fps.parse().ok()),
-        }
-    }
-
-    fn to_metadata(self) -> HashMap<String, String> {
-        let [height, width] = [0, 1].map(|axis| self.size.map(|size| size[axis].to_string()));
-        let fields = [
-            ("tilevae.height", height),
-            ("tilevae.width", width),
-            ("tilevae.frames", self.frames.map(|frames| frames.to_string())),
-            ("tilevae.fps", self.fps.map(|fps| fps.to_string())),
-        ];
-        fields.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?))).collect()
-    }
-}
-
-/// The raw tensors of a file: safetensors, also ComfyUI's `.latent`; `.npy`; `.npz`; what `torch.save` writes. What a file is is told by its content.
-/// Headers are read when it is opened, values when they are asked for.
-#[derive(Debug)]
-pub struct Tensors {
-    path: PathBuf,
-    source: Source,
-    stored: Vec<Stored>,
-    metadata: HashMap<String, String>,
-}
-
-/// Where the bytes are.
-#[derive(Debug)]
-enum Source {
-    /// A file that others can open by its name.
-    Named(File),
-    Scratch(File),
-    Bytes(Vec<u8>),
-}
-
-impl Source {
-    /// From the first byte on.
-    fn reader(&self) -> std::io::Result<Box<dyn ReadSeek + '_>> {
-        Ok(match self {
-            Self::Named(file) | Self::Scratch(file) => {
-                let mut file = file;
-                std::io::Seek::rewind(&mut file)?;
-                Box::new(std::io::BufReader::new(file))
-            }
-            Self::Bytes(bytes) => Box::new(Cursor::new(bytes)),
-        })
-    }
-
-    fn length(&self) -> std::io::Result<u64> {
-        match self {
-            Self::Named(file) | Self::Scratch(file) => Ok(file.metadata()?.len()),
-            Self::Bytes(bytes) => Ok(bytes.len() as u64),
-        }
-    }
-
-    /// Tensors and metadata, by what the bytes are; `path` is asked where they are nothing that is known.
-    fn open(&self, path: &Path) -> Result<Result<Opened, Fault>, IoError> {
-        let read = |source| IoError::Read { path: path.to_owned(), source };
-        let length = self.length().map_err(read)?;
-        let mut head = Vec::new();
-        self.reader().map_err(read)?.take(64).read_to_end(&mut head).map_err(read)?;
-        let mut reader = self.reader().map_err(read)?;
-        let of_arrays = |stored| (stored, HashMap::new());
-        if is_safetensors(&head, length) {
-            return Ok(open_safetensors(&mut reader, length));
-        }
-        if head.starts_with(NPY_MAGIC) {
-            return Ok(open_npy(&mut reader, length).map(|stored| of_arrays(vec![stored])));
-        }
-        if length <= 8 {
-            return Ok(Err(Fault::Damaged(format!("it has {length} bytes"))));
-        }
-        if head.starts_with(ZIP_MAGIC) {
-            match open_npz(reader, length) {
-                Ok(Some(stored)) => return Ok(Ok(of_arrays(stored))),
-                Ok(None) => {}
-                Err(fault) => return Ok(Err(fault)),
-            }
-        } else if !matches!(head[..], [0x80, 2..=5, ..]) && !FileKind::of(path).is_ok_and(FileKind::is_tensors) {
-            return Err(IoError::UnknownKind { path: path.to_owned(), kinds: FileKind::TENSORS });
-        }
-        if matches!(self, Self::Named(_)) {
-            return Ok(open_torch(path).map(of_arrays));
-        }
-        // That reader opens files by their names, when it looks what they are.
-        let mut named = NamedTempFile::new().map_err(read)?;
-        std::io::copy(&mut self.reader().map_err(read)?, &mut named).map_err(read)?;
-        Ok(open_torch(named.path()).map(of_arrays))
-    }
-}
 
 /// One raw tensor, as rank 5.
 #[derive(Debug, Clone)]
@@ -142,41 +21,34 @@ pub struct Tensor {
     pub origin: Origin,
 }
 
+/// The raw tensors of a file. The format is recognised by content. Headers are read when it is opened, values when they are asked for.
+#[derive(Debug)]
+pub struct Tensors {
+    path: PathBuf,
+    reader: Box<dyn TensorReader>,
+    metadata: HashMap<String, String>,
+    /// What came through a pipe.
+    _spooled: Option<Spooled>,
+}
+
 impl Tensors {
     /// Opens a file.
     ///
     /// # Errors
     /// When the file cannot be read, is damaged, or is of another kind.
     pub fn read(path: &Path) -> Result<Self, IoError> {
-        let read = |source| IoError::Read { path: path.to_owned(), source };
+        let unknown = || IoError::UnknownKind { path: path.to_owned(), kinds: endings(|format| format.kind() == FormatKind::Tensors) };
         if path.is_dir() {
-            return Err(IoError::UnknownKind { path: path.to_owned(), kinds: FileKind::TENSORS });
+            return Err(unknown());
         }
-        let file = File::open(path).map_err(read)?;
-        if file.metadata().map_err(read)?.is_file() { Self::open(path, Source::Named(file)) } else { Self::from_reader(path, file) }
-    }
-
-    /// The same of a stream, which is kept in a scratch file; `name` stands for it in messages.
-    ///
-    /// # Errors
-    /// When it cannot be read, is damaged, or is of another kind.
-    pub fn from_reader(name: &Path, mut reader: impl Read) -> Result<Self, IoError> {
-        let mut file = scratch_file()?;
-        std::io::copy(&mut reader, &mut file).map_err(|source| IoError::Read { path: name.to_owned(), source })?;
-        Self::open(name, Source::Scratch(file))
-    }
-
-    /// The same of bytes in memory.
-    ///
-    /// # Errors
-    /// When they are damaged or of another kind.
-    pub fn from_bytes(name: &Path, bytes: Vec<u8>) -> Result<Self, IoError> {
-        Self::open(name, Source::Bytes(bytes))
-    }
-
-    fn open(path: &Path, source: Source) -> Result<Self, IoError> {
-        let (stored, metadata) = source.open(path)?.map_err(|fault| of_fault(path, fault))?;
-        Ok(Self { path: path.to_owned(), source, stored, metadata })
+        let spooled = if is_stream(path) { Some(Spooled::read(path)?) } else { None };
+        let file = spooled.as_ref().map_or(path, Spooled::path);
+        let head = head_of(file)?;
+        let is_tensors = |format: &&'static dyn Format| format.kind() == FormatKind::Tensors;
+        let by_name = || format_of(file).ok().filter(is_tensors);
+        let format = format_by_content(&head, |format| is_tensors(&format)).or_else(by_name).ok_or_else(unknown)?;
+        let Reader::Tensors(reader) = format.open(file)? else { return Err(unknown()) };
+        Ok(Self { path: file.to_owned(), metadata: reader.metadata(), reader, _spooled: spooled })
     }
 
     /// The tensor `latents`, or the only one, as this program writes it: `[b, c, h, w]` or `[b, c, t, h, w]`, as stored. Files of other programs are
@@ -197,8 +69,8 @@ impl Tensors {
     }
 
     fn own(self, wanted: &str) -> Result<Tensor, IoError> {
-        let chosen = self.find(wanted).or_else(|| (self.stored.len() == 1).then_some(0)).ok_or_else(|| self.lacks(wanted))?;
-        let Stored { name, shape, .. } = &self.stored[chosen];
+        let chosen = self.find(wanted).or_else(|| (self.reader.headers().len() == 1).then_some(0)).ok_or_else(|| self.lacks(wanted))?;
+        let TensorHeader { name, shape, .. } = &self.reader.headers()[chosen];
         let reading = match shape.len() {
             4 => Reading::of_axes(Axes::BCHW, shape),
             5 => Reading::of_axes(Axes::BCTHW, shape),
@@ -212,15 +84,15 @@ impl Tensors {
 
     /// What a run of this direction takes: the latents of a decode, the samples of an encode. Reads no values.
     ///
-    /// The tensor is the one that `io.tensor` names, else the one that has a name that programs give it. Which axis is which is told by `io.axes`, else
+    /// The tensor is the one that `io.tensor` names, else the one that has a name that programs give it. `io.axes` says which axis is which, else
     /// by the file or the model, where only one way fits.
     ///
     /// # Errors
     /// When there is no such tensor or several, it has no floats, or it can be read in no way or in several.
     pub fn input(self, direction: Direction, spec: &VaeSpec, io: &IoConfig) -> Result<TensorInput, IoError> {
         let chosen = self.choose(direction, io)?;
-        let Stored { name, shape, dtype, .. } = &self.stored[chosen];
-        if let Err(dtype) = dtype {
+        let TensorHeader { name, shape, unsupported, .. } = &self.reader.headers()[chosen];
+        if let Some(dtype) = unsupported {
             return Err(IoError::Dtype { path: self.path, name: name.clone(), dtype: dtype.clone() });
         }
         let is_own = self.metadata.keys().any(|key| key.starts_with("tilevae."));
@@ -237,9 +109,8 @@ impl Tensors {
                 Unread::Unfit(message) => IoError::Shape { path, name, shape, message },
             }
         })?;
-        let is_comfy = direction == Direction::Decode && name == COMFY;
-        // Before there was that mark, latents were stored as Stable Diffusion 1's, scaled; ComfyUI divides all by the same number.
-        let factor = (is_comfy && self.find("latent_format_version_0").is_none()).then_some((1.0 / 0.18215_f64) as f32);
+        let is_comfy = direction == Direction::Decode && name == COMFYUI_TENSOR;
+        let factor = (is_comfy && self.find(COMFYUI_UNSCALED).is_none()).then_some((1.0 / COMFYUI_SCALE) as f32);
         let norm = &spec.latent_norm;
         if direction == Direction::Decode && io.latent_space == LatentSpace::Diffusion && self.is_kohya() && *norm != vae_core::LatentNorm::identity()
         {
@@ -254,12 +125,12 @@ impl Tensors {
     }
 
     fn find(&self, wanted: &str) -> Option<usize> {
-        self.stored.iter().position(|stored| stored.name == wanted)
+        self.reader.headers().iter().position(|stored| stored.name == wanted)
     }
 
     /// Beside the latents of a picture lies where it was cut out.
     fn is_kohya(&self) -> bool {
-        self.stored.iter().any(|stored| stored.name.starts_with("crop_ltrb"))
+        self.reader.headers().iter().any(|stored| stored.name.starts_with("crop_ltrb"))
     }
 
     fn choose(&self, direction: Direction, io: &IoConfig) -> Result<usize, IoError> {
@@ -267,54 +138,52 @@ impl Tensors {
             return self.find(wanted).ok_or_else(|| self.lacks(wanted));
         }
         let names: &[&str] = match direction {
-            Direction::Decode => &["latents", COMFY, "latent"],
+            Direction::Decode => &["latents", COMFYUI_TENSOR, "latent"],
             Direction::Encode => &["samples"],
         };
         // A dictionary may lie in another.
         let nested = |name: &str| {
-            let mut found =
-                (0..self.stored.len()).filter(|&index| self.stored[index].name.strip_suffix(name).is_some_and(|outer| outer.ends_with('.')));
+            let mut found = (0..self.reader.headers().len())
+                .filter(|&index| self.reader.headers()[index].name.strip_suffix(name).is_some_and(|outer| outer.ends_with('.')));
             found.next().filter(|_| found.next().is_none())
         };
         if let Some(chosen) = names.iter().find_map(|name| self.find(name)).or_else(|| names.iter().find_map(|name| nested(name))) {
             return Ok(chosen);
         }
-        let of_sizes: Vec<usize> =
-            (0..self.stored.len()).filter(|&index| direction == Direction::Decode && sides_in_name(&self.stored[index].name).is_some()).collect();
+        let of_sizes: Vec<usize> = (0..self.reader.headers().len())
+            .filter(|&index| direction == Direction::Decode && sides_in_name(&self.reader.headers()[index].name).is_some())
+            .collect();
         match of_sizes[..] {
             [chosen] => return Ok(chosen),
             [_, _, ..] => {
-                let found = of_sizes.iter().map(|&index| self.stored[index].name.clone()).collect();
+                let found = of_sizes.iter().map(|&index| self.reader.headers()[index].name.clone()).collect();
                 return Err(IoError::SeveralTensors { path: self.path.clone(), found: some_of(found) });
             }
             [] => {}
         }
         // A node of ComfyUI hands latents around under this name.
         let samples = (direction == Direction::Decode).then(|| self.find("samples").or_else(|| nested("samples"))).flatten();
-        samples.or_else(|| (self.stored.len() == 1).then_some(0)).ok_or_else(|| self.lacks(names[0]))
+        samples.or_else(|| (self.reader.headers().len() == 1).then_some(0)).ok_or_else(|| self.lacks(names[0]))
     }
 
     fn lacks(&self, wanted: &str) -> IoError {
-        let mut found: Vec<String> = self.stored.iter().map(|stored| stored.name.clone()).collect();
+        let mut found: Vec<String> = self.reader.headers().iter().map(|stored| stored.name.clone()).collect();
         found.sort();
         IoError::NoTensor { path: self.path.clone(), wanted: wanted.to_owned(), found: some_of(found) }
     }
 
     fn values(&self, chosen: usize, reading: Reading) -> Result<Tensor, IoError> {
-        let stored = &self.stored[chosen];
-        let number =
-            stored.dtype.as_ref().map_err(|dtype| IoError::Dtype { path: self.path.clone(), name: stored.name.clone(), dtype: dtype.clone() })?;
-        let read = |source| IoError::Read { path: self.path.clone(), source };
-        let reader = self.source.reader().map_err(read)?;
-        let values = read_values(stored, *number, reader, self.source.length().map_err(read)?).map_err(|fault| of_fault(&self.path, fault))?;
-        let block = HostTensor::new(reading.sides, reading.arrange(values, stored.is_fortran));
-        let block = block.ok_or_else(|| of_fault(&self.path, Fault::Damaged("a tensor has not as many values as its shape says".to_owned())))?;
+        let header = &self.reader.headers()[chosen];
+        if let Some(dtype) = &header.unsupported {
+            return Err(IoError::Dtype { path: self.path.clone(), name: header.name.clone(), dtype: dtype.clone() });
+        }
+        let values = self.reader.read(chosen)?;
+        let block = HostTensor::new(reading.sides, reading.arrange(values, header.is_fortran));
+        let block = block
+            .ok_or_else(|| IoError::Damaged { path: self.path.clone(), message: "a tensor has not as many values as its shape says".to_owned() })?;
         Ok(Tensor { block, rank: reading.rank(), origin: Origin::read(&self.metadata) })
     }
 }
-
-/// The name that ComfyUI gives latents.
-const COMFY: &str = "latent_tensor";
 
 /// How many sides a name like `latents_64x64` (of kohya's scripts) or `latents_1x64x64_bfloat16` (of musubi-tuner) tells.
 fn sides_in_name(name: &str) -> Option<usize> {
@@ -332,14 +201,6 @@ fn some_of(mut names: Vec<String>) -> Vec<String> {
         names.push(format!("and {more} more"));
     }
     names
-}
-
-fn of_fault(path: &Path, fault: Fault) -> IoError {
-    match fault {
-        Fault::Read(source) => IoError::Read { path: path.to_owned(), source },
-        Fault::Damaged(message) => IoError::Damaged { path: path.to_owned(), message },
-        Fault::Unsupported(message) => IoError::Unsupported { path: path.to_owned(), message },
-    }
 }
 
 /// The tensor of a file that a run takes. Its values are not read yet.
@@ -393,135 +254,14 @@ impl TensorInput {
     }
 }
 
-/// The shape to write: without frames when there is one and `rank` is 4.
-fn written_shape([b, c, t, h, w]: [usize; 5], rank: usize) -> Vec<usize> {
-    if rank == 4 && t == 1 { vec![b, c, h, w] } else { vec![b, c, t, h, w] }
-}
-
-/// The start of a `.safetensors` file that holds f32 tensors, one after the other.
-fn safetensors_header(tensors: &[(&str, Vec<usize>)], origin: Origin) -> std::io::Result<Vec<u8>> {
-    let mut infos = Vec::new();
-    let mut end = 0;
-    for (name, shape) in tensors {
-        let start = end;
-        end += shape.iter().product::<usize>() * size_of::<f32>();
-        infos.push(((*name).to_owned(), TensorInfo { dtype: Dtype::F32, shape: shape.clone(), data_offsets: (start, end) }));
-    }
-    let mut metadata = origin.to_metadata();
-    if tensors.iter().any(|(_, shape)| shape.len() == 4 && shape[0] > 1) {
-        // A video model could take the batch for frames.
-        metadata.insert("tilevae.axes".to_owned(), Axes::BCHW.to_string());
-    }
-    let metadata = Some(metadata).filter(|metadata| !metadata.is_empty());
-    let header = Metadata::new(metadata, infos).map_err(std::io::Error::other)?;
-    // A hash map has another order each time; a file has the same bytes.
-    let mut header = serde_json::to_value(&header)?;
-    if let Some(serde_json::Value::Object(metadata)) = header.get_mut("__metadata__") {
-        metadata.sort_keys();
-    }
-    let mut header = serde_json::to_vec(&header)?;
-    header.resize(header.len().next_multiple_of(8), b' ');
-    Ok([&(header.len() as u64).to_le_bytes()[..], &header].concat())
-}
-
-/// The start of a `.npy` file that holds an f32 array.
-fn npy_header(shape: &[usize]) -> std::io::Result<Vec<u8>> {
-    let shape: Vec<u64> = shape.iter().map(|&side| side as u64).collect();
-    let mut header = Vec::new();
-    // The values come later: what is wanted is what the crate writes before the first.
-    drop(npyz::WriteOptions::<f32>::new().default_dtype().shape(&shape).writer(&mut header).begin_nd()?);
-    Ok(header)
-}
-
-/// The start of a file of a kind, and whether it is one that is written.
-fn header_of(path: &Path, kind: FileKind, tensors: &[(&str, Vec<usize>)], origin: Origin) -> Result<Vec<u8>, IoError> {
-    let header = match (kind, tensors) {
-        (FileKind::Safetensors, _) => safetensors_header(tensors, origin),
-        (FileKind::Npy, [(_, shape)]) => npy_header(shape),
-        (FileKind::Npy, _) => return Err(IoError::OneTensor { path: path.to_owned() }),
-        (FileKind::Foreign | FileKind::Picture(_) | FileKind::Clip(_), _) => {
-            return Err(IoError::UnknownKind { path: path.to_owned(), kinds: FileKind::WRITTEN_TENSORS });
-        }
-    };
-    header.map_err(|source| IoError::Write { path: path.to_owned(), source })
-}
-
-/// Writes named tensors in f32, as rank 4 (without frames) or 5. A `.npy` file takes one of them and says nothing of their origin.
-///
-/// # Errors
-/// When the file cannot be written or cannot hold them.
-pub fn write_tensors(path: &Path, tensors: &[(&str, &HostTensor)], rank: usize, origin: Origin) -> Result<(), IoError> {
-    write_tensors_of_kind(path, FileKind::of(path)?, tensors, rank, origin)
-}
-
-/// The same of a kind that the name need not say.
-///
-/// # Errors
-/// Those of [`write_tensors`].
-pub fn write_tensors_of_kind(path: &Path, kind: FileKind, tensors: &[(&str, &HostTensor)], rank: usize, origin: Origin) -> Result<(), IoError> {
-    let error = |source| IoError::Write { path: path.to_owned(), source };
-    let shapes: Vec<(&str, Vec<usize>)> = tensors.iter().map(|(name, block)| (*name, written_shape(block.shape(), rank))).collect();
-    let header = header_of(path, kind, &shapes, origin)?;
-    write_atomically(path, |writer| {
-        writer.write_all(&header).map_err(error)?;
-        let mut values = tensors.iter().flat_map(|(_, block)| block.data());
-        values.try_for_each(|value| writer.write_all(&value.to_le_bytes())).map_err(error)
-    })
-}
-
-/// A sink that writes samples to a raw tensor file as they come, and keeps none in memory.
-#[derive(Debug)]
-pub struct TensorSink {
-    path: PathBuf,
-    pending: PendingFile,
-    samples: SampleFile,
-}
-
-impl TensorSink {
-    /// Samples of `shape` (`[batch, channels, frames, height, width]`) to be written at `path`, as rank 4 (without frames) or 5.
-    ///
-    /// # Errors
-    /// When the name is not a tensor file's, the disk has no room for all of them, or the file cannot be begun.
-    pub fn new(path: &Path, shape: [usize; 5], rank: usize) -> Result<Self, IoError> {
-        Self::of_kind(path, FileKind::of(path)?, shape, rank)
-    }
-
-    /// The same of a kind that the name need not say.
-    ///
-    /// # Errors
-    /// Those of [`new`](Self::new).
-    pub fn of_kind(path: &Path, kind: FileKind, shape: [usize; 5], rank: usize) -> Result<Self, IoError> {
-        let error = |source| IoError::Write { path: path.to_owned(), source };
-        let pending = PendingFile::new(path)?;
-        // More than any disk holds is more than a header can tell.
-        reserve(pending.file(), &pending.lies_in(), bytes_of(shape))?;
-        let header = header_of(path, kind, &[("samples", written_shape(shape, rank))], Origin::default())?;
-        reserve(pending.file(), &pending.lies_in(), bytes_of(shape).saturating_add(header.len() as u64))?;
-        pending.file().write_all(&header).map_err(error)?;
-        let file = pending.file().try_clone().map_err(error)?;
-        Ok(Self { path: path.to_owned(), samples: SampleFile::in_file(file, header.len() as u64, shape), pending })
-    }
-
-    /// Puts the file in its place.
-    ///
-    /// # Errors
-    /// When it cannot get its name.
-    pub fn write(self) -> Result<PathBuf, IoError> {
-        self.pending.publish()?;
-        Ok(self.path)
-    }
-}
-
-impl Sink for TensorSink {
-    fn take(&mut self, start: [usize; 3], extent: [usize; 3], piece: HostTensor) -> Result<(), BoxError> {
-        self.samples.take(start, extent, piece)
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::io::{Cursor, Write};
+
+    use tempfile::TempDir;
     use vae_core::{FrameRule, LatentNorm};
 
+    use super::super::{Target, write_tensors};
     use super::*;
     use crate::Config;
 
@@ -555,7 +295,7 @@ mod tests {
     fn npy(version: u8, descr: &str, order: &str, shape: &str, data: &[u8]) -> Vec<u8> {
         let header = format!("{{'descr': {descr}, 'fortran_order': {order}, 'shape': {shape}, }}\n");
         let length = if version == 1 { (header.len() as u16).to_le_bytes().to_vec() } else { (header.len() as u32).to_le_bytes().to_vec() };
-        [NPY_MAGIC, &[version, 0], &length, header.as_bytes(), data].concat()
+        [&b"\x93NUMPY"[..], &[version, 0], &length, header.as_bytes(), data].concat()
     }
 
     fn npz(members: &[(&str, Vec<u8>)], method: zip::CompressionMethod) -> Vec<u8> {
@@ -567,10 +307,17 @@ mod tests {
         writer.finish().unwrap().into_inner()
     }
 
+    fn from_bytes(folder: &TempDir, name: &str, bytes: &[u8]) -> Result<Tensors, IoError> {
+        let path = folder.path().join(name);
+        std::fs::write(&path, bytes).unwrap();
+        Tensors::read(&path)
+    }
+
     fn input(bytes: Vec<u8>, spec: &VaeSpec, settings: &str) -> Result<HostTensor, String> {
         let config = Config::from_toml(&format!("[io]\n{settings}")).unwrap();
         let read = || {
-            let input = Tensors::from_bytes("in.latent".as_ref(), bytes)?.input(Direction::Decode, spec, &config.io)?;
+            let folder = tempfile::tempdir().unwrap();
+            let input = from_bytes(&folder, "in.latent", &bytes)?.input(Direction::Decode, spec, &config.io)?;
             let shape = input.shape();
             let tensor = input.read()?;
             assert_eq!(tensor.block.shape(), shape);
@@ -710,7 +457,7 @@ mod tests {
             (npy(1, "'<f4'", "False", "(1, 2, 1, 1)", &zeros), "takes 8 bytes"),
             (npy(1, "'<f4'", "False", "(-1, 4)", &zeros), "does not tell"),
             (npy(1, "'<f4'", "False", &"(".repeat(5000), &zeros), "no description"),
-            ([NPY_MAGIC, &[2, 0, 255, 255, 255, 255]].concat(), "its header takes 4294967295 bytes"),
+            ([&b"\x93NUMPY"[..], &[2, 0, 255, 255, 255, 255]].concat(), "its header takes 4294967295 bytes"),
             (b"\x93NUMPY".to_vec(), "cut off"),
             (Vec::new(), ""),
             (b"PK\x03\x04nonsense".to_vec(), ""),
@@ -750,12 +497,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let renamed = folder.path().join("renamed.safetensors");
         std::fs::write(&renamed, &bytes).unwrap();
-        for tensors in [
-            Tensors::read(&bare).unwrap(),
-            Tensors::read(&renamed).unwrap(),
-            Tensors::from_bytes("-".as_ref(), bytes.clone()).unwrap(),
-            Tensors::from_reader("-".as_ref(), &bytes[..]).unwrap(),
-        ] {
+        for tensors in [Tensors::read(&bare).unwrap(), Tensors::read(&renamed).unwrap()] {
             let tensor = tensors.input(Direction::Decode, &two, &config("")).unwrap().read().unwrap();
             assert_eq!((tensor.block.shape(), tensor.block.data()), ([1, 2, 1, 2, 3], &expected[..]));
         }
@@ -777,7 +519,7 @@ mod tests {
             assert!(matches!(&error, IoError::Unsupported { path, .. } if path.ends_with(name)), "{error:?}");
             assert!(error.to_string().contains(fragment), "{error}");
         }
-        let error = Tensors::from_bytes("l.pt".as_ref(), bytes[..bytes.len() / 2].to_vec()).unwrap_err();
+        let error = from_bytes(&folder, "l.pt", &bytes[..bytes.len() / 2]).unwrap_err();
         assert!(matches!(&error, IoError::Damaged { path, .. } if path.ends_with("l.pt")), "{error:?}");
     }
 
@@ -800,13 +542,13 @@ mod tests {
         let samples = values([2, 3, 1, 4, 5]);
         for name in ["s.npy", "s.safetensors"] {
             let path = folder.path().join(name);
-            let mut sink = TensorSink::new(&path, samples.shape(), 4).unwrap();
+            let mut sink = format_of(&path).unwrap().create(&Target { rank: 4, ..Target::new(&path, samples.shape()) }).unwrap();
             sink.take([0; 3], [1, 4, 5], samples.clone()).unwrap();
-            sink.write().unwrap();
+            sink.finish().unwrap();
             let written = std::fs::read(&path).unwrap();
             write_tensors(&path, &[("samples", &samples)], 4, Origin::default()).unwrap();
             assert_eq!(std::fs::read(&path).unwrap(), written);
-            let read = Tensors::from_reader("-".as_ref(), &written[..]).unwrap().samples().unwrap();
+            let read = Tensors::read(&path).unwrap().samples().unwrap();
             assert_eq!((read.block, read.rank), (samples.clone(), 4));
         }
         // A batch that a video model could take for frames says that it is one.
@@ -817,7 +559,8 @@ mod tests {
         assert_eq!(shape("s.safetensors").unwrap(), [2, 3, 1, 4, 5]);
         let error = shape("s.npy").unwrap_err();
         assert!(matches!(&error, IoError::Ambiguous { .. }) && error.is_usage(), "{error:?}");
-        assert!(matches!(TensorSink::new(&folder.path().join("s.pt"), [1; 5], 4), Err(IoError::UnknownKind { .. })));
+        let torch = folder.path().join("s.pt");
+        assert!(matches!(format_of(&torch).unwrap().create(&Target::new(&torch, [1; 5])), Err(IoError::UnknownKind { .. })));
     }
 
     #[test]
@@ -825,7 +568,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         for name in ["s.npy", "s.safetensors"] {
             for shape in [[1 << 20, 3, 1, 1 << 15, 1 << 15], [usize::MAX, 3, 1, 8, 8]] {
-                let error = TensorSink::new(&folder.path().join(name), shape, 4).unwrap_err();
+                let path = folder.path().join(name);
+                let error = format_of(&path).unwrap().create(&Target::new(&path, shape)).err().unwrap();
                 assert!(matches!(&error, IoError::NoSpace { needed, free, .. } if needed > free), "{error:?}");
             }
         }

@@ -294,7 +294,7 @@ impl Pipeline {
         let mut run = |source: &dyn TileSource| -> Result<RunStats, Error> {
             let mut compositor = Compositor::new(&plan.tiles, self.blends.get(plan.direction).as_ref(), sink);
             if plan.uses_scratch() {
-                compositor = compositor.with_scratch(ScratchFile::from_file(io::scratch_file()?, std::env::temp_dir()));
+                compositor = compositor.with_scratch(ScratchFile::new().map_err(io::IoError::from)?);
             }
             Ok(self.executor.run(Job { plan: &plan.tiles, source, workers: &workers, compositor, stop: &stop }, progress)?)
         };

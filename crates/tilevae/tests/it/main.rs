@@ -1,3 +1,5 @@
-//! What needs a process of its own: files that were damaged on purpose.
+//! The library as programs embed it, and files that were damaged on purpose, which need a process of its own.
 
 mod hostile;
+#[cfg(all(feature = "flex", feature = "kl"))]
+mod jobs;

@@ -8,6 +8,7 @@ mod pickle;
 mod safetensors;
 mod torch;
 
+use std::collections::HashMap;
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
@@ -27,7 +28,24 @@ const MAX_REPEATED_BYTES: u64 = 16 << 20;
 /// Bytes that are read and converted at once.
 const CHUNK: usize = 1 << 20;
 
-/// The tensors of a safetensors file, or of a file that `torch.save` has written (`.pt`, `.pth`, `.ckpt`, `.bin`), in no particular order.
+/// What a file holds: its tensors, in no particular order, and the texts that safetensors files hold beside them.
+#[derive(Debug, Clone)]
+pub struct TensorFile {
+    /// The tensors, whose values are not read yet.
+    pub tensors: Vec<StoredTensor>,
+    /// The entries of `__metadata__`; none of other files.
+    pub metadata: HashMap<String, String>,
+}
+
+/// The tensors of a file, without its metadata (see [`open`]).
+///
+/// # Errors
+/// Those of [`open`].
+pub fn read_tensors(path: &Path) -> Result<Vec<StoredTensor>, WeightError> {
+    Ok(open(path)?.tensors)
+}
+
+/// Opens a safetensors file, or a file that `torch.save` has written (`.pt`, `.pth`, `.ckpt`, `.bin`).
 ///
 /// Of a pickle, dictionaries in dictionaries become names with dots (`state_dict.encoder.conv_in.weight`), entries of lists are counted, and a tensor that
 /// was saved by itself has the name `""`; what is no tensor is passed over.
@@ -35,15 +53,21 @@ const CHUNK: usize = 1 << 20;
 /// # Errors
 /// [`WeightError::Io`]; [`WeightError::Damaged`] for what is cut or contradicts itself; [`WeightError::NotWeights`] and [`WeightError::Unsupported`] for
 /// sound files that hold something else.
-pub fn read_tensors(path: &Path) -> Result<Vec<StoredTensor>, WeightError> {
+pub fn open(path: &Path) -> Result<TensorFile, WeightError> {
     let file = Arc::new(Source::open(path)?);
     let read = match content(&file)? {
-        Content::Safetensors => safetensors::tensors(&file),
-        Content::TorchZip => torch::zip_tensors(&file),
-        Content::Pickle => torch::legacy_tensors(&file),
+        Content::Safetensors => safetensors::open(&file),
+        Content::TorchZip => torch::zip_tensors(&file).map(TensorFile::without_metadata),
+        Content::Pickle => torch::legacy_tensors(&file).map(TensorFile::without_metadata),
         Content::Json => Err(Fault::NotWeights("a JSON file".to_owned(), "the tensors lie in other files")),
     };
     read.map_err(|fault| fault.at(path))
+}
+
+impl TensorFile {
+    fn without_metadata(tensors: Vec<StoredTensor>) -> Self {
+        Self { tensors, metadata: HashMap::new() }
+    }
 }
 
 /// How values are stored.
@@ -84,8 +108,13 @@ impl StoredDtype {
         })
     }
 
-    /// Appends `bytes`, whole values, as f32.
-    fn append_f32(&self, bytes: &[u8], values: &mut Vec<f32>) {
+    /// Whether values are floats that can be read.
+    pub fn is_float(&self) -> bool {
+        matches!(self, Self::F64 | Self::F32 | Self::F16 | Self::Bf16 | Self::F8E4m3 | Self::F8E5m2)
+    }
+
+    /// Appends `bytes`, whole little-endian values, as f32. Nothing is appended of a type that cannot be read.
+    pub fn append_f32(&self, bytes: &[u8], values: &mut Vec<f32>) {
         fn each<const N: usize>(bytes: &[u8], values: &mut Vec<f32>, value: impl Fn([u8; N]) -> f32) {
             values.extend(bytes.as_chunks::<N>().0.iter().map(|&bytes| value(bytes)));
         }

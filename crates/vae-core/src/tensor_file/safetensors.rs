@@ -1,32 +1,34 @@
 //! Safetensors: the length of a header, the header in JSON, the values. The crate of that name refuses whole files for one type that it does not know.
 
 use std::borrow::Cow;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::sync::Arc;
 
 use serde::Deserialize;
-use serde::de::{self, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::de::{self, Deserializer, MapAccess, SeqAccess, Visitor};
 
-use super::{Fault, MAX_AXES, Source, StoredDtype, StoredTensor};
+use super::{Fault, MAX_AXES, Source, StoredDtype, StoredTensor, TensorFile};
 
-pub(super) fn tensors(file: &Arc<Source>) -> Result<Vec<StoredTensor>, Fault> {
+pub(super) fn open(file: &Arc<Source>) -> Result<TensorFile, Fault> {
     let mut bytes = file.head(8)?;
     let length = bytes.as_slice().try_into().map(u64::from_le_bytes).map_err(|_| Fault::Damaged("it ends in its first 8 bytes".to_owned()))?;
     let Some(data_len) = file.len.checked_sub(8).and_then(|rest| rest.checked_sub(length)) else {
         return Err(Fault::Damaged(format!("it is cut: its header has {length} bytes, the file {}", file.len)));
     };
     file.read_into(8, length, &mut bytes)?;
-    let Header(entries) = serde_json::from_slice(&bytes).map_err(|error| Fault::Damaged(format!("its header is no safetensors header: {error}")))?;
+    let Header { entries, metadata } =
+        serde_json::from_slice(&bytes).map_err(|error| Fault::Damaged(format!("its header is no safetensors header: {error}")))?;
     drop(bytes);
+    let mut names = HashSet::new();
+    if let Some((twice, _)) = entries.iter().find(|(name, _)| !names.insert(name)) {
+        return Err(Fault::Damaged(format!("its header names `{twice}` twice")));
+    }
     let end = entries.iter().map(|(_, entry)| entry.data_offsets[1]).max().unwrap_or(0);
     if end > data_len {
         return Err(Fault::Damaged(format!("it is cut: {end} bytes of values belong to it, of which {data_len} are there")));
     }
-    let mut spans: Vec<[u64; 2]> = entries.iter().map(|(_, entry)| entry.data_offsets).filter(|[start, end]| start != end).collect();
-    spans.sort_unstable();
-    if spans.windows(2).any(|pair| pair[0][1] > pair[1][0]) {
-        return Err(Fault::Damaged("the values of two tensors lie in one place".to_owned()));
-    }
+    let mut spans: Vec<[u64; 2]> = entries.iter().map(|(_, entry)| entry.data_offsets).collect();
     let tensors = entries.into_iter().map(|(name, Entry { dtype, shape: Shape(shape), data_offsets: [start, end] })| {
         let wrong = |what: &str| Err(Fault::Damaged(format!("the header's {what} of `{name}` contradict each other")));
         let Some(len) = end.checked_sub(start) else { return wrong("offsets") };
@@ -39,10 +41,29 @@ pub(super) fn tensors(file: &Arc<Source>) -> Result<Vec<StoredTensor>, Fault> {
         let shape = if values.is_some() { shape } else { Vec::new() };
         Ok(StoredTensor { name, dtype, shape, strides: None, file: file.clone(), start: 8 + length + start, len, checksum: None })
     });
-    tensors.collect()
+    let tensors = tensors.collect::<Result<Vec<_>, _>>()?;
+    if end < data_len {
+        return Err(Fault::Damaged(format!("it has {} bytes, its header speaks of {}", file.len, 8 + length + end)));
+    }
+    spans.sort_unstable();
+    let mut next = 0;
+    for [start, end] in spans {
+        if start < next {
+            return Err(Fault::Damaged("the values of two tensors lie in one place".to_owned()));
+        }
+        if start > next {
+            return Err(Fault::Damaged(format!("the {} bytes before byte {start} of its values belong to no tensor", start - next)));
+        }
+        next = end;
+    }
+    Ok(TensorFile { tensors, metadata })
 }
 
-struct Header(Vec<(String, Entry)>);
+/// Every key that the header names, in its order.
+struct Header {
+    entries: Vec<(String, Entry)>,
+    metadata: HashMap<String, String>,
+}
 
 #[derive(Deserialize)]
 struct Entry {
@@ -85,15 +106,15 @@ impl<'de> Deserialize<'de> for Header {
             }
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Header, A::Error> {
-                let mut entries = Vec::new();
+                let (mut entries, mut metadata) = (Vec::new(), None);
                 while let Some(name) = map.next_key::<String>()? {
-                    if name == "__metadata__" {
-                        map.next_value::<IgnoredAny>()?;
-                    } else {
+                    if name != "__metadata__" {
                         entries.push((name, map.next_value()?));
+                    } else if metadata.replace(map.next_value()?).is_some() {
+                        return Err(de::Error::custom("`__metadata__` comes twice"));
                     }
                 }
-                Ok(Header(entries))
+                Ok(Header { entries, metadata: metadata.unwrap_or_default() })
             }
         }
         deserializer.deserialize_map(Entries)

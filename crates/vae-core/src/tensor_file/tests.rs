@@ -141,6 +141,10 @@ fn what_is_cut_or_contradicts_itself_is_damaged() {
         (r#"{"a":{"dtype":"F32","shape":[4611686018427387906],"data_offsets":[0,8]}}"#, "shape and offsets of `a`"),
         (r#"{"a":{"dtype":"F32","shape":[0],"data_offsets":[8,0]}}"#, "offsets of `a`"),
         (r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"b":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}"#, "in one place"),
+        (r#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"a":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}"#, "names `a` twice"),
+        (r#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}"#, "4 bytes before byte 4"),
+        (r#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}"#, "its header speaks of"),
+        (r#"{"__metadata__":{},"__metadata__":{},"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}"#, "comes twice"),
         (r#"{"a":{"dtype":"F32","shape":[-2],"data_offsets":[0,8]}}"#, "header"),
         (r#"{"a":"#, "header"),
     ] {

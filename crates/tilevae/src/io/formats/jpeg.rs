@@ -3,7 +3,60 @@
 //! Decoders fill up what is missing with grey and say nothing. This goes through the entropy-coded data as they do (ITU-T T.81, annexes B, F and G), and keeps
 //! no more of it than which coefficients are not zero, on which the length of a progressive refinement depends.
 
-use super::Fault;
+use std::io::Cursor;
+use std::path::Path;
+
+use image::ImageFormat;
+use image::codecs::jpeg::{JpegDecoder, JpegEncoder};
+
+use super::super::{Format, FormatKind, IoError, Limits, PictureWriter, Reader, Target, Writer};
+use super::{Fault, Header, Picture, begins_as, content_of, one_frame, opened, plausible};
+
+/// JPEG, baseline and progressive.
+pub(super) struct Jpeg;
+
+impl Format for Jpeg {
+    fn name(&self) -> &'static str {
+        "jpg"
+    }
+
+    fn endings(&self) -> &'static [&'static str] {
+        &["jpg", "jpeg"]
+    }
+
+    fn kind(&self) -> FormatKind {
+        FormatKind::Picture
+    }
+
+    fn matches(&self, head: &[u8]) -> bool {
+        begins_as(head, ImageFormat::Jpeg)
+    }
+
+    fn limits(&self) -> Limits {
+        Limits { channels: &[1, 3], side_px: 65_535, ..Limits::PICTURE }
+    }
+
+    fn open(&self, path: &Path) -> Result<Reader, IoError> {
+        opened(path, || {
+            let content = content_of(path)?;
+            check(&content)?;
+            let header = Header::of(&mut JpegDecoder::new(Cursor::new(&content))?)?;
+            // What is not gone through is left to the decoder; every block of 64 px takes a bit at least.
+            plausible(header.decoded, header.px / 512, content.len() as u64)?;
+            Ok(Picture::new(path, &header, &[], move || one_frame(JpegDecoder::new(Cursor::new(content))?)))
+        })
+    }
+
+    fn create(&self, target: &Target<'_>) -> Result<Box<dyn Writer>, IoError> {
+        let quality = target.jpeg_quality.clamp(1, 100);
+        Ok(Box::new(PictureWriter::new(target, move |pixels| {
+            let mut encoded = Vec::new();
+            let [height, width] = pixels.size;
+            JpegEncoder::new_with_quality(&mut encoded, quality).encode(pixels.bytes, width, height, pixels.color)?;
+            Ok(encoded)
+        })))
+    }
+}
 
 /// Scans that a decoder goes through, so that a small file does not keep it busy for hours.
 const MOST_SCANS: usize = 100;

@@ -1,26 +1,52 @@
-//! Encoded pictures, told by what they hold. A picture is read whole or not at all: what decoders pass over without a word (a file that was cut off, frames after
-//! the first, a header that promises more px than its data can make) is looked for here.
+//! The formats of this crate, one a file.
+//!
+//! A picture is read whole or not at all: what decoders pass over without a word (a file that was cut off, frames after the first, a header that promises more
+//! px than its data can make) is looked for here.
 
+mod folder;
+mod gif;
 mod jpeg;
+mod latent;
+mod npy;
+mod npz;
 mod png;
+mod pnm;
+mod safetensors;
 #[cfg(test)]
 mod tests;
 mod tiff;
+mod torch;
+mod video;
 mod webp;
+mod y4m;
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, Cursor, Read};
+use std::io::{BufReader, Cursor};
 use std::path::{Path, PathBuf};
 
-use image::codecs::gif::GifDecoder;
-use image::codecs::jpeg::JpegDecoder;
-use image::codecs::png::PngDecoder;
-use image::codecs::pnm::PnmDecoder;
-use image::codecs::webp::WebPDecoder;
 use image::metadata::Orientation;
-use image::{AnimationDecoder, Delay, DynamicImage, ImageDecoder, ImageError, ImageFormat, Limits};
+use image::{Delay, DynamicImage, ImageDecoder, ImageError, ImageFormat};
 
-use super::IoError;
+pub(super) use latent::{COMFYUI_SCALE, COMFYUI_TENSOR, COMFYUI_UNSCALED};
+
+use super::delays::Delays;
+use super::{ClipInfo, FrameReader, Frames, IoError, Pixels8, Reader, until_error};
+
+// In the order in which messages list them.
+crate::register_format!(safetensors::Safetensors);
+crate::register_format!(npy::Npy);
+crate::register_format!(npz::Npz);
+crate::register_format!(torch::Torch);
+crate::register_format!(latent::Latent);
+crate::register_format!(png::Png);
+crate::register_format!(jpeg::Jpeg);
+crate::register_format!(webp::WebP);
+crate::register_format!(tiff::Tiff);
+crate::register_format!(pnm::Pnm);
+crate::register_format!(y4m::Y4m);
+crate::register_format!(gif::Gif);
+crate::register_format!(video::Video);
+crate::register_format!(folder::Folder);
 
 /// The most memory that one picture may take to read.
 const READ_LIMIT: u64 = 8 << 30;
@@ -28,15 +54,17 @@ const READ_LIMIT: u64 = 8 << 30;
 /// Pictures of so many bytes are decoded whatever the size of their files.
 const SMALL: u64 = 16 << 20;
 
-/// What is wrong with an encoded picture.
+/// What is wrong with a file, before its name is added.
 #[derive(Debug)]
 enum Fault {
     /// What is missing.
     Incomplete(String),
     /// What is wrong.
     Damaged(String),
-    /// What is sound, and not known here.
+    /// What it is: sound, and not known here.
     Unsupported(String),
+    /// The same, with what is to be said of it.
+    NotSupported(String),
     /// What a decoder says.
     Decoder(ImageError),
     Read(std::io::Error),
@@ -65,6 +93,7 @@ impl Fault {
             Self::Incomplete(missing) => IoError::Truncated { path, missing },
             Self::Damaged(message) => IoError::Damaged { path, message },
             Self::Unsupported(what) => IoError::Unsupported { path, message: format!("it is {what}") },
+            Self::NotSupported(message) => IoError::Unsupported { path, message },
             Self::Decoder(source) => IoError::Picture { path, source },
             Self::Read(source) => IoError::Read { path, source },
         }
@@ -85,6 +114,17 @@ impl From<ImageError> for Fault {
     }
 }
 
+impl From<std::io::Error> for Fault {
+    fn from(error: std::io::Error) -> Self {
+        use std::io::ErrorKind;
+        match error.kind() {
+            ErrorKind::UnexpectedEof => Self::Damaged("it is cut off".to_owned()),
+            ErrorKind::InvalidData | ErrorKind::InvalidInput => Self::Damaged(error.to_string()),
+            _ => Self::Read(error),
+        }
+    }
+}
+
 /// Refuses a picture of `decoded` bytes that takes `needed` bytes of data at least, and has `data`.
 fn plausible(decoded: u64, needed: u64, data: u64) -> Result<(), Fault> {
     if decoded > SMALL && needed > data {
@@ -96,263 +136,119 @@ fn plausible(decoded: u64, needed: u64, data: u64) -> Result<(), Fault> {
     Ok(())
 }
 
-fn open(path: &Path) -> Result<BufReader<File>, Fault> {
-    File::open(path).map(BufReader::new).map_err(Fault::Read)
+/// A file, and its bytes.
+fn open_file(path: &Path) -> Result<(BufReader<File>, u64), Fault> {
+    let file = File::open(path).map_err(Fault::Read)?;
+    let length = file.metadata().map_err(Fault::Read)?.len();
+    Ok((BufReader::new(file), length))
 }
 
-/// A frame of an animation, and how long it is shown. Pages of a TIFF file do not say.
-pub(super) type TimedFrame = Result<(DynamicImage, Option<Delay>), IoError>;
-
-/// Refuses a GIF file whose canvas is larger than its frames can fill.
-pub(super) fn check_gif(path: &Path, size: [usize; 2]) -> Result<(), IoError> {
-    plausible_gif(path, size).map_err(|fault| fault.of(path))
+/// The whole content of a file.
+fn content_of(path: &Path) -> Result<Vec<u8>, Fault> {
+    std::fs::read(path).map_err(Fault::Read)
 }
 
-/// A code of 12 bits can stand for 4096 px, so that the size of a file says little: what is large is gone through before memory is taken for it.
-fn plausible_gif(path: &Path, size: [usize; 2]) -> Result<(), Fault> {
-    let [height, width] = size.map(|side| side as u64);
-    if height * width == 0 {
-        return Err(Fault::Damaged(format!("its header says {height}x{width} px")));
-    }
-    let px = |frame: &gif::Frame| u64::from(frame.width) * u64::from(frame.height);
-    let mut options = gif::DecodeOptions::new();
-    options.skip_frame_decoding(true);
-    let mut decoder = options.read_info(open(path)?).map_err(of_gif)?;
-    let mut largest = height * width;
-    while let Some(frame) = decoder.next_frame_info().map_err(of_gif)? {
-        largest = largest.max(px(frame));
-    }
-    // Two canvases of 4 bytes a px are kept, and a frame.
-    if 12 * largest <= SMALL {
-        return Ok(());
-    }
-    let mut decoder = gif::Decoder::new(open(path)?).map_err(of_gif)?;
-    let mut largest = 0;
-    while let Some(frame) = decoder.next_frame_info().map_err(of_gif)? {
-        let px = px(frame);
-        let mut left = px;
-        let mut indices = [0; 1 << 14];
-        while left > 0 {
-            let part = left.min(indices.len() as u64);
-            if !decoder.fill_buffer(&mut indices[..part as usize]).map_err(of_gif)? {
-                return Err(Fault::incomplete("its data ends before the picture does"));
-            }
-            left -= part;
-        }
-        largest = largest.max(px);
-    }
-    if largest < height * width / 16 {
-        return Err(Fault::unsupported("an animation whose frames cover only a small part of its canvas"));
-    }
-    plausible(8 * height * width, 0, 0)
-}
-
-fn of_gif(error: gif::DecodingError) -> Fault {
-    match error {
-        gif::DecodingError::UnexpectedEof => Fault::incomplete("its data ends before the picture does"),
-        gif::DecodingError::Io(error) => Fault::from(ImageError::IoError(error)),
-        other => Fault::Damaged(other.to_string()),
-    }
-}
+/// Decoded frames.
+type Images = Box<dyn Iterator<Item = Result<DynamicImage, Fault>>>;
 
 /// A picture or an animation whose structure has been found sound.
-#[derive(Debug)]
-pub(super) struct PictureFile {
+struct Picture {
     path: PathBuf,
-    kind: Kind,
     /// Height and width as they are stored.
     size: [usize; 2],
     orientation: Orientation,
     frames: usize,
-    /// Of frames; none of pages and pictures.
-    delays: Vec<Delay>,
+    /// How long each frame is shown; none of pages and pictures.
+    delays: Delays,
+    decode: Box<dyn FnOnce() -> Result<Images, Fault> + Send>,
 }
 
-#[derive(Debug)]
-enum Kind {
-    /// The content of the file.
-    Jpeg(Vec<u8>),
-    Png {
-        /// That the decoder may take beside that of px.
-        memory: u64,
-    },
-    /// The content of the file, and the animation in it.
-    WebP(Vec<u8>, Option<webp::Animation>),
-    Tiff(Box<tiff::Pages>),
-    Gif,
-    Pnm,
+impl Picture {
+    /// A picture of which `decode` gives the frames; with `delays`, an animation of as many.
+    fn new(path: &Path, header: &Header, delays: &[Delay], decode: impl FnOnce() -> Result<Images, Fault> + Send + 'static) -> Self {
+        Self {
+            path: path.to_owned(),
+            size: header.size,
+            orientation: header.orientation,
+            frames: delays.len().max(1),
+            delays: delays.iter().copied().collect(),
+            decode: Box::new(decode),
+        }
+    }
 }
 
-impl PictureFile {
-    /// Opens a picture, whatever kind its name says.
-    pub(super) fn open(path: &Path) -> Result<Self, IoError> {
-        Self::open_file(path).map_err(|fault| fault.of(path))
+impl FrameReader for Picture {
+    fn info(&self) -> ClipInfo {
+        let [height, width] = self.size;
+        let size = if self.orientation.to_exif() >= 5 { [width, height] } else { [height, width] };
+        ClipInfo { size, frames: self.frames, fps: self.delays.fps() }
     }
 
-    fn open_file(path: &Path) -> Result<Self, Fault> {
-        let mut file = open(path)?;
-        let length = file.get_ref().metadata().map_err(Fault::Read)?.len();
-        let begin = file.fill_buf().map_err(Fault::Read)?;
-        if begin.is_empty() {
-            return Err(Fault::incomplete("it is empty"));
-        }
-        let format = match begin.first_chunk() {
-            // BigTIFF.
-            Some(b"II+\0" | b"MM\0+") => Some(ImageFormat::Tiff),
-            _ => image::guess_format(begin).ok(),
-        };
-        let mut delays = Vec::new();
-        let kind = match format {
-            Some(ImageFormat::Jpeg) => {
-                let mut content = Vec::new();
-                Fault::reading(file.read_to_end(&mut content))?;
-                jpeg::check(&content)?;
-                Kind::Jpeg(content)
-            }
-            Some(ImageFormat::Png) => {
-                let checked = png::check(&mut file, length)?;
-                delays = checked.delays;
-                Kind::Png { memory: checked.memory }
-            }
-            Some(ImageFormat::WebP) => {
-                let mut content = Vec::new();
-                Fault::reading(file.read_to_end(&mut content))?;
-                let animation = webp::Animation::find(&mut content)?;
-                delays = animation.as_ref().map(webp::Animation::delays).unwrap_or_default();
-                Kind::WebP(content, animation)
-            }
-            Some(ImageFormat::Tiff) => {
-                let pages = tiff::Pages::open(file, length)?;
-                let (size, orientation, frames) = (pages.size(), pages.orientation(), pages.count());
-                return Ok(Self { path: path.to_owned(), kind: Kind::Tiff(Box::new(pages)), size, orientation, frames, delays });
-            }
-            Some(ImageFormat::Gif) => {
-                delays = gif_delays(&mut file)?;
-                Kind::Gif
-            }
-            Some(ImageFormat::Pnm) => Kind::Pnm,
-            Some(other) => return Err(Fault::Unsupported(format!("a {other:?} picture (save it as PNG)"))),
-            None => return Err(Fault::damaged("it begins like no kind of picture that is known here")),
-        };
-        let frames = delays.len().max(1);
-        let mut picture = Self { path: path.to_owned(), kind, size: [0; 2], orientation: Orientation::NoTransforms, frames, delays };
-        let mut decoder = picture.decoder()?;
+    fn frames(self: Box<Self>) -> Result<Frames, IoError> {
+        let Self { path, orientation, delays, decode, .. } = *self;
+        delays.warn(&path);
+        let mut images = decode().map_err(|fault| fault.of(&path))?;
+        Ok(until_error(move || {
+            let Some(image) = images.next() else { return Ok(None) };
+            let mut image = image.map_err(|fault| fault.of(&path))?;
+            image.apply_orientation(orientation);
+            Ok(Some(image))
+        }))
+    }
+}
+
+/// What a decoder knows of a picture before its px.
+struct Header {
+    /// Height and width.
+    size: [usize; 2],
+    px: u64,
+    /// Bytes of the decoded px.
+    decoded: u64,
+    orientation: Orientation,
+}
+
+impl Header {
+    fn of(decoder: &mut impl ImageDecoder) -> Result<Self, Fault> {
         let (width, height) = decoder.dimensions();
-        let (px, decoded) = (u64::from(height) * u64::from(width), decoder.total_bytes());
+        let px = u64::from(height) * u64::from(width);
         if px == 0 {
             return Err(Fault::Damaged(format!("its header says {height}x{width} px")));
         }
-        let orientation = decoder.orientation()?;
-        drop(decoder);
-        match &picture.kind {
-            Kind::Gif => plausible_gif(path, [height, width].map(|side| side as usize))?,
-            Kind::Pnm => plausible(decoded, px / 8, length)?,
-            // What is not gone through is left to the decoder; every block of 64 px takes a bit at least.
-            Kind::Jpeg(_) => plausible(decoded, px / 512, length)?,
-            Kind::WebP(content, animation) => webp::check_px(px, animation.is_some(), content.len() as u64)?,
-            // Found sound before.
-            Kind::Png { .. } | Kind::Tiff(_) => plausible(decoded, 0, length)?,
-        }
-        (picture.size, picture.orientation) = ([height, width].map(|side| side as usize), orientation);
-        Ok(picture)
-    }
-
-    fn png(&self, memory: u64) -> Result<PngDecoder<BufReader<File>>, Fault> {
-        let mut limits = Limits::no_limits();
-        limits.max_alloc = Some(memory);
-        let mut decoder = PngDecoder::with_limits(open(&self.path)?, limits.clone())?;
-        // This one is for the px of animations.
-        limits.max_alloc = Some(READ_LIMIT);
-        decoder.set_limits(limits)?;
-        Ok(decoder)
-    }
-
-    /// What decodes the first frame.
-    fn decoder(&self) -> Result<Box<dyn ImageDecoder + '_>, Fault> {
-        Ok(match &self.kind {
-            Kind::Jpeg(content) => Box::new(JpegDecoder::new(Cursor::new(content))?),
-            Kind::Png { memory } => Box::new(self.png(*memory)?),
-            Kind::WebP(content, _) => Box::new(WebPDecoder::new(Cursor::new(content))?),
-            Kind::Gif => Box::new(GifDecoder::new(open(&self.path)?)?),
-            Kind::Pnm => Box::new(PnmDecoder::new(open(&self.path)?)?),
-            Kind::Tiff(_) => unreachable!("pages are read by `Pages`"),
-        })
-    }
-
-    /// Height and width of what is shown, in px.
-    pub(super) fn size(&self) -> [usize; 2] {
-        let [height, width] = self.size;
-        if self.orientation.to_exif() >= 5 { [width, height] } else { [height, width] }
-    }
-
-    /// 1 for a picture, more for an animation or a file of several pages.
-    pub(super) fn frames(&self) -> usize {
-        self.frames
-    }
-
-    /// How long each frame of an animation is shown; nothing says it for pages.
-    pub(super) fn delays(&self) -> impl Iterator<Item = Delay> {
-        self.delays.iter().copied()
-    }
-
-    /// Whether it is a GIF file.
-    pub(super) fn is_gif(&self) -> bool {
-        matches!(self.kind, Kind::Gif)
-    }
-
-    /// The only frame.
-    ///
-    /// # Errors
-    /// When there are more, or it cannot be decoded.
-    pub(super) fn read(self) -> Result<DynamicImage, IoError> {
-        if self.frames > 1 {
-            return Err(IoError::Animated { path: self.path, frames: self.frames });
-        }
-        let none = IoError::NoFrames { path: self.path.clone() };
-        self.into_frames()?.next().unwrap_or(Err(none)).map(|(image, _)| image)
-    }
-
-    /// All frames, one after the other.
-    pub(super) fn into_frames(mut self) -> Result<Box<dyn Iterator<Item = TimedFrame>>, IoError> {
-        let (path, orientation, delays) = (self.path.clone(), self.orientation, std::mem::take(&mut self.delays));
-        let frames = self.decoded_frames().map_err(|fault| fault.of(&path))?;
-        let delays = delays.into_iter().map(Some).chain(std::iter::repeat(None));
-        Ok(Box::new(frames.zip(delays).map(move |(frame, delay)| {
-            let mut image = frame.map_err(|fault| fault.of(&path))?;
-            image.apply_orientation(orientation);
-            Ok((image, delay))
-        })))
-    }
-
-    fn decoded_frames(self) -> Result<Box<dyn Iterator<Item = Result<DynamicImage, Fault>>>, Fault> {
-        let animated = |frames: image::Frames<'static>| frames.map(|frame| Ok(DynamicImage::ImageRgba8(frame?.into_buffer())));
-        Ok(match self.kind {
-            Kind::Png { memory } if self.frames > 1 => {
-                let decoder = self.png(memory)?;
-                if decoder.color_type().bytes_per_pixel() > decoder.color_type().channel_count() {
-                    return Err(Fault::unsupported("an animation of 16 bits a channel"));
-                }
-                Box::new(animated(decoder.apng()?.into_frames()))
-            }
-            Kind::Gif if self.frames > 1 => Box::new(animated(GifDecoder::new(open(&self.path)?)?.into_frames())),
-            Kind::WebP(content, Some(animation)) => Box::new(animation.read(Cursor::new(content))),
-            Kind::Tiff(pages) => Box::new(pages.read()),
-            _ => {
-                let image = DynamicImage::from_decoder(self.decoder()?)?;
-                Box::new(std::iter::once(Ok(image)))
-            }
-        })
+        let size = [height, width].map(|side| side as usize);
+        Ok(Self { size, px, decoded: decoder.total_bytes(), orientation: decoder.orientation()? })
     }
 }
 
-/// How long each frame of a GIF file is shown, from its blocks alone.
-fn gif_delays(file: &mut BufReader<File>) -> Result<Vec<Delay>, Fault> {
-    let mut options = gif::DecodeOptions::new();
-    options.skip_frame_decoding(true);
-    let mut decoder = options.read_info(file).map_err(of_gif)?;
-    let mut delays = Vec::new();
-    while let Some(frame) = decoder.next_frame_info().map_err(of_gif)? {
-        delays.push(Delay::from_numer_denom_ms(10 * u32::from(frame.delay), 1));
-    }
-    if delays.is_empty() { Err(Fault::incomplete("it holds no frame")) } else { Ok(delays) }
+/// The one frame of a decoder.
+fn one_frame(decoder: impl ImageDecoder) -> Result<Images, Fault> {
+    let image = DynamicImage::from_decoder(decoder)?;
+    Ok(Box::new(std::iter::once(Ok(image))))
+}
+
+/// What `open` opens, its fault with the name of the file.
+fn opened(path: &Path, open: impl FnOnce() -> Result<Picture, Fault>) -> Result<Reader, IoError> {
+    open().map(|picture| Reader::Frames(Box::new(picture))).map_err(|fault| fault.of(path))
+}
+
+/// Whether a file that begins so is a picture of a format.
+fn begins_as(head: &[u8], format: ImageFormat) -> bool {
+    image::guess_format(head).is_ok_and(|found| found == format)
+}
+
+/// What is said of a file that no format of pictures knows.
+pub(super) fn unknown_picture(path: &Path, head: &[u8]) -> IoError {
+    let fault = match image::guess_format(head) {
+        _ if head.is_empty() => Fault::incomplete("it is empty"),
+        Ok(other) => Fault::Unsupported(format!("a {other:?} picture (save it as PNG)")),
+        Err(_) => Fault::damaged("it begins like no kind of picture that is known here"),
+    };
+    fault.of(path)
+}
+
+/// Encodes a picture in a format of the `image` crate.
+fn encoded(pixels: &Pixels8<'_>, format: ImageFormat) -> Result<Vec<u8>, ImageError> {
+    let mut encoded = Cursor::new(Vec::new());
+    let [height, width] = pixels.size;
+    image::write_buffer_with_format(&mut encoded, pixels.bytes, width, height, pixels.color, format)?;
+    Ok(encoded.into_inner())
 }

@@ -1,19 +1,79 @@
-use std::io::{ErrorKind, Read, Seek, SeekFrom};
+use std::fs::File;
+use std::io::{BufReader, ErrorKind, Read, Seek, SeekFrom};
+use std::path::Path;
 
-use image::Delay;
+use image::codecs::png::PngDecoder;
+use image::{AnimationDecoder, Delay, DynamicImage, ImageDecoder, ImageFormat, Limits as DecoderLimits};
 
-use super::{Fault, SMALL, plausible};
+use super::super::{Format, FormatKind, IoError, PictureWriter, Reader, Target, Writer};
+use super::{Fault, Header, Picture, READ_LIMIT, SMALL, begins_as, encoded, one_frame, open_file, opened, plausible};
+
+/// PNG, animated ones (APNG) among them.
+pub(super) struct Png;
+
+impl Format for Png {
+    fn name(&self) -> &'static str {
+        "png"
+    }
+
+    fn endings(&self) -> &'static [&'static str] {
+        &["png"]
+    }
+
+    fn kind(&self) -> FormatKind {
+        FormatKind::Picture
+    }
+
+    fn matches(&self, head: &[u8]) -> bool {
+        begins_as(head, ImageFormat::Png)
+    }
+
+    fn open(&self, path: &Path) -> Result<Reader, IoError> {
+        opened(path, || {
+            let (mut file, length) = open_file(path)?;
+            let Checked { delays, memory } = check(&mut file, length)?;
+            let header = Header::of(&mut decoder(path, memory)?)?;
+            plausible(header.decoded, 0, length)?;
+            let (owned, is_animated) = (path.to_owned(), delays.len() > 1);
+            Ok(Picture::new(path, &header, &delays, move || {
+                let decoder = decoder(&owned, memory)?;
+                if !is_animated {
+                    return one_frame(decoder);
+                }
+                if decoder.color_type().bytes_per_pixel() > decoder.color_type().channel_count() {
+                    return Err(Fault::unsupported("an animation of 16 bits a channel"));
+                }
+                let frames = decoder.apng()?.into_frames();
+                Ok(Box::new(frames.map(|frame| Ok(DynamicImage::ImageRgba8(frame?.into_buffer())))))
+            }))
+        })
+    }
+
+    fn create(&self, target: &Target<'_>) -> Result<Box<dyn Writer>, IoError> {
+        Ok(Box::new(PictureWriter::new(target, |pixels| encoded(pixels, ImageFormat::Png))))
+    }
+}
+
+fn decoder(path: &Path, memory: u64) -> Result<PngDecoder<BufReader<File>>, Fault> {
+    let mut limits = DecoderLimits::no_limits();
+    limits.max_alloc = Some(memory);
+    let mut decoder = PngDecoder::with_limits(open_file(path)?.0, limits.clone())?;
+    // This one is for the px of animations.
+    limits.max_alloc = Some(READ_LIMIT);
+    decoder.set_limits(limits)?;
+    Ok(decoder)
+}
 
 /// What is known of a PNG file before it is decoded.
-pub(super) struct Checked {
+struct Checked {
     /// How long each frame of an animation is shown; nothing for a picture.
-    pub(super) delays: Vec<Delay>,
+    delays: Vec<Delay>,
     /// Memory that the decoder may take for rows and for what is no px: a compressed colour profile could unfold to anything.
-    pub(super) memory: u64,
+    memory: u64,
 }
 
 /// Checks that all chunks of a PNG file of `length` bytes are there and can hold the picture.
-pub(super) fn check(file: &mut (impl Read + Seek), length: u64) -> Result<Checked, Fault> {
+fn check(file: &mut (impl Read + Seek), length: u64) -> Result<Checked, Fault> {
     let (mut at, mut declared, mut delays, mut data) = (8, 0, Vec::new(), 0);
     // Bytes of the decoded picture, and of its rows.
     let mut sizes = [0; 2];

@@ -6,6 +6,8 @@ use image::{GrayImage, ImageEncoder, Rgb, RgbImage, RgbaImage};
 use jpeg_encoder::{ColorType, Encoder, SamplingFactor};
 use tempfile::TempDir;
 
+use super::super::pictures::{open_picture, picture_size, read_picture};
+use super::super::{Fps, IoError};
 use super::*;
 
 /// A file with a name that says nothing.
@@ -16,22 +18,15 @@ fn file(folder: &TempDir, content: &[u8]) -> PathBuf {
 }
 
 fn read(folder: &TempDir, content: &[u8]) -> Result<DynamicImage, IoError> {
-    PictureFile::open(&file(folder, content))?.read()
+    read_picture(&file(folder, content))
 }
 
-fn frames(folder: &TempDir, content: &[u8]) -> Result<(Vec<RgbaImage>, Vec<u32>), IoError> {
-    let picture = PictureFile::open(&file(folder, content))?;
-    let (count, told) = (picture.frames(), picture.delays().count());
-    let milliseconds = |delay: Delay| delay.numer_denom_ms().0 / delay.numer_denom_ms().1;
-    let mut delays = Vec::new();
-    let frames = picture.into_frames()?.map(|frame| {
-        let (image, delay) = frame?;
-        delays.extend(delay.map(milliseconds));
-        Ok(image.into_rgba8())
-    });
-    let frames = frames.collect::<Result<Vec<_>, IoError>>()?;
-    assert_eq!((frames.len(), delays.len()), (count, told));
-    Ok((frames, delays))
+fn frames(folder: &TempDir, content: &[u8]) -> Result<(Vec<RgbaImage>, Option<Fps>), IoError> {
+    let picture = open_picture(&file(folder, content))?;
+    let info = picture.info();
+    let frames = picture.frames()?.map(|frame| Ok(frame?.into_rgba8())).collect::<Result<Vec<_>, IoError>>()?;
+    assert_eq!(frames.len(), info.frames);
+    Ok((frames, info.fps))
 }
 
 /// Waves and noise.
@@ -39,7 +34,7 @@ fn picture(width: u32, height: u32) -> RgbImage {
     RgbImage::from_fn(width, height, |x, y| Rgb([(9 * x + 5 * y) as u8, (x * x + 3 * y) as u8, ((x * 7) ^ (y * 31)) as u8]))
 }
 
-fn encoded(image: &DynamicImage, format: ImageFormat) -> Vec<u8> {
+fn encode(image: &DynamicImage, format: ImageFormat) -> Vec<u8> {
     let mut content = Cursor::new(Vec::new());
     image.write_to(&mut content, format).unwrap();
     content.into_inner()
@@ -109,17 +104,17 @@ fn kinds() -> Vec<(&'static str, Vec<u8>)> {
     let alpha = DynamicImage::ImageRgba8(color.to_rgba8());
     let deep = DynamicImage::ImageRgb16(color.to_rgb16());
     vec![
-        ("png", encoded(&color, ImageFormat::Png)),
-        ("png of 16 bits", encoded(&deep, ImageFormat::Png)),
+        ("png", encode(&color, ImageFormat::Png)),
+        ("png of 16 bits", encode(&deep, ImageFormat::Png)),
         ("apng", apng(3)),
-        ("webp", encoded(&color, ImageFormat::WebP)),
-        ("webp with alpha", encoded(&alpha, ImageFormat::WebP)),
+        ("webp", encode(&color, ImageFormat::WebP)),
+        ("webp with alpha", encode(&alpha, ImageFormat::WebP)),
         ("animated webp", animated_webp(3)),
-        ("tiff", encoded(&color, ImageFormat::Tiff)),
+        ("tiff", encode(&color, ImageFormat::Tiff)),
         ("compressed tiff", pages(1, Compression::Lzw)),
         ("tiff of pages", pages(3, Compression::Uncompressed)),
-        ("gif", encoded(&color, ImageFormat::Gif)),
-        ("ppm", encoded(&color, ImageFormat::Pnm)),
+        ("gif", encode(&color, ImageFormat::Gif)),
+        ("ppm", encode(&color, ImageFormat::Pnm)),
     ]
 }
 
@@ -139,7 +134,7 @@ fn no_kind_of_picture_may_be_cut() {
 #[test]
 fn damage_to_a_png_is_found() {
     let folder = tempfile::tempdir().unwrap();
-    let content = encoded(&DynamicImage::ImageRgb8(picture(23, 19)), ImageFormat::Png);
+    let content = encode(&DynamicImage::ImageRgb8(picture(23, 19)), ImageFormat::Png);
     let whole = read(&folder, &content).unwrap();
     for place in 0..content.len() {
         for bit in [0, 5] {
@@ -183,7 +178,7 @@ fn animated_webp(count: u32) -> Vec<u8> {
     for frame in 0..count {
         let [left, clears] = if frame == 1 { [8, 1] } else { [0, 0] };
         let image = image::imageops::crop_imm(&moving(frame), left, 0, 16 - left, 8).to_image();
-        let still = encoded(&DynamicImage::ImageRgba8(image), ImageFormat::WebP);
+        let still = encode(&DynamicImage::ImageRgba8(image), ImageFormat::WebP);
         let header = [three(left / 2), three(0), three(15 - left), three(7), three(40 * (frame + 1)), vec![clears as u8]].concat();
         content.extend(chunk(b"ANMF", &[&header[..], &still[12..]].concat()));
     }
@@ -203,8 +198,9 @@ fn pages(count: u32, compression: Compression) -> Vec<u8> {
 fn animations_and_pages_are_read_whole() {
     let folder = tempfile::tempdir().unwrap();
     for (name, content) in [("apng", apng(4)), ("webp", animated_webp(4)), ("tiff", pages(4, Compression::Uncompressed))] {
-        let (frames, delays) = frames(&folder, &content).unwrap();
-        assert_eq!(delays, if name == "tiff" { &[][..] } else { &[40, 80, 120, 160] }, "{name}");
+        let (frames, fps) = frames(&folder, &content).unwrap();
+        // Frames of 40, 80, 120 and 160 ms.
+        assert_eq!(fps, if name == "tiff" { None } else { Fps::new(10, 1) }, "{name}");
         for (index, image) in (0..).zip(&frames) {
             let whole = moving(index);
             let expected = |x: u32, y: u32| if name == "webp" && index == 1 && x < 8 { *moving(0).get_pixel(x, y) } else { *whole.get_pixel(x, y) };
@@ -236,7 +232,7 @@ fn what_a_frame_clears_is_clear() {
     let mut content = animated_webp(3);
     // The last frame is to cover the left half only, and no more of it to be seen than that.
     let last = content.windows(4).rposition(|name| name == b"ANMF").unwrap();
-    let still = encoded(&DynamicImage::ImageRgba8(RgbaImage::from_pixel(8, 8, image::Rgba([9, 9, 9, 255]))), ImageFormat::WebP);
+    let still = encode(&DynamicImage::ImageRgba8(RgbaImage::from_pixel(8, 8, image::Rgba([9, 9, 9, 255]))), ImageFormat::WebP);
     content.truncate(last + 8 + 16);
     content[last + 8 + 6] = 7;
     content.extend(&still[12..]);
@@ -300,22 +296,22 @@ fn headers_promise_no_more_than_data_can_hold() {
     let folder = tempfile::tempdir().unwrap();
     let small = DynamicImage::ImageRgb8(picture(16, 16));
     let mut bombs = Vec::new();
-    let mut png = encoded(&small, ImageFormat::Png);
+    let mut png = encode(&small, ImageFormat::Png);
     png[16..24].copy_from_slice(&[0, 0, 0xFF, 0xFF, 0, 0, 0xFF, 0xFF]);
     let checksum = crc(&png[12..29]);
     png[29..33].copy_from_slice(&checksum.to_be_bytes());
     bombs.push(("png", png));
-    let mut gif = encoded(&small, ImageFormat::Gif);
+    let mut gif = encode(&small, ImageFormat::Gif);
     gif[6..10].fill(0xFF);
     bombs.push(("gif", gif));
-    let mut webp = encoded(&small, ImageFormat::WebP);
+    let mut webp = encode(&small, ImageFormat::WebP);
     webp[21..24].fill(0xFF);
     bombs.push(("webp", webp));
     let mut jpeg = jpegs().remove(0).1;
     let frame = jpeg.windows(2).position(|marker| marker == [0xFF, 0xC0]).unwrap();
     jpeg[frame + 5..frame + 9].fill(0xFF);
     bombs.push(("jpeg", jpeg));
-    let mut tiff = encoded(&small, ImageFormat::Tiff);
+    let mut tiff = encode(&small, ImageFormat::Tiff);
     for tag in [256_u16, 257, 278] {
         let place = tiff.windows(2).position(|bytes| bytes == tag.to_le_bytes()).unwrap();
         tiff[place + 8..place + 10].fill(0xFF);
@@ -347,7 +343,7 @@ fn pictures_of_one_colour_are_read_however_small_their_files() {
     encoder.set_optimized_huffman_tables(true);
     encoder.set_sampling_factor(SamplingFactor::F_2_2);
     encoder.encode(flat.as_raw(), 4096, 4096, ColorType::Rgb).unwrap();
-    let gif = encoded(&DynamicImage::ImageRgb8(flat.clone()), ImageFormat::Gif);
+    let gif = encode(&DynamicImage::ImageRgb8(flat.clone()), ImageFormat::Gif);
     for (name, content) in [("png", png), ("tiff", tiff.into_inner()), ("jpeg", jpeg), ("gif", gif)] {
         let image = read(&folder, &content).unwrap_or_else(|error| panic!("{name} of {} bytes: {error}", content.len()));
         assert_eq!([image.width(), image.height()], [4096; 2]);
@@ -361,9 +357,8 @@ fn pictures_are_turned_as_they_say() {
     let mut encoder = Encoder::new(&mut content, 95);
     encoder.add_app_segment(1, b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0".to_vec()).unwrap();
     encoder.encode(&[[250; 48], [0; 48]].concat(), 16, 2, ColorType::Rgb).unwrap();
-    let picture = PictureFile::open(&file(&folder, &content)).unwrap();
-    assert_eq!(picture.size(), [16, 2]);
-    let image = picture.read().unwrap().into_rgb8();
+    assert_eq!(picture_size(&file(&folder, &content)).unwrap(), [16, 2]);
+    let image = read(&folder, &content).unwrap().into_rgb8();
     assert!(image.get_pixel(1, 5).0[0] > 200 && image.get_pixel(0, 5).0[0] < 50);
 }
 

@@ -1,14 +1,62 @@
 use std::collections::HashSet;
 use std::fs::File;
 use std::io::{BufReader, Read, Seek, SeekFrom};
+use std::path::Path;
 
 use image::metadata::Orientation;
-use image::{DynamicImage, GrayAlphaImage, GrayImage, ImageBuffer, RgbImage, RgbaImage};
-use tiff::decoder::{Decoder, DecodingResult, Limits};
+use image::{DynamicImage, GrayAlphaImage, GrayImage, ImageBuffer, ImageFormat, RgbImage, RgbaImage};
+use tiff::decoder::{Decoder, DecodingResult, Limits as DecoderLimits};
 use tiff::tags::Tag;
 use tiff::{ColorType, TiffError};
 
-use super::{Fault, READ_LIMIT, SMALL, jpeg, plausible};
+use super::super::delays::Delays;
+use super::super::{Format, FormatKind, IoError, Limits, PictureWriter, Reader, Target, Writer};
+use super::{Fault, Picture, READ_LIMIT, SMALL, begins_as, encoded, jpeg, open_file, opened, plausible};
+
+/// TIFF and BigTIFF of one or more pages.
+pub(super) struct Tiff;
+
+impl Format for Tiff {
+    fn name(&self) -> &'static str {
+        "tiff"
+    }
+
+    fn endings(&self) -> &'static [&'static str] {
+        &["tif", "tiff"]
+    }
+
+    fn kind(&self) -> FormatKind {
+        FormatKind::Picture
+    }
+
+    fn matches(&self, head: &[u8]) -> bool {
+        begins_as(head, ImageFormat::Tiff) || matches!(head.first_chunk(), Some(b"II+\0" | b"MM\0+"))
+    }
+
+    fn limits(&self) -> Limits {
+        // Places in a file are numbers of 32 bits. The headers of its strips are small against the rest.
+        Limits { bytes: u64::from(u32::MAX / 64 * 63), ..Limits::PICTURE }
+    }
+
+    fn open(&self, path: &Path) -> Result<Reader, IoError> {
+        opened(path, || {
+            let (file, length) = open_file(path)?;
+            let pages = Pages::open(file, length)?;
+            Ok(Picture {
+                path: path.to_owned(),
+                size: pages.size,
+                orientation: pages.orientation,
+                frames: pages.places.len(),
+                delays: Delays::default(),
+                decode: Box::new(move || Ok(Box::new(pages.read()))),
+            })
+        })
+    }
+
+    fn create(&self, target: &Target<'_>) -> Result<Box<dyn Writer>, IoError> {
+        Ok(Box::new(PictureWriter::new(target, |pixels| encoded(pixels, ImageFormat::Tiff))))
+    }
+}
 
 impl From<TiffError> for Fault {
     fn from(error: TiffError) -> Self {
@@ -22,7 +70,7 @@ impl From<TiffError> for Fault {
 
 /// The pages of a TIFF file; thumbnails and masks are none.
 #[derive(Debug)]
-pub(super) struct Pages {
+struct Pages {
     decoder: Decoder<BufReader<File>>,
     /// Bytes of the file.
     length: u64,
@@ -34,10 +82,10 @@ pub(super) struct Pages {
 
 impl Pages {
     /// Finds the pages of a file of `length` bytes.
-    pub(super) fn open(mut file: BufReader<File>, length: u64) -> Result<Self, Fault> {
+    fn open(mut file: BufReader<File>, length: u64) -> Result<Self, Fault> {
         check_directories(&mut file, length)?;
         Fault::reading(file.rewind())?;
-        let mut limits = Limits::default();
+        let mut limits = DecoderLimits::default();
         limits.decoding_buffer_size = usize::try_from(READ_LIMIT).unwrap_or(usize::MAX);
         limits.intermediate_buffer_size = limits.decoding_buffer_size;
         let mut decoder = Decoder::new(file)?.with_limits(limits);
@@ -60,20 +108,7 @@ impl Pages {
         Ok(Self { decoder, length, places: pages, size: [height, width].map(|side| side as usize), orientation })
     }
 
-    /// Height and width of the first.
-    pub(super) fn size(&self) -> [usize; 2] {
-        self.size
-    }
-
-    pub(super) fn orientation(&self) -> Orientation {
-        self.orientation
-    }
-
-    pub(super) fn count(&self) -> usize {
-        self.places.len()
-    }
-
-    pub(super) fn read(mut self) -> impl Iterator<Item = Result<DynamicImage, Fault>> {
+    fn read(mut self) -> impl Iterator<Item = Result<DynamicImage, Fault>> {
         std::mem::take(&mut self.places).into_iter().map(move |index| {
             self.decoder.seek_to_image(index)?;
             page(&mut self.decoder, self.length)

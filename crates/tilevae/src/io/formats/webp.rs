@@ -1,14 +1,59 @@
 use std::io::{Cursor, Read, Seek, SeekFrom};
+use std::path::Path;
 
 use image::codecs::webp::WebPDecoder;
-use image::{Delay, DynamicImage, ImageDecoder, RgbaImage, imageops};
+use image::{Delay, DynamicImage, ImageDecoder, ImageFormat, RgbaImage, imageops};
 
-use super::Fault;
+use super::super::{Format, FormatKind, IoError, Limits, PictureWriter, Reader, Target, Writer};
+use super::{Fault, Header, Picture, begins_as, content_of, encoded, one_frame, opened};
+
+/// WebP, animated ones among them; written without loss.
+pub(super) struct WebP;
+
+impl Format for WebP {
+    fn name(&self) -> &'static str {
+        "webp"
+    }
+
+    fn endings(&self) -> &'static [&'static str] {
+        &["webp"]
+    }
+
+    fn kind(&self) -> FormatKind {
+        FormatKind::Picture
+    }
+
+    fn matches(&self, head: &[u8]) -> bool {
+        begins_as(head, ImageFormat::WebP)
+    }
+
+    fn limits(&self) -> Limits {
+        Limits { side_px: 16_383, ..Limits::PICTURE }
+    }
+
+    fn open(&self, path: &Path) -> Result<Reader, IoError> {
+        opened(path, || {
+            let mut content = content_of(path)?;
+            let animation = Animation::find(&mut content)?;
+            let header = Header::of(&mut WebPDecoder::new(Cursor::new(&content))?)?;
+            check_px(header.px, animation.is_some(), content.len() as u64)?;
+            let delays = animation.as_ref().map(Animation::delays).unwrap_or_default();
+            Ok(Picture::new(path, &header, &delays, move || match animation {
+                Some(animation) => Ok(Box::new(animation.read(Cursor::new(content)))),
+                None => one_frame(WebPDecoder::new(Cursor::new(content))?),
+            }))
+        })
+    }
+
+    fn create(&self, target: &Target<'_>) -> Result<Box<dyn Writer>, IoError> {
+        Ok(Box::new(PictureWriter::new(target, |pixels| encoded(pixels, ImageFormat::WebP))))
+    }
+}
 
 /// The animation in a WebP file. Decoders leave out frames that are not there, and one does not clear what a frame asks to be cleared: so each frame is
 /// decoded as a picture of its own, and put on the canvas here.
 #[derive(Debug)]
-pub(super) struct Animation {
+struct Animation {
     /// Width and height.
     canvas: [u32; 2],
     has_alpha: bool,
@@ -32,7 +77,7 @@ struct Frame {
 
 /// Refuses a picture of `px` px in `length` bytes. One of one colour takes next to nothing, and the decoder takes memory for all px at once: nothing tells one
 /// from a file that is made to exhaust it.
-pub(super) fn check_px(px: u64, is_animated: bool, length: u64) -> Result<(), Fault> {
+fn check_px(px: u64, is_animated: bool, length: u64) -> Result<(), Fault> {
     let often = if is_animated { 2 } else { 1 };
     if px * often > (1 << 22) + 1024 * length {
         return Err(Fault::Unsupported(format!(
@@ -54,7 +99,7 @@ fn number(bytes: &[u8]) -> u32 {
 
 impl Animation {
     /// Checks that the content of a file is all there, and leaves out what follows its end: decoders read on. Nothing for a single picture.
-    pub(super) fn find(content: &mut Vec<u8>) -> Result<Option<Self>, Fault> {
+    fn find(content: &mut Vec<u8>) -> Result<Option<Self>, Fault> {
         let length = content.len() as u64;
         let total = content.get(4..).and_then(<[u8]>::first_chunk).map_or(12, |&size| 8 + u64::from(u32::from_le_bytes(size)));
         if length < total {
@@ -130,12 +175,12 @@ impl Animation {
     }
 
     /// How long each frame is shown.
-    pub(super) fn delays(&self) -> Vec<Delay> {
+    fn delays(&self) -> Vec<Delay> {
         self.frames.iter().map(|frame| Delay::from_numer_denom_ms(frame.milliseconds, 1)).collect()
     }
 
     /// The frames, put on their canvas.
-    pub(super) fn read(self, mut file: impl Read + Seek) -> impl Iterator<Item = Result<DynamicImage, Fault>> {
+    fn read(self, mut file: impl Read + Seek) -> impl Iterator<Item = Result<DynamicImage, Fault>> {
         let [width, height] = self.canvas;
         let mut canvas = RgbaImage::new(width, height);
         let mut to_clear: Option<Frame> = None;

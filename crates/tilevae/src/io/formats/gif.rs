@@ -4,35 +4,156 @@ use std::path::{Path, PathBuf};
 
 use gif::{DecodeOptions, DecodingError, EncodingError, Frame, Repeat};
 use image::codecs::gif::GifDecoder;
-use image::{AnimationDecoder, Delay, DynamicImage, ImageDecoder, Limits};
+use image::{AnimationDecoder, Delay, DynamicImage, ImageDecoder, ImageError, ImageFormat, Limits as DecoderLimits};
 
-use super::super::IoError;
-use super::super::formats::check_gif;
+use super::super::delays::Delays;
 use super::super::pending::PendingFile;
-use super::delays::Delays;
-use super::{ClipFormat, ClipInfo, Fps, FrameWriter, Frames};
+use super::super::{
+    ClipInfo, ClipWriter, Format, FormatKind, Fps, FrameReader, FrameWriter, Frames, IoError, Limits, Reader, Target, Writer, until_error,
+};
+use super::{Fault, READ_LIMIT, SMALL, begins_as, open_file, plausible};
+
+/// GIF, animated or not.
+pub(super) struct Gif;
+
+impl Format for Gif {
+    fn name(&self) -> &'static str {
+        "gif"
+    }
+
+    fn endings(&self) -> &'static [&'static str] {
+        &["gif"]
+    }
+
+    fn kind(&self) -> FormatKind {
+        FormatKind::Clip
+    }
+
+    fn matches(&self, head: &[u8]) -> bool {
+        begins_as(head, ImageFormat::Gif)
+    }
+
+    fn is_picture(&self) -> bool {
+        true
+    }
+
+    fn limits(&self) -> Limits {
+        Limits { side_px: 65_535, ..Limits::CLIP }
+    }
+
+    fn open(&self, path: &Path) -> Result<Reader, IoError> {
+        Ok(Reader::Frames(Box::new(Animation::open(path)?)))
+    }
+
+    fn create(&self, target: &Target<'_>) -> Result<Box<dyn Writer>, IoError> {
+        Ok(Box::new(ClipWriter::new(target, FileWriter::new(target)?)))
+    }
+}
 
 /// Delays of a GIF are in hundredths of a second.
 const TICKS_PER_SECOND: u64 = 100;
-/// The most memory that a frame may take to read.
-const READ_LIMIT: u64 = 8 << 30;
-/// What is in a file, from its blocks alone: no px are decoded.
-pub(super) fn probe(path: &Path) -> Result<ClipInfo, IoError> {
-    let file = File::open(path).map_err(|source| IoError::Read { path: path.to_owned(), source })?;
-    let mut options = DecodeOptions::new();
+
+/// A file whose blocks are known.
+struct Animation {
+    path: PathBuf,
+    size: [usize; 2],
+    frames: usize,
+    delays: Delays,
+}
+
+impl Animation {
+    /// Walks over the blocks; no px are decoded.
+    fn open(path: &Path) -> Result<Self, IoError> {
+        let file = File::open(path).map_err(|source| IoError::Read { path: path.to_owned(), source })?;
+        let mut options = DecodeOptions::new();
+        options.skip_frame_decoding(true);
+        let mut decoder = options.read_info(BufReader::new(file)).map_err(|error| failed(path, 0, &error))?;
+        let size = [decoder.height(), decoder.width()].map(usize::from);
+        let (mut frames, mut delays) = (0, Delays::default());
+        while let Some(frame) = decoder.next_frame_info().map_err(|error| failed(path, frames, &error))? {
+            delays.add(Delay::from_numer_denom_ms(10 * u32::from(frame.delay), 1));
+            frames += 1;
+        }
+        if frames == 0 {
+            return Err(IoError::NoFrames { path: path.to_owned() });
+        }
+        Ok(Self { path: path.to_owned(), size, frames, delays })
+    }
+}
+
+impl FrameReader for Animation {
+    fn info(&self) -> ClipInfo {
+        ClipInfo { size: self.size, frames: self.frames, fps: self.delays.fps() }
+    }
+
+    fn frames(self: Box<Self>) -> Result<Frames, IoError> {
+        let Self { path, size, frames: expected, delays } = *self;
+        check_px(&path, size).map_err(|fault| fault.of(&path))?;
+        delays.warn(&path);
+        let file = File::open(&path).map_err(|source| IoError::Read { path: path.clone(), source })?;
+        let picture = |source| IoError::Picture { path: path.clone(), source };
+        let mut decoder = GifDecoder::new(BufReader::new(file)).map_err(picture)?;
+        let mut limits = DecoderLimits::no_limits();
+        limits.max_alloc = Some(READ_LIMIT);
+        decoder.set_limits(limits).map_err(picture)?;
+        let mut images = decoder.into_frames().enumerate();
+        Ok(until_error(move || match images.next() {
+            None => Ok(None),
+            Some((_, Ok(frame))) => Ok(Some(DynamicImage::ImageRgba8(frame.into_buffer()))),
+            Some((frames, Err(error))) => {
+                Err(IoError::IncompleteClip { path: path.clone(), frames, expected: Some(expected), message: error.to_string() })
+            }
+        }))
+    }
+}
+
+/// Refuses a file whose canvas is larger than its frames can fill.
+///
+/// A code of 12 bits can stand for 4096 px, so that the size of a file says little: what is large is gone through before memory is taken for it.
+fn check_px(path: &Path, size: [usize; 2]) -> Result<(), Fault> {
+    let [height, width] = size.map(|side| side as u64);
+    if height * width == 0 {
+        return Err(Fault::Damaged(format!("its header says {height}x{width} px")));
+    }
+    let px = |frame: &gif::Frame| u64::from(frame.width) * u64::from(frame.height);
+    let mut options = gif::DecodeOptions::new();
     options.skip_frame_decoding(true);
-    let mut decoder = options.read_info(BufReader::new(file)).map_err(|error| failed(path, 0, &error))?;
-    let size = [decoder.height(), decoder.width()].map(usize::from);
-    let (mut frames, mut delays) = (0, Delays::default());
-    while let Some(frame) = decoder.next_frame_info().map_err(|error| failed(path, frames, &error))? {
-        delays.add(Delay::from_numer_denom_ms(10 * u32::from(frame.delay), 1));
-        frames += 1;
+    let mut decoder = options.read_info(open_file(path)?.0).map_err(of_gif)?;
+    let mut largest = height * width;
+    while let Some(frame) = decoder.next_frame_info().map_err(of_gif)? {
+        largest = largest.max(px(frame));
     }
-    if frames == 0 {
-        return Err(IoError::NoFrames { path: path.to_owned() });
+    // Two canvases of 4 bytes a px are kept, and a frame.
+    if 12 * largest <= SMALL {
+        return Ok(());
     }
-    check_gif(path, size)?;
-    Ok(ClipInfo { size, frames, fps: delays.fps() })
+    let mut decoder = gif::Decoder::new(open_file(path)?.0).map_err(of_gif)?;
+    let mut largest = 0;
+    while let Some(frame) = decoder.next_frame_info().map_err(of_gif)? {
+        let px = px(frame);
+        let mut left = px;
+        let mut indices = [0; 1 << 14];
+        while left > 0 {
+            let part = left.min(indices.len() as u64);
+            if !decoder.fill_buffer(&mut indices[..part as usize]).map_err(of_gif)? {
+                return Err(Fault::incomplete("its data ends before the picture does"));
+            }
+            left -= part;
+        }
+        largest = largest.max(px);
+    }
+    if largest < height * width / 16 {
+        return Err(Fault::unsupported("an animation whose frames cover only a small part of its canvas"));
+    }
+    plausible(8 * height * width, 0, 0)
+}
+
+fn of_gif(error: gif::DecodingError) -> Fault {
+    match error {
+        gif::DecodingError::UnexpectedEof => Fault::incomplete("its data ends before the picture does"),
+        gif::DecodingError::Io(error) => Fault::from(ImageError::IoError(error)),
+        other => Fault::Damaged(other.to_string()),
+    }
 }
 
 fn failed(path: &Path, frames: usize, error: &DecodingError) -> IoError {
@@ -48,28 +169,6 @@ fn failed(path: &Path, frames: usize, error: &DecodingError) -> IoError {
         path: path.to_owned(),
         message: if is_cut { "it ends within its header or first frame".to_owned() } else { error.to_string() },
     }
-}
-
-/// Their delays make the rate.
-pub(super) fn open(path: &Path) -> Result<(Frames, Option<Fps>), IoError> {
-    let expected = probe(path)?.frames;
-    let owned = path.to_owned();
-    let file = File::open(path).map_err(|source| IoError::Read { path: path.to_owned(), source })?;
-    let picture = |source| IoError::Picture { path: path.to_owned(), source };
-    let mut decoder = GifDecoder::new(BufReader::new(file)).map_err(picture)?;
-    let mut limits = Limits::no_limits();
-    limits.max_alloc = Some(READ_LIMIT);
-    decoder.set_limits(limits).map_err(picture)?;
-    let images = decoder.into_frames().enumerate().map(move |(frames, frame)| match frame {
-        Ok(frame) => {
-            let delay = frame.delay();
-            Ok((DynamicImage::ImageRgba8(frame.into_buffer()), Some(delay)))
-        }
-        Err(error) => Err(IoError::IncompleteClip { path: owned.clone(), frames, expected: Some(expected), message: error.to_string() }),
-    });
-    // A damaged frame is told once.
-    let mut is_over = false;
-    Ok((Box::new(images.take_while(move |frame| !std::mem::replace(&mut is_over, frame.is_err()))), None))
 }
 
 /// The rate at which a GIF can have frames that are to be shown at `fps`: 100 a second at most, with a warning. A frame that would last too long is refused.
@@ -95,32 +194,33 @@ pub(super) fn rate(path: &Path, fps: Fps) -> Result<Fps, IoError> {
 }
 
 /// Writes an animation that repeats for ever. Each frame has 256 colours of its own.
-pub(super) struct Writer {
+struct FileWriter {
     path: PathBuf,
     pending: PendingFile,
     encoder: Encoder<BufWriter<File>>,
 }
 
-impl Writer {
-    pub(super) fn new(format: &ClipFormat) -> Result<Self, IoError> {
-        let path = format.path.to_owned();
+impl FileWriter {
+    fn new(target: &Target<'_>) -> Result<Self, IoError> {
+        let path = target.path.to_owned();
+        let [.., height, width] = target.shape;
+        let fps = rate(&path, target.fps)?;
         let error = |source| IoError::Write { path: path.clone(), source };
         let pending = PendingFile::new(&path)?;
         let file = pending.file().try_clone().map_err(error)?;
-        let encoder = Encoder::new(BufWriter::with_capacity(1 << 20, file), format.size, format.fps).map_err(error)?;
+        let encoder = Encoder::new(BufWriter::with_capacity(1 << 20, file), [height, width], fps).map_err(error)?;
         Ok(Self { path, pending, encoder })
     }
 }
 
-impl FrameWriter for Writer {
+impl FrameWriter for FileWriter {
     fn write(&mut self, pixels: &[u8]) -> Result<(), IoError> {
         self.encoder.write(pixels).map_err(|source| IoError::Write { path: self.path.clone(), source })
     }
 
     fn finish(self: Box<Self>) -> Result<(), IoError> {
         let Self { path, pending, encoder } = *self;
-        // Some file systems tell only now that there was no room.
-        encoder.finish().and_then(|_| pending.file().sync_all()).map_err(|source| IoError::Write { path, source })?;
+        encoder.finish().map_err(|source| IoError::Write { path, source })?;
         pending.publish()
     }
 }
@@ -159,7 +259,7 @@ impl<W: Write> Encoder<W> {
         self.to.write_frame(&frame).map_err(of_io)
     }
 
-    /// Writes the end, too: whoever drops an encoder hears of no error.
+    /// Writes the trailer, too: dropping an encoder reports no error.
     fn finish(self) -> std::io::Result<W> {
         let mut to = self.to.into_inner().map_err(of_io)?;
         to.flush()?;
@@ -176,8 +276,8 @@ fn of_io(error: EncodingError) -> std::io::Error {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Clip;
-    use super::super::testing::{CANVAS, Limited, levels};
+    use super::super::super::Clip;
+    use super::super::super::clip_writer::testing::{CANVAS, Limited, levels};
     use super::*;
 
     fn write(path: &Path, delays: &[u16]) {
@@ -187,6 +287,14 @@ mod tests {
             frame.delay = delay;
             encoder.write_frame(&frame).unwrap();
         }
+    }
+
+    fn probe(path: &Path) -> Result<ClipInfo, IoError> {
+        Animation::open(path).map(|animation| animation.info())
+    }
+
+    fn frames(path: &Path) -> Result<usize, IoError> {
+        Box::new(Animation::open(path)?).frames()?.try_fold(0, |count, frame| frame.map(|_| count + 1))
     }
 
     fn delays(bytes: &[u8]) -> Vec<u16> {
@@ -259,7 +367,7 @@ mod tests {
         let mut most = 0;
         for length in 0..whole.len() {
             std::fs::write(&path, &whole[..length]).unwrap();
-            let errors = [open(&path).and_then(|(frames, _)| frames.collect::<Result<Vec<_>, _>>()).err(), probe(&path).err()];
+            let errors = [frames(&path).err(), probe(&path).err()];
             for error in errors {
                 match error.unwrap_or_else(|| panic!("{length} of {} bytes were read", whole.len())) {
                     IoError::IncompleteClip { frames, .. } => most = most.max(frames),
@@ -269,9 +377,9 @@ mod tests {
             }
         }
         assert_eq!(most, 3);
-        // What follows the end is nobody's.
+        // What follows the end is ignored.
         std::fs::write(&path, [&whole[..], b"trailing"].concat()).unwrap();
-        assert_eq!(open(&path).unwrap().0.collect::<Result<Vec<_>, _>>().unwrap().len(), 3);
+        assert_eq!(frames(&path).unwrap(), 3);
     }
 
     #[test]
@@ -285,12 +393,26 @@ mod tests {
         bytes[end - 12..end].fill(0xff);
         std::fs::write(&path, bytes).unwrap();
         assert_eq!(probe(&path).unwrap().frames, 3);
-        let error = open(&path).and_then(|(frames, _)| frames.collect::<Result<Vec<_>, _>>()).unwrap_err();
+        let error = frames(&path).unwrap_err();
         assert!(matches!(error, IoError::IncompleteClip { frames: 2, expected: Some(3), .. }), "{error:?}");
     }
 
+    /// A canvas that its frame cannot fill is refused when it is decoded; its blocks are read all the same.
     #[test]
-    fn a_full_disk_is_heard_of() {
+    fn opening_decodes_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("clip.gif");
+        write(&path, &[5, 5]);
+        let mut bytes = std::fs::read(&path).unwrap();
+        bytes[6..10].fill(0xff);
+        std::fs::write(&path, bytes).unwrap();
+        assert_eq!(probe(&path).unwrap().size, [65_535; 2]);
+        let error = frames(&path).unwrap_err();
+        assert!(matches!(error, IoError::Unsupported { .. }), "{error:?}");
+    }
+
+    #[test]
+    fn a_full_disk_is_an_error() {
         let write = |limit: Option<usize>| {
             let mut encoder = Encoder::new(BufWriter::new(Limited(limit.unwrap_or(usize::MAX))), [CANVAS; 2], Fps::DEFAULT)?;
             (0..2).try_for_each(|level| encoder.write(&levels(level)))?;

@@ -12,11 +12,55 @@ use image::DynamicImage;
 use image::codecs::pnm::PnmDecoder;
 
 use self::process::{Process, Program, Waiting};
-use self::said::{About, Said, Video};
-use super::super::IoError;
-use super::super::formats::TimedFrame;
+use self::said::{About, Said, VideoStream};
 use super::super::pending::PendingFile;
-use super::{ClipFormat, ClipInfo, Fps, FrameWriter, Frames, Matrix};
+use super::super::{ClipInfo, ClipWriter, Format, FormatKind, Fps, FrameReader, FrameWriter, Frames, IoError, Reader, Target, Writer, until_error};
+
+/// Video that ffmpeg reads and writes.
+pub(super) struct Video;
+
+impl Format for Video {
+    fn name(&self) -> &'static str {
+        "video"
+    }
+
+    fn endings(&self) -> &'static [&'static str] {
+        &["mp4", "webm", "mkv", "mov", "m4v", "avi"]
+    }
+
+    fn kind(&self) -> FormatKind {
+        FormatKind::Clip
+    }
+
+    /// ISO media files, and Matroska.
+    fn matches(&self, head: &[u8]) -> bool {
+        matches!(head, [_, _, _, _, b'f', b't', b'y', b'p', ..] | [0x1a, 0x45, 0xdf, 0xa3, ..])
+    }
+
+    fn open(&self, path: &Path) -> Result<Reader, IoError> {
+        Ok(Reader::Frames(Box::new(Stream::open(Program::installed(), path)?)))
+    }
+
+    fn create(&self, target: &Target<'_>) -> Result<Box<dyn Writer>, IoError> {
+        Ok(Box::new(ClipWriter::new(target, FileWriter::new(&Program::installed(), target)?)))
+    }
+}
+
+/// How RGB becomes luma and colour, where nothing says it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Matrix {
+    /// ITU-R BT.601.
+    Bt601,
+    /// ITU-R BT.709.
+    Bt709,
+}
+
+impl Matrix {
+    /// That of HD for what is larger than PAL, as players take it.
+    pub(super) fn of([height, width]: [usize; 2]) -> Self {
+        if width >= 1280 || height > 576 { Self::Bt709 } else { Self::Bt601 }
+    }
+}
 
 /// Interpolates colour between px, and rounds to the nearest value.
 const SCALE: &str = "scale=flags=bicubic+accurate_rnd+full_chroma_int+full_chroma_inp";
@@ -197,98 +241,113 @@ fn judge(path: &Path, said: &Said, is_whole: bool, frames: usize, expected: Opti
     Ok(())
 }
 
-pub(super) fn open(path: &Path) -> Result<(Frames, Option<Fps>), IoError> {
-    open_by(&Program::installed(), path)
-}
-
-pub(super) fn probe(path: &Path) -> Result<ClipInfo, IoError> {
-    probe_by(&Program::installed(), path)
-}
-
 /// So that a missing file is not one more of ffmpeg's complaints.
 fn check_readable(path: &Path) -> Result<(), IoError> {
     std::fs::File::open(path).map(drop).map_err(|source| IoError::Read { path: path.to_owned(), source })
 }
 
-/// Counts packets; decodes the first frame only.
-fn probe_by(program: &Program, path: &Path) -> Result<ClipInfo, IoError> {
-    check_readable(path)?;
-    let overview = Overview::new(program, path)?;
-    let decoded = Decoded::new(program, path)?;
-    let fps = overview.rate(decoded.as_ref().and_then(|decoded| decoded.fps));
-    judge(path, &overview.said, overview.is_whole, overview.frames, overview.expected(fps))?;
-    let size = decoded.filter(|_| overview.frames > 0).ok_or_else(|| IoError::NoFrames { path: path.to_owned() })?.size;
-    Ok(ClipInfo { size, frames: overview.frames, fps })
+/// A video of which packets are counted and one frame is decoded.
+struct Stream {
+    program: Program,
+    path: PathBuf,
+    overview: Overview,
+    decoded: Option<Decoded>,
+    fps: Option<Fps>,
 }
 
-/// Frames come as netpbm pictures, which say their size, turned as the video says.
-fn open_by(program: &Program, path: &Path) -> Result<(Frames, Option<Fps>), IoError> {
-    check_readable(path)?;
-    let overview = Overview::new(program, path)?;
-    if overview.said.video.is_none() {
-        judge(path, &overview.said, overview.is_whole, 0, None)?;
-        return Err(IoError::NoFrames { path: path.to_owned() });
+impl Stream {
+    /// Opens a file in which all frames seem to be there.
+    fn open(program: Program, path: &Path) -> Result<Self, IoError> {
+        let stream = Self::probe(program, path)?;
+        let Overview { said, is_whole, frames, .. } = &stream.overview;
+        judge(path, said, *is_whole, *frames, stream.overview.expected(stream.fps))?;
+        if stream.decoded.is_none() || *frames == 0 {
+            return Err(IoError::NoFrames { path: path.to_owned() });
+        }
+        Ok(stream)
     }
-    let decoded = Decoded::new(program, path)?;
-    let fps = overview.rate(decoded.as_ref().and_then(|decoded| decoded.fps));
-    if !overview.is_even
-        && let Some(fps) = fps
-    {
-        tracing::warn!("the frames of {} do not come at one rate: {fps} a second make it as long", path.display());
+
+    fn probe(program: Program, path: &Path) -> Result<Self, IoError> {
+        check_readable(path)?;
+        let overview = Overview::new(&program, path)?;
+        let decoded = Decoded::new(&program, path)?;
+        let fps = overview.rate(decoded.as_ref().and_then(|decoded| decoded.fps));
+        Ok(Self { program, path: path.to_owned(), overview, decoded, fps })
     }
-    let video = overview.said.video.clone().unwrap_or_default();
-    for what in unheeded(&video) {
-        tracing::warn!("{}: {what}, which is not heeded", path.display());
-    }
-    let (codec, pixels) = match (video.has_alpha(), video.is_deep()) {
-        (false, false) => ("ppm", "rgb24"),
-        (false, true) => ("ppm", "rgb48be"),
-        (true, false) => ("pam", "rgba"),
-        (true, true) => ("pam", "rgba64be"),
-    };
-    let is_hd = decoded.as_ref().is_some_and(|decoded| Matrix::of(decoded.size) == Matrix::Bt709);
-    let matrix = if is_hd && video.lacks_matrix() { ":in_color_matrix=bt709" } else { "" };
-    let filter = format!("{SCALE}{matrix},format={pixels}");
-    let timing = decoded.map_or(Timing::New, |decoded| decoded.timing);
-    let file = argument(path);
-    let mut arguments = reading("level+info", &file);
-    arguments.extend(timing.arguments().map(OsStr::new));
-    arguments.extend(["-vf", &filter, "-f", "image2pipe", "-c:v", codec, "-"].map(OsStr::new));
-    let mut process = Process::start(program, path, "read", &arguments, false)?;
-    let stdout = BufReader::with_capacity(1 << 20, process.take_stdout().expect("it is piped"));
-    let (waiting, expected) = (process.waiting(), overview.expected(fps));
-    Ok((Box::new(Reader { path: path.to_owned(), process, waiting, stdout, frames: 0, expected, is_over: false }), fps))
 }
 
-/// What is not heeded of a video, in words.
-fn unheeded(video: &Video) -> Vec<String> {
-    let mut unheeded = Vec::new();
+impl FrameReader for Stream {
+    fn info(&self) -> ClipInfo {
+        let size = self.decoded.as_ref().map_or([0; 2], |decoded| decoded.size);
+        ClipInfo { size, frames: self.overview.frames, fps: self.fps }
+    }
+
+    /// Frames come as netpbm pictures, which say their size, turned as the video says.
+    fn frames(self: Box<Self>) -> Result<Frames, IoError> {
+        let Self { program, path, overview, decoded, fps } = *self;
+        let Some(video) = &overview.said.video else {
+            judge(&path, &overview.said, overview.is_whole, 0, None)?;
+            return Err(IoError::NoFrames { path });
+        };
+        if !overview.is_even
+            && let Some(fps) = fps
+        {
+            tracing::warn!("the frames of {} do not come at one rate: {fps} a second make it as long", path.display());
+        }
+        for what in ignored(video) {
+            tracing::warn!("{}: {what}, which is ignored", path.display());
+        }
+        let (codec, pixels) = match (video.has_alpha(), video.is_deep()) {
+            (false, false) => ("ppm", "rgb24"),
+            (false, true) => ("ppm", "rgb48be"),
+            (true, false) => ("pam", "rgba"),
+            (true, true) => ("pam", "rgba64be"),
+        };
+        let is_hd = decoded.as_ref().is_some_and(|decoded| Matrix::of(decoded.size) == Matrix::Bt709);
+        let matrix = if is_hd && video.lacks_matrix() { ":in_color_matrix=bt709" } else { "" };
+        let filter = format!("{SCALE}{matrix},format={pixels}");
+        let timing = decoded.map_or(Timing::New, |decoded| decoded.timing);
+        let file = argument(&path);
+        let mut arguments = reading("level+info", &file);
+        arguments.extend(timing.arguments().map(OsStr::new));
+        arguments.extend(["-vf", &filter, "-f", "image2pipe", "-c:v", codec, "-"].map(OsStr::new));
+        let mut process = Process::start(&program, &path, "read", &arguments, false)?;
+        let stdout = BufReader::with_capacity(1 << 20, process.take_stdout().expect("it is piped"));
+        let (waiting, expected) = (process.waiting(), overview.expected(fps));
+        let mut decoding = Decoding { path, process, waiting, stdout, frames: 0, expected };
+        Ok(until_error(move || decoding.next_frame()))
+    }
+}
+
+/// What is ignored of a video, in words.
+fn ignored(video: &VideoStream) -> Vec<String> {
+    let mut ignored = Vec::new();
     if video.is_interlaced {
-        unheeded.push("its frames are interlaced".to_owned());
+        ignored.push("its frames are interlaced".to_owned());
     }
     if let Some(aspect) = &video.aspect {
-        unheeded.push(format!("its px are not square ({aspect})"));
+        ignored.push(format!("its px are not square ({aspect})"));
     }
     let [_, primaries, transfer] = &video.colour;
     if matches!(&transfer[..], "smpte2084" | "arib-std-b67") || primaries.starts_with("bt2020") {
         let names = [&primaries[..], transfer].iter().filter(|name| !name.is_empty()).copied().collect::<Vec<_>>().join(", ");
-        unheeded.push(format!("its colours are those of HDR or of a wide gamut ({names})"));
+        ignored.push(format!("its colours are those of HDR or of a wide gamut ({names})"));
     }
-    unheeded
+    ignored
 }
 
-struct Reader {
+/// An ffmpeg that decodes.
+struct Decoding {
     path: PathBuf,
     process: Process,
     waiting: Waiting,
     stdout: BufReader<ChildStdout>,
     frames: usize,
     expected: Option<usize>,
-    is_over: bool,
 }
 
-impl Reader {
-    fn read(&mut self) -> Result<Option<DynamicImage>, IoError> {
+impl Decoding {
+    fn next_frame(&mut self) -> Result<Option<DynamicImage>, IoError> {
         let waiting = self.waiting.clone();
         let is_empty = waiting.during(|| self.stdout.fill_buf().map(<[u8]>::is_empty));
         if is_empty.map_err(|source| IoError::Read { path: self.path.clone(), source })? {
@@ -311,39 +370,21 @@ impl Reader {
     }
 }
 
-impl Iterator for Reader {
-    type Item = TimedFrame;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        if self.is_over {
-            return None;
-        }
-        let frame = self.read().transpose().map(|frame| frame.map(|image| (image, None)));
-        self.is_over = !matches!(frame, Some(Ok(_)));
-        frame
-    }
-}
-
 /// Hands raw frames to ffmpeg, which chooses the codec by the file's name.
-pub(super) struct Writer {
-    path: PathBuf,
+struct FileWriter {
     pending: PendingFile,
     size: [usize; 2],
     encoding: Encoding,
 }
 
-impl Writer {
-    pub(super) fn new(format: &ClipFormat) -> Result<Self, IoError> {
-        Self::by(&Program::installed(), format)
-    }
-
-    /// One frame is written first, and thrown away: so what the codec or the container refuses (sizes, rates, a codec that is not there) is heard of before work
+impl FileWriter {
+    /// One frame is written first and discarded, so that what the codec or the container refuses (sizes, rates, a missing codec) is known before work
     /// is spent.
-    fn by(program: &Program, format: &ClipFormat) -> Result<Self, IoError> {
-        let (path, size) = (format.path.to_owned(), format.size);
+    fn new(program: &Program, target: &Target<'_>) -> Result<Self, IoError> {
+        let (path, size) = (target.path.to_owned(), size_of(target));
         let pending = PendingFile::named(&path)?;
         let name = pending.name().unwrap_or_else(|| path.clone());
-        let mut trial = Encoding::start(program, format, &name, &["-frames:v", "1"])?;
+        let mut trial = Encoding::start(program, target, &name, &["-frames:v", "1"])?;
         trial.write_black(size).and_then(|()| trial.end())?;
         let even = even(size);
         if even != size {
@@ -353,22 +394,27 @@ impl Writer {
                 path.display()
             );
         }
-        let encoding = Encoding::start(program, format, &name, &[])?;
-        Ok(Self { path, pending, size, encoding })
+        let encoding = Encoding::start(program, target, &name, &[])?;
+        Ok(Self { pending, size, encoding })
     }
 }
 
-impl FrameWriter for Writer {
+impl FrameWriter for FileWriter {
     fn write(&mut self, pixels: &[u8]) -> Result<(), IoError> {
         if even(self.size) == self.size { self.encoding.write(pixels) } else { self.encoding.write(&repeated(pixels, self.size)) }
     }
 
     fn finish(self: Box<Self>) -> Result<(), IoError> {
-        let Self { path, pending, mut encoding, .. } = *self;
+        let Self { pending, mut encoding, .. } = *self;
         encoding.end()?;
-        pending.file().sync_all().map_err(|source| IoError::Write { path, source })?;
         pending.publish()
     }
+}
+
+/// Height and width of the frames.
+fn size_of(target: &Target<'_>) -> [usize; 2] {
+    let [.., height, width] = target.shape;
+    [height, width]
 }
 
 /// Most players want colour at half the size, which wants even sides.
@@ -396,10 +442,10 @@ struct Encoding {
 }
 
 impl Encoding {
-    fn start(program: &Program, format: &ClipFormat, output: &Path, limits: &[&str]) -> Result<Self, IoError> {
-        let [height, width] = even(format.size);
-        let (size, fps) = (format!("{width}x{height}"), format.fps.to_string());
-        let matrix = match Matrix::of(format.size) {
+    fn start(program: &Program, target: &Target<'_>, output: &Path, limits: &[&str]) -> Result<Self, IoError> {
+        let [height, width] = even(size_of(target));
+        let (size, fps) = (format!("{width}x{height}"), target.fps.to_string());
+        let matrix = match Matrix::of(size_of(target)) {
             Matrix::Bt601 => "smpte170m",
             Matrix::Bt709 => "bt709",
         };
@@ -418,9 +464,9 @@ impl Encoding {
         .collect();
         arguments.push(argument(output).into());
         let arguments: Vec<&OsStr> = arguments.iter().map(OsString::as_os_str).collect();
-        let mut process = Process::start(program, format.path, "written", &arguments, true)?;
+        let mut process = Process::start(program, target.path, "written", &arguments, true)?;
         let stdin = process.take_stdin();
-        Ok(Self { path: format.path.to_owned(), process, stdin })
+        Ok(Self { path: target.path.to_owned(), process, stdin })
     }
 
     fn write(&mut self, pixels: &[u8]) -> Result<(), IoError> {

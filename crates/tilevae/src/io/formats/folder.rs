@@ -4,26 +4,63 @@ use std::path::{Path, PathBuf};
 use image::{ExtendedColorType, ImageFormat};
 
 use super::super::pending::PendingFolder;
-use super::super::pictures::{not_encoded, picture_size, read_picture};
-use super::super::{FileKind, IoError};
-use super::{ClipFormat, ClipInfo, Fps, FrameWriter, Frames};
+use super::super::picture_writer::not_encoded;
+use super::super::pictures::{picture_size, read_picture};
+use super::super::{
+    ClipInfo, ClipWriter, Format, FormatKind, FrameReader, FrameWriter, Frames, IoError, Reader, Target, Writer, endings, format_of, until_error,
+};
 
-pub(super) fn open(path: &Path) -> Result<(Frames, Option<Fps>), IoError> {
-    let mut first = None;
-    let frames = list(path)?.into_iter().map(move |frame| {
-        let image = read_picture(&frame)?;
-        let got = [image.height() as usize, image.width() as usize];
-        let expected = *first.get_or_insert(got);
-        if got == expected { Ok((image, None)) } else { Err(IoError::PictureSize { path: frame, got, expected }) }
-    });
-    Ok((Box::new(frames), None))
+/// A folder of pictures, numbered by their names; written as PNG.
+pub(super) struct Folder;
+
+impl Format for Folder {
+    fn name(&self) -> &'static str {
+        "folder"
+    }
+
+    fn endings(&self) -> &'static [&'static str] {
+        &[]
+    }
+
+    fn kind(&self) -> FormatKind {
+        FormatKind::Clip
+    }
+
+    fn is_folder(&self) -> bool {
+        true
+    }
+
+    /// Looks at the first frame's header alone.
+    fn open(&self, path: &Path) -> Result<Reader, IoError> {
+        let files = list(path)?;
+        let first = files.first().ok_or_else(|| IoError::NoFrames { path: path.to_owned() })?;
+        Ok(Reader::Frames(Box::new(Pictures { size: picture_size(first)?, files })))
+    }
+
+    fn create(&self, target: &Target<'_>) -> Result<Box<dyn Writer>, IoError> {
+        Ok(Box::new(ClipWriter::new(target, FolderWriter::new(target)?)))
+    }
 }
 
-/// Looks at the first frame's header alone.
-pub(super) fn probe(path: &Path) -> Result<ClipInfo, IoError> {
-    let frames = list(path)?;
-    let first = frames.first().ok_or_else(|| IoError::NoFrames { path: path.to_owned() })?;
-    Ok(ClipInfo { size: picture_size(first)?, frames: frames.len(), fps: None })
+struct Pictures {
+    size: [usize; 2],
+    files: Vec<PathBuf>,
+}
+
+impl FrameReader for Pictures {
+    fn info(&self) -> ClipInfo {
+        ClipInfo { size: self.size, frames: self.files.len(), fps: None }
+    }
+
+    fn frames(self: Box<Self>) -> Result<Frames, IoError> {
+        let (expected, mut files) = (self.size, self.files.into_iter());
+        Ok(until_error(move || {
+            let Some(path) = files.next() else { return Ok(None) };
+            let image = read_picture(&path)?;
+            let got = [image.height() as usize, image.width() as usize];
+            if got == expected { Ok(Some(image)) } else { Err(IoError::PictureSize { path, got, expected }) }
+        }))
+    }
 }
 
 /// The frames in a folder, in their order.
@@ -37,10 +74,10 @@ fn list(path: &Path) -> Result<Vec<PathBuf>, IoError> {
         if name.starts_with('.') || !frame.is_file() {
             continue;
         }
-        if FileKind::of(&frame).is_ok_and(FileKind::is_picture) {
+        if format_of(&frame).is_ok_and(|format| format.kind() == FormatKind::Picture) {
             frames.push((name, frame));
         } else if ImageFormat::from_path(&frame).is_ok() {
-            return Err(IoError::UnknownKind { path: frame, kinds: FileKind::PICTURES });
+            return Err(IoError::UnknownKind { path: frame, kinds: endings(|format| format.kind() == FormatKind::Picture) });
         }
     }
     frames.sort_by(|(a, _), (b, _)| natural(a).cmp(&natural(b)).then_with(|| a.cmp(b)));
@@ -63,21 +100,21 @@ fn natural(name: &str) -> Vec<(&str, usize, &str)> {
 }
 
 /// Writes `frame-00000.png`, … to a folder that gets its name when all are there.
-pub(super) struct Writer {
+struct FolderWriter {
     path: PathBuf,
     pending: PendingFolder,
     size: [usize; 2],
     count: usize,
 }
 
-impl Writer {
-    pub(super) fn new(format: &ClipFormat) -> Result<Self, IoError> {
-        let pending = PendingFolder::new(format.path)?;
-        Ok(Self { path: format.path.to_owned(), pending, size: format.size, count: 0 })
+impl FolderWriter {
+    fn new(target: &Target<'_>) -> Result<Self, IoError> {
+        let [.., height, width] = target.shape;
+        Ok(Self { path: target.path.to_owned(), pending: PendingFolder::new(target.path)?, size: [height, width], count: 0 })
     }
 }
 
-impl FrameWriter for Writer {
+impl FrameWriter for FolderWriter {
     fn write(&mut self, pixels: &[u8]) -> Result<(), IoError> {
         let file = self.pending.folder().join(format!("frame-{:05}.png", self.count));
         self.count += 1;

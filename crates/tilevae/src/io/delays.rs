@@ -21,6 +21,14 @@ pub(super) struct Delays {
     common: Option<[u32; 2]>,
 }
 
+impl FromIterator<Delay> for Delays {
+    fn from_iter<I: IntoIterator<Item = Delay>>(delays: I) -> Self {
+        let mut all = Self::default();
+        delays.into_iter().for_each(|delay| all.add(delay));
+        all
+    }
+}
+
 impl Delays {
     pub(super) fn add(&mut self, delay: Delay) {
         let (numerator, denominator) = delay.numer_denom_ms();

@@ -10,7 +10,7 @@ const HARMLESS: [&str; 2] = ["mmco: unref short failure", "co located POCs unava
 
 /// The stream of video that is read, as ffmpeg describes it.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub(super) struct Video {
+pub(super) struct VideoStream {
     /// The codec, its profile and decoder.
     codec: Vec<String>,
     pub(super) pixels: String,
@@ -22,7 +22,7 @@ pub(super) struct Video {
     seconds: Option<f64>,
 }
 
-impl Video {
+impl VideoStream {
     /// More than 8 bits.
     pub(super) fn is_deep(&self) -> bool {
         // These alone have an order of bytes.
@@ -70,7 +70,7 @@ pub(super) struct Said {
     container: Vec<String>,
     seconds: Option<f64>,
     streams: usize,
-    pub(super) video: Option<Video>,
+    pub(super) video: Option<VideoStream>,
     section: Section,
 }
 
@@ -91,7 +91,7 @@ impl Said {
         let (parts, level, text) = split(line);
         match level {
             Some("panic" | "fatal" | "error") if !HARMLESS.contains(&text.trim()) => self.complain(parts, text),
-            // That a packet is cut short is told as a warning.
+            // ffmpeg reports a truncated packet as a warning.
             Some("warning") if text.to_ascii_lowercase().contains("packet corrupt") || text.contains("corrupt input packet") => {
                 self.complain(parts, text);
             }
@@ -239,12 +239,12 @@ fn fields(text: &str) -> Vec<&str> {
 }
 
 /// `h264 (High) (avc1 / 0x31637661), yuv420p(tv, bt709, progressive), 96x64 [SAR 4:3 DAR 2:1], 24 fps`.
-fn video(description: &str) -> Video {
+fn video(description: &str) -> VideoStream {
     let fields = fields(description);
     let words = |text: &str| text.split(['(', ')', ' ', ',']).filter(|word| !word.is_empty()).map(str::to_owned).collect();
     let codec = words(fields.first().copied().unwrap_or_default());
     let (pixels, details) = fields.get(1).map_or(("", ""), |field| field.split_once('(').unwrap_or((field, "")));
-    let mut video = Video { codec, pixels: pixels.to_owned(), ..Video::default() };
+    let mut video = VideoStream { codec, pixels: pixels.to_owned(), ..VideoStream::default() };
     for detail in details.trim_end_matches(')').split(',').map(str::trim) {
         match detail {
             _ if detail.starts_with("top ") || detail.starts_with("bottom ") => video.is_interlaced = true,

@@ -2,9 +2,9 @@ use std::ffi::OsString;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use tiling::{HostTensor, Region, Sink, TileSource};
+use tiling::{HostTensor, Region, TileSource};
 
-use super::super::{Clip, ClipSink};
+use super::super::super::{Clip, format_of};
 use super::*;
 
 /// A shell that plays ffmpeg, by a script that finds ffmpeg's arguments in `$*`.
@@ -41,9 +41,9 @@ fn read_by(program: &Program) -> Result<usize, IoError> {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("clip.mkv");
     std::fs::write(&path, "what the shell does not look at").unwrap();
-    let (frames, fps) = open_by(program, &path)?;
-    assert_eq!(fps, Fps::new(10, 1));
-    frames.collect::<Result<Vec<_>, _>>().map(|frames| frames.len())
+    let stream = Stream::probe(program.clone(), &path)?;
+    assert_eq!(stream.fps, Some(Fps::new(10, 1).unwrap()).filter(|_| stream.overview.frames > 0));
+    Box::new(stream).frames()?.collect::<Result<Vec<_>, _>>().map(|frames| frames.len())
 }
 
 /// Writes frames of 2x2 px; what lies in the folder afterwards, too.
@@ -51,7 +51,7 @@ fn read_by(program: &Program) -> Result<usize, IoError> {
 fn write_by(program: &Program, frames: usize) -> (Result<(), IoError>, Vec<OsString>) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("clip.mkv");
-    let written = Writer::by(program, &ClipFormat { path: &path, size: [2, 2], frames: 1, fps: Fps::DEFAULT }).and_then(|writer| {
+    let written = FileWriter::new(program, &Target::new(&path, [1, 3, 1, 2, 2])).and_then(|writer| {
         let mut writer: Box<dyn FrameWriter> = Box::new(writer);
         (0..frames).try_for_each(|_| writer.write(&[9; 12]))?;
         writer.finish()
@@ -111,6 +111,20 @@ fn missing_and_damaged_frames_are_errors_and_harmless_complaints_are_not() {
     assert!(message.contains("ffmpeg failed on") && message.contains("moov atom not found"), "{message}");
 }
 
+#[cfg(unix)]
+#[test]
+fn a_video_is_probed_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let [path, runs] = ["clip.mkv", "runs"].map(|name| folder.path().join(name));
+    std::fs::write(&path, "what the shell does not look at").unwrap();
+    let count = format!("echo run >> '{}'\n", runs.display());
+    let stream = Stream::open(playing(&[&count, PREAMBLE, FRAME, FRAME, FRAME].concat()), &path).unwrap();
+    assert_eq!(stream.info(), ClipInfo { size: [1, 2], frames: 3, fps: Fps::new(10, 1) });
+    assert_eq!(Box::new(stream).frames().unwrap().map(Result::unwrap).count(), 3);
+    // Its packets, its first frame, and all of them.
+    assert_eq!(std::fs::read_to_string(runs).unwrap().lines().count(), 3);
+}
+
 /// Without the lost frames, the others make another rate, at which none is missing.
 #[cfg(unix)]
 #[test]
@@ -120,8 +134,8 @@ fn frames_lost_in_the_middle_are_missed() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("clip.webm");
         std::fs::write(&path, "what the shell does not look at").unwrap();
-        let (frames, _) = open_by(&playing(&[&lossy, FRAME, FRAME, FRAME, script].concat()), &path)?;
-        frames.collect::<Result<Vec<_>, _>>().map(|frames| frames.len())
+        let stream = Stream::probe(playing(&[&lossy, FRAME, FRAME, FRAME, script].concat()), &path)?;
+        Box::new(stream).frames()?.collect::<Result<Vec<_>, _>>().map(|frames| frames.len())
     };
     let message =
         read("echo '[in#0/matroska,webm @ 0x1] [error] 0x00 at pos 9 invalid as first byte of an EBML number' >&2").unwrap_err().to_string();
@@ -151,8 +165,7 @@ fn what_hangs_is_ended() {
     // Who waits for something else may take his time.
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("clip.mkv");
-    let format = ClipFormat { path: &path, size: [2, 2], frames: 1, fps: Fps::DEFAULT };
-    let mut writer: Box<dyn FrameWriter> = Box::new(Writer::by(&impatient("cat >/dev/null"), &format).unwrap());
+    let mut writer: Box<dyn FrameWriter> = Box::new(FileWriter::new(&impatient("cat >/dev/null"), &Target::new(&path, [1, 3, 1, 2, 2])).unwrap());
     std::thread::sleep(Duration::from_secs(1));
     writer.write(&[9; 12]).unwrap();
     std::thread::sleep(Duration::from_secs(1));
@@ -233,7 +246,7 @@ fn streams_are_known_by_their_description() {
     assert!(video.is_deep() && video.is_interlaced && !video.has_alpha() && !video.lacks_matrix());
     assert_eq!((&video.pixels[..], video.aspect.as_deref(), said.seconds()), ("yuv420p10le", Some("4:3"), Some(1.5)));
     assert_eq!(video.colour, ["bt2020nc", "bt2020", "smpte2084"]);
-    assert_eq!(unheeded(&video).len(), 3);
+    assert_eq!(ignored(&video).len(), 3);
     for (pixels, is_deep, has_alpha, lacks_matrix) in [
         ("yuv420p", false, false, true),
         ("yuv420p(tv)", false, false, true),
@@ -275,9 +288,9 @@ fn ffmpeg(folder: &Path, arguments: &str) {
 
 fn write(path: &Path, samples: &HostTensor, fps: &str) {
     let [_, _, frames, height, width] = samples.shape();
-    let mut sink = ClipSink::new(path, samples.shape(), fps.parse().unwrap()).unwrap();
+    let mut sink = format_of(path).unwrap().create(&Target { fps: fps.parse().unwrap(), ..Target::new(path, samples.shape()) }).unwrap();
     sink.take([0; 3], [frames, height, width], samples.clone()).unwrap();
-    sink.write().unwrap();
+    sink.finish().unwrap();
 }
 
 fn read(path: &Path) -> (HostTensor, Option<Fps>) {

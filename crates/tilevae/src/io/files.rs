@@ -1,71 +1,77 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use tilevae::vae_core::Checkpoint;
-use tilevae::{Config, io};
+use vae_core::Checkpoint;
 
-use crate::args::Common;
-use crate::failure::UsageError;
+use super::{Format, IoError, format_of, is_standard_output, written_file};
+use crate::Config;
 
-/// The files of a command. What it writes must destroy nothing that it reads, nor another output.
-pub(super) struct Files {
+/// The files of a job. What it writes must destroy nothing that it reads, nor another output.
+#[derive(Debug)]
+pub struct Files {
     read: Vec<File>,
     written: Vec<File>,
 }
 
 impl Files {
-    pub(super) fn new(common: &Common, config: &Config, inputs: &[PathBuf]) -> Self {
-        let mut read = Vec::new();
-        let mut add = |what: &str, path: &Path| read.push(File::new(what, path));
+    /// The inputs, and the files of the configured model.
+    pub fn new<P: AsRef<Path>>(config: &Config, inputs: &[P]) -> Self {
+        let mut files = Self { read: Vec::new(), written: Vec::new() };
         for input in inputs {
-            add("the input", input);
-            for frame in files_in(input).filter(|file| io::FileKind::of(file).is_ok_and(io::FileKind::is_picture)) {
-                add("a frame of the input", &frame);
+            let input = input.as_ref();
+            files.read("the input", input);
+            for frame in files_in(input).filter(|file| format_of(file).is_ok_and(Format::is_picture)) {
+                files.read("a frame of the input", &frame);
             }
-        }
-        if let Some(given) = &common.config {
-            add("the configuration", given);
         }
         let model = &config.model;
         if let Some(given) = &model.config {
-            add("the model's configuration", given);
+            files.read("the model's configuration", given);
         }
-        add("the model", &model.path);
+        files.read("the model", &model.path);
         if model.path.is_file() {
-            add("the model's configuration", &model.path.with_file_name("config.json"));
+            files.read("the model's configuration", &model.path.with_file_name("config.json"));
         }
         let read_of_model = Checkpoint::open(&model.path, None).map(|checkpoint| checkpoint.files()).unwrap_or_default();
         // Also what is not read today.
         let beside =
             [model.path.clone(), model.path.join("vae")].into_iter().flat_map(|folder| files_in(&folder).filter(|file| is_of_checkpoint(file)));
         for file in read_of_model.into_iter().chain(beside) {
-            add("a file of the model", &file);
+            files.read("a file of the model", &file);
         }
-        Self { read, written: Vec::new() }
+        files
     }
 
-    /// Adds an output.
-    pub(super) fn write(&mut self, option: &str, path: &Path) -> Result<(), UsageError> {
+    /// Adds a file that is read; `what` describes it in messages.
+    pub fn read(&mut self, what: &str, path: &Path) {
+        self.read.push(File::new(what, path));
+    }
+
+    /// Adds an output; `option` names it in messages.
+    ///
+    /// # Errors
+    /// [`IoError::WouldReplace`], [`IoError::WrittenTwice`].
+    pub fn write(&mut self, option: &str, path: &Path) -> Result<(), IoError> {
         let output = File::new(option, path);
         if let Some(File { what, path: file, .. }) = self.read.iter().find(|file| file.is_same(&output)) {
-            let name = if file == path { String::new() } else { format!(", {}", file.display()) };
-            return Err(UsageError(format!("{option} {} would replace {what}{name}; choose another name", path.display())));
+            return Err(IoError::WouldReplace { option: option.to_owned(), path: path.to_owned(), what: what.clone(), file: file.clone() });
         }
-        let take_stdout = |other: &File| [&other.path, path].iter().all(|path| io::is_standard_output(path));
+        let take_stdout = |other: &File| [&other.path, path].iter().all(|path| is_standard_output(path));
         if let Some(File { what, .. }) = self.written.iter().find(|other| other.is_same(&output) || take_stdout(other)) {
-            return Err(UsageError(format!("{option} and {what} would both write {}; choose another name for one", path.display())));
+            return Err(IoError::WrittenTwice { option: option.to_owned(), other: what.clone(), path: path.to_owned() });
         }
         self.written.push(output);
         Ok(())
     }
 
     /// Whether an output takes standard output.
-    pub(super) fn take_stdout(&self) -> bool {
-        self.written.iter().any(|file| io::is_standard_output(&file.path))
+    pub fn take_stdout(&self) -> bool {
+        self.written.iter().any(|file| is_standard_output(&file.path))
     }
 }
 
 /// A file, by its name and by what the name leads to.
+#[derive(Debug)]
 struct File {
     what: String,
     path: PathBuf,
@@ -77,7 +83,7 @@ struct File {
 
 impl File {
     fn new(what: &str, path: &Path) -> Self {
-        Self { what: what.to_owned(), path: path.to_owned(), place: io::written_file(path).ok().flatten(), number: number(path) }
+        Self { what: what.to_owned(), path: path.to_owned(), place: written_file(path).ok().flatten(), number: number(path) }
     }
 
     fn is_same(&self, other: &Self) -> bool {

@@ -211,7 +211,7 @@ pub(super) fn resolve(shape: &[usize], direction: Direction, spec: &VaeSpec, io:
             sizes(shape[shape.len() - 2], spec)
         ))),
         ([], false) => match Reading::of_axes(if shape.len() == 4 { Axes::BCHW } else { Axes::BCTHW }, shape) {
-            // What is wrong with its frames is told by the model.
+            // The model reports what is wrong with its frames.
             Some(reading) if reading.sides[1] == channels => Ok(reading),
             Some(reading) => Err(Unread::Unfit(format!(
                 "the {what} have {} channels, this model expects {channels}; if its axes are others, io.axes names them, as \"bhwc\"",

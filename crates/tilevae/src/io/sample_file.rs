@@ -1,49 +1,20 @@
-//! Scratch files: they have no name and are gone when the program ends.
+use std::borrow::Cow;
 
-use std::fs::File;
-use std::io::{Read, Seek, SeekFrom, Write};
-use std::sync::{Mutex, PoisonError};
-
-use tiling::{BoxError, HostTensor, Region, Sink, TileSource};
+use tiling::{BoxError, HostTensor, Region, ScratchError, ScratchFile, Sink, TileSource};
 
 use super::IoError;
-use super::pictures::Pixels;
+use super::pixels::Pixels;
 use super::space::reserve;
 
-/// A new scratch file, in the folder for temporary files (`TMPDIR`).
-pub(crate) fn scratch_file() -> Result<File, IoError> {
-    tempfile::tempfile().map_err(scratch)
-}
-
-fn scratch(source: std::io::Error) -> IoError {
-    IoError::Scratch { folder: std::env::temp_dir(), source }
+impl From<ScratchError> for IoError {
+    fn from(ScratchError { folder, source }: ScratchError) -> Self {
+        Self::Scratch { folder, source }
+    }
 }
 
 /// Bytes of samples of a shape, in f32.
 pub(super) fn bytes_of(shape: [usize; 5]) -> u64 {
     shape.iter().fold(size_of::<f32>() as u64, |bytes, &side| bytes.saturating_mul(side as u64))
-}
-
-/// A file that is read and written at places.
-#[derive(Debug)]
-pub(super) struct Places(Mutex<File>);
-
-impl Places {
-    pub(super) fn new(file: File) -> Self {
-        Self(Mutex::new(file))
-    }
-
-    pub(super) fn read(&self, offset: u64, bytes: &mut [u8]) -> std::io::Result<()> {
-        let mut file = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        file.seek(SeekFrom::Start(offset))?;
-        file.read_exact(bytes)
-    }
-
-    pub(super) fn write(&self, offset: u64, bytes: &[u8]) -> std::io::Result<()> {
-        let mut file = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        file.seek(SeekFrom::Start(offset))?;
-        file.write_all(bytes)
-    }
 }
 
 /// Bytes of a value of a pixel.
@@ -69,10 +40,10 @@ impl Depth {
     }
 }
 
-/// Frames of one size, interleaved channels, row by row.
+/// Frames of one size in a scratch file: interleaved channels, row by row.
 #[derive(Debug)]
 pub(super) struct FrameStore {
-    places: Places,
+    file: ScratchFile,
     size: [usize; 2],
     channels: usize,
     depth: Depth,
@@ -81,7 +52,7 @@ pub(super) struct FrameStore {
 
 impl FrameStore {
     pub(super) fn new(size: [usize; 2], channels: usize, depth: Depth) -> Result<Self, IoError> {
-        Ok(Self { places: Places::new(scratch_file()?), size, channels, depth, frames: 0 })
+        Ok(Self { file: ScratchFile::new()?, size, channels, depth, frames: 0 })
     }
 
     /// Height and width.
@@ -99,21 +70,31 @@ impl FrameStore {
 
     /// Adds a whole frame, brought to the depth of the first.
     pub(super) fn push(&mut self, pixels: Pixels) -> Result<(), IoError> {
-        let bytes: Vec<u8> = match (pixels, self.depth) {
-            (Pixels::Eight(values), Depth::Eight) => values,
-            (Pixels::Sixteen(values), Depth::Eight) => values.into_iter().map(|value| ((u32::from(value) + 128) / 257) as u8).collect(),
-            (Pixels::Eight(values), Depth::Sixteen) => values.into_iter().flat_map(|value| (u16::from(value) * 257).to_le_bytes()).collect(),
-            (Pixels::Sixteen(values), Depth::Sixteen) => values.into_iter().flat_map(u16::to_le_bytes).collect(),
-        };
-        self.places.write(self.offset(self.frames, [0, 0]), &bytes).map_err(scratch)?;
+        let offset = self.offset(self.frames, [0, 0]);
+        match (pixels, self.depth) {
+            (Pixels::Eight(values), Depth::Eight) => self.file.write_at(offset, &values)?,
+            (Pixels::Sixteen(values), Depth::Eight) => {
+                let values: Vec<u8> = values.into_iter().map(|value| ((u32::from(value) + 128) / 257) as u8).collect();
+                self.file.write_at(offset, &values)?;
+            }
+            (Pixels::Eight(values), Depth::Sixteen) => {
+                let values: Vec<u16> = values.into_iter().map(|value| u16::from(value) * 257).collect();
+                self.file.write_at(offset, &values)?;
+            }
+            (Pixels::Sixteen(values), Depth::Sixteen) => self.file.write_at(offset, &values)?,
+        }
         self.frames += 1;
         Ok(())
     }
 
     /// Writes 8-bit rows of `width` px to a part of a frame.
     pub(super) fn write(&mut self, frame: usize, [top, left]: [usize; 2], width: usize, pixels: &[u8]) -> Result<(), IoError> {
-        for (y, row) in pixels.chunks(width.max(1) * self.channels).enumerate() {
-            self.places.write(self.offset(frame, [top + y, left]), row).map_err(scratch)?;
+        if width == self.size[1] {
+            self.file.write_at(self.offset(frame, [top, 0]), pixels)?;
+        } else {
+            for (y, row) in pixels.chunks(width.max(1) * self.channels).enumerate() {
+                self.file.write_at(self.offset(frame, [top + y, left]), row)?;
+            }
         }
         self.frames = self.frames.max(frame + 1);
         Ok(())
@@ -121,19 +102,36 @@ impl FrameStore {
 
     /// The rows from `rows[0]` on and before `rows[1]`, over the whole width.
     pub(super) fn rows(&self, frame: usize, rows: [usize; 2]) -> Result<Pixels, IoError> {
-        let mut bytes = vec![0; (rows[1] - rows[0]) * self.size[1] * self.channels * self.depth.bytes()];
-        self.places.read(self.offset(frame, [rows[0], 0]), &mut bytes).map_err(scratch)?;
+        let count = (rows[1] - rows[0]) * self.size[1] * self.channels;
+        let offset = self.offset(frame, [rows[0], 0]);
         Ok(match self.depth {
-            Depth::Eight => Pixels::Eight(bytes),
-            Depth::Sixteen => Pixels::Sixteen(bytes.as_chunks().0.iter().map(|&bytes| u16::from_le_bytes(bytes)).collect()),
+            Depth::Eight => {
+                let mut values = vec![0; count];
+                self.file.read_at(offset, &mut values)?;
+                Pixels::Eight(values)
+            }
+            Depth::Sixteen => {
+                let mut values = vec![0; count];
+                self.file.read_at(offset, &mut values)?;
+                Pixels::Sixteen(values)
+            }
         })
     }
 }
 
-/// Samples in a file, f32, row-major: a sink, and a source of what came.
+/// Values as they lie in files: little-endian.
+pub(super) fn little_endian(values: &[f32]) -> Cow<'_, [u32]> {
+    if cfg!(target_endian = "little") {
+        Cow::Borrowed(bytemuck::cast_slice(values))
+    } else {
+        Cow::Owned(values.iter().map(|value| value.to_bits().to_le()).collect())
+    }
+}
+
+/// Samples in a file, little-endian f32, row-major: a sink, and a source of what came.
 #[derive(Debug)]
 pub struct SampleFile {
-    places: Places,
+    file: ScratchFile,
     /// Bytes before the first value.
     header: u64,
     shape: [usize; 5],
@@ -145,23 +143,23 @@ impl SampleFile {
     /// # Errors
     /// When there is no room for them.
     pub fn scratch(shape: [usize; 5]) -> Result<Self, IoError> {
-        let file = scratch_file()?;
-        reserve(&file, &std::env::temp_dir(), bytes_of(shape))?;
-        Ok(Self::in_file(file, 0, shape))
+        let file = ScratchFile::new()?;
+        reserve(file.file(), file.folder(), bytes_of(shape))?;
+        Ok(Self { file, header: 0, shape })
     }
 
-    pub(super) fn in_file(file: File, header: u64, shape: [usize; 5]) -> Self {
-        Self { places: Places::new(file), header, shape }
+    /// Samples of a shape, from byte `header` of a file on.
+    pub(super) fn in_file(file: ScratchFile, header: u64, shape: [usize; 5]) -> Self {
+        Self { file, header, shape }
     }
 
-    /// Hands all bytes of the samples to `take`, in order.
+    /// Hands on the bytes of all values, a part at a time.
     pub(super) fn for_each_part(&self, mut take: impl FnMut(&[u8])) -> Result<(), IoError> {
-        let mut left = self.shape.iter().product::<usize>() * size_of::<f32>();
-        let mut bytes = vec![0; left.min(1 << 20)];
-        let mut offset = self.header;
+        let mut bytes = vec![0; (1 << 20).min(bytes_of(self.shape) as usize)];
+        let (mut offset, mut left) = (self.header, bytes_of(self.shape) as usize);
         while left > 0 {
             let part = left.min(bytes.len());
-            self.places.read(offset, &mut bytes[..part]).map_err(scratch)?;
+            self.file.read_at(offset, &mut bytes[..part])?;
             take(&bytes[..part]);
             offset += part as u64;
             left -= part;
@@ -180,15 +178,14 @@ impl Sink for SampleFile {
         let [b, c, frames, rows, columns] = piece.shape();
         let [.., all_frames, height, width] = self.shape;
         let [shown_rows, shown_columns] = [rows.min(height.saturating_sub(top)), columns.min(width.saturating_sub(left))];
+        // Rows over the whole width lie one after the other.
+        let at_once = if [left, columns] == [0, width] { shown_rows.max(1) } else { 1 };
         for plane in 0..b * c {
             for frame in 0..frames.min(all_frames.saturating_sub(first)) {
-                let own = plane * frames + frame;
-                // Rows over the whole width lie one after the other.
-                let at_once = if [left, shown_columns, columns] == [0, width, width] { shown_rows } else { 1 };
-                for y in (0..shown_rows).step_by(at_once.max(1)) {
-                    let values = (0..at_once).flat_map(|row| &piece.row(own, y + row)[..shown_columns]);
-                    let bytes: Vec<u8> = values.flat_map(|value| value.to_le_bytes()).collect();
-                    self.places.write(self.offset(plane, [first + frame, top + y, left]), &bytes)?;
+                for y in (0..shown_rows).step_by(at_once) {
+                    let from = ((plane * frames + frame) * rows + y) * columns;
+                    let values = &piece.data()[from..from + (at_once - 1) * columns + shown_columns];
+                    self.file.write_at(self.offset(plane, [first + frame, top + y, left]), &little_endian(values))?;
                 }
             }
         }
@@ -205,13 +202,18 @@ impl TileSource for SampleFile {
         let ([first, top, left], [frames, height, width]) = (region.start, region.size);
         let [b, c, ..] = self.shape;
         let mut block = HostTensor::zeros([b, c, frames, height, width]);
-        let mut bytes = vec![0; width * size_of::<f32>()];
+        let at_once = if width == self.shape[4] { height.max(1) } else { 1 };
         for plane in 0..b * c {
             for frame in 0..frames {
-                for y in 0..height {
-                    self.places.read(self.offset(plane, [first + frame, top + y, left]), &mut bytes)?;
-                    let values = bytes.as_chunks().0.iter().map(|&bytes| f32::from_le_bytes(bytes));
-                    block.row_mut(plane * frames + frame, y).iter_mut().zip(values).for_each(|(place, value)| *place = value);
+                for y in (0..height).step_by(at_once) {
+                    let from = ((plane * frames + frame) * height + y) * width;
+                    let values = &mut block.data_mut()[from..from + at_once * width];
+                    self.file.read_at(self.offset(plane, [first + frame, top + y, left]), values)?;
+                    if cfg!(target_endian = "big") {
+                        for value in values {
+                            *value = f32::from_bits(u32::from_le(value.to_bits()));
+                        }
+                    }
                 }
             }
         }
