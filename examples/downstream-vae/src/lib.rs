@@ -1,126 +1,228 @@
-//! A VAE family from outside: `patch` moves squares of px into channels and back, and multiplies each colour by a gain that it loads. It loses nothing.
+//! A VAE family from outside: `AutoencoderTiny` of diffusers (TAESD), with the tiles that diffusers cuts for it and an executor of its own.
 
-use burn::module::{Module, Param};
-use burn::tensor::{DType, Device, Tensor};
+mod executor;
+#[cfg(test)]
+mod tests;
+mod tiles;
+
+use burn::module::Module;
+use burn::tensor::{DType, Device};
 use serde::{Deserialize, Serialize};
-use tiling::{GridDefaults, Overlap};
-use vae_core::{Context, Vae, VaeError, VaeFamily, VaeSpec, Weights, layers};
+use tiling::{BlendConfig, GridConfig};
+use vae_core::layers::{Conv2d, Conv2dOptions, Features};
+use vae_core::operators::{Activation, Padding};
+use vae_core::{
+    Context, FamilyTiling, FrameStream, LatentNorm, LoadedVae, PosteriorKind, Tiling, Vae, VaeError, VaeFamily, VaeModules, VaeSpec, Weights,
+};
 
-vae_core::register_vae!(Patch);
+pub use executor::Zigzag;
+pub use tiles::{TinyBlend, TinyGrid};
+
+vae_core::register_vae!(Tiny);
 
 /// The family.
-pub struct Patch;
+pub struct Tiny;
 
-/// The fields of its `config.json`. Unknown fields are logged as a warning.
+/// The fields of upstream's `config.json`. Others are ignored with a warning.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct PatchConfig {
-    /// Channels of the samples.
-    pub channels: usize,
-    /// Height and width of a patch, in px.
-    pub patch_px: usize,
+#[serde(default)]
+#[expect(missing_docs, reason = "named as upstream")]
+pub struct TinyConfig {
+    pub in_channels: usize,
+    pub out_channels: usize,
+    pub latent_channels: usize,
+    pub block_out_channels: Vec<usize>,
+    pub encoder_block_out_channels: Vec<usize>,
+    pub decoder_block_out_channels: Vec<usize>,
+    pub num_encoder_blocks: Vec<usize>,
+    pub num_decoder_blocks: Vec<usize>,
+    pub act_fn: String,
+    pub upsample_fn: String,
+    pub upsampling_scaling_factor: usize,
+    pub scaling_factor: f32,
+    pub shift_factor: f32,
+    pub latent_magnitude: f32,
+    pub latent_shift: f32,
+    pub force_upcast: bool,
 }
 
-impl VaeFamily for Patch {
-    const NAME: &'static str = "patch";
-    const ALIASES: &'static [&'static str] = &["AutoencoderPatch"];
-    const SUMMARY: &'static str = "Squares of px as channels, an example";
-    const MARKERS: &'static [&'static str] = &["gain"];
-    type Config = PatchConfig;
-
-    fn spec(config: &PatchConfig) -> Result<VaeSpec, VaeError> {
-        VaeError::check_range("channels", config.channels, 1..=1024)?;
-        VaeError::check_range("patch_px", config.patch_px, 1..=64)?;
-        let spec = VaeSpec::image(config.channels, config.channels * config.patch_px.pow(2), config.patch_px);
-        let grid = GridDefaults { tile_px: [16 * config.patch_px; 2], overlap: Overlap::Share([0.25; 2]) };
-        Ok(VaeSpec { grid, ..spec })
-    }
-
-    fn load(config: &PatchConfig, weights: Weights, device: &Device, dtype: DType) -> Result<Box<dyn Vae>, VaeError> {
-        let modules = Modules { gain: layers::parameter([config.channels], device) };
-        let modules = weights.apply(modules, dtype)?;
-        Ok(Box::new(PatchVae { modules, spec: Self::spec(config)?, dtype, device: device.clone() }))
+impl Default for TinyConfig {
+    fn default() -> Self {
+        Self {
+            in_channels: 3,
+            out_channels: 3,
+            latent_channels: 4,
+            block_out_channels: vec![64; 4],
+            encoder_block_out_channels: vec![64; 4],
+            decoder_block_out_channels: vec![64; 4],
+            num_encoder_blocks: vec![1, 3, 3, 3],
+            num_decoder_blocks: vec![3, 3, 3, 1],
+            act_fn: "relu".to_owned(),
+            upsample_fn: "nearest".to_owned(),
+            upsampling_scaling_factor: 2,
+            scaling_factor: 1.0,
+            shift_factor: 0.0,
+            latent_magnitude: 3.0,
+            latent_shift: 0.5,
+            force_upcast: false,
+        }
     }
 }
 
+impl VaeFamily for Tiny {
+    const NAME: &'static str = "tiny";
+    const ALIASES: &'static [&'static str] = &["AutoencoderTiny"];
+    const SUMMARY: &'static str = "AutoencoderTiny (TAESD), an example of a family from outside";
+    const MARKERS: &'static [&'static str] = &["encoder.layers.0.weight", "decoder.layers.0.weight"];
+    type Config = TinyConfig;
+
+    fn spec(config: &TinyConfig) -> Result<VaeSpec, VaeError> {
+        let TinyConfig { num_encoder_blocks: down, num_decoder_blocks: up, .. } = config;
+        VaeError::check_range("num_encoder_blocks", down.len(), 1..=8)?;
+        VaeError::check_range("num_decoder_blocks", up.len(), down.len()..=down.len())?;
+        for &blocks in down.iter().chain(up) {
+            VaeError::check_range("num_encoder_blocks and num_decoder_blocks", blocks, 0..=64)?;
+        }
+        for channels in [config.in_channels, config.out_channels, config.latent_channels] {
+            VaeError::check_range("in_channels, out_channels and latent_channels", channels, 1..=1024)?;
+        }
+        VaeError::check_range("upsampling_scaling_factor", config.upsampling_scaling_factor, 2..=2)?;
+        if (config.act_fn.as_str(), config.upsample_fn.as_str()) != ("relu", "nearest") {
+            return Err(VaeError::family(format!("only relu and nearest are implemented, not {} and {}", config.act_fn, config.upsample_fn)));
+        }
+        let width = *width(&config.decoder_block_out_channels, up)?.max(width(&config.encoder_block_out_channels, down)?);
+        let tiling = Tiling {
+            grid: GridConfig::of(&TinyGrid::default()).map_err(VaeError::family)?,
+            blend: BlendConfig::of(&TinyBlend {}).map_err(VaeError::family)?,
+        };
+        Ok(VaeSpec {
+            output_channels: config.out_channels,
+            // An encode gives latents.
+            posterior: PosteriorKind::None,
+            latent_norm: LatentNorm { scale: vec![1.0 / config.scaling_factor], shift: vec![config.shift_factor] },
+            tiling: FamilyTiling { decode: Some(tiling.clone()), encode: Some(tiling) },
+            // A residual block at full size: its input, and the input and the output of one of its convolutions.
+            peak_values_per_px: 3 * width,
+            ..VaeSpec::image(config.in_channels, config.latent_channels, 1 << (down.len() - 1))
+        })
+    }
+
+    fn load(config: &TinyConfig, weights: Weights, device: &Device, dtype: DType) -> Result<Box<dyn Vae>, VaeError> {
+        let spec = Self::spec(config)?;
+        let components = weights.components();
+        let modules = AutoencoderTiny {
+            encoder: components.encoder(|| Layers::encoder(config, device)).transpose()?,
+            decoder: components.decoder(|| Layers::decoder(config, device)).transpose()?,
+        };
+        LoadedVae::load(modules, weights.of_components(&["encoder."], &["decoder."]), spec, device, dtype)
+    }
+}
+
+/// The width of all blocks: upstream's convolutions between blocks do not change it.
+fn width<'a>(widths: &'a [usize], blocks: &[usize]) -> Result<&'a usize, VaeError> {
+    match widths {
+        [first, others @ ..] if widths.len() == blocks.len() && others.iter().all(|width| width == first) && (1..=4096).contains(first) => Ok(first),
+        _ => Err(VaeError::family(format!("{} blocks of one width from 1 to 4096 are expected, not {widths:?}", blocks.len()))),
+    }
+}
+
+/// The modules, named as in diffusers.
 #[derive(Module, Debug)]
-struct Modules {
-    gain: Param<Tensor<1>>,
+struct AutoencoderTiny {
+    encoder: Option<Layers>,
+    decoder: Option<Layers>,
 }
 
-#[derive(Debug)]
-struct PatchVae {
-    modules: Modules,
-    spec: VaeSpec,
-    dtype: DType,
-    device: Device,
+/// An `nn.Sequential`: the names of its tensors begin with their position. What has no tensors is `None`.
+#[derive(Module, Debug)]
+struct Layers {
+    layers: Vec<Option<Layer>>,
 }
 
-impl PatchVae {
-    fn gain(&self) -> Tensor<4> {
-        self.modules.gain.val().reshape([1, self.spec.input_channels, 1, 1])
+/// The name of a variant is no part of the names of its tensors.
+#[derive(Module, Debug)]
+enum Layer {
+    Conv(Conv2d),
+    Block(Block),
+}
+
+/// A residual block of three convolutions (diffusers, `AutoencoderTinyBlock`), with `None` where upstream has a ReLU.
+#[derive(Module, Debug)]
+struct Block {
+    conv: Vec<Option<Conv2d>>,
+}
+
+impl Layers {
+    fn encoder(config: &TinyConfig, device: &Device) -> Result<Self, VaeError> {
+        let width = config.encoder_block_out_channels[0];
+        let mut layers = vec![Some(Layer::Conv(Conv2d::same([config.in_channels, width], device)))];
+        for (stage, &blocks) in config.num_encoder_blocks.iter().enumerate() {
+            if stage > 0 {
+                let down = Conv2dOptions { stride: [2, 2], padding: Padding::all(1), bias: false, ..Conv2dOptions::default() };
+                layers.push(Some(Layer::Conv(Conv2d::new([width; 2], down, device)?)));
+            }
+            layers.extend((0..blocks).map(|_| Some(Layer::Block(Block::new(width, device)))));
+        }
+        layers.push(Some(Layer::Conv(Conv2d::same([width, config.latent_channels], device))));
+        Ok(Self { layers })
+    }
+
+    fn decoder(config: &TinyConfig, device: &Device) -> Result<Self, VaeError> {
+        let width = config.decoder_block_out_channels[0];
+        // The second layer is a ReLU.
+        let mut layers = vec![Some(Layer::Conv(Conv2d::same([config.latent_channels, width], device))), None];
+        for (stage, &blocks) in config.num_decoder_blocks.iter().enumerate() {
+            layers.extend((0..blocks).map(|_| Some(Layer::Block(Block::new(width, device)))));
+            if stage + 1 < config.num_decoder_blocks.len() {
+                let bare = Conv2dOptions { bias: false, ..Conv2dOptions::default() };
+                // An upsampling, then a convolution.
+                layers.extend([None, Some(Layer::Conv(Conv2d::new([width; 2], bare, device)?))]);
+            }
+        }
+        layers.push(Some(Layer::Conv(Conv2d::same([width, config.out_channels], device))));
+        Ok(Self { layers })
+    }
+
+    fn forward(&self, x: Features) -> Features {
+        self.layers.iter().enumerate().fold(x, |x, (position, layer)| match layer {
+            Some(Layer::Conv(conv)) => conv.forward(x),
+            Some(Layer::Block(block)) => block.forward(x),
+            None if position == 1 => x.activate(Activation::Relu),
+            None => x.upsample_nearest2x(),
+        })
     }
 }
 
-impl Vae for PatchVae {
-    fn spec(&self) -> &VaeSpec {
-        &self.spec
+impl Block {
+    fn new(width: usize, device: &Device) -> Self {
+        let conv = || Some(Conv2d::same([width; 2], device));
+        Self { conv: vec![conv(), None, conv(), None, conv()] }
     }
 
-    fn dtype(&self) -> DType {
-        self.dtype
-    }
-
-    fn device(&self) -> Device {
-        self.device.clone()
-    }
-
-    fn decode(&self, latents: Tensor<5>, _: &Context) -> Result<Tensor<5>, VaeError> {
-        self.spec.check_latents(latents.dims())?;
-        let [b, _, _, h, w] = latents.dims();
-        let (c, p) = (self.spec.output_channels, self.spec.spatial_ratio);
-        let px = latents.cast(self.dtype).reshape([b, c, p, p, h, w]).permute([0, 1, 4, 2, 5, 3]);
-        Ok((px.reshape([b, c, h * p, w * p]) * self.gain()).unsqueeze_dim(2))
-    }
-
-    fn encode(&self, samples: Tensor<5>, _: &Context) -> Result<Tensor<5>, VaeError> {
-        self.spec.check_samples(samples.dims())?;
-        let (c, p) = (self.spec.input_channels, self.spec.spatial_ratio);
-        let [b, _, _, h, w] = samples.dims();
-        let [h, w] = [h / p, w / p];
-        let whole = samples.cast(self.dtype).squeeze_dim::<4>(2).slice([0..b, 0..c, 0..h * p, 0..w * p]) / self.gain();
-        let mean = whole.reshape([b, c, h, p, w, p]).permute([0, 1, 3, 5, 2, 4]).reshape([b, c * p * p, h, w]);
-        // The posterior has almost no variance.
-        let log_variance = mean.zeros_like() - 30.0;
-        Ok(Tensor::cat(vec![mean, log_variance], 1).unsqueeze_dim(2))
-    }
-
-    fn to_device(&self, device: &Device) -> Box<dyn Vae> {
-        let modules = self.modules.clone().to_device(device);
-        Box::new(Self { modules, spec: self.spec.clone(), dtype: self.dtype, device: device.clone() })
+    fn forward(&self, x: Features) -> Features {
+        let [first, middle, last] = [0, 2, 4].map(|position| self.conv[position].as_ref().expect("a convolution"));
+        let y = middle.forward(first.forward(x.clone()).activate(Activation::Relu)).activate(Activation::Relu);
+        last.forward_residual(y, x).activate(Activation::Relu)
     }
 }
 
-#[cfg(test)]
-mod tests {
-    const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/model");
-
-    vae_core::vae_conformance!(super::Patch, MODEL, burn::tensor::Device::flex());
-
-    #[test]
-    fn the_registry_holds_all_families() {
-        let registry = vae_core::Registry::linked().unwrap();
-        assert_eq!(registry.entries().map(|entry| entry.name).collect::<Vec<_>>(), ["kl", "patch", "qwen-image", "wan"]);
+impl VaeModules for AutoencoderTiny {
+    fn decoder<'a>(&'a self, _: &'a VaeSpec, context: &Context) -> Option<FrameStream<'a>> {
+        let (decoder, context) = (self.decoder.as_ref()?, context.clone());
+        Some(Box::new(move |latents| {
+            let x = Features::new((latents / 3.0).tanh() * 3.0, &context);
+            Ok(burn::tensor::Tensor::from(decoder.forward(x)) * 2.0 - 1.0)
+        }))
     }
 
-    #[test]
-    fn tiles_lose_nothing() {
-        let config = tilevae::Config::from_toml(&format!("model.path = {MODEL:?}\ntiling.tile_px = 16")).unwrap();
-        let pipeline = tilevae::Pipeline::load(&config).unwrap();
-        let samples = tilevae::HostTensor::from_fn([1, 3, 1, 40, 32], |[_, c, _, y, x]| ((7 * c + 5 * y + 3 * x) % 19) as f32 / 9.5 - 1.0);
-        let encoded = pipeline.encode(&samples, tilevae::RunOptions::default()).unwrap();
-        assert!(encoded.stats.tiles > 4);
-        let decoded = pipeline.decode(&encoded.latents, tilevae::RunOptions::default()).unwrap();
-        let worst = samples.data().iter().zip(decoded.data()).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-        assert!(worst < 1e-5, "{worst}");
+    fn encoder<'a>(&'a self, spec: &'a VaeSpec, context: &Context) -> Option<FrameStream<'a>> {
+        let (encoder, context) = (self.encoder.as_ref()?, context.clone());
+        Some(Box::new(move |samples| {
+            // Sides round down; upstream's stride with a border all around would round up.
+            let [b, c, t, h, w] = samples.dims();
+            let [h, w] = [h, w].map(|side| side / spec.spatial_ratio * spec.spatial_ratio);
+            let whole = samples.slice([0..b, 0..c, 0..t, 0..h, 0..w]);
+            Ok(encoder.forward(Features::new((whole + 1.0) / 2.0, &context)).into())
+        }))
     }
 }

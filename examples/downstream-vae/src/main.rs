@@ -1,7 +1,8 @@
-//! `tilevae` with one more family: linking the crate is enough.
+//! `tilevae` with one more family, grid and blend policy, for which linking the crate is enough, and with an executor of its own.
 
-use downstream_vae as _;
+use downstream_vae::Zigzag;
+use tilevae_cli::{Program, main_with};
 
 fn main() -> std::process::ExitCode {
-    tilevae_cli::main()
+    main_with(Program::default().with_pipeline(|pipeline| pipeline.with_executor(Box::new(Zigzag))))
 }
