@@ -9,18 +9,18 @@ use tiling::Stop;
 use crate::weights::Neighbour;
 use crate::{Checkpoint, Components, Registry, RegistryError, Vae, VaeError, VaeSpec, WeightError, Weights};
 
-/// A kind of VAE, as its author writes it. [`register_vae!`](crate::register_vae) puts it into the registry.
+/// A family of VAEs. [`register_vae!`](crate::register_vae) adds it to the registry.
 pub trait VaeFamily: 'static {
     /// The name in configurations, in kebab-case.
     const NAME: &'static str;
-    /// Other names: upstream class names, which pick the family for a `config.json`, and names from before a rename.
+    /// Other names: upstream class names, which select the family for a `config.json`, and former names.
     const ALIASES: &'static [&'static str] = &[];
     /// One line for `tilevae models`.
     const SUMMARY: &'static str;
-    /// Names of tensors of which every checkpoint of the family has one, in each of its layouts. Where it lies below a nest of words such as `vae.` or
-    /// `module.first_stage_model.`, `infer`, `fits` and `load` see the tensors without it, and none of those that lie elsewhere.
+    /// Names of tensors, of which every checkpoint of the family has at least one, in each of its layouts. Where it is found below a prefix such as `vae.` or
+    /// `module.first_stage_model.`, `infer`, `fits` and `load` see the tensors below that prefix, without it, and no others.
     const MARKERS: &'static [&'static str] = &[];
-    /// The fields of `config.json`. Fields that begin with `_`, and those that a struct does not have, are taken away before it is read, the latter with a warning.
+    /// The fields of `config.json`. Fields that begin with `_` and fields that the struct lacks are removed before it is deserialised, the latter with a warning.
     type Config: Serialize + DeserializeOwned;
 
     /// What planning needs.
@@ -29,22 +29,22 @@ pub trait VaeFamily: 'static {
     /// When a field holds a value that the family does not implement, or contradicts another.
     fn spec(config: &Self::Config) -> Result<VaeSpec, VaeError>;
 
-    /// The configuration that the names and shapes of `weights` tell, or `None` when they are not this family's.
+    /// The configuration that follows from the names and shapes of `weights`, or `None` when they are not this family's.
     fn infer(_weights: &Weights) -> Option<Self::Config> {
         None
     }
 
-    /// Whether what lies beside `weights` in their file tells what `infer` cannot see in shapes, such as how latents are scaled.
+    /// Whether other tensors of the file determine what `infer` cannot read from shapes, such as how latents are scaled.
     fn is_told(_weights: &Weights) -> bool {
         false
     }
 
-    /// Whether `weights` can be those of a model of this configuration. A `config.json` beside a single file counts only then.
+    /// Whether `weights` can belong to a model of this configuration. A `config.json` beside a single file is used only then.
     fn fits(_config: &Self::Config, _weights: &Weights) -> bool {
         true
     }
 
-    /// How pipelines scale latents, in words that users know from `config.json`: `scaling_factor 0.18215`.
+    /// How pipelines scale latents, in the terms of `config.json`: `scaling_factor 0.18215`.
     fn scaling(_config: &Self::Config) -> Option<String> {
         None
     }
@@ -56,14 +56,14 @@ pub trait VaeFamily: 'static {
     fn load(config: &Self::Config, weights: Weights, device: &Device, dtype: DType) -> Result<Box<dyn Vae>, VaeError>;
 }
 
-/// A family in the registry, with its types erased.
+/// A family in the registry, with its type erased.
 #[derive(Debug)]
 pub struct VaeEntry {
     /// The name in configurations.
     pub name: &'static str,
-    /// Other names.
+    /// Other names (see [`VaeFamily::ALIASES`]).
     pub aliases: &'static [&'static str],
-    /// One line.
+    /// One line for `tilevae models`.
     pub summary: &'static str,
     /// The crate that brings it.
     pub origin: &'static str,
@@ -81,7 +81,7 @@ type LoadFn = fn(&Value, Weights, &Device, DType) -> Result<Box<dyn Vae>, VaeErr
 
 inventory::collect!(VaeEntry);
 
-/// Puts a [`VaeFamily`] into the registry of every program that links the crate.
+/// Adds a [`VaeFamily`] to the registry of every program that links the crate.
 #[macro_export]
 macro_rules! register_vae {
     ($family:ty) => {
@@ -116,12 +116,12 @@ impl VaeEntry {
         (self.spec)(config)
     }
 
-    /// The configuration that weights tell, when they are this family's.
+    /// The configuration that follows from the weights, when they are this family's.
     pub fn infer(&self, weights: &Weights) -> Option<Value> {
         (self.infer)(&self.own(weights.clone()))
     }
 
-    /// How pipelines scale latents, in words that users know from `config.json`.
+    /// How pipelines scale latents, in the terms of `config.json`.
     pub fn scaling(&self, config: &Value) -> String {
         let unnamed = || self.spec(config).map_or_else(|_| "unknown scaling".to_owned(), |spec| spec.latent_norm.to_string());
         (self.scaling)(config).unwrap_or_else(unnamed)
@@ -160,7 +160,7 @@ fn read_config<F: VaeFamily>(config: &Value) -> Result<F::Config, VaeError> {
     })
 }
 
-/// The fields of a struct that is read by their names; none of other types.
+/// The names of the fields of a struct; `None` for other types.
 fn fields_of<T: DeserializeOwned>() -> Option<&'static [&'static str]> {
     struct Probe<'a>(&'a mut Option<&'static [&'static str]>);
 
@@ -191,7 +191,7 @@ fn fields_of<T: DeserializeOwned>() -> Option<&'static [&'static str]> {
     fields
 }
 
-/// A checkpoint whose family and configuration are known, not loaded yet.
+/// A checkpoint whose family and configuration are known, and whose weights are not loaded.
 #[derive(Debug, Clone)]
 pub struct Model {
     /// The family.
@@ -319,7 +319,7 @@ impl Model {
         Ok(self.entry.own(self.checkpoint.weights()?).dtype())
     }
 
-    /// The same model, of which only some components will be loaded.
+    /// The same model, of which [`load`](Self::load) loads only some components.
     #[must_use]
     pub fn only(self, components: Components) -> Self {
         Self { components, ..self }
@@ -343,7 +343,7 @@ impl Model {
     }
 }
 
-/// Whether a class that no family claims is a VAE all the same.
+/// Whether a class that no linked family has is a VAE, by its name.
 fn is_vae(class: &str) -> bool {
     let class = class.to_ascii_lowercase();
     ["autoencoder", "vae", "vq"].iter().any(|part| class.contains(part))

@@ -32,10 +32,11 @@ pub trait Vae: Debug + Send + Sync {
     /// When the shape is not one that the model takes, or the decoder was not loaded.
     fn decode(&self, latents: Tensor<5>, context: &Context) -> Result<Tensor<5>, VaeError>;
 
-    /// Samples to the moments of the posterior: its mean, then its log-variance (not clamped), along the channels.
+    /// Samples to the moments of the posterior: its mean, then its log-variance (not clamped), along the channels; to latents where the model has no posterior (see
+    /// [`PosteriorKind`](crate::PosteriorKind)).
     ///
     /// # Shapes
-    /// `[b, input_channels, t', h, w]`, -1 to 1, to `[b, 2 * latent_channels, t, h / ratio, w / ratio]`.
+    /// `[b, input_channels, t', h, w]`, -1 to 1, to `[b, c, t, h / ratio, w / ratio]` with the channels of [`VaeSpec::encoder_channels`]. Sides round down.
     ///
     /// # Errors
     /// When the shape is not one that the model takes, or the encoder was not loaded.

@@ -16,7 +16,7 @@ use tiling::Stop;
 use crate::VaeError;
 use crate::tensor_file::{Content, Source, StoredDtype, StoredTensor, content, read_tensors};
 
-/// What can be wrong with a checkpoint.
+/// Why a checkpoint cannot be read or does not fit a model.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum WeightError {
@@ -28,7 +28,7 @@ pub enum WeightError {
         /// Why.
         source: std::io::Error,
     },
-    /// A JSON file that is none.
+    /// A file that should be JSON and is not.
     #[error("{} is not valid JSON of the expected form", path.display())]
     Json {
         /// The file.
@@ -44,7 +44,7 @@ pub enum WeightError {
         /// File names.
         looked_for: &'static str,
     },
-    /// The name of a model on a hub, or its address, where a folder or file should be.
+    /// The name or address of a model on a hub, where a local folder or file is expected.
     #[error("there is no `{name}` here, and nothing is downloaded: {way_out}")]
     NotLocal {
         /// What was given.
@@ -52,7 +52,7 @@ pub enum WeightError {
         /// How to have it here.
         way_out: String,
     },
-    /// A file that is sound and no checkpoint.
+    /// A sound file that is not a checkpoint.
     #[error("{} is {what}, no checkpoint; {hint}", path.display())]
     NotWeights {
         /// The file.
@@ -62,15 +62,15 @@ pub enum WeightError {
         /// What to do.
         hint: &'static str,
     },
-    /// A checkpoint that is sound, of a kind that is not implemented.
+    /// A sound checkpoint of a kind that is not supported.
     #[error("{} cannot be read: {message}", path.display())]
     Unsupported {
         /// The file.
         path: PathBuf,
-        /// Of what kind it is, and the way out.
+        /// Its kind, and the workaround.
         message: String,
     },
-    /// A file that is cut or contradicts itself.
+    /// A file that is truncated or contradicts itself.
     #[error("{} is damaged: {message}", path.display())]
     Damaged {
         /// The file.
@@ -138,18 +138,18 @@ pub struct Checkpoint {
     neighbour: Option<Neighbour>,
 }
 
-/// The `config.json` that lies beside a single file, whose it need not be.
+/// The `config.json` beside a single file, which may belong to another model.
 #[derive(Debug, Clone)]
 pub(crate) struct Neighbour {
     pub(crate) path: PathBuf,
     /// Its fields, or why they cannot be read.
     pub(crate) config: Result<Value, String>,
-    /// Another file of weights, whose it may be.
+    /// Another weight file that it may belong to.
     pub(crate) rival: Option<String>,
 }
 
 impl Checkpoint {
-    /// Reads what stands beside the weights; `config` takes the place of the checkpoint's own `config.json`.
+    /// Reads the configuration, not the weights; `config` replaces the checkpoint's own `config.json`.
     ///
     /// # Errors
     /// When `path` does not exist or a configuration cannot be read.
@@ -169,7 +169,7 @@ impl Checkpoint {
         Ok(Self { path, config, neighbour })
     }
 
-    /// The fields of the configuration: the one given, that of the folder, or that beside a `diffusion_pytorch_model*`. Whether a `config.json` beside another single file is
+    /// The fields of the configuration: the given one, that of the folder, or that beside a `diffusion_pytorch_model*`. Whether a `config.json` beside another single file is
     /// the file's own is for [`Model::open`](crate::Model::open) to judge.
     pub fn config(&self) -> Option<&Value> {
         self.config.as_ref().map(|(_, config)| config)
@@ -316,7 +316,7 @@ fn shards(index: &Path) -> Result<Vec<PathBuf>, WeightError> {
     names.into_iter().map(beside).collect()
 }
 
-/// Which components of a VAE run, and so are loaded.
+/// Which components of a VAE are loaded.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Components {
     /// Encoder and decoder.
@@ -329,12 +329,12 @@ pub enum Components {
 }
 
 impl Components {
-    /// What `make` gives, when the encoder runs.
+    /// The result of `make`, if the encoder is loaded.
     pub fn encoder<T>(self, make: impl FnOnce() -> T) -> Option<T> {
         (self != Self::Decoder).then(make)
     }
 
-    /// What `make` gives, when the decoder runs.
+    /// The result of `make`, if the decoder is loaded.
     pub fn decoder<T>(self, make: impl FnOnce() -> T) -> Option<T> {
         (self != Self::Encoder).then(make)
     }
@@ -351,7 +351,7 @@ pub struct Weights {
     stop: Stop,
 }
 
-/// Words that stand before the names of a VAE's tensors, in any nest, those that speak of a VAE first. In one file with a VAE, tensors below other such words are another
+/// Prefixes of the names of a VAE's tensors, in any nesting, those that name a VAE first. In a file with a VAE, tensors below other such prefixes are another
 /// model's.
 const NESTS: [&str; 16] = [
     "vae",
@@ -395,7 +395,7 @@ fn rank(nest: &str) -> Option<(bool, bool, Vec<usize>)> {
 }
 
 impl Weights {
-    /// Which components of the model are to be loaded. A family may load both all the same.
+    /// Which components of the model are to be loaded. A family may load both nevertheless.
     pub fn components(&self) -> Components {
         self.components
     }
@@ -460,7 +460,7 @@ impl Weights {
         self.tensors.get(name).map(|tensor| tensor.shape().to_vec())
     }
 
-    /// The dtype of most of the values.
+    /// The dtype that takes most of the bytes.
     pub fn dtype(&self) -> DType {
         let mut bytes: Vec<(DType, usize)> = Vec::new();
         for (dtype, size) in self.tensors.values().map(|tensor| (burn_dtype(tensor.dtype()), tensor.values())).filter(|(dtype, _)| dtype.is_float()) {
@@ -496,7 +496,7 @@ impl Weights {
         self
     }
 
-    /// Puts every tensor into the field of `module` that has its name, cast to `dtype`.
+    /// Loads every tensor into the parameter of `module` that has its name, cast to `dtype`. Variants of enums are no part of names.
     ///
     /// # Errors
     /// When names are missing or left over, shapes differ, or values cannot be read: all of it in one error. [`VaeError::Stopped`] once loading is stopped.
@@ -548,7 +548,7 @@ fn describe(error: &ApplyError, unread: &BTreeMap<String, StoredDtype>) -> Strin
     }
 }
 
-/// A tensor for Burn, read when it is asked for.
+/// A tensor for Burn, which is read when Burn asks for it.
 fn deferred(tensor: StoredTensor, stop: Stop) -> Tensor {
     let dtype = burn_dtype(tensor.dtype());
     let (name, shape) = (tensor.name().to_owned(), tensor.shape().to_vec());
@@ -568,7 +568,7 @@ fn deferred(tensor: StoredTensor, stop: Stop) -> Tensor {
     })
 }
 
-/// The type in which Burn gets values. It has none of eight bits: bf16 holds all their values.
+/// The dtype in which values are handed to Burn, which has no 8-bit floats: bf16 represents all their values.
 fn burn_dtype(dtype: &StoredDtype) -> DType {
     match dtype {
         StoredDtype::F64 => DType::F64,
@@ -583,7 +583,7 @@ fn burn_dtype(dtype: &StoredDtype) -> DType {
         StoredDtype::U16 => DType::U16,
         StoredDtype::U8 => DType::U8,
         StoredDtype::Bool => DType::Bool(BoolStore::Native),
-        // What cannot be read says so when it is asked for.
+        // A dtype that cannot be read is an error when the tensor is read.
         StoredDtype::F32 | StoredDtype::Other(_) => DType::F32,
     }
 }
