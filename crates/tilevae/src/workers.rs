@@ -22,10 +22,7 @@ pub(crate) struct WorkerSlot {
     queue: StreamId,
     #[cfg(feature = "flex")]
     pool: Option<Arc<rayon::ThreadPool>>,
-    /// Whether it computes on the global pool of threads.
-    #[cfg(feature = "flex")]
-    is_on_global_pool: bool,
-    /// All runs that use this worker take turns, whatever they do on it.
+    /// Runs that use this worker take turns, whatever they do on it.
     lock: WorkerLock,
 }
 
@@ -37,8 +34,6 @@ impl WorkerSlot {
             queue: StreamId::allocate(),
             #[cfg(feature = "flex")]
             pool: None,
-            #[cfg(feature = "flex")]
-            is_on_global_pool: false,
             lock: WorkerLock::default(),
         }
     }
@@ -61,11 +56,11 @@ impl WorkerSlot {
         Worker { name: self.name.clone(), op: pinned(op), upcast: upcast.map(pinned), device: Some(self.device), lock: self.lock() }
     }
 
-    /// The lock for a run of the calling thread. A thread of the global pool may be in the middle of another run's work, which it has taken on there: it must
-    /// not wait for that run.
+    /// The lock for a run of the calling thread. A thread of rayon's takes on other work, runs among it, while it waits for its pool: the run that holds the
+    /// worker may wait for such a thread, so that this must not wait for the worker. Its runs take no turns.
     fn lock(&self) -> WorkerLock {
         #[cfg(feature = "flex")]
-        if self.is_on_global_pool && rayon::current_thread_index().is_some() {
+        if rayon::current_thread_index().is_some() {
             return WorkerLock::default();
         }
         self.lock.clone()
@@ -144,7 +139,7 @@ fn cpu_slots(device: usize, config: CpuConfig, executor: &dyn Executor) -> Resul
     let [workers, threads] = share_cpu(config, executor);
     // With other executors the calling thread waits for its workers: where it is itself one of rayon's, they could wait for it.
     if (workers, threads) == (1, rayon::current_num_threads()) && executor.check_workers(2).is_err() {
-        return Ok(vec![WorkerSlot { is_on_global_pool: true, ..WorkerSlot::new("cpu".to_owned(), device) }]);
+        return Ok(vec![WorkerSlot::new("cpu".to_owned(), device)]);
     }
     let slot = |worker: usize| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).thread_name(move |thread| format!("cpu/{worker}.{thread}")).build();
