@@ -85,8 +85,8 @@ pub trait Executor: Debug + Send + Sync {
 
 /// What is to be run.
 ///
-/// Several runs may use the same workers at once, from several threads; each worker then takes turns, tile by tile (see [`WorkerLock`]). So the source,
-/// the sink and the listener of a run must not wait for another run on the same workers.
+/// Several runs may use the same workers at once, from several threads; they then take turns on each worker, tile by tile (see [`WorkerLock`]). So the
+/// source, the sink and the listener of a run must not wait for another run on the same workers.
 pub struct Job<'a> {
     /// The tiles.
     pub plan: &'a TilePlan,

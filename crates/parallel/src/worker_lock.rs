@@ -1,4 +1,6 @@
+use std::cell::Cell;
 use std::collections::VecDeque;
+use std::marker::PhantomData;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -13,6 +15,9 @@ const PATIENCE: Duration = if cfg!(test) { Duration::from_millis(300) } else { D
 
 /// A fair lock: of all runs that share a worker, one at a time computes a tile on it. Runs queue in order of arrival and release the lock after each
 /// tile, so that they alternate. Clones are one lock.
+///
+/// The wait for a worker counts for no timeout, and ends when the run is stopped. A run that gives up a worker that hangs reports it here: other runs then
+/// wait for five seconds more, and fail on that worker with [`ExecError::WorkerHung`](crate::ExecError::WorkerHung) until it comes back.
 #[derive(Debug, Clone, Default)]
 pub struct WorkerLock(Arc<Queue>);
 
@@ -53,13 +58,29 @@ pub(crate) enum Unavailable {
     Hung,
 }
 
-/// The worker is this run's until the guard is dropped.
+/// The worker is this run's until the guard is dropped, on the thread that acquired it.
 #[derive(Debug)]
-pub(crate) struct WorkerGuard(Arc<Queue>);
+pub(crate) struct WorkerGuard {
+    /// None where the thread did not wait.
+    queue: Option<Arc<Queue>>,
+    /// Not `Send`.
+    thread: PhantomData<*const ()>,
+}
+
+thread_local! {
+    /// The workers that this thread holds.
+    static HELD: Cell<usize> = const { Cell::new(0) };
+}
 
 impl WorkerLock {
     /// Waits until the worker is free and all that came before have had it.
+    ///
+    /// A thread that holds a worker already does not wait: below it on its stack a run is at a tile and cannot go on before this call returns. That
+    /// happens where a thread of a pool takes on another run while it waits for other threads, and where a sink starts a run.
     pub(crate) fn acquire(&self, run: RunId, stop: &Stop) -> Result<WorkerGuard, Unavailable> {
+        if HELD.get() > 0 {
+            return Ok(WorkerGuard::new(None));
+        }
         let mut state = self.0.state();
         let ticket = state.next_ticket;
         state.next_ticket += 1;
@@ -70,7 +91,7 @@ impl WorkerLock {
             }
             if state.holder.is_none() && state.waiting.front() == Some(&ticket) {
                 state.holder = Some(run);
-                break Ok(WorkerGuard(self.0.clone()));
+                break Ok(WorkerGuard::new(Some(self.0.clone())));
             }
             if state.abandoned.is_some_and(|since| since.elapsed() > PATIENCE) {
                 break Err(Unavailable::Hung);
@@ -105,12 +126,21 @@ impl Queue {
     }
 }
 
+impl WorkerGuard {
+    fn new(queue: Option<Arc<Queue>>) -> Self {
+        HELD.set(HELD.get() + 1);
+        Self { queue, thread: PhantomData }
+    }
+}
+
 impl Drop for WorkerGuard {
     fn drop(&mut self) {
-        let mut state = self.0.state();
+        HELD.set(HELD.get() - 1);
+        let Some(queue) = &self.queue else { return };
+        let mut state = queue.state();
         state.holder = None;
         state.abandoned = None;
-        self.0.notify(&state);
+        queue.notify(&state);
     }
 }
 
@@ -168,13 +198,28 @@ mod tests {
     #[test]
     fn a_worker_that_hangs_is_not_waited_for_for_ever() {
         let (lock, stop, run) = (WorkerLock::default(), Stop::default(), RunId::new());
+        let elsewhere = || thread::scope(|scope| scope.spawn(|| lock.acquire(RunId::new(), &stop).map(drop)).join().unwrap());
         let hung = lock.acquire(run, &stop).unwrap();
         lock.abandon(RunId::new());
-        assert!(lock.0.state().abandoned.is_none(), "another run's tile is none of its business");
+        assert!(lock.0.state().abandoned.is_none(), "another run cannot abandon it");
         lock.abandon(run);
-        assert_eq!(lock.acquire(RunId::new(), &stop).unwrap_err(), Unavailable::Hung);
+        assert_eq!(elsewhere(), Err(Unavailable::Hung));
         // It comes back after all.
         drop(hung);
-        drop(lock.acquire(RunId::new(), &stop).unwrap());
+        assert_eq!(elsewhere(), Ok(()));
+    }
+
+    #[test]
+    fn a_thread_that_holds_a_worker_waits_for_no_other() {
+        let (locks, stop) = ([WorkerLock::default(), WorkerLock::default()], Stop::default());
+        let outer = locks[0].acquire(RunId::new(), &stop).unwrap();
+        let inner = locks.each_ref().map(|lock| lock.acquire(RunId::new(), &stop).unwrap());
+        drop(inner);
+        assert!(locks[0].0.state().holder.is_some() && locks[1].0.state().holder.is_none());
+        drop(outer);
+        assert!(locks[0].0.state().holder.is_none());
+        // Then it waits again.
+        let _held = locks[1].acquire(RunId::new(), &stop).unwrap();
+        assert!(locks[1].0.state().holder.is_some());
     }
 }

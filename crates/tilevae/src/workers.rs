@@ -21,7 +21,7 @@ pub(crate) struct WorkerSlot {
     queue: StreamId,
     #[cfg(feature = "flex")]
     pool: Option<Arc<rayon::ThreadPool>>,
-    /// All runs that use this worker take turns, whatever they do on it.
+    /// Runs that use this worker take turns, whatever they do on it.
     lock: WorkerLock,
 }
 
@@ -51,7 +51,17 @@ impl WorkerSlot {
                 pool: self.pool.clone(),
             })
         };
-        Worker { name: self.name.clone(), op: pinned(op), upcast: upcast.map(pinned), device: Some(self.device), lock: self.lock.clone() }
+        Worker { name: self.name.clone(), op: pinned(op), upcast: upcast.map(pinned), device: Some(self.device), lock: self.lock() }
+    }
+
+    /// The lock for a run of the calling thread. A thread of rayon's takes on other work, runs among it, while it waits for its pool: the run that holds the
+    /// worker may wait for such a thread, so that this must not wait for the worker. Its runs take no turns.
+    fn lock(&self) -> WorkerLock {
+        #[cfg(feature = "flex")]
+        if rayon::current_thread_index().is_some() {
+            return WorkerLock::default();
+        }
+        self.lock.clone()
     }
 }
 

@@ -76,7 +76,7 @@ fn devices_that_are_not_there_are_an_error_or_left_out() {
 #[test]
 fn plans_say_how_many_tiles_are_held() {
     let plan = |executor: &str| run(&["plan", "4096x4096", "--set", executor, "--set", "devices.cpu.workers=3"]);
-    assert!(run(&["plan", "4096x4096"]).contains("workers  1, at most 1 tiles"));
+    assert!(run(&["plan", "4096x4096"]).contains("workers  1, at most 1 tile begun"));
     assert!(plan("executor.kind=multi-device").contains("workers  3, at most 12 tiles begun"), "{}", plan("executor.kind=multi-device"));
     assert!(plan("executor={kind=\"pipelined\",in_flight=4}").contains("at most 30 tiles"));
 }
