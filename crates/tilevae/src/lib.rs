@@ -14,7 +14,9 @@
 //! ```
 
 mod config;
+mod count;
 mod devices;
+mod dtypes;
 mod error;
 mod finite;
 mod frames;
@@ -33,17 +35,18 @@ pub use config::{
     Config, CpuConfig, DevicesConfig, DtypeConfig, FrameRemainder, IoConfig, LatentSpace, ModelConfig, OnMissing, OnNonFinite, OnNonFiniteInput,
     parse_override,
 };
+pub use count::Count;
 pub use devices::{DeviceInfo, OpenDevice, list_devices, open_device, open_devices};
 pub use error::Error;
 pub use finite::NonFinite;
 pub use frames::FittedFrames;
-pub use parallel::{Count, Done, Event, ExecutorConfig, Progress, RunStats, Span, Stage, Stop, Trace, WorkerStats};
+pub use parallel::{Done, Event, ExecutorConfig, Progress, RunStats, Span, Stage, Stop, Trace, WorkerStats};
 pub use pipeline::{Encoded, Pipeline, open_model};
 pub use plan::{Direction, PlanBytes, RunPlan};
 pub use run_options::RunOptions;
 pub use tiling::{self, BlendConfig, GridConfig, HostTensor, TileSource};
-pub use vae_core::layers::{MathMode, Precision};
 pub use vae_core::{self, DeviceName, Model, Posterior, Registry, VaeSpec};
+pub use vae_core::{MathMode, Precision};
 pub use workers::MOST_THREADS;
 
 #[cfg(feature = "kl")]

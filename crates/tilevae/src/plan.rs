@@ -1,7 +1,7 @@
 use parallel::Executor;
 use serde::{Deserialize, Serialize};
-use tiling::{FrameScale, Geometry, Grid, TilePlan};
-use vae_core::{Posterior, PosteriorKind, VaeSpec};
+use tiling::{BlendPolicy, FrameScale, Geometry, Grid, GridContext, GridError, TilePlan};
+use vae_core::{Posterior, PosteriorKind, Tiling, VaeSpec};
 
 use crate::workers::{check_devices, count_workers};
 use crate::{Config, Error, LatentSpace, OnNonFiniteInput};
@@ -55,7 +55,23 @@ impl Direction {
             Self::Decode => 1,
             Self::Encode => spec.patch,
         };
-        Ok(config.tiling.build(&spec.grid, unit_px)?)
+        let family = self.family_tiling(spec).map(|tiling| &tiling.grid);
+        Ok(config.tiling.build(&GridContext { scale: self.geometry(spec).scale, defaults: &spec.grid, unit_px, family })?)
+    }
+
+    /// The configured blend policy.
+    ///
+    /// # Errors
+    /// When its settings cannot be used.
+    pub fn blend(self, config: &Config, spec: &VaeSpec) -> Result<Box<dyn BlendPolicy>, Error> {
+        Ok(config.blend.build(self.family_tiling(spec).map(|tiling| &tiling.blend)).map_err(GridError::from)?)
+    }
+
+    fn family_tiling(self, spec: &VaeSpec) -> Option<&Tiling> {
+        match self {
+            Self::Decode => spec.tiling.decode.as_ref(),
+            Self::Encode => spec.tiling.encode.as_ref(),
+        }
     }
 }
 

@@ -180,14 +180,14 @@ impl Vae for OverflowingVae {
         self.device.clone()
     }
 
-    fn decode(&self, latents: Tensor<5>) -> Result<Tensor<5>, VaeError> {
+    fn decode(&self, latents: Tensor<5>, _: &vae_core::Context) -> Result<Tensor<5>, VaeError> {
         let [b, _, _, h, w] = latents.dims();
         (0..16).into_par_iter().for_each(|at| assert!(at != 11 || !PANICS.load(Ordering::Relaxed), "a thread of the pool panics"));
         let value = if self.dtype == DType::F32 { 0.5 } else { f32::NAN };
         Ok(Tensor::full([b, 3, 1, 2 * h, 2 * w], value, (&self.device, DType::F32)))
     }
 
-    fn encode(&self, _: Tensor<5>) -> Result<Tensor<5>, VaeError> {
+    fn encode(&self, _: Tensor<5>, _: &vae_core::Context) -> Result<Tensor<5>, VaeError> {
         Err(VaeError::NotLoaded { component: "encoder" })
     }
 
@@ -212,7 +212,7 @@ fn a_model_is_loaded_in_f32_once() {
         for executor in ["multi-device", "pipelined"] {
             LOADED.store(0, Ordering::Relaxed);
             let keys = format!("model.dtype = \"f16\"\nexecutor.kind = {executor:?}\ndevices.cpu.workers = 4");
-            let pipeline = overflowing(&keys, &[DeviceName::Cpu]);
+            let pipeline = overflowing(&keys, &[DeviceName::CPU]);
             for _ in 0..2 {
                 let samples = pipeline.decode(&latents(4, [40, 40], 0), RunOptions::default()).unwrap();
                 assert!(samples.data().iter().all(|&value| value == 0.5));
@@ -222,7 +222,7 @@ fn a_model_is_loaded_in_f32_once() {
         // A device that has it in f32 anyway.
         LOADED.store(0, Ordering::Relaxed);
         let keys = "executor.kind = \"multi-device\"\ndevices.use = [\"cpu\", \"ndarray\"]\ndevices.dtype = { ndarray = \"f16\" }";
-        let pipeline = overflowing(keys, &[DeviceName::Cpu, DeviceName::Ndarray]);
+        let pipeline = overflowing(keys, &[DeviceName::CPU, "ndarray".parse().unwrap()]);
         pipeline.decode(&latents(4, [40, 40], 0), RunOptions::default()).unwrap();
         assert_eq!(LOADED.load(Ordering::Relaxed), 1);
     });
@@ -234,7 +234,7 @@ fn callers_that_wait_for_a_model_do_not_keep_it_from_being_loaded() {
     in_time(|| {
         for keys in ["devices.cpu.threads_per_worker = 2", "", "executor.kind = \"pipelined\"\ndevices.cpu.workers = 1"] {
             LOADED.store(0, Ordering::Relaxed);
-            let pipeline = overflowing(&format!("model.dtype = \"f16\"\n{keys}"), &[DeviceName::Cpu]);
+            let pipeline = overflowing(&format!("model.dtype = \"f16\"\n{keys}"), &[DeviceName::CPU]);
             let decode = |seed: usize| pipeline.decode(&latents(4, [16, 16], seed), RunOptions::default()).unwrap();
             thread::scope(|scope| {
                 scope.spawn(|| (0..16).into_par_iter().for_each(|seed| drop(decode(seed))));
@@ -252,7 +252,7 @@ fn a_panic_on_a_thread_of_a_pool_is_an_error_and_no_more() {
     let _alone = LOADS.lock();
     in_time(|| {
         for keys in ["", "devices.cpu.threads_per_worker = 3", "executor.kind = \"multi-device\"\ndevices.cpu.workers = 2"] {
-            let pipeline = overflowing(keys, &[DeviceName::Cpu]);
+            let pipeline = overflowing(keys, &[DeviceName::CPU]);
             let decode = || pipeline.decode(&latents(4, [40, 40], 0), RunOptions::default());
             let expected = decode().unwrap();
             for _ in 0..3 {
@@ -314,8 +314,8 @@ fn warnings<T>(work: impl FnOnce() -> T) -> (T, Vec<String>) {
 
 #[test]
 fn a_type_that_is_not_computed_in_is_told_once() {
-    let cpu = || OpenDevice { name: DeviceName::Cpu, device: Device::flex() };
-    let two = || [cpu(), OpenDevice { name: DeviceName::Ndarray, device: Device::flex() }];
+    let cpu = || OpenDevice { name: DeviceName::CPU, device: Device::flex() };
+    let two = || [cpu(), OpenDevice { name: "ndarray".parse().unwrap(), device: Device::flex() }];
     let both = "devices.use = [\"cpu\", \"ndarray\"]\nexecutor.kind = \"multi-device\"\n";
     let of_each = format!("{both}devices.dtype = {{ cpu = \"f16\", ndarray = \"f16\" }}");
     // SD's small model asks for f32, the demo does not.

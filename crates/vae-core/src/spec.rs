@@ -1,7 +1,7 @@
 use std::fmt;
 
 use serde::Serialize;
-use tiling::{FrameScale, Geometry, GridDefaults, HostTensor, Overlap, Scale};
+use tiling::{BlendConfig, FrameScale, Geometry, GridConfig, GridDefaults, HostTensor, Overlap, Scale};
 
 use crate::VaeError;
 
@@ -28,6 +28,10 @@ pub struct VaeSpec {
     pub clamp: Clamp,
     /// The family's default tiles, in sample px; in an encode, in patches.
     pub grid: GridDefaults,
+    /// Grids and blend policies of the family's own, which the kinds `family` of `[tiling]` and `[blend]` stand for. Without them, `family` stands for
+    /// diffusers' grid with the tiles of [`grid`](Self::grid), and for the cascade.
+    #[serde(skip_serializing_if = "FamilyTiling::is_empty")]
+    pub tiling: FamilyTiling,
     /// Whether a model whose weights are f16 computes in f32, because f16 overflows.
     pub force_upcast: bool,
     /// Values that the model holds at its peak, for each sample px of a tile and each frame that runs at once, weights not counted; an estimate.
@@ -51,6 +55,7 @@ impl VaeSpec {
             latent_norm: LatentNorm::identity(),
             clamp: Clamp::Never,
             grid: GridDefaults { tile_px: [spatial_ratio.saturating_mul(64); 2], overlap: Overlap::Share([0.25; 2]) },
+            tiling: FamilyTiling::default(),
             force_upcast: false,
             peak_values_per_px: channels.saturating_mul(2),
             cache_values_per_latent_px: [0, 0],
@@ -162,6 +167,30 @@ impl VaeSpec {
 
 fn check_answer(component: &'static str, got: usize, expected: usize) -> Result<(), VaeError> {
     if got == expected { Ok(()) } else { Err(VaeError::AnswerChannels { component, got, expected }) }
+}
+
+/// Grids and blend policies that a family brings, for each direction.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct FamilyTiling {
+    /// Of a decode.
+    pub decode: Option<Tiling>,
+    /// Of an encode.
+    pub encode: Option<Tiling>,
+}
+
+/// A grid and a blend policy with their settings.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Tiling {
+    /// The grid: [`GridConfig::of`] a family's own kind, or one that is registered.
+    pub grid: GridConfig,
+    /// The blend policy.
+    pub blend: BlendConfig,
+}
+
+impl FamilyTiling {
+    fn is_empty(&self) -> bool {
+        self.decode.is_none() && self.encode.is_none()
+    }
 }
 
 /// What an encoder gives.

@@ -9,31 +9,26 @@
 #![expect(clippy::missing_panics_doc, reason = "tests panic when they fail")]
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use safetensors::{Dtype, SafeTensors};
 use tiling::{Canvas, Cascade, Compositor, Grid, HostTensor, TileOp, TilePlan};
 
-use crate::layers::{MathMode, Precision};
-use crate::{Components, FrameRule, Model, Registry, Vae, VaeEntry, VaeError, VaeSpec, stream_frames};
+use crate::{Components, Context, DeviceName, FrameRule, MathMode, Model, Precision, Registry, Vae, VaeEntry, VaeError, VaeSpec, stream_frames};
 
-/// The device that tests run on: the CPU, or what `TILEVAE_TEST_DEVICE` names.
+/// The device that tests run on: the CPU, or the one that the environment variable `TILEVAE_TEST_DEVICE` names.
 ///
 /// # Panics
-/// When this build has no such device.
+/// When it cannot be opened.
 pub fn device() -> Device {
-    match std::env::var("TILEVAE_TEST_DEVICE").as_deref().unwrap_or("cpu") {
-        #[cfg(feature = "flex")]
-        "cpu" => Device::flex(),
-        #[cfg(feature = "vulkan")]
-        "vulkan" => Device::vulkan(burn::tensor::DeviceKind::DefaultDevice),
-        #[cfg(feature = "wgpu")]
-        "wgpu" => Device::wgpu(burn::tensor::DeviceKind::DefaultDevice),
-        #[cfg(feature = "cuda")]
-        "cuda" => Device::cuda(0),
-        other => panic!("no device `{other}` in this build"),
-    }
+    static DEVICE: OnceLock<Device> = OnceLock::new();
+    let open = || {
+        let name = std::env::var("TILEVAE_TEST_DEVICE").map_or(Ok(DeviceName::CPU), |name| name.parse());
+        let name = name.unwrap_or_else(|error| panic!("TILEVAE_TEST_DEVICE: {error}"));
+        name.open().unwrap_or_else(|error| panic!("{name} cannot be used: {error}"))
+    };
+    DEVICE.get_or_init(open).clone()
 }
 
 /// Whether the tests run on the CPU.
@@ -53,7 +48,7 @@ pub fn computable(dtypes: &[DType]) -> Vec<DType> {
 
 #[expect(clippy::print_stdout, reason = "tests say what they skip")]
 fn computable_on(device: &Device, dtypes: &[DType]) -> Vec<DType> {
-    let (able, unable): (Vec<_>, Vec<_>) = dtypes.iter().partition(|&&dtype| device.supports_dtype(dtype));
+    let (able, unable): (Vec<_>, Vec<_>) = dtypes.iter().partition(|&&dtype| crate::backends::computes_in(device, dtype));
     if !unable.is_empty() {
         println!("skipped: the device does not compute in {unable:?}");
     }
@@ -107,11 +102,11 @@ impl Subject {
     }
 
     fn decoded(&self, batch: usize, latent_px: [usize; 2], seed: u64) -> HostTensor {
-        answer(self.vae.decode(self.latents(batch, latent_px, seed)), &format!("a decode of {batch} x {latent_px:?} latent px"))
+        answer(self.vae.decode(self.latents(batch, latent_px, seed), &Context::default()), &format!("a decode of {batch} x {latent_px:?} latent px"))
     }
 
     fn encoded(&self, latent_px: [usize; 2]) -> HostTensor {
-        answer(self.vae.encode(self.samples(latent_px)), &format!("an encode of {latent_px:?} latent px"))
+        answer(self.vae.encode(self.samples(latent_px), &Context::default()), &format!("an encode of {latent_px:?} latent px"))
     }
 }
 
@@ -251,7 +246,7 @@ pub fn shapes_follow_the_spec(subject: &Subject) {
         let latents = subject.latents(1, sides, 1);
         let [t, h, w] = spec.decode_geometry().output([subject.frames(), sides[0], sides[1]]);
         let (what, expected) = (format!("a decode of latents {:?}", latents.dims()), [1, spec.output_channels, t, h, w]);
-        let got = answer(vae.decode(latents), &what).shape();
+        let got = answer(vae.decode(latents, &Context::default()), &what).shape();
         assert!(got == expected, "{what} gives the shape {got:?}; the spec predicts {expected:?}");
         for remainder in remainders(spec.spatial_ratio) {
             let samples = subject.samples_and(sides, remainder);
@@ -259,7 +254,7 @@ pub fn shapes_follow_the_spec(subject: &Subject) {
             let what = format!("an encode of samples {:?}", samples.dims());
             let [t, h, w] = spec.encode_geometry().output([t, h, w]);
             let expected = [1, spec.encoder_channels(), t, h, w];
-            let got = answer(vae.encode(samples), &what).shape();
+            let got = answer(vae.encode(samples, &Context::default()), &what).shape();
             assert!(
                 got == expected,
                 "{what} gives the shape {got:?}; the spec predicts {expected:?} (sides round down to whole latent px of {} px)",
@@ -297,7 +292,7 @@ pub fn every_dtype_computes(subject: &Subject) {
         assert!(vae.dtype() == dtype, "a model that is loaded in {dtype:?} says that it computes in {:?}", vae.dtype());
         let (latents, samples) = (subject.latents(1, [3, 4], 2), subject.samples([3, 4]));
         let whats = [format!("a decode of {:?} in {dtype:?}", latents.dims()), format!("an encode of {:?} in {dtype:?}", samples.dims())];
-        let answers = [answer(vae.decode(latents), &whats[0]), answer(vae.encode(samples), &whats[1])];
+        let answers = [answer(vae.decode(latents, &Context::default()), &whats[0]), answer(vae.encode(samples, &Context::default()), &whats[1])];
         for ((got, expected), what) in answers.iter().zip([subject.decoded(1, [3, 4], 2), subject.encoded([3, 4])]).zip(&whats) {
             assert!(got.shape() == expected.shape(), "{what} gives the shape {:?}, in F32 it is {:?}", got.shape(), expected.shape());
             let squares = |values: &mut dyn Iterator<Item = f32>| values.map(|value| f64::from(value).powi(2)).sum::<f64>();
@@ -329,7 +324,7 @@ pub fn tiles_do_not_leak(subject: &Subject) {
         });
     }
     let clips = [3, 4].map(|seed| subject.latents(1, [3, 3], seed));
-    let mut streams = [subject.vae.decode_stream(), subject.vae.decode_stream()];
+    let mut streams = [subject.vae.decode_stream(&Context::default()), subject.vae.decode_stream(&Context::default())];
     let mut answers = [Vec::new(), Vec::new()];
     for chunk in subject.spec().decode_geometry().frames.chunks(subject.frames(), 1) {
         for ((stream, clip), answers) in streams.iter_mut().zip(&clips).zip(&mut answers) {
@@ -347,16 +342,21 @@ pub fn streams_equal_the_whole(subject: &Subject) {
     const PROPERTY: &str = "streams give what the whole gives";
     let (spec, latents, samples) = (subject.spec(), subject.latents(1, [2, 3], 8), subject.samples([2, 3]));
     let [decode, encode] = [spec.decode_geometry().frames, spec.encode_geometry().frames];
-    let whole = [answer(subject.vae.decode(latents.clone()), "a decode"), answer(subject.vae.encode(samples.clone()), "an encode")];
+    let whole = [
+        answer(subject.vae.decode(latents.clone(), &Context::default()), "a decode"),
+        answer(subject.vae.encode(samples.clone(), &Context::default()), "an encode"),
+    ];
     for per_chunk in 1..=3 {
-        let decoded = answer(stream_frames(subject.vae.decode_stream(), latents.clone(), decode, per_chunk), "a stream of a decode");
-        let encoded = answer(stream_frames(subject.vae.encode_stream(), samples.clone(), encode, per_chunk), "a stream of an encode");
+        let decoded =
+            answer(stream_frames(subject.vae.decode_stream(&Context::default()), latents.clone(), decode, per_chunk), "a stream of a decode");
+        let encoded =
+            answer(stream_frames(subject.vae.encode_stream(&Context::default()), samples.clone(), encode, per_chunk), "a stream of an encode");
         for ((got, expected), what) in [(&decoded, &whole[0]), (&encoded, &whole[1])].into_iter().zip(["a decode", "an encode"]) {
             assert_same(got, expected, 1e-5, PROPERTY, &format!("{what} in chunks of {per_chunk} latent frames"));
         }
     }
     let FrameRule::Causal { ratio } = spec.frames else { return };
-    let mut stream = subject.vae.decode_stream();
+    let mut stream = subject.vae.decode_stream(&Context::default());
     for (frame, expected) in [(0, 1), (1, ratio)] {
         let got = answer(stream(latents.clone().narrow(2, frame, 1)), "a stream of a decode").shape()[2];
         assert!(got == expected, "latent frame {frame} gives {expected} sample frames by the spec, but the stream gives {got}");
@@ -369,7 +369,7 @@ pub fn batch_items_are_independent(subject: &Subject) {
     let together = subject.decoded(2, [2, 3], 5);
     let size = together.data().len() / 2;
     for item in 0..2 {
-        let alone = answer(subject.vae.decode(both.clone().narrow(0, item, 1)), "a decode of one item");
+        let alone = answer(subject.vae.decode(both.clone().narrow(0, item, 1), &Context::default()), "a decode of one item");
         let [_, c, t, h, w] = together.shape();
         let of_both = HostTensor::new([1, c, t, h, w], together.data()[item * size..(item + 1) * size].to_vec()).expect("half of the values");
         assert_same(&of_both, &alone, 1e-5, "the items of a batch are independent", &format!("item {item} of a decode of {:?}", both.dims()));
@@ -379,7 +379,7 @@ pub fn batch_items_are_independent(subject: &Subject) {
 /// A replica has the same spec and gives the same answers.
 pub fn replicas_agree(subject: &Subject) {
     let replica = subject.vae.to_device(&subject.device);
-    let decoded = answer(replica.decode(subject.latents(1, [2, 2], 6)), "a decode of the replica");
+    let decoded = answer(replica.decode(subject.latents(1, [2, 2], 6), &Context::default()), "a decode of the replica");
     assert_same(&decoded, &subject.decoded(1, [2, 2], 6), 0.0, "a replica gives the same bytes", "a decode");
     assert!(
         *subject.spec() == *replica.spec(),
@@ -399,8 +399,8 @@ pub fn wrong_shapes_are_refused(subject: &Subject) {
         Ok(answer) => panic!("{what} is refused, but it gives {:?}", answer.dims()),
         Err(error) => assert!(is_right(&error), "{what} is refused, but not for its shape: {error}"),
     };
-    let decode = |shape| subject.vae.decode(zeros(shape));
-    let encode = |shape| subject.vae.encode(zeros(shape));
+    let decode = |shape| subject.vae.decode(zeros(shape), &Context::default());
+    let encode = |shape| subject.vae.encode(zeros(shape), &Context::default());
     check("a decode with a channel too many", decode([1, latent + 1, 1, 2, 2]), |error| matches!(error, VaeError::Channels { .. }));
     check("an encode with a channel too many", encode([1, input + 1, 1, side, side]), |error| matches!(error, VaeError::Channels { .. }));
     match spec.frames {
@@ -448,9 +448,11 @@ pub fn components_load_alone(subject: &Subject) {
     let same = |got: &HostTensor, expected: &HostTensor, what: &str| {
         assert_same(got, expected, 0.0, "a component that is loaded alone gives the bytes of the whole model", what);
     };
-    same(&answer(decoder.decode(latents()), "a decode with the decoder alone"), &decoded, "the decoder");
-    same(&answer(encoder.encode(samples()), "an encode with the encoder alone"), &encoded, "the encoder");
-    for (got, expected, what) in [(encoder.decode(latents()), decoded, "decode"), (decoder.encode(samples()), encoded, "encode")] {
+    same(&answer(decoder.decode(latents(), &Context::default()), "a decode with the decoder alone"), &decoded, "the decoder");
+    same(&answer(encoder.encode(samples(), &Context::default()), "an encode with the encoder alone"), &encoded, "the encoder");
+    for (got, expected, what) in
+        [(encoder.decode(latents(), &Context::default()), decoded, "decode"), (decoder.encode(samples(), &Context::default()), encoded, "encode")]
+    {
         match got {
             Ok(_) => same(&answer(got, what), &expected, what),
             Err(error) => assert!(matches!(error, VaeError::NotLoaded { .. }), "{what} says that its component is not loaded, but: {error}"),

@@ -1,6 +1,6 @@
 use serde::{Deserialize, Serialize};
 use tiling::{GridDefaults, Overlap};
-use vae_core::{Clamp, FrameRule, LatentNorm, PosteriorKind, VaeError, VaeSpec};
+use vae_core::{Clamp, FamilyTiling, FrameRule, LatentNorm, PosteriorKind, VaeError, VaeSpec};
 
 /// Frames that a temporal convolution remembers.
 const REMEMBERED: usize = 2;
@@ -187,6 +187,7 @@ impl WanConfig {
             },
             clamp: Clamp::Always,
             grid: GridDefaults { tile_px: [256; 2], overlap: Overlap::StridePx([192; 2]) },
+            tiling: FamilyTiling::default(),
             force_upcast: false,
             peak_values_per_px: self.peak_values_per_px(),
             cache_values_per_latent_px: [self.decoder_cache(), self.encoder_cache()],

@@ -1,6 +1,7 @@
 use burn::module::Module;
 use burn::tensor::{DType, Device, Tensor};
-use vae_core::{Components, FrameStream, Vae, VaeError, VaeFamily, VaeSpec, Weights, stream_frames};
+use vae_core::layers::Features;
+use vae_core::{Components, Context, FrameStream, Vae, VaeError, VaeFamily, VaeSpec, Weights, stream_frames};
 
 use crate::cache::{FrameCache, Pointwise};
 use crate::coders::{Decoder, Encoder};
@@ -123,37 +124,37 @@ impl Vae for WanVae {
         self.device.clone()
     }
 
-    fn decode(&self, latents: Tensor<5>) -> Result<Tensor<5>, VaeError> {
+    fn decode(&self, latents: Tensor<5>, context: &Context) -> Result<Tensor<5>, VaeError> {
         self.spec.check_latents(latents.dims())?;
-        stream_frames(self.decode_stream(), latents, self.spec.decode_geometry().frames, 1)
+        stream_frames(self.decode_stream(context), latents, self.spec.decode_geometry().frames, 1)
     }
 
-    fn encode(&self, samples: Tensor<5>) -> Result<Tensor<5>, VaeError> {
+    fn encode(&self, samples: Tensor<5>, context: &Context) -> Result<Tensor<5>, VaeError> {
         self.spec.check_samples(samples.dims())?;
-        stream_frames(self.encode_stream(), samples, self.spec.encode_geometry().frames, 1)
+        stream_frames(self.encode_stream(context), samples, self.spec.encode_geometry().frames, 1)
     }
 
-    fn decode_stream(&self) -> FrameStream<'_> {
-        let mut cache = FrameCache::default();
+    fn decode_stream(&self, context: &Context) -> FrameStream<'_> {
+        let (context, mut cache) = (context.clone(), FrameCache::default());
         Box::new(move |latents| {
             let (Some(decoder), Some(conv)) = (&self.modules.decoder, &self.modules.post_quant_conv) else {
                 return Err(VaeError::NotLoaded { component: "decoder" });
             };
             cache.rewind();
-            let x = conv.forward(latents.cast(self.dtype).into());
+            let x = conv.forward(Features::new(latents.cast(self.dtype), &context));
             Ok(unpatchify(decoder.forward(x, &mut cache).into(), self.spec.patch))
         })
     }
 
-    fn encode_stream(&self) -> FrameStream<'_> {
-        let mut cache = FrameCache::default();
+    fn encode_stream(&self, context: &Context) -> FrameStream<'_> {
+        let (context, mut cache) = (context.clone(), FrameCache::default());
         Box::new(move |samples| {
             let (Some(encoder), Some(conv)) = (&self.modules.encoder, &self.modules.quant_conv) else {
                 return Err(VaeError::NotLoaded { component: "encoder" });
             };
             cache.rewind();
             let x = patchify(samples.cast(self.dtype), self.spec.patch, self.spec.spatial_ratio);
-            Ok(conv.forward(encoder.forward(x.into(), &mut cache)).into())
+            Ok(conv.forward(encoder.forward(Features::new(x, &context), &mut cache)).into())
         })
     }
 

@@ -4,7 +4,7 @@ use burn::module::{Module, Param};
 use burn::tensor::{DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
 use tiling::{GridDefaults, Overlap};
-use vae_core::{Vae, VaeError, VaeFamily, VaeSpec, Weights, layers};
+use vae_core::{Context, Vae, VaeError, VaeFamily, VaeSpec, Weights, layers};
 
 vae_core::register_vae!(Patch);
 
@@ -74,7 +74,7 @@ impl Vae for PatchVae {
         self.device.clone()
     }
 
-    fn decode(&self, latents: Tensor<5>) -> Result<Tensor<5>, VaeError> {
+    fn decode(&self, latents: Tensor<5>, _: &Context) -> Result<Tensor<5>, VaeError> {
         self.spec.check_latents(latents.dims())?;
         let [b, _, _, h, w] = latents.dims();
         let (c, p) = (self.spec.output_channels, self.spec.spatial_ratio);
@@ -82,7 +82,7 @@ impl Vae for PatchVae {
         Ok((px.reshape([b, c, h * p, w * p]) * self.gain()).unsqueeze_dim(2))
     }
 
-    fn encode(&self, samples: Tensor<5>) -> Result<Tensor<5>, VaeError> {
+    fn encode(&self, samples: Tensor<5>, _: &Context) -> Result<Tensor<5>, VaeError> {
         self.spec.check_samples(samples.dims())?;
         let (c, p) = (self.spec.input_channels, self.spec.spatial_ratio);
         let [b, _, _, h, w] = samples.dims();

@@ -9,9 +9,8 @@ use std::sync::{Arc, OnceLock};
 use adapters::{LatentSink, SampleSink, VaeLatents};
 use parallel::{ExecError, Executor, Job, RunStats, Stop, Worker};
 use replicas::{Replica, load_replicas};
-use tiling::{BlendPolicy, Canvas, Compositor, Geometry, Grid, HostTensor, Party, ScratchFile, Sink, TileOp, TileSource, guard};
-use vae_core::layers::{MathMode, Run};
-use vae_core::{Decode, Encode, Model, Posterior, Registry, Vae, VaeSpec};
+use tiling::{BlendPolicy, Canvas, Compositor, Grid, HostTensor, Party, ScratchFile, Sink, TileOp, TileSource, guard};
+use vae_core::{MathMode, Model, Posterior, Registry, Vae, VaeOp, VaeSpec};
 
 use crate::finite::FiniteSource;
 use crate::plan::Planner;
@@ -110,8 +109,8 @@ impl Pipeline {
         check_devices(&config.devices, executor.as_ref())?;
         let worker_slots = worker_slots(&config.devices, devices, executor.as_ref())?;
         let grids = PerDirection::new(|direction| Ok::<_, Error>(Arc::from(direction.grid(config, &model.spec)?)))?;
-        let blends = PerDirection::new(|_| Ok::<_, Error>(Arc::from(config.blend.build())))?;
-        let replicas = Run::new(stop).during(|| load_replicas(config, model, devices)).map_err(|_| Error::stopped())??;
+        let blends = PerDirection::new(|direction| Ok::<_, Error>(Arc::from(direction.blend(config, &model.spec)?)))?;
+        let replicas = load_replicas(config, model, devices, stop)?;
         Ok(Self {
             config: config.clone(),
             family: model.entry.name,
@@ -323,28 +322,22 @@ impl Pipeline {
 
     /// The workers of a run, each with its operation.
     fn workers(&self, plan: &RunPlan, eight_bits: bool, stop: &Stop) -> Vec<Worker> {
-        let (geometry, frames_per_chunk) = (plan.tiles.geometry, plan.frames_per_chunk);
-        match plan.direction {
-            Direction::Decode => self.workers_of(geometry, frames_per_chunk, stop, move |vae| Arc::new(Decode { vae, frames_per_chunk, eight_bits })),
-            Direction::Encode => self.workers_of(geometry, frames_per_chunk, stop, move |vae| Arc::new(Encode { vae, frames_per_chunk })),
-        }
-    }
-
-    fn workers_of(
-        &self,
-        geometry: Geometry,
-        frames_per_chunk: usize,
-        stop: &Stop,
-        op: impl Fn(Arc<dyn Vae>) -> Arc<dyn TileOp> + Copy + Send + Sync + 'static,
-    ) -> Vec<Worker> {
+        let (direction, math_mode, frames_per_chunk) = (plan.direction, self.math_mode, plan.frames_per_chunk);
+        let op = move |vae: Arc<dyn Vae>| -> Arc<dyn TileOp> {
+            let op = match direction {
+                Direction::Decode => VaeOp::decode(vae).with_eight_bits(eight_bits),
+                Direction::Encode => VaeOp::encode(vae),
+            };
+            Arc::new(op.with_frames_per_chunk(frames_per_chunk).with_math_mode(math_mode))
+        };
         let worker = |slot: &WorkerSlot| {
             let replica = &self.replicas[slot.device];
             let upcast = replica.wide.clone().map(|wide| {
                 let (device, stop) = (replica.vae.device(), stop.clone());
                 let make = move || Ok(op(wide.on(&device, &stop)?));
-                Arc::new(LazyOp { geometry, frames_per_chunk, make, op: OnceLock::new() }) as Arc<dyn TileOp>
+                Arc::new(LazyOp { geometry: plan.tiles.geometry, frames_per_chunk, make, op: OnceLock::new() }) as Arc<dyn TileOp>
             });
-            slot.worker(op(replica.vae.clone()), upcast, self.math_mode)
+            slot.worker(op(replica.vae.clone()), upcast)
         };
         self.worker_slots.iter().map(worker).collect()
     }

@@ -1,4 +1,4 @@
-//! The model's weights on each device, and the dtype that each device computes in.
+//! The model's weights on each device.
 
 use std::sync::{Arc, Mutex, TryLockError};
 use std::thread;
@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use burn::tensor::{DType, Device};
 use tiling::Stop;
-use vae_core::layers::Run;
-use vae_core::{DeviceName, Model, Vae, VaeError, is_in_host_memory};
+use vae_core::{Model, Vae, VaeError, is_in_host_memory};
 
+use crate::dtypes::dtypes;
 use crate::workers::on_own_threads;
-use crate::{Config, DtypeConfig, Error, OnNonFinite, OpenDevice};
+use crate::{Config, Error, OnNonFinite, OpenDevice};
 
 /// The model on one device.
 #[derive(Debug)]
@@ -50,13 +50,11 @@ impl WideReplicas {
         }
         let source = loaded.iter().find(|replica| is_in_host_memory(&replica.device()));
         let load = || {
-            Run::new(stop).during(|| {
-                if let Some(replica) = source {
-                    return Ok(replica.to_device(device));
-                }
-                tracing::info!("loading the model in f32, too");
-                self.model.load(device, DType::F32)
-            })?
+            if let Some(replica) = source {
+                return Ok(replica.to_device(device));
+            }
+            tracing::info!("loading the model in f32, too");
+            self.model.load_until(device, DType::F32, stop)
         };
         let replica: Arc<dyn Vae> = on_own_threads(load)?.into();
         loaded.push(replica.clone());
@@ -67,8 +65,8 @@ impl WideReplicas {
 /// Loads the model on every device.
 ///
 /// # Errors
-/// When a device does not compute in its dtype, or the weights cannot be loaded.
-pub(crate) fn load_replicas(config: &Config, model: &Model, devices: &[OpenDevice]) -> Result<Vec<Arc<Replica>>, Error> {
+/// When a device does not compute in its dtype, the weights cannot be loaded, and [`Error::stopped`].
+pub(crate) fn load_replicas(config: &Config, model: &Model, devices: &[OpenDevice], stop: &Stop) -> Result<Vec<Arc<Replica>>, Error> {
     let mut vaes: Vec<Arc<dyn Vae>> = Vec::new();
     for (OpenDevice { name, device }, dtype) in devices.iter().zip(dtypes(config, model, devices)?) {
         if dtype == DType::F32 && config.devices.tf32 && vae_core::adapter(device).is_some_and(|gpu| gpu.has_tf32) {
@@ -77,7 +75,10 @@ pub(crate) fn load_replicas(config: &Config, model: &Model, devices: &[OpenDevic
         let like = vaes.iter().find(|vae| vae.dtype() == dtype);
         let vae: Arc<dyn Vae> = match like {
             Some(vae) => vae.to_device(device).into(),
-            None => model.load(device, dtype)?.into(),
+            None => match model.load_until(device, dtype, stop) {
+                Err(VaeError::Stopped) => return Err(Error::stopped()),
+                loaded => loaded?.into(),
+            },
         };
         vaes.push(vae);
     }
@@ -88,52 +89,4 @@ pub(crate) fn load_replicas(config: &Config, model: &Model, devices: &[OpenDevic
         Arc::new(Replica { vae, wide: upcasts.then(|| wide.clone()) })
     };
     Ok(vaes.into_iter().map(replica).collect())
-}
-
-/// The dtype that each device computes in. As in diffusers' pipelines for SDXL, f16 becomes f32 where the model's `force_upcast` says that f16 overflows.
-/// With `auto`, processors compute in f32, in which they are fastest.
-fn dtypes(config: &Config, model: &Model, devices: &[OpenDevice]) -> Result<Vec<DType>, Error> {
-    let force_upcast = model.spec.force_upcast;
-    let mut overruled = Vec::new();
-    let mut dtypes = Vec::new();
-    for OpenDevice { name, device } in devices {
-        let of_device = config.devices.dtype.get(name).copied();
-        let asked = of_device.unwrap_or(config.model.dtype);
-        let dtype = match asked {
-            DtypeConfig::Auto if matches!(name, DeviceName::Cpu | DeviceName::Ndarray) => DType::F32,
-            DtypeConfig::Auto => Some(model.stored_dtype()?).filter(|dtype| matches!(dtype, DType::F16 | DType::BF16)).unwrap_or(DType::F32),
-            DtypeConfig::F32 => DType::F32,
-            DtypeConfig::F16 => DType::F16,
-            DtypeConfig::Bf16 => DType::BF16,
-        };
-        // Devices of other machines are not asked what they can do.
-        let is_able = dtype == DType::F32 || matches!(name, DeviceName::Remote { .. }) || device.supports_dtype(dtype);
-        dtypes.push(match asked {
-            DtypeConfig::Auto if (dtype == DType::F16 && force_upcast) || !is_able => {
-                let why = if is_able { "the model's force_upcast asks for that".to_owned() } else { format!("{name} does not compute in that type") };
-                tracing::info!("{name} computes in f32, though the weights are {dtype:?}: {why}");
-                DType::F32
-            }
-            DtypeConfig::F16 if force_upcast => {
-                overruled.push(if of_device.is_some() { format!("devices.dtype of {name}") } else { "model.dtype".to_owned() });
-                DType::F32
-            }
-            _ if !is_able => {
-                let key = if of_device.is_some() { "devices.dtype" } else { "model.dtype" };
-                let message = format!("{name} does not compute in {dtype:?}; f32 is possible");
-                return Err(Error::ConfigValue { key: key.to_owned(), message });
-            }
-            _ => dtype,
-        });
-    }
-    overruled.dedup();
-    if !overruled.is_empty() {
-        let says = if model.config.get("force_upcast").is_some() { "sets force_upcast" } else { "does not mention force_upcast, which is on then" };
-        tracing::warn!(
-            "f32 is computed in, though {} is \"f16\": the configuration of the model {says}, since f16 overflows; bf16 does not, and a configuration with \
-             \"force_upcast\": false (see model.config) allows f16",
-            overruled.join(" and ")
-        );
-    }
-    Ok(dtypes)
 }

@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use parallel::Progress;
 use tiling::{BoxError, Corner, Region, Span};
-use vae_core::DeviceName;
 
 use super::*;
 
@@ -110,7 +109,7 @@ fn gpu_memory_does_not_grow_from_run_to_run() {
         let config = format!("model.path = {DEMO:?}\ntiling.tile_px = 32\nexecutor.kind = {executor:?}");
         let config = Config::from_toml(&config).unwrap();
         let model = open_model(&config).unwrap();
-        let devices = [OpenDevice { name: DeviceName::Vulkan(0), device: device.clone() }];
+        let devices = [OpenDevice { name: "vulkan:0".parse().unwrap(), device: device.clone() }];
         let pipeline = Pipeline::load_on(&config, &model, &devices, &Stop::default()).unwrap();
         let latents = latents(16);
         pipeline.warm_up(&pipeline.plan(Direction::Decode, latents.shape()).unwrap(), &Stop::default());
@@ -142,7 +141,7 @@ impl Grid for Halves {
 struct Later;
 
 impl BlendPolicy for Later {
-    fn weight(&self, _: usize, _: usize) -> f64 {
+    fn weight(&self, _: usize, _: &tiling::Seam) -> f64 {
         1.0
     }
 
@@ -201,7 +200,7 @@ impl Grid for Broken {
 }
 
 impl BlendPolicy for Broken {
-    fn weight(&self, _: usize, _: usize) -> f64 {
+    fn weight(&self, _: usize, _: &tiling::Seam) -> f64 {
         panic!("broken")
     }
 }
