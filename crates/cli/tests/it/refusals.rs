@@ -98,7 +98,7 @@ fn inputs_and_outputs_that_cannot_be() {
     for (code, args, fragment) in [
         (1, vec!["decode", "nowhere.safetensors", "-o", &out], "cannot be read"),
         (2, vec!["decode", "README.md", "-o", &out], "kinds are"),
-        (2, vec!["decode", "examples/images/chelsea.png", "-o", &out], "kinds are .safetensors, .npy"),
+        (2, vec!["decode", "examples/images/chelsea.png", "-o", &out], "kinds are .safetensors, .sft, .npy"),
         (2, vec!["decode", EXAMPLE, "-o", "out.bmp"], "kinds are"),
         (1, vec!["decode", EXAMPLE, "-o", "no/such/folder/out.png"], "no folder no/such/folder"),
         (2, vec!["encode", "examples/images/chelsea.png", "-o", &out], "would be a picture"),

@@ -39,6 +39,10 @@ impl Format for Torch {
 
 /// Opens what the reader of checkpoints opens: safetensors and torch files. Of any other file it says what it is.
 pub(super) fn open(path: &Path) -> Result<Reader, IoError> {
+    let length = std::fs::metadata(path).map_err(|source| Fault::Read(source).of(path))?.len();
+    if length <= 8 {
+        return Err(Fault::Damaged(format!("it has {length} bytes")).of(path));
+    }
     let file = tensor_file::open(path).map_err(|error| Fault::from(error).of(path))?;
     let mut tensors = file.tensors;
     tensors.sort_by_cached_key(|tensor| tensor.name().to_owned());
