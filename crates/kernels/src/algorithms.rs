@@ -1,86 +1,142 @@
-//! How a convolution becomes products of matrices: which values of the input, and what is made of the sums.
+//! How a convolution becomes matrix products: which values of the input are multiplied, and how the output follows from the sums.
 //!
-//! The 3x3 kernels with stride 1 go by Winograd's algorithm. The picture is cut into tiles of 4x4 or 2x2 px, each read with a border of one px. Tiles and
-//! kernels are transformed, multiplied place by place, summed over the input channels (which is a product of matrices at each place), and the sums
-//! transformed back: 36 products in place of 144 for 16 px, or 16 in place of 36 for 4 px.
+//! 3x3 kernels with stride 1 use Winograd's minimal filtering. The output is divided into tiles of 4x4 or 2x2 px. A tile of the input, with a border of one
+//! px, and the kernels are transformed, multiplied at each position of the transformed tile, summed over the input channels (a matrix product at each
+//! position), and the sums are transformed back. That takes 36 products in place of 144 for 16 px, or 16 in place of 36 for 4 px.
 //!
-//! Source: A. Lavin and S. Gray, "Fast Algorithms for Convolutional Neural Networks"; the transforms are those of Toom and Cook for the points 0, 3/4, -3/4,
-//! 3/2, -3/2 and infinity, which round less than the usual 0, 1, -1, 2, -2, and for 0, 1, -1 and infinity.
+//! Source: A. Lavin and S. Gray, "Fast Algorithms for Convolutional Neural Networks" (2015), F(4x4, 3x3) and F(2x2, 3x3). The transforms are those of Toom
+//! and Cook for the points 0, 3/4, -3/4, 3/2, -3/2 and infinity, whose rounding error is smaller than that of the usual 0, 1, -1, 2, -2; and for 0, 1, -1 and
+//! infinity.
 
 use pulp::Simd;
 
-use crate::Lanes;
-use crate::reading::Lines;
-use crate::vectors::{load, per_px, store};
+use crate::lanes::Lanes;
+use crate::products::MAX_PAIRS;
+use crate::prologue::Lines;
+use crate::vectors::{load, per_lanes, store};
 
-/// Which kernels are convolved, and how.
+/// 4x4 tiles of an output from which on [`Algorithm::WinogradF4`] is faster than [`Algorithm::WinogradF2`]. With fewer the transform of the kernels takes
+/// more time than the saved products.
+const MIN_F4_TILES: usize = 26;
+
+/// How a kernel is convolved over height and width. Zero padding is up to the [`Convolution`](crate::Convolution).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Algorithm {
-    /// 3x3 px with a border of one px of zeros, 4x4 px at a time: 2.25 products for each px and pair of channels. The rounding is about twice that of direct
-    /// products.
+    /// 3x3, stride 1, by Winograd's F(4x4, 3x3): 2.25 products per px and pair of channels, with about twice the rounding error of direct products.
     WinogradF4,
-    /// The same, 2x2 px at a time: 4 products in place of 9, with less rounding than they have.
+    /// 3x3, stride 1, by Winograd's F(2x2, 3x3): 4 products per px and pair of channels, with less rounding error than direct products have.
     WinogradF2,
-    /// 1x1 px.
+    /// 1x1, stride 1, by direct products.
     Pointwise,
-    /// 3x3 px with stride 2, and zeros below and to the right where the picture ends.
+    /// 3x3, stride 2, by direct products.
     Downsample2x,
 }
 
 impl Algorithm {
-    /// Lanes of a kernel.
-    pub(crate) fn kernel(self) -> usize {
-        if self == Self::Pointwise { 1 } else { 9 }
+    /// The fastest algorithm for a kernel with these frames, height and width, these strides over height and width, and an output of this height and width.
+    /// [`Algorithm::WinogradF4`] is taken only if the larger rounding error is allowed.
+    ///
+    /// `None`: this crate has no algorithm for such a kernel, and the caller needs another implementation.
+    #[must_use]
+    pub fn select(kernel: [usize; 3], stride: [usize; 2], output_size: [usize; 2], allow_f4: bool) -> Option<Self> {
+        let [kernel_frames, kernel @ ..] = kernel;
+        if !(1..=MAX_PAIRS).contains(&kernel_frames) {
+            return None;
+        }
+        let [rows, columns] = output_size.map(|side| side.div_ceil(4));
+        match (kernel, stride) {
+            ([1, 1], [1, 1]) => Some(Self::Pointwise),
+            ([3, 3], [1, 1]) if allow_f4 && rows * columns >= MIN_F4_TILES => Some(Self::WinogradF4),
+            ([3, 3], [1, 1]) => Some(Self::WinogradF2),
+            ([3, 3], [2, 2]) => Some(Self::Downsample2x),
+            _ => None,
+        }
     }
 
-    /// Height and width of what comes out.
+    /// Height and width of the kernel.
     #[must_use]
-    pub fn output_size(self, [height, width]: [usize; 2]) -> [usize; 2] {
-        match self {
-            Self::WinogradF4 | Self::WinogradF2 | Self::Pointwise => [height, width],
-            // One row and one column of zeros are added.
-            Self::Downsample2x => [height / 2, width / 2],
-        }
+    pub fn kernel_side(self) -> usize {
+        if self == Self::Pointwise { 1 } else { 3 }
+    }
+
+    /// Input px from one px of the output to the next, in both directions.
+    #[must_use]
+    pub fn stride(self) -> usize {
+        if self == Self::Downsample2x { 2 } else { 1 }
+    }
+
+    /// Height and width of the output for those of the input: 0 where the padded input is smaller than the kernel.
+    #[must_use]
+    pub fn output_size(self, [height, width]: [usize; 2], padding: Padding) -> [usize; 2] {
+        let Padding { top, bottom, left, right } = padding;
+        [height + top + bottom, width + left + right].map(|side| (side + self.stride()).saturating_sub(self.kernel_side()) / self.stride())
     }
 }
 
-/// Where a tile's transformed values of a block go.
-pub(crate) struct Into<'a> {
-    pub(crate) slab: &'a mut [Lanes],
-    /// Lanes from one place to the next, and from one value to the next.
-    pub(crate) per_place: usize,
-    pub(crate) per_value: usize,
+/// Rows and columns of zeros around the input of a convolution, in px.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Padding {
+    /// Rows above.
+    pub top: usize,
+    /// Rows below.
+    pub bottom: usize,
+    /// Columns to the left.
+    pub left: usize,
+    /// Columns to the right.
+    pub right: usize,
+}
+
+impl Padding {
+    /// No padding.
+    pub const NONE: Self = Self::all(0);
+    /// One px at the bottom and to the right, as diffusers pads before a convolution with stride 2.
+    pub const BOTTOM_RIGHT: Self = Self { bottom: 1, right: 1, ..Self::NONE };
+
+    /// The same on all four sides.
+    #[must_use]
+    pub const fn all(px: usize) -> Self {
+        Self { top: px, bottom: px, left: px, right: px }
+    }
+}
+
+/// Where a transformed tile of a block of input channels is stored.
+pub(crate) struct TileTarget<'a> {
+    pub(crate) transformed: &'a mut [Lanes],
+    /// Distance from one position of the transformed tile to the next.
+    pub(crate) position_stride: usize,
+    /// Distance from one unrolled px to the next.
+    pub(crate) unrolled_stride: usize,
     pub(crate) first: usize,
 }
 
 /// The sums of a tile in a block of output channels.
 #[derive(Clone, Copy)]
-pub(crate) struct Sums<'a> {
-    pub(crate) px: &'a [Lanes],
-    /// Lanes from one place to the next.
-    pub(crate) per_place: usize,
+pub(crate) struct TileSums<'a> {
+    pub(crate) lanes: &'a [Lanes],
+    /// Distance from one position of the transformed tile to the next.
+    pub(crate) position_stride: usize,
     pub(crate) first: usize,
 }
 
-/// A algorithm as the tasks see it. `OUT` is the side of a tile in px of the output.
-pub(crate) trait Tiles<const OUT: usize>: Copy + Sync {
-    /// Lanes of the input from one tile to the next, and px on the side of what a tile reads.
+/// An algorithm as the tasks of a convolution use it. `OUT` is the side of an output tile in px.
+pub(crate) trait TileAlgorithm<const OUT: usize>: Copy + Sync {
+    /// Input px from one tile to the next.
     const STEP: usize;
+    /// Side of an input tile in px.
     const IN: usize;
-    /// Lanes that a tile reads before its own first.
-    const BEFORE: usize;
-    /// Products of matrices, and how many values of each channel each of them sums.
-    const PLACES: usize;
-    const VALUES: usize;
+    /// Positions of a transformed tile, each of which is a matrix product.
+    const POSITIONS: usize;
+    /// Input px that one product sums over (`im2col`).
+    const UNROLLED: usize;
 
-    /// Transforms the kernels of a channel, for a block of output channels: `PLACES` times `VALUES`.
-    fn kernels<S: Simd>(simd: S, px: &[Lanes], transformed: &mut [Lanes]);
+    /// Transforms the kernels of an input channel for a block of output channels: `[POSITIONS, UNROLLED]`.
+    fn kernels<S: Simd>(simd: S, kernel: &[Lanes], transformed: &mut [Lanes]);
 
-    /// Transforms the tile whose px begin at a line and column.
-    fn input<S: Simd>(simd: S, lines: &Lines, at: [usize; 2], into: Into);
+    /// Transforms the input tile that begins at a line and column.
+    fn input<S: Simd>(simd: S, lines: &Lines, at: [usize; 2], target: TileTarget);
 
-    /// The px of a tile, row by row and column by column, from the sums at each place.
-    fn output<S: Simd>(simd: S, sums: Sums) -> [[Lanes; OUT]; OUT];
+    /// The output tile, row by row, from the sums at each position.
+    fn output<S: Simd>(simd: S, sums: TileSums) -> [[Lanes; OUT]; OUT];
 }
 
 /// [`Algorithm::WinogradF4`].
@@ -96,117 +152,113 @@ pub(crate) struct Pointwise;
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Downsample2x;
 
-/// A transform along one axis of a tile: of the `IN` values read, and of `IN` sums to `OUT` px.
+/// The transforms along one axis of a tile: `IN` px to `IN` positions, and `IN` sums to `OUT` px.
 trait Axis<const OUT: usize, const IN: usize> {
     fn input<S: Simd>(simd: S, d: [S::f32s; IN]) -> [S::f32s; IN];
     fn output<S: Simd>(simd: S, m: [S::f32s; IN]) -> [S::f32s; OUT];
 }
 
-/// The points of the wide transforms, besides 0 and infinity.
+/// The points of F(4x4, 3x3) besides 0 and infinity: these and their negatives.
 const P: f64 = 0.75;
 const Q: f64 = 1.5;
 
-impl Tiles<4> for WinogradF4 {
+impl TileAlgorithm<4> for WinogradF4 {
     const STEP: usize = 4;
     const IN: usize = 6;
-    const BEFORE: usize = 1;
-    const PLACES: usize = 36;
-    const VALUES: usize = 1;
+    const POSITIONS: usize = 36;
+    const UNROLLED: usize = 1;
 
     #[inline(always)]
-    fn kernels<S: Simd>(simd: S, px: &[Lanes], transformed: &mut [Lanes]) {
-        kernels::<S, 6>(simd, px, const { &points([0.0, P, -P, Q, -Q]) }, transformed);
+    fn kernels<S: Simd>(simd: S, kernel: &[Lanes], transformed: &mut [Lanes]) {
+        transform_kernels::<S, 6>(simd, kernel, const { &points([0.0, P, -P, Q, -Q]) }, transformed);
     }
 
     #[inline(always)]
-    fn input<S: Simd>(simd: S, lines: &Lines, at: [usize; 2], into: Into) {
-        winograd_input::<S, Self, 4, 6>(simd, lines, at, into);
+    fn input<S: Simd>(simd: S, lines: &Lines, at: [usize; 2], target: TileTarget) {
+        winograd_input::<S, Self, 4, 6>(simd, lines, at, target);
     }
 
     #[inline(always)]
-    fn output<S: Simd>(simd: S, sums: Sums) -> [[Lanes; 4]; 4] {
+    fn output<S: Simd>(simd: S, sums: TileSums) -> [[Lanes; 4]; 4] {
         winograd_output::<S, Self, 4, 6>(simd, sums)
     }
 }
 
-impl Tiles<2> for WinogradF2 {
+impl TileAlgorithm<2> for WinogradF2 {
     const STEP: usize = 2;
     const IN: usize = 4;
-    const BEFORE: usize = 1;
-    const PLACES: usize = 16;
-    const VALUES: usize = 1;
+    const POSITIONS: usize = 16;
+    const UNROLLED: usize = 1;
 
     #[inline(always)]
-    fn kernels<S: Simd>(simd: S, px: &[Lanes], transformed: &mut [Lanes]) {
-        kernels::<S, 4>(simd, px, const { &points([0.0, 1.0, -1.0]) }, transformed);
+    fn kernels<S: Simd>(simd: S, kernel: &[Lanes], transformed: &mut [Lanes]) {
+        transform_kernels::<S, 4>(simd, kernel, const { &points([0.0, 1.0, -1.0]) }, transformed);
     }
 
     #[inline(always)]
-    fn input<S: Simd>(simd: S, lines: &Lines, at: [usize; 2], into: Into) {
-        winograd_input::<S, Self, 2, 4>(simd, lines, at, into);
+    fn input<S: Simd>(simd: S, lines: &Lines, at: [usize; 2], target: TileTarget) {
+        winograd_input::<S, Self, 2, 4>(simd, lines, at, target);
     }
 
     #[inline(always)]
-    fn output<S: Simd>(simd: S, sums: Sums) -> [[Lanes; 2]; 2] {
+    fn output<S: Simd>(simd: S, sums: TileSums) -> [[Lanes; 2]; 2] {
         winograd_output::<S, Self, 2, 4>(simd, sums)
     }
 }
 
-impl Tiles<1> for Pointwise {
+impl TileAlgorithm<1> for Pointwise {
     const STEP: usize = 1;
     const IN: usize = 1;
-    const BEFORE: usize = 0;
-    const PLACES: usize = 1;
-    const VALUES: usize = 1;
+    const POSITIONS: usize = 1;
+    const UNROLLED: usize = 1;
 
     #[inline(always)]
-    fn kernels<S: Simd>(_: S, px: &[Lanes], transformed: &mut [Lanes]) {
-        transformed[0] = px[0];
+    fn kernels<S: Simd>(_: S, kernel: &[Lanes], transformed: &mut [Lanes]) {
+        transformed[0] = kernel[0];
     }
 
     #[inline(always)]
-    fn input<S: Simd>(_: S, lines: &Lines, [y, x]: [usize; 2], into: Into) {
-        into.slab[into.first] = lines[y][x];
+    fn input<S: Simd>(_: S, lines: &Lines, [y, x]: [usize; 2], target: TileTarget) {
+        target.transformed[target.first] = lines[y][x];
     }
 
     #[inline(always)]
-    fn output<S: Simd>(_: S, sums: Sums) -> [[Lanes; 1]; 1] {
-        [[sums.px[sums.first]]]
+    fn output<S: Simd>(_: S, sums: TileSums) -> [[Lanes; 1]; 1] {
+        [[sums.lanes[sums.first]]]
     }
 }
 
-impl Tiles<1> for Downsample2x {
+impl TileAlgorithm<1> for Downsample2x {
     const STEP: usize = 2;
     const IN: usize = 3;
-    const BEFORE: usize = 0;
-    const PLACES: usize = 1;
-    const VALUES: usize = 9;
+    const POSITIONS: usize = 1;
+    const UNROLLED: usize = 9;
 
     #[inline(always)]
-    fn kernels<S: Simd>(_: S, px: &[Lanes], transformed: &mut [Lanes]) {
-        transformed.copy_from_slice(px);
+    fn kernels<S: Simd>(_: S, kernel: &[Lanes], transformed: &mut [Lanes]) {
+        transformed.copy_from_slice(kernel);
     }
 
     #[inline(always)]
-    fn input<S: Simd>(_: S, lines: &Lines, at: [usize; 2], into: Into) {
+    fn input<S: Simd>(_: S, lines: &Lines, at: [usize; 2], target: TileTarget) {
         for y in 0..3 {
             for x in 0..3 {
-                into.slab[into.first + (3 * y + x) * into.per_value] = lines[at[0] + y][at[1] + x];
+                target.transformed[target.first + (3 * y + x) * target.unrolled_stride] = lines[at[0] + y][at[1] + x];
             }
         }
     }
 
     #[inline(always)]
-    fn output<S: Simd>(_: S, sums: Sums) -> [[Lanes; 1]; 1] {
-        [[sums.px[sums.first]]]
+    fn output<S: Simd>(_: S, sums: TileSums) -> [[Lanes; 1]; 1] {
+        [[sums.lanes[sums.first]]]
     }
 }
 
 #[inline(always)]
-fn winograd_input<S: Simd, A: Axis<OUT, IN>, const OUT: usize, const IN: usize>(simd: S, lines: &Lines, at: [usize; 2], into: Into) {
-    let Into { slab, per_place, first, .. } = into;
-    let slab = &mut slab[first..=first + (IN * IN - 1) * per_place];
-    for vector in 0..per_px::<S>() {
+fn winograd_input<S: Simd, A: Axis<OUT, IN>, const OUT: usize, const IN: usize>(simd: S, lines: &Lines, at: [usize; 2], target: TileTarget) {
+    let TileTarget { transformed, position_stride, first, .. } = target;
+    let transformed = &mut transformed[first..=first + (IN * IN - 1) * position_stride];
+    for vector in 0..per_lanes::<S>() {
         let mut half = [[simd.splat_f32s(0.0); IN]; IN];
         for x in 0..IN {
             let column = A::input(simd, std::array::from_fn(|y| load::<S>(&lines[at[0] + y][at[1] + x], vector)));
@@ -216,21 +268,21 @@ fn winograd_input<S: Simd, A: Axis<OUT, IN>, const OUT: usize, const IN: usize>(
         }
         for (y, half) in half.into_iter().enumerate() {
             for (x, value) in A::input(simd, half).into_iter().enumerate() {
-                store::<S>(&mut slab[(y * IN + x) * per_place], vector, value);
+                store::<S>(&mut transformed[(y * IN + x) * position_stride], vector, value);
             }
         }
     }
 }
 
 #[inline(always)]
-fn winograd_output<S: Simd, A: Axis<OUT, IN>, const OUT: usize, const IN: usize>(simd: S, sums: Sums) -> [[Lanes; OUT]; OUT] {
-    let Sums { px, per_place, first } = sums;
-    let sums = &px[first..=first + (IN * IN - 1) * per_place];
+fn winograd_output<S: Simd, A: Axis<OUT, IN>, const OUT: usize, const IN: usize>(simd: S, sums: TileSums) -> [[Lanes; OUT]; OUT] {
+    let TileSums { lanes, position_stride, first } = sums;
+    let sums = &lanes[first..=first + (IN * IN - 1) * position_stride];
     let mut px = [[Lanes::ZERO; OUT]; OUT];
-    for vector in 0..per_px::<S>() {
+    for vector in 0..per_lanes::<S>() {
         let mut half = [[simd.splat_f32s(0.0); IN]; OUT];
         for x in 0..IN {
-            let column = A::output(simd, std::array::from_fn(|y| load::<S>(&sums[(y * IN + x) * per_place], vector)));
+            let column = A::output(simd, std::array::from_fn(|y| load::<S>(&sums[(y * IN + x) * position_stride], vector)));
             for (half, value) in half.iter_mut().zip(column) {
                 half[x] = value;
             }
@@ -244,7 +296,7 @@ fn winograd_output<S: Simd, A: Axis<OUT, IN>, const OUT: usize, const IN: usize>
     px
 }
 
-/// `G` for the points given and infinity.
+/// The matrix `G` of the Toom-Cook transform for the points given and infinity.
 const fn points<const POINTS: usize, const IN: usize>(points: [f64; POINTS]) -> [[f64; 3]; IN] {
     let mut rows = [[0.0, 0.0, 1.0]; IN];
     let mut at = 0;
@@ -264,18 +316,18 @@ const fn points<const POINTS: usize, const IN: usize>(points: [f64; POINTS]) -> 
 
 /// `G g G'` for a kernel `g`.
 #[inline(always)]
-fn kernels<S: Simd, const IN: usize>(simd: S, px: &[Lanes], points: &[[f64; 3]; IN], transformed: &mut [Lanes]) {
-    for vector in 0..per_px::<S>() {
+fn transform_kernels<S: Simd, const IN: usize>(simd: S, kernel: &[Lanes], points: &[[f64; 3]; IN], transformed: &mut [Lanes]) {
+    for vector in 0..per_lanes::<S>() {
         let mut half = [[simd.splat_f32s(0.0); 3]; IN];
         for x in 0..3 {
-            let [g0, g1, g2] = [&px[x], &px[3 + x], &px[6 + x]].map(|px| load::<S>(px, vector));
+            let [g0, g1, g2] = [&kernel[x], &kernel[3 + x], &kernel[6 + x]].map(|lanes| load::<S>(lanes, vector));
             for (half, &[a, b, c]) in half.iter_mut().zip(points) {
-                half[x] = scaled_onto(simd, a, g0, scaled_onto(simd, b, g1, scaled(simd, c, g2)));
+                half[x] = scaled_add(simd, a, g0, scaled_add(simd, b, g1, scaled(simd, c, g2)));
             }
         }
         for (half, transformed) in half.into_iter().zip(transformed.chunks_exact_mut(IN)) {
             for (transformed, &[a, b, c]) in transformed.iter_mut().zip(points) {
-                let value = scaled_onto(simd, a, half[0], scaled_onto(simd, b, half[1], scaled(simd, c, half[2])));
+                let value = scaled_add(simd, a, half[0], scaled_add(simd, b, half[1], scaled(simd, c, half[2])));
                 store::<S>(transformed, vector, value);
             }
         }
@@ -288,7 +340,7 @@ fn scaled<S: Simd>(simd: S, factor: f64, value: S::f32s) -> S::f32s {
 }
 
 #[inline(always)]
-fn scaled_onto<S: Simd>(simd: S, factor: f64, value: S::f32s, sum: S::f32s) -> S::f32s {
+fn scaled_add<S: Simd>(simd: S, factor: f64, value: S::f32s, sum: S::f32s) -> S::f32s {
     simd.mul_add_f32s(simd.splat_f32s(factor as f32), value, sum)
 }
 
@@ -296,15 +348,15 @@ impl Axis<4, 6> for WinogradF4 {
     /// `B' d`.
     #[inline(always)]
     fn input<S: Simd>(simd: S, [d0, d1, d2, d3, d4, d5]: [S::f32s; 6]) -> [S::f32s; 6] {
-        let (even_p, odd_p) = (scaled_onto(simd, -Q * Q, d2, d4), scaled_onto(simd, -Q * Q, d1, d3));
-        let (even_q, odd_q) = (scaled_onto(simd, -P * P, d2, d4), scaled_onto(simd, -P * P, d1, d3));
+        let (even_p, odd_p) = (scaled_add(simd, -Q * Q, d2, d4), scaled_add(simd, -Q * Q, d1, d3));
+        let (even_q, odd_q) = (scaled_add(simd, -P * P, d2, d4), scaled_add(simd, -P * P, d1, d3));
         [
-            scaled_onto(simd, P * P * Q * Q, d0, scaled_onto(simd, -(P * P + Q * Q), d2, d4)),
-            scaled_onto(simd, P, odd_p, even_p),
-            scaled_onto(simd, -P, odd_p, even_p),
-            scaled_onto(simd, Q, odd_q, even_q),
-            scaled_onto(simd, -Q, odd_q, even_q),
-            scaled_onto(simd, P * P * Q * Q, d1, scaled_onto(simd, -(P * P + Q * Q), d3, d5)),
+            scaled_add(simd, P * P * Q * Q, d0, scaled_add(simd, -(P * P + Q * Q), d2, d4)),
+            scaled_add(simd, P, odd_p, even_p),
+            scaled_add(simd, -P, odd_p, even_p),
+            scaled_add(simd, Q, odd_q, even_q),
+            scaled_add(simd, -Q, odd_q, even_q),
+            scaled_add(simd, P * P * Q * Q, d1, scaled_add(simd, -(P * P + Q * Q), d3, d5)),
         ]
     }
 
@@ -315,9 +367,9 @@ impl Axis<4, 6> for WinogradF4 {
         let (sum_q, difference_q) = (simd.add_f32s(m3, m4), simd.sub_f32s(m3, m4));
         [
             simd.add_f32s(simd.add_f32s(m0, sum_p), sum_q),
-            scaled_onto(simd, P, difference_p, scaled(simd, Q, difference_q)),
-            scaled_onto(simd, P * P, sum_p, scaled(simd, Q * Q, sum_q)),
-            scaled_onto(simd, P * P * P, difference_p, scaled_onto(simd, Q * Q * Q, difference_q, m5)),
+            scaled_add(simd, P, difference_p, scaled(simd, Q, difference_q)),
+            scaled_add(simd, P * P, sum_p, scaled(simd, Q * Q, sum_q)),
+            scaled_add(simd, P * P * P, difference_p, scaled_add(simd, Q * Q * Q, difference_q, m5)),
         ]
     }
 }
@@ -333,5 +385,53 @@ impl Axis<2, 4> for WinogradF2 {
     #[inline(always)]
     fn output<S: Simd>(simd: S, [m0, m1, m2, m3]: [S::f32s; 4]) -> [S::f32s; 2] {
         [simd.add_f32s(simd.add_f32s(m0, m1), m2), simd.add_f32s(simd.sub_f32s(m1, m2), m3)]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn output_sizes_are_those_of_pytorch() {
+        // floor((side + padding - kernel) / stride) + 1, and nothing where the kernel does not fit.
+        for (algorithm, padding, side, expected) in [
+            (Algorithm::WinogradF4, Padding::all(1), 7, 7),
+            (Algorithm::WinogradF2, Padding::NONE, 7, 5),
+            (Algorithm::WinogradF2, Padding::NONE, 2, 0),
+            (Algorithm::Pointwise, Padding::NONE, 7, 7),
+            (Algorithm::Pointwise, Padding::all(2), 0, 4),
+            (Algorithm::Downsample2x, Padding::BOTTOM_RIGHT, 7, 3),
+            (Algorithm::Downsample2x, Padding::BOTTOM_RIGHT, 8, 4),
+            (Algorithm::Downsample2x, Padding::BOTTOM_RIGHT, 1, 0),
+            (Algorithm::Downsample2x, Padding::all(1), 7, 4),
+            (Algorithm::Downsample2x, Padding::all(1), 8, 4),
+            (Algorithm::Downsample2x, Padding::all(1), 1, 1),
+            (Algorithm::Downsample2x, Padding::all(1), 0, 0),
+        ] {
+            assert_eq!(algorithm.output_size([side, side], padding), [expected; 2], "{algorithm:?} {padding:?} {side}");
+        }
+    }
+
+    #[test]
+    fn kernels_without_an_algorithm_are_known_beforehand() {
+        let select = |kernel, stride| Algorithm::select(kernel, stride, [64, 64], true);
+        assert_eq!(select([1, 3, 3], [1, 1]), Some(Algorithm::WinogradF4));
+        assert_eq!(Algorithm::select([1, 3, 3], [1, 1], [64, 64], false), Some(Algorithm::WinogradF2));
+        assert_eq!(Algorithm::select([3, 3, 3], [1, 1], [8, 8], true), Some(Algorithm::WinogradF2));
+        assert_eq!(select([3, 1, 1], [1, 1]), Some(Algorithm::Pointwise));
+        assert_eq!(select([2, 3, 3], [2, 2]), Some(Algorithm::Downsample2x));
+        for (kernel, stride) in [
+            ([0, 3, 3], [1, 1]),
+            ([4, 3, 3], [1, 1]),
+            ([1, 5, 5], [1, 1]),
+            ([1, 1, 3], [1, 1]),
+            ([1, 4, 4], [2, 2]),
+            ([1, 3, 3], [2, 1]),
+            ([1, 3, 3], [0, 0]),
+            ([1, 1, 1], [2, 2]),
+        ] {
+            assert_eq!(select(kernel, stride), None, "{kernel:?} {stride:?}");
+        }
     }
 }

@@ -2,72 +2,78 @@ use pulp::{Simd, WithSimd};
 use rayon::iter::{IndexedParallelIterator, IntoParallelIterator, ParallelIterator};
 use rayon::slice::ParallelSliceMut;
 
+use crate::groups::TILES;
+use crate::image::BlockedImage;
+use crate::lanes::{LANES, Lanes, sum_of};
 use crate::math::exp;
-use crate::memory::{Buffer, Scratch, Shared};
-use crate::norms::sum_of;
-use crate::products::{Depth, Stretch, multiply};
+use crate::memory::{Buffer, Scratch, SharedBuffers};
+use crate::products::{Depth, Operands, multiply};
 use crate::vectors::dispatch;
-use crate::{BlockedImage, LANES, Lanes, TILES};
 
-/// Groups of queries whose scores are held at once by each thread.
+/// Groups of `TILES` queries in a task, which holds their scores for all keys.
 const GROUPS: usize = 4;
 
-/// Attention of all px of `queries` to all px of `keys` with one head, scaled by the inverse root of the number of channels.
+/// Scaled dot-product attention with one head: `softmax(Q K' / sqrt(channels)) V`, where each px is a token. Zeros if there are no keys or no channels.
+///
+/// # Shapes
+/// `keys` have the channels of `queries`, and `values` the height and width of `keys`. The output has the height and width of `queries` and the channels of
+/// `values`.
 ///
 /// # Panics
-/// When sizes do not fit one another.
+/// When the shapes do not fit.
 #[must_use]
 pub fn attend(queries: &BlockedImage, keys: &BlockedImage, values: &BlockedImage) -> BlockedImage {
-    assert!(queries.channels() == keys.channels() && keys.area() == values.area(), "sizes");
+    assert!(queries.channels() == keys.channels() && keys.area() == values.area(), "shapes of queries, keys and values");
     let [area, blocks_out] = [queries.area(), values.blocks()];
     let workspace = queries.workspace();
-    let output = Shared::fresh(1, area * blocks_out, workspace);
-    if area > 0 && keys.area() > 0 {
-        let keys_by_channel = turned(keys);
-        let attention = Attention { queries, values, keys: &keys_by_channel, output: &output };
-        let tasks = (0..area.div_ceil(GROUPS * TILES)).into_par_iter();
-        tasks.for_each_init(
-            || workspace.scratch(),
-            |scratch, task| {
-                workspace.check();
-                dispatch(Task { attention: &attention, first: task * GROUPS * TILES, scratch });
-            },
-        );
+    if area * keys.area() * keys.channels() == 0 {
+        return BlockedImage::zeros(values.channels(), queries.size(), workspace);
     }
-    assert!(area == 0 || keys.area() > 0, "no keys");
+    let output = SharedBuffers::uninitialised(1, area * blocks_out, workspace);
+    let transposed_keys = transposed(keys);
+    let attention = Attention { queries, values, keys: &transposed_keys, output: &output };
+    let tasks = (0..area.div_ceil(GROUPS * TILES)).into_par_iter();
+    tasks.for_each_init(
+        || workspace.scratch(),
+        |scratch, task| {
+            workspace.check();
+            dispatch(Task { attention: &attention, first: task * GROUPS * TILES, scratch });
+        },
+    );
     // SAFETY: the tasks write every px of every block.
-    #[expect(unsafe_code, reason = "to not clear what is overwritten")]
-    let mut px = unsafe { output.finish() };
-    BlockedImage::filled(px.remove(0), values.channels(), queries.size(), workspace)
+    #[expect(unsafe_code, reason = "the output is not cleared before it is written")]
+    let mut lanes = unsafe { output.into_vecs() };
+    BlockedImage::from_lanes(lanes.remove(0), values.channels(), queries.size(), workspace)
 }
 
-/// By 16 px and channel: px side by side. Where the px end, zeros.
-fn turned(image: &BlockedImage) -> Buffer {
+/// `[px / 16, channels, 16 px]`, padded with zeros.
+fn transposed(image: &BlockedImage) -> Buffer {
     let per_group = image.blocks() * LANES;
     let groups = image.area().div_ceil(LANES);
-    let mut turned = image.workspace().room(groups * per_group);
-    turned.resize(groups * per_group, Lanes::ZERO);
-    turned.par_chunks_mut(per_group).enumerate().for_each(|(group, turned)| {
-        for (block, turned) in turned.chunks_mut(LANES).enumerate() {
+    let mut transposed = image.workspace().allocate(groups * per_group);
+    transposed.resize(groups * per_group, Lanes::ZERO);
+    transposed.par_chunks_mut(per_group).enumerate().for_each(|(group, transposed)| {
+        for (block, transposed) in transposed.chunks_mut(LANES).enumerate() {
             let px = &image.block(block)[group * LANES..];
             for (lane, px) in px.iter().take(LANES).enumerate() {
-                for (turned, &value) in turned.iter_mut().zip(&px.0) {
-                    turned.0[lane] = value;
+                for (transposed, &value) in transposed.iter_mut().zip(&px.0) {
+                    transposed.0[lane] = value;
                 }
             }
         }
     });
-    Buffer::new(turned, image.workspace().clone())
+    Buffer::new(transposed, image.workspace().clone())
 }
 
 struct Attention<'a> {
     queries: &'a BlockedImage,
     values: &'a BlockedImage,
+    /// Transposed.
     keys: &'a [Lanes],
-    output: &'a Shared<Lanes>,
+    output: &'a SharedBuffers<Lanes>,
 }
 
-/// Some queries from the first on.
+/// Up to `GROUPS * TILES` queries, from the index `first` on.
 struct Task<'a, 's> {
     attention: &'a Attention<'a>,
     first: usize,
@@ -86,11 +92,11 @@ impl WithSimd for Task<'_, '_> {
         let key_groups = values.area().div_ceil(LANES);
         let (per_queries, per_scores) = (queries.blocks() * TILES, key_groups * TILES);
         let needed = groups * (per_queries + per_scores);
-        let (slabs, scores) = self.scratch.px(needed).split_at_mut(groups * per_queries);
-        for (group, slab) in slabs.chunks_mut(per_queries).enumerate() {
-            for (block, slab) in slab.chunks_mut(TILES).enumerate() {
-                for (tile, px) in slab.iter_mut().enumerate() {
-                    // Behind the last query comes the last query.
+        let (packed, scores) = self.scratch.lanes(needed).split_at_mut(groups * per_queries);
+        for (group, packed) in packed.chunks_mut(per_queries).enumerate() {
+            for (block, packed) in packed.chunks_mut(TILES).enumerate() {
+                for (tile, px) in packed.iter_mut().enumerate() {
+                    // The last group is padded with the last query.
                     *px = queries.block(block)[(self.first + group * TILES + tile).min(area - 1)];
                 }
             }
@@ -100,15 +106,15 @@ impl WithSimd for Task<'_, '_> {
         for pair in (0..key_groups).step_by(2) {
             let count = (key_groups - pair).min(2);
             let kernels = [pair, pair + count - 1].map(|group| &keys[group * per_key_group..][..per_key_group]);
-            for (slab, scores) in slabs.chunks(per_queries).zip(scores.chunks_mut(per_scores)) {
-                multiply(simd, &[Stretch { kernels, values: slab }], depth, &mut scores[pair * TILES..][..count * TILES]);
+            for (packed, scores) in packed.chunks(per_queries).zip(scores.chunks_mut(per_scores)) {
+                multiply(simd, &[Operands { kernels, values: packed }], depth, &mut scores[pair * TILES..][..count * TILES]);
             }
         }
         let scale = 1.0 / (queries.channels() as f32).sqrt();
         let mut factors = [[0.0; TILES]; GROUPS];
         for (scores, factors) in scores.chunks_mut(per_scores).zip(&mut factors) {
             for (tile, factor) in factors.iter_mut().enumerate() {
-                *factor = soften(scores, tile, values.area(), scale);
+                *factor = exponentiate(scores, tile, values.area(), scale);
             }
         }
         let depth = Depth::new(values.area());
@@ -117,7 +123,7 @@ impl WithSimd for Task<'_, '_> {
             let blocks = (values.blocks() - pair).min(2);
             let kernels = [pair, pair + blocks - 1].map(|block| values.block(block));
             for (group, (scores, factors)) in scores.chunks(per_scores).zip(&factors).enumerate() {
-                multiply(simd, &[Stretch { kernels, values: scores }], depth, &mut sums[..blocks * TILES]);
+                multiply(simd, &[Operands { kernels, values: scores }], depth, &mut sums[..blocks * TILES]);
                 let first = self.first + group * TILES;
                 for (at, sums) in sums.chunks_mut(TILES).take(blocks).enumerate() {
                     let sums = &mut sums[..TILES.min(area - first)];
@@ -126,10 +132,10 @@ impl WithSimd for Task<'_, '_> {
                             *value *= factor;
                         }
                     }
-                    // SAFETY: no other task has these queries.
-                    #[expect(unsafe_code, reason = "see `Shared`")]
+                    // SAFETY: no other task writes these queries.
+                    #[expect(unsafe_code, reason = "see `SharedBuffers::write`")]
                     unsafe {
-                        output.put(0, (pair + at) * area + first, sums, false);
+                        output.write(0, (pair + at) * area + first, sums, false);
                     }
                 }
             }
@@ -137,24 +143,25 @@ impl WithSimd for Task<'_, '_> {
     }
 }
 
-/// Makes the scores of a query the exponentials of their differences from the greatest, and returns the inverse of their sum.
+/// The numerators of the softmax over the scores of one query, in place: the exponentials of the differences from the maximum. Returns the inverse of their
+/// sum.
 #[inline(always)]
-fn soften(scores: &mut [Lanes], tile: usize, keys: usize, scale: f32) -> f32 {
+fn exponentiate(scores: &mut [Lanes], tile: usize, keys: usize, scale: f32) -> f32 {
     let rest = (keys + LANES - 1) % LANES + 1;
     let last = scores.len() - TILES + tile;
-    // Behind the last key there is nothing.
+    // Lanes beyond the last key.
     scores[last].0[rest..].fill(f32::NEG_INFINITY);
-    let mut greatest = [f32::NEG_INFINITY; LANES];
+    let mut maximum = [f32::NEG_INFINITY; LANES];
     for px in scores.iter().skip(tile).step_by(TILES) {
-        for (greatest, &value) in greatest.iter_mut().zip(&px.0) {
-            *greatest = if value > *greatest { value } else { *greatest };
+        for (maximum, &value) in maximum.iter_mut().zip(&px.0) {
+            *maximum = if value > *maximum { value } else { *maximum };
         }
     }
-    let greatest = greatest.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let maximum = maximum.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let mut sum = [0.0_f32; LANES];
     for px in scores.iter_mut().skip(tile).step_by(TILES) {
         for (value, sum) in px.0.iter_mut().zip(&mut sum) {
-            *value = exp((*value - greatest) * scale);
+            *value = exp((*value - maximum) * scale);
             *sum += *value;
         }
     }
@@ -168,18 +175,18 @@ fn soften(scores: &mut [Lanes], tile: usize, keys: usize, scale: f32) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Workspace;
-    use crate::vectors::tests::with_each_kind_of_vectors;
+    use crate::memory::Workspace;
+    use crate::vectors::tests::with_each_instruction_set;
 
     #[test]
-    fn every_query_sees_every_key() {
+    fn attention_equals_its_definition() {
         let cases: &[_] = if cfg!(miri) { &[(3, [1, 1]), (17, [3, 3])] } else { &[(3, [1, 1]), (20, [5, 7]), (40, [9, 11]), (16, [4, 8])] };
         for &(channels, size) in cases {
             let area = size[0] * size[1];
             let values = |step: f32| (0..channels * area).map(|at| (at as f32 * step).sin() * 3.0).collect::<Vec<f32>>();
             let [q, k, v] = [0.37, 0.71, 1.3].map(values);
             let image = |values: &[f32]| BlockedImage::from_planes(values, area, channels, size, &Workspace::default());
-            let answers = with_each_kind_of_vectors(|| {
+            let answers = with_each_instruction_set(|| {
                 let mut got = vec![0.0; channels * area];
                 attend(&image(&q), &image(&k), &image(&v)).to_planes(&mut got, area);
                 got
@@ -187,8 +194,8 @@ mod tests {
             assert!(answers.iter().all(|answer| *answer == answers[0]), "{channels} {size:?}");
             for query in 0..area {
                 let score = |key: usize| {
-                    let of = |values: &[f32], channel: usize, px: usize| f64::from(values[channel * area + px]);
-                    ((0..channels).map(|channel| of(&q, channel, query) * of(&k, channel, key)).sum::<f64>() / (channels as f64).sqrt()).exp()
+                    let at = |values: &[f32], channel: usize, px: usize| f64::from(values[channel * area + px]);
+                    ((0..channels).map(|channel| at(&q, channel, query) * at(&k, channel, key)).sum::<f64>() / (channels as f64).sqrt()).exp()
                 };
                 let scores: Vec<f64> = (0..area).map(score).collect();
                 let sum: f64 = scores.iter().sum();
@@ -199,5 +206,19 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn empty_images_are_no_error() {
+        let zeros = |channels, size| BlockedImage::zeros(channels, size, &Workspace::default());
+        let sizes = |queries, keys, values| {
+            let output = attend(&queries, &keys, &values);
+            assert!(output.lanes().iter().all(|px| *px == Lanes::ZERO));
+            (output.channels(), output.size())
+        };
+        assert_eq!(sizes(zeros(3, [0, 5]), zeros(3, [2, 2]), zeros(20, [2, 2])), (20, [0, 5]));
+        assert_eq!(sizes(zeros(3, [4, 5]), zeros(3, [0, 2]), zeros(20, [0, 2])), (20, [4, 5]));
+        assert_eq!(sizes(zeros(0, [4, 5]), zeros(0, [2, 2]), zeros(2, [2, 2])), (2, [4, 5]));
+        assert_eq!(sizes(zeros(3, [4, 5]), zeros(3, [2, 2]), zeros(0, [2, 2])), (0, [4, 5]));
     }
 }

@@ -3,55 +3,61 @@ use std::sync::Arc;
 use rayon::iter::{IndexedParallelIterator, ParallelIterator};
 use rayon::slice::{ParallelSlice, ParallelSliceMut};
 
+use crate::lanes::{LANES, Lanes};
 use crate::memory::{Buffer, Workspace};
-use crate::norms::Statistics;
-use crate::{LANES, Lanes};
+use crate::statistics::Collected;
 
-/// A picture whose channels lie in blocks: block by block, row by row, and in each px the 16 channels of the block side by side. The last block is filled up
-/// with channels of zeros. Clones share their memory.
+/// An image in a blocked channels-last layout, `[channels / 16, height, width, 16]`: each px has the 16 channels of a block next to one another. The last
+/// block is padded with channels of zeros. Clones share their memory.
 #[derive(Debug, Clone)]
 pub struct BlockedImage {
-    px: Arc<Buffer>,
+    lanes: Arc<Buffer>,
     channels: usize,
     size: [usize; 2],
-    statistics: Option<Arc<Statistics>>,
+    statistics: Option<Arc<Collected>>,
 }
 
 impl BlockedImage {
-    /// From channels of `size` (height and width) that lie `stride` values apart.
+    /// Copies planar channels of `size` (height and width in px), which begin `stride` values apart.
+    ///
+    /// # Shapes
+    /// `values`: `[channels, height, width]` with a stride of `stride` between channels.
     ///
     /// # Panics
-    /// When there are too few values.
+    /// When there are fewer values.
     #[must_use]
     pub fn from_planes(values: &[f32], stride: usize, channels: usize, size: [usize; 2], workspace: &Workspace) -> Self {
         let area = size[0] * size[1];
         if area * channels == 0 {
-            return Self::filled(Vec::new(), channels, size, workspace);
+            return Self::from_lanes(Vec::new(), channels, size, workspace);
         }
         let planes = &values[..(channels - 1) * stride + area];
-        let mut px = workspace.room(channels.div_ceil(LANES) * area);
-        px.resize(channels.div_ceil(LANES) * area, Lanes::ZERO);
-        px.par_chunks_mut(area).zip(planes.par_chunks(LANES * stride)).for_each(|(block, planes)| {
+        let mut lanes = workspace.allocate(channels.div_ceil(LANES) * area);
+        lanes.resize(channels.div_ceil(LANES) * area, Lanes::ZERO);
+        lanes.par_chunks_mut(area).zip(planes.par_chunks(LANES * stride)).for_each(|(block, planes)| {
             for (lane, plane) in planes.chunks(stride).enumerate() {
                 for (px, &value) in block.iter_mut().zip(plane) {
                     px.0[lane] = value;
                 }
             }
         });
-        Self::filled(px, channels, size, workspace)
+        Self::from_lanes(lanes, channels, size, workspace)
     }
 
-    /// Writes channels that lie `stride` values apart.
+    /// Copies the values to planar channels, which begin `stride` values apart.
+    ///
+    /// # Shapes
+    /// `values`: `[channels, height, width]` with a stride of `stride` between channels.
     ///
     /// # Panics
-    /// When there is too little room.
+    /// When `values` is shorter.
     pub fn to_planes(&self, values: &mut [f32], stride: usize) {
         let area = self.area();
         if area * self.channels == 0 {
             return;
         }
         let planes = &mut values[..(self.channels - 1) * stride + area];
-        planes.par_chunks_mut(LANES * stride).zip(self.px.par_chunks(area)).for_each(|(planes, block)| {
+        planes.par_chunks_mut(LANES * stride).zip(self.lanes.par_chunks(area)).for_each(|(planes, block)| {
             for (lane, plane) in planes.chunks_mut(stride).enumerate() {
                 for (value, px) in plane.iter_mut().zip(block) {
                     *value = px.0[lane];
@@ -60,77 +66,78 @@ impl BlockedImage {
         });
     }
 
-    /// Zeros.
+    /// An image of zeros.
     #[must_use]
     pub fn zeros(channels: usize, size: [usize; 2], workspace: &Workspace) -> Self {
         let count = channels.div_ceil(LANES) * size[0] * size[1];
-        let mut px = workspace.room(count);
-        px.resize(count, Lanes::ZERO);
-        Self::filled(px, channels, size, workspace)
+        let mut lanes = workspace.allocate(count);
+        lanes.resize(count, Lanes::ZERO);
+        Self::from_lanes(lanes, channels, size, workspace)
     }
 
-    /// Each px four times.
+    /// The image with height and width doubled by repeating each px (nearest neighbour).
     #[must_use]
     pub fn upsampled(&self) -> Self {
         let [height, width] = self.size;
-        let mut px = self.workspace().room(4 * self.px.len());
-        px.resize(4 * self.px.len(), Lanes::ZERO);
-        px.par_chunks_mut((2 * width).max(1)).enumerate().for_each(|(row, line)| {
+        let mut lanes = self.workspace().allocate(4 * self.lanes.len());
+        lanes.resize(4 * self.lanes.len(), Lanes::ZERO);
+        lanes.par_chunks_mut((2 * width).max(1)).enumerate().for_each(|(row, line)| {
             let (block, row) = (row / (2 * height), row % (2 * height) / 2);
             for (at, px) in line.iter_mut().enumerate() {
                 *px = self.block(block)[row * width + at / 2];
             }
         });
-        Self::filled(px, self.channels, [2 * height, 2 * width], self.workspace())
+        Self::from_lanes(lanes, self.channels, [2 * height, 2 * width], self.workspace())
     }
 
-    /// The sum of both.
+    /// The sum of both images. Memory of `self` is reused if no clone shares it.
     ///
     /// # Panics
     /// When they differ in size or channels.
     #[must_use]
     pub fn plus(self, other: &Self) -> Self {
-        /// Lanes that one task takes.
-        const STRETCH: usize = 4096;
+        /// Px of one task.
+        const CHUNK_PX: usize = 4096;
         let (channels, size, workspace) = (self.channels, self.size, self.workspace().clone());
         assert!(other.channels == channels && other.size == size, "sizes");
-        let mut px = self.into_px();
-        px.par_chunks_mut(STRETCH).zip(other.px.par_chunks(STRETCH)).for_each(|(px, other)| {
+        let mut lanes = self.into_lanes();
+        lanes.par_chunks_mut(CHUNK_PX).zip(other.lanes.par_chunks(CHUNK_PX)).for_each(|(px, other)| {
             for (px, other) in px.iter_mut().zip(other) {
                 for (value, other) in px.0.iter_mut().zip(other.0) {
                     *value += other;
                 }
             }
         });
-        Self::filled(px, channels, size, &workspace)
+        Self::from_lanes(lanes, channels, size, &workspace)
     }
 
-    pub(crate) fn filled(px: Vec<Lanes>, channels: usize, size: [usize; 2], workspace: &Workspace) -> Self {
-        Self { px: Arc::new(Buffer::new(px, workspace.clone())), channels, size, statistics: None }
+    /// `lanes`: block by block, row by row.
+    pub(crate) fn from_lanes(lanes: Vec<Lanes>, channels: usize, size: [usize; 2], workspace: &Workspace) -> Self {
+        Self { lanes: Arc::new(Buffer::new(lanes, workspace.clone())), channels, size, statistics: None }
     }
 
-    /// Where it was made.
+    /// The workspace that its memory belongs to.
     #[must_use]
     pub fn workspace(&self) -> &Workspace {
-        self.px.workspace()
+        self.lanes.workspace()
     }
 
-    /// With what is known of its values.
-    pub(crate) fn with(self, statistics: Statistics) -> Self {
+    /// Attaches statistics of its values.
+    pub(crate) fn with_statistics(self, statistics: Collected) -> Self {
         Self { statistics: Some(Arc::new(statistics)), ..self }
     }
 
-    pub(crate) fn statistics(&self) -> Option<&Statistics> {
+    pub(crate) fn statistics(&self) -> Option<&Collected> {
         self.statistics.as_deref()
     }
 
-    /// How many channels.
+    /// Number of channels.
     #[must_use]
     pub fn channels(&self) -> usize {
         self.channels
     }
 
-    /// Height and width.
+    /// Height and width in px.
     #[must_use]
     pub fn size(&self) -> [usize; 2] {
         self.size
@@ -144,24 +151,23 @@ impl BlockedImage {
         self.channels.div_ceil(LANES)
     }
 
-    /// All blocks.
-    #[cfg(test)]
-    pub(crate) fn px(&self) -> &[Lanes] {
-        &self.px
+    /// All blocks, one after another.
+    pub(crate) fn lanes(&self) -> &[Lanes] {
+        &self.lanes
     }
 
     pub(crate) fn block(&self, block: usize) -> &[Lanes] {
-        &self.px[block * self.area()..][..self.area()]
+        &self.lanes[block * self.area()..][..self.area()]
     }
 
-    /// Memory that nobody else holds: its own, or a copy.
-    pub(crate) fn into_px(self) -> Vec<Lanes> {
-        match Arc::try_unwrap(self.px) {
-            Ok(own) => own.into_px(),
+    /// Its memory, copied if a clone shares it.
+    pub(crate) fn into_lanes(self) -> Vec<Lanes> {
+        match Arc::try_unwrap(self.lanes) {
+            Ok(own) => own.into_lanes(),
             Err(shared) => {
-                let mut px = shared.workspace().room(shared.len());
-                px.extend_from_slice(&shared);
-                px
+                let mut lanes = shared.workspace().allocate(shared.len());
+                lanes.extend_from_slice(&shared);
+                lanes
             }
         }
     }
@@ -172,13 +178,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn planes_survive_the_way_there_and_back() {
+    fn planes_survive_a_round_trip() {
         for channels in [1, 3, 16, 17, 40] {
             let (size, stride) = ([3, 5], 23);
             let values: Vec<f32> = (0..channels * stride).map(|at| at as f32 + 1.0).collect();
             let image = BlockedImage::from_planes(&values, stride, channels, size, &Workspace::default());
-            assert_eq!(image.px().len(), channels.div_ceil(16) * 15);
-            assert_eq!(image.px().iter().flat_map(|px| px.0).filter(|&value| value == 0.0).count(), (channels.next_multiple_of(16) - channels) * 15);
+            assert_eq!(image.lanes().len(), channels.div_ceil(16) * 15);
+            assert_eq!(
+                image.lanes().iter().flat_map(|px| px.0).filter(|&value| value == 0.0).count(),
+                (channels.next_multiple_of(16) - channels) * 15
+            );
             let mut back = vec![0.0; values.len()];
             image.to_planes(&mut back, stride);
             for (at, (&back, &value)) in back.iter().zip(&values).enumerate() {

@@ -1,4 +1,4 @@
-//! Functions of single values that become vector code.
+//! Functions of single values, written so that the compiler vectorises loops over them.
 
 /// `x / (1 + exp(-x))`.
 #[inline(always)]
@@ -6,7 +6,7 @@ pub(crate) fn silu(x: f32) -> f32 {
     x / (1.0 + exp(-x))
 }
 
-/// The exponential to a relative error of 2e-7, without branches, so that it becomes vector code. Below -87 and above 88 it stays at its end values.
+/// The exponential with a relative error of at most 3e-7, without branches so that loops over it are vectorised. The argument is clamped to -87..=88.
 ///
 /// Source: the polynomial of `expf` in the Cephes library (S. Moshier).
 #[inline(always)]
@@ -15,9 +15,9 @@ pub(crate) fn exp(x: f32) -> f32 {
     const LOG2_E: f32 = std::f32::consts::LOG2_E;
     const LN_2_HIGH: f32 = 0.693_359_375;
     const LN_2_LOW: f32 = -2.121_944_4e-4;
-    // Adding 1.5 * 2^23 rounds to a whole number, which with 127 more lies in the lowest bits as an exponent does in the highest.
+    // Adding 1.5 * 2^23 rounds to an integer. With the exponent's bias of 127 added it stands in the lowest bits; a shift by 23 makes it an exponent.
     const ROUND: f32 = 12_582_912.0 + 127.0;
-    // A comparison with what is not a number is false, so that it stays what it is.
+    // Comparisons with NaN are false, so that NaN is not clamped.
     let x = if x > 88.0 { 88.0 } else { x };
     let x = if x < -87.0 { -87.0 } else { x };
     let shifted = x.mul_add(LOG2_E, ROUND);

@@ -1,52 +1,62 @@
-//! Products of matrices: sums over input channels of kernels and values.
+//! Matrix products over input channels: output channels by tiles.
 
 use pulp::Simd;
 
-use crate::vectors::load;
-use crate::{LANES, Lanes, TILES};
+use crate::groups::TILES;
+use crate::lanes::{LANES, Lanes};
+use crate::vectors::{load, store};
 
-/// What is summed: kernels of one or two blocks of output channels, by input channel, and the values that they meet, by 16 input channels and tile.
+/// Pairs of operands that are summed at once, which is the largest number of frames of a kernel.
+pub(crate) const MAX_PAIRS: usize = 3;
+
+/// The two factors of a product.
 #[derive(Clone, Copy)]
-pub(crate) struct Stretch<'a> {
+pub(crate) struct Operands<'a> {
+    /// For one or two blocks of output channels, `[input channels]`.
     pub(crate) kernels: [&'a [Lanes]; 2],
+    /// `[input channels / 16, TILES]`.
     pub(crate) values: &'a [Lanes],
 }
 
-impl Stretch<'_> {
+impl Operands<'_> {
     pub(crate) const EMPTY: Self = Self { kernels: [&[]; 2], values: &[] };
 }
 
-/// Input channels: rows of 16, of which every `per_value`th has only `rest`.
+/// How many input channels there are to sum over.
 #[derive(Clone, Copy)]
 pub(crate) struct Depth {
-    pub(crate) per_value: usize,
-    pub(crate) rest: usize,
+    /// Blocks of 16 channels, the last of which may be incomplete. Operands are one or several such lists, one after another.
+    pub(crate) blocks: usize,
+    /// Channels in the last block.
+    pub(crate) last: usize,
 }
 
 impl Depth {
     pub(crate) fn new(channels: usize) -> Self {
-        Self { per_value: channels.div_ceil(LANES), rest: (channels + LANES - 1) % LANES + 1 }
+        Self { blocks: channels.div_ceil(LANES), last: (channels + LANES - 1) % LANES + 1 }
     }
 }
 
-/// Sums over all channels of all stretches: `TILES` px for each of the one or two blocks of `sums`.
+/// Sums the products of all pairs of operands over their channels: `sums` is `[output blocks (one or two), TILES]`.
+///
+/// The order of each sum does not depend on the width of vectors: pair by pair, channel by channel, with fused multiply-adds.
 #[inline(always)]
-pub(crate) fn multiply<S: Simd>(simd: S, stretches: &[Stretch], depth: Depth, sums: &mut [Lanes]) {
-    // The sums, the kernels' vectors and one value fit the registers.
+pub(crate) fn multiply<S: Simd>(simd: S, operands: &[Operands], depth: Depth, sums: &mut [Lanes]) {
+    // The tiles are chosen so that sums, kernels and one broadcast value fit the vector registers.
     match (S::F32_LANES, sums.len() / TILES) {
-        (16, 2) => block::<S, 2, 1, 8>(simd, stretches, depth, [0, 0], sums),
-        (16, _) => block::<S, 1, 1, 8>(simd, stretches, depth, [0, 0], sums),
+        (16, 2) => block::<S, 2, 1, 8>(simd, operands, depth, [0, 0], sums),
+        (16, _) => block::<S, 1, 1, 8>(simd, operands, depth, [0, 0], sums),
         (8, blocks) => {
             for at in 0..blocks {
                 for tile in [0, 4] {
-                    block_of::<S, 2, 4>(simd, stretches, depth, at, [0, tile], sums);
+                    block_of::<S, 2, 4>(simd, operands, depth, at, [0, tile], sums);
                 }
             }
         }
         (4, blocks) => {
             for at in 0..blocks {
                 for tile in [0, 4] {
-                    block_of::<S, 4, 4>(simd, stretches, depth, at, [0, tile], sums);
+                    block_of::<S, 4, 4>(simd, operands, depth, at, [0, tile], sums);
                 }
             }
         }
@@ -54,7 +64,7 @@ pub(crate) fn multiply<S: Simd>(simd: S, stretches: &[Stretch], depth: Depth, su
             for at in 0..blocks {
                 for vector in (0..LANES / lanes).step_by(4) {
                     for tile in (0..TILES).step_by(2) {
-                        block_of::<S, 4, 2>(simd, stretches, depth, at, [vector, tile], sums);
+                        block_of::<S, 4, 2>(simd, operands, depth, at, [vector, tile], sums);
                     }
                 }
             }
@@ -62,40 +72,40 @@ pub(crate) fn multiply<S: Simd>(simd: S, stretches: &[Stretch], depth: Depth, su
     }
 }
 
-/// One of two blocks of output channels.
+/// [`block`] for one of the two blocks of output channels.
 #[inline(always)]
 fn block_of<S: Simd, const VECTORS: usize, const COUNT: usize>(
     simd: S,
-    stretches: &[Stretch],
+    operands: &[Operands],
     depth: Depth,
     block_at: usize,
     first: [usize; 2],
     sums: &mut [Lanes],
 ) {
-    let mut own = [Stretch::EMPTY; 3];
-    for (own, stretch) in own.iter_mut().zip(stretches) {
-        *own = Stretch { kernels: [stretch.kernels[block_at], &[]], values: stretch.values };
+    let mut own = [Operands::EMPTY; MAX_PAIRS];
+    for (own, operands) in own.iter_mut().zip(operands) {
+        *own = Operands { kernels: [operands.kernels[block_at], &[]], values: operands.values };
     }
-    block::<S, 1, VECTORS, COUNT>(simd, &own[..stretches.len()], depth, first, &mut sums[block_at * TILES..][..TILES]);
+    block::<S, 1, VECTORS, COUNT>(simd, &own[..operands.len()], depth, first, &mut sums[block_at * TILES..][..TILES]);
 }
 
-/// `COUNT` tiles and some vectors of one or two blocks of output channels.
+/// The sums of `COUNT` tiles and `VECTORS` vectors of output channels, held in registers, from the indices `[vector, tile]` on.
 #[inline(always)]
 fn block<S: Simd, const BLOCKS: usize, const VECTORS: usize, const COUNT: usize>(
     simd: S,
-    stretches: &[Stretch],
+    operands: &[Operands],
     depth: Depth,
     [vector, tile]: [usize; 2],
     answers: &mut [Lanes],
 ) {
     let mut sums = [[[simd.splat_f32s(0.0); VECTORS]; BLOCKS]; COUNT];
-    for stretch in stretches {
-        let mut rest = depth.per_value;
-        for (row, values) in stretch.values.as_chunks::<TILES>().0.iter().enumerate() {
+    for operands in operands {
+        let mut rest = depth.blocks;
+        for (row, values) in operands.values.as_chunks::<TILES>().0.iter().enumerate() {
             rest -= 1;
-            let count = if rest == 0 { depth.rest } else { LANES };
-            rest = if rest == 0 { depth.per_value } else { rest };
-            let kernels: [&[Lanes]; BLOCKS] = std::array::from_fn(|at| &stretch.kernels[at][row * LANES..][..count]);
+            let count = if rest == 0 { depth.last } else { LANES };
+            rest = if rest == 0 { depth.blocks } else { rest };
+            let kernels: [&[Lanes]; BLOCKS] = std::array::from_fn(|at| &operands.kernels[at][row * LANES..][..count]);
             for channel in 0..count.min(LANES) {
                 let kernels: [[S::f32s; VECTORS]; BLOCKS] =
                     std::array::from_fn(|at| std::array::from_fn(|of| load::<S>(&kernels[at][channel], vector + of)));
@@ -114,7 +124,7 @@ fn block<S: Simd, const BLOCKS: usize, const VECTORS: usize, const COUNT: usize>
         for (block, sums) in sums.into_iter().enumerate() {
             let answer = &mut answers[block * TILES + tile + at];
             for (of, sum) in sums.into_iter().enumerate() {
-                crate::vectors::store::<S>(answer, vector + of, sum);
+                store::<S>(answer, vector + of, sum);
             }
         }
     }

@@ -1,10 +1,10 @@
-//! Which vectors the processor has.
+//! Vector instructions, chosen at run time.
 
 use pulp::{Arch, Simd, WithSimd};
 
-use crate::{LANES, Lanes};
+use crate::lanes::{LANES, Lanes};
 
-/// Runs a task as vector code for the processor at hand.
+/// Runs a task with the widest vector instructions of the processor.
 pub(crate) fn dispatch<T: WithSimd>(task: T) -> T::Output {
     #[cfg(test)]
     match tests::FORCED.get() {
@@ -16,19 +16,19 @@ pub(crate) fn dispatch<T: WithSimd>(task: T) -> T::Output {
     Arch::new().dispatch(task)
 }
 
-/// Vectors that make up a px.
-pub(crate) const fn per_px<S: Simd>() -> usize {
+/// Vectors in one [`Lanes`].
+pub(crate) const fn per_lanes<S: Simd>() -> usize {
     LANES / S::F32_LANES
 }
 
 #[inline(always)]
-pub(crate) fn load<S: Simd>(px: &Lanes, vector: usize) -> S::f32s {
-    S::as_simd_f32s(&px.0).0[vector]
+pub(crate) fn load<S: Simd>(lanes: &Lanes, vector: usize) -> S::f32s {
+    S::as_simd_f32s(&lanes.0).0[vector]
 }
 
 #[inline(always)]
-pub(crate) fn store<S: Simd>(px: &mut Lanes, vector: usize, value: S::f32s) {
-    S::as_mut_simd_f32s(&mut px.0).0[vector] = value;
+pub(crate) fn store<S: Simd>(lanes: &mut Lanes, vector: usize, value: S::f32s) {
+    S::as_mut_simd_f32s(&mut lanes.0).0[vector] = value;
 }
 
 #[cfg(test)]
@@ -39,8 +39,8 @@ pub(crate) mod tests {
         pub(crate) static FORCED: Cell<u8> = const { Cell::new(0) };
     }
 
-    /// Runs `f` on one thread with plain code, with AVX2 where the processor has it, and as it would run anyway.
-    pub(crate) fn with_each_kind_of_vectors<T: Send>(f: impl Fn() -> T + Sync) -> Vec<T> {
+    /// Runs `f` on one thread: with the widest vectors of the processor, with scalar code, and with AVX2 where the processor has it.
+    pub(crate) fn with_each_instruction_set<T: Send>(f: impl Fn() -> T + Sync) -> Vec<T> {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
         #[cfg(target_arch = "x86_64")]
         let narrower = pulp::x86::V3::try_new().map(|_| 2);

@@ -5,14 +5,11 @@ use std::sync::Arc;
 use burn::backend::{DispatchDevice, Flex};
 use burn::tensor::{Bytes, DType, Tensor};
 use burn_flex::{FlexTensor, Layout};
-use kernels::{Algorithm, BlockedImage, Convolution, Gather, GroupRule, Input, Norm, Workspace};
+use kernels::{Activation, Algorithm, BlockedImage, Convolution, GroupMoments, Input, Norm, Padding, Prologue, Statistics, Workspace};
 
 use super::convolution::{Kind, TemporalWindow};
 use super::run::aside;
 use super::{MathMode, Precision};
-
-/// Tiles of 4x4 px from which on they take less time than tiles of 2x2: below, transforming the kernels weighs more than the products that are saved.
-const WIDE_TILES: usize = 26;
 
 /// Whether the kernels here can take the tensor.
 pub(super) fn takes<const D: usize>(x: &Tensor<D>) -> bool {
@@ -27,35 +24,32 @@ pub(super) struct Images {
     /// Of frames, when there are none.
     channels: usize,
     size: [usize; 2],
-    /// What norms have asked for so far, and so will ask for again.
-    gather: Gather,
+    /// What the last norm was computed from, and so most likely the next one will be.
+    statistics: Statistics,
     workspace: Workspace,
 }
 
-/// An image, and what is to be done to it when it is read.
+/// An image, and what is done to its values when it is read.
 #[derive(Debug, Clone)]
 struct Frame {
     image: BlockedImage,
-    norm: Arc<Norm>,
-    doubled: bool,
+    prologue: Prologue,
 }
 
 impl From<BlockedImage> for Frame {
     fn from(image: BlockedImage) -> Self {
-        Self { image, norm: Arc::new(Norm::None), doubled: false }
+        Self { image, prologue: Prologue::default() }
     }
 }
 
 impl Frame {
     fn input(&self) -> Input<'_> {
-        Input { image: &self.image, norm: &self.norm, upsampled: self.doubled }
+        Input { image: &self.image, prologue: &self.prologue }
     }
 
-    /// The image with everything done.
+    /// The image with the prologue applied.
     fn done(self) -> BlockedImage {
-        let Self { image, norm, doubled } = self;
-        let image = norm.applied(image);
-        if doubled { image.upsampled() } else { image }
+        self.prologue.applied(self.image)
     }
 }
 
@@ -70,7 +64,7 @@ impl Images {
             BlockedImage::from_planes(&values[start..], frames * area, channels, [height, width], workspace)
         };
         let frames = aside(|| (0..items * frames).map(|at| image(at).into()).collect());
-        Self { items, frames, channels, size: [height, width], gather: Gather::Nothing, workspace: workspace.clone() }
+        Self { items, frames, channels, size: [height, width], statistics: Statistics::None, workspace: workspace.clone() }
     }
 
     pub(super) fn workspace(&self) -> Workspace {
@@ -79,8 +73,8 @@ impl Images {
 
     /// Other images for the same batch items.
     fn of(&self, images: Vec<BlockedImage>, channels: usize, size: [usize; 2]) -> Self {
-        let (items, gather, workspace) = (self.items, self.gather, self.workspace());
-        Self { items, frames: images.into_iter().map(Frame::from).collect(), channels, size, gather, workspace }
+        let (items, statistics, workspace) = (self.items, self.statistics, self.workspace());
+        Self { items, frames: images.into_iter().map(Frame::from).collect(), channels, size, statistics, workspace }
     }
 
     pub(super) fn dims(&self) -> [usize; 5] {
@@ -108,10 +102,10 @@ impl Images {
 
     pub(super) fn doubled(mut self) -> Self {
         for frame in &mut self.frames {
-            if frame.doubled {
+            if frame.prologue.upsample {
                 *frame = aside(|| frame.clone().done().into());
             }
-            frame.doubled = true;
+            frame.prologue.upsample = true;
         }
         self.size = self.size.map(|side| 2 * side);
         self
@@ -149,14 +143,15 @@ impl Images {
         self.of(vec![image; self.items * count], self.channels, self.size)
     }
 
-    /// Has every frame normalised when it is read.
-    fn normalised(mut self, gather: Gather, norm: impl Fn(&BlockedImage) -> Norm) -> Self {
-        let normalised = |Frame { image, norm: earlier, doubled }| {
-            let image = earlier.applied(image);
-            Frame { norm: Arc::new(norm(&image)), image, doubled }
+    /// Adds a norm and an activation to the prologue of every frame.
+    fn normalised(mut self, statistics: Statistics, activation: Activation, norm: impl Fn(&BlockedImage) -> Norm) -> Self {
+        let normalised = |Frame { image, prologue: Prologue { norm: earlier, activation: earlier_activation, upsample } }| {
+            // Norms over channels and activations commute with upsampling.
+            let image = Prologue { norm: earlier, activation: earlier_activation, upsample: false }.applied(image);
+            Frame { prologue: Prologue { norm: Some(Arc::new(norm(&image))), activation, upsample }, image }
         };
         self.frames = aside(|| self.frames.into_iter().map(normalised).collect());
-        Self { gather, ..self }
+        Self { statistics, ..self }
     }
 
     /// See [`GroupNorm`](super::GroupNorm).
@@ -164,38 +159,44 @@ impl Images {
         let super::norm::GroupRule { groups, epsilon, then_silu } = rule;
         let [weight, bias] = [weight, bias].map(contiguous);
         let [weight, bias] = [&weight, &bias].map(values);
-        self.normalised(Gather::Moments, |image| Norm::group_norm(image, weight, bias, GroupRule { groups, epsilon, then_silu }))
+        self.normalised(Statistics::Moments, activation(then_silu), |image| {
+            Norm::group_norm(&GroupMoments::of_image(image, groups), weight, bias, epsilon)
+        })
     }
 
     /// See [`RmsNorm`](super::RmsNorm).
     pub(super) fn rms_norm(self, gamma: Tensor<1>, then_silu: bool) -> Self {
         let gamma = contiguous(gamma);
-        self.normalised(Gather::Lengths, |image| Norm::rms_norm(image, values(&gamma), then_silu))
+        self.normalised(Statistics::SquaredNorms, activation(then_silu), |image| Norm::rms_norm(image, values(&gamma)))
     }
 
     /// See [`convolve`](super::convolve).
     pub(super) fn convolved(self, weight: Tensor<5>, bias: Tensor<1>, kind: Kind, window: TemporalWindow, onto: Option<Self>) -> Self {
         let [channels_out, channels_in, kernel_frames, ..] = weight.dims();
-        let [height, width] = self.size;
         let (weight, bias) = (contiguous(weight), contiguous(bias));
-        let algorithm = match kind {
-            Kind::Point => Algorithm::Pointwise,
-            Kind::Halving => Algorithm::Downsample2x,
-            Kind::Same if MathMode::current().precision == Precision::Fast && height.div_ceil(4) * width.div_ceil(4) >= WIDE_TILES => {
-                Algorithm::WinogradF4
-            }
-            Kind::Same => Algorithm::WinogradF2,
+        let (kernel, stride) = match kind {
+            Kind::Point => ([kernel_frames, 1, 1], 1),
+            Kind::Halving => ([kernel_frames, 3, 3], 2),
+            Kind::Same => ([kernel_frames, 3, 3], 1),
+        };
+        let allow_f4 = MathMode::current().precision == Precision::Fast;
+        let algorithm = Algorithm::select(kernel, [stride; 2], self.size, allow_f4).expect("a kernel of at most 3 frames");
+        let padding = match kind {
+            Kind::Point => Padding::NONE,
+            Kind::Halving => Padding::BOTTOM_RIGHT,
+            Kind::Same => Padding::all(1),
         };
         let convolution = Convolution {
             algorithm,
             weight: values(&weight),
-            bias: values(&bias),
+            bias: Some(values(&bias)),
             channels: [channels_in, channels_out],
             kernel_frames,
-            gather: self.gather,
+            padding,
+            statistics: self.statistics,
         };
         let each = self.per_item();
-        let size = algorithm.output_size(self.size);
+        let size = algorithm.output_size(self.size, padding);
         let mut onto = onto.map(|onto| onto.frames.into_iter().map(Frame::done));
         let mut run = |frames: &[Frame], window: kernels::TemporalWindow| {
             let input: Vec<Input> = frames.iter().map(Frame::input).collect();
@@ -220,6 +221,10 @@ impl Images {
         let images = aside(|| self.frames.iter().cloned().zip(keys.frames).zip(values.frames).map(of_one).collect());
         self.of(images, values.channels, self.size)
     }
+}
+
+fn activation(silu: bool) -> Activation {
+    if silu { Activation::Silu } else { Activation::None }
 }
 
 fn contiguous<const D: usize>(x: Tensor<D>) -> FlexTensor {
