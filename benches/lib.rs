@@ -2,7 +2,7 @@
 //!
 //! `cargo bench --manifest-path benches/Cargo.toml` runs them.
 
-use tiling::{HostTensor, BoxError, Geometry, DevicePiece, Scale, Sink, Stop, TileOp, TileRun};
+use tiling::{BoxError, DevicePiece, Geometry, HostTensor, Scale, Sink, Stop, TileOp, TileRun};
 
 /// Answers each tile with one that was made before, moved and not copied where it can be.
 #[derive(Debug, Clone, Copy)]

@@ -2,7 +2,7 @@
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use tilevae_benches::Nowhere;
-use tiling::{BlendPolicy, HostTensor, Cascade, Compositor, Feather, Geometry, Scale, TilePlan, Uniform};
+use tiling::{BlendPolicy, Cascade, Compositor, Feather, Geometry, HostTensor, Scale, TilePlan, Uniform};
 
 fn compositor(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("compositor");

@@ -7,7 +7,7 @@ use criterion::{Criterion, Throughput, criterion_group};
 use parallel::testing::{Behavior, Scripted};
 use parallel::{Executor, Job, MultiDevice, RunStats, Sequential, Stop, Worker};
 use tilevae_benches::{Free, Nowhere};
-use tiling::{HostTensor, Cascade, Compositor, Geometry, Scale, TilePlan, Uniform};
+use tiling::{Cascade, Compositor, Geometry, HostTensor, Scale, TilePlan, Uniform};
 
 /// A grid of so many tiles, each of few px.
 fn plan(rows: usize, columns: usize) -> (TilePlan, HostTensor) {

@@ -1,15 +1,17 @@
-//! Layers of the VAEs on the CPU, in floating point operations of the direct convolution, next to what the processor can do: multiply-adds in registers, and the
-//! products of matrices that the convolutions are made of. One thread unless `RAYON_NUM_THREADS` says otherwise.
+//! Layers of the VAEs on the CPU. Throughput is in floating point operations of the direct convolution, to compare with the peak of the processor
+//! (multiply-adds in registers). One thread unless `RAYON_NUM_THREADS` is set.
 
 use std::hint::black_box;
 use std::sync::Arc;
 use std::time::Duration;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use kernels::{Activation, Algorithm, BlockedImage, Convolution, GroupMoments, Input, Norm, Padding, Prologue, Statistics, TemporalWindow, Workspace};
+use kernels::{
+    Activation, Algorithm, BlockedImage, Convolution, GroupMoments, Input, Norm, Padding, Prologue, Statistics, TemporalWindow, Workspace,
+};
 use pulp::{Arch, Simd, WithSimd};
 
-/// Multiply-adds in registers, as many at once as hide their latency.
+/// Multiply-adds in registers, with as many independent sums as hide their latency.
 struct MultiplyAdds(usize);
 
 impl WithSimd for MultiplyAdds {
@@ -46,7 +48,7 @@ struct Layer {
     algorithm: Algorithm,
     channels: [usize; 2],
     kernel_frames: usize,
-    /// Of the input.
+    /// Height and width of the input.
     size: [usize; 2],
     frames: usize,
     upsample: bool,
@@ -66,17 +68,17 @@ fn layers(criterion: &mut Criterion) {
         Layer::new("256 to 256, 256 px", Algorithm::WinogradF4, [256, 256], 256),
         Layer::new("128 to 128, 512 px", Algorithm::WinogradF4, [128, 128], 512),
         Layer { normed: true, ..Layer::new("norm, SiLU, 128 to 128, 512 px", Algorithm::WinogradF4, [128, 128], 512) },
-        Layer { upsample: true, ..Layer::new("doubled, 256 to 256, 512 px", Algorithm::WinogradF4, [256, 256], 256) },
+        Layer { upsample: true, ..Layer::new("upsampled, 256 to 256, 512 px", Algorithm::WinogradF4, [256, 256], 256) },
         Layer { kernel_frames: 3, frames: 4, ..Layer::new("3x3x3, 96 to 96, 4 frames of 128 px", Algorithm::WinogradF4, [96, 96], 128) },
         Layer { kernel_frames: 3, frames: 4, ..Layer::new("3x3x3, 192 to 192, 4 frames of 128 px", Algorithm::WinogradF4, [192, 192], 128) },
-        Layer::new("2x2 at a time, 512 to 512, 64 px", Algorithm::WinogradF2, [512, 512], 64),
-        Layer::new("2x2 at a time, 128 to 128, 512 px", Algorithm::WinogradF2, [128, 128], 512),
+        Layer::new("F(2x2, 3x3), 512 to 512, 64 px", Algorithm::WinogradF2, [512, 512], 64),
+        Layer::new("F(2x2, 3x3), 128 to 128, 512 px", Algorithm::WinogradF2, [128, 128], 512),
         Layer::new("first, 4 to 512, 64 px", Algorithm::WinogradF4, [4, 512], 64),
         Layer::new("last, 128 to 3, 512 px", Algorithm::WinogradF4, [128, 3], 512),
         Layer::new("1x1, 512 to 256, 256 px", Algorithm::Pointwise, [512, 256], 256),
         Layer::new("1x1, 512 to 512, 64 px", Algorithm::Pointwise, [512, 512], 64),
-        Layer::new("halving, 128 to 128, 512 px", Algorithm::Downsample2x, [128, 128], 512),
-        Layer::new("halving, 512 to 512, 128 px", Algorithm::Downsample2x, [512, 512], 128),
+        Layer::new("stride 2, 128 to 128, 512 px", Algorithm::Downsample2x, [128, 128], 512),
+        Layer::new("stride 2, 512 to 512, 128 px", Algorithm::Downsample2x, [512, 512], 128),
     ];
     let pool = pool();
     let mut group = criterion.benchmark_group("layers");
@@ -90,21 +92,27 @@ fn layers(criterion: &mut Criterion) {
         let workspace = Workspace::default();
         let image = |frame: usize| BlockedImage::from_planes(&noise(channels_in * area + frame)[frame..], area, channels_in, size, &workspace);
         let images: Vec<BlockedImage> = (0..frames + kernel_frames - 1).map(image).collect();
-        let prologue = if normed {
-            let norm = Norm::group_norm(&GroupMoments::of_image(&images[0], 32), &noise(channels_in), &noise(channels_in), 1e-6);
-            Prologue { norm: Some(Arc::new(norm)), activation: Activation::Silu, upsample }
-        } else {
-            Prologue { upsample, ..Prologue::default() }
-        };
-        let statistics = if normed { Statistics::Moments } else { Statistics::None };
+        let norm = normed.then(|| {
+            let moments = GroupMoments::of_image(&images[0], 32);
+            Arc::new(Norm::group_norm(&moments, &noise(channels_in), &noise(channels_in), 1e-6))
+        });
+        let activation = if normed { Activation::Silu } else { Activation::None };
+        let prologue = Prologue { norm, activation, upsample };
         let input: Vec<Input> = images.iter().map(|image| Input { image, prologue: &prologue }).collect();
         let padding = match algorithm {
             Algorithm::WinogradF4 | Algorithm::WinogradF2 => Padding::all(1),
             Algorithm::Pointwise => Padding::NONE,
             Algorithm::Downsample2x => Padding::BOTTOM_RIGHT,
         };
-        let (weight, bias, channels) = (&weight[..], Some(&bias[..]), [channels_in, channels_out]);
-        let convolution = Convolution { algorithm, weight, bias, channels, kernel_frames, padding, statistics };
+        let convolution = Convolution {
+            algorithm,
+            weight: &weight,
+            bias: Some(&bias),
+            channels: [channels_in, channels_out],
+            kernel_frames,
+            padding,
+            statistics: if normed { Statistics::Moments } else { Statistics::None },
+        };
         let [height, width] = algorithm.output_size(input[0].size(), padding);
         let window = TemporalWindow { context: kernel_frames - 1, stride: 1, frames };
         group.throughput(Throughput::Elements((2 * channels_in * channels_out * kernel_frames * kernel * height * width * frames) as u64));
@@ -113,7 +121,7 @@ fn layers(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// What else takes time: statistics of norms, and attention, in operations of its two products.
+/// Statistics of norms, and attention in operations of its two products.
 fn others(criterion: &mut Criterion) {
     let pool = pool();
     let image = |channels: usize, side: usize| {
@@ -126,9 +134,9 @@ fn others(criterion: &mut Criterion) {
     let (wide, parameters) = (image(128, 512), vec![1.0; 128]);
     group.throughput(Throughput::Bytes((128 * 512 * 512 * size_of::<f32>()) as u64));
     group.bench_function("moments of groups, 128 channels, 512 px", |bencher| {
-        bencher.iter(|| pool.install(|| Norm::group_norm(&GroupMoments::of_image(&wide, 32), &parameters, &parameters, 1e-6)));
+        bencher.iter(|| pool.install(|| GroupMoments::of_image(&wide, 32)));
     });
-    group.bench_function("RMS norms of px, 128 channels, 512 px", |bencher| {
+    group.bench_function("norms of px, 128 channels, 512 px", |bencher| {
         bencher.iter(|| pool.install(|| Norm::rms_norm(&wide, &parameters)));
     });
     let small = image(512, 64);

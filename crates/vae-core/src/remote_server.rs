@@ -39,7 +39,8 @@ where
     let server = server.with_custom_op::<B, _>(RMS_NORM, |handles, call, _| {
         let [activation] = &call.scalars[..] else { panic!("{RMS_NORM} has one scalar") };
         let x = features::<B>(handles, call, 0, MathMode::default());
-        answer::<B>(handles, call, x.rms_norm(input::<B, 1>(handles, call, 1), decode_activation(activation)));
+        let gamma = input::<B, 1>(handles, call, 1);
+        answer::<B>(handles, call, x.rms_norm(gamma, decode_activation(activation)));
     });
     let server = server.with_custom_op::<B, _>(ATTENTION, |handles, call, _| {
         let math_mode = decode_math_mode(&call.scalars);
@@ -51,7 +52,8 @@ where
         let bias = has_bias.then(|| input::<B, 1>(handles, call, 2));
         let residual = has_residual.then(|| features::<B>(handles, call, 2 + usize::from(has_bias), math_mode));
         let convolution = Convolution { weight: input::<B, 5>(handles, call, 1), bias, stride, padding, window };
-        answer::<B>(handles, call, features::<B>(handles, call, 0, math_mode).convolve(&convolution, residual));
+        let x = features::<B>(handles, call, 0, math_mode);
+        answer::<B>(handles, call, x.convolve(&convolution, residual));
     })
 }
 

@@ -42,7 +42,7 @@ impl Drop for Server {
 
 /// Runs a decode on these devices and shows its events as they come. Gives the exit code, the events and what was printed. Nothing may hang: a run that
 /// takes too long is killed, and has no exit code then.
-fn watch(args: &[&str], devices: &str, mut hear: impl FnMut(&str)) -> (Option<i32>, Vec<String>, String) {
+fn watch(args: &[&str], devices: &str, mut on_event: impl FnMut(&str)) -> (Option<i32>, Vec<String>, String) {
     let mut child = Command::new(env!("CARGO_BIN_EXE_tilevae"))
         .args(args)
         .args(["--format", "json", "--device", devices])

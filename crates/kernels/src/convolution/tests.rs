@@ -4,14 +4,15 @@ use rayon::iter::{IntoParallelIterator, ParallelIterator};
 
 use super::*;
 use crate::activation::Activation;
-use crate::algorithms::Padding;
-use crate::memory::Workspace;
+use crate::attention::attend;
+use crate::memory::{Cancelled, Workspace};
 use crate::norms::{Factors, Norm};
 use crate::prologue::Prologue;
+use crate::statistics;
 use crate::vectors::tests::with_each_instruction_set;
 
-/// One frame of the output for one of the input.
-const ONE: TemporalWindow = TemporalWindow { context: 0, stride: 1, frames: 1 };
+/// One frame of the output for each frame of the input.
+const ONE_FRAME: TemporalWindow = TemporalWindow { context: 0, stride: 1, frames: 1 };
 
 /// Repeatable values between -1 and 1.
 struct Noise(u64);
@@ -31,25 +32,54 @@ impl Noise {
     }
 }
 
-#[expect(clippy::struct_excessive_bools, reason = "each is independent of the others")]
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum NormCase {
+    None,
+    PerChannel,
+    PerPx,
+}
+
+#[derive(Debug, Clone, Copy)]
 struct Case {
     algorithm: Algorithm,
-    padding: Padding,
     channels: [usize; 2],
     kernel_frames: usize,
+    padding: Padding,
+    with_bias: bool,
     size: [usize; 2],
     frames: usize,
     window: TemporalWindow,
     upsample: bool,
-    /// 0: none, 1: a factor and an offset for each channel, 2: a factor for each px.
-    norm: usize,
+    norm: NormCase,
     activation: Activation,
-    has_bias: bool,
-    has_residual: bool,
-    /// Whether a clone of the residual shares its memory.
-    is_shared: bool,
+    with_residual: bool,
     statistics: Statistics,
+}
+
+impl Case {
+    /// One frame, padded so that height and width stay or are halved, and nothing before or after.
+    fn plain(algorithm: Algorithm, channels: [usize; 2], size: [usize; 2]) -> Self {
+        let padding = match algorithm {
+            Algorithm::WinogradF4 | Algorithm::WinogradF2 => Padding::all(1),
+            Algorithm::Pointwise => Padding::NONE,
+            Algorithm::Downsample2x => Padding::BOTTOM_RIGHT,
+        };
+        Self {
+            algorithm,
+            channels,
+            kernel_frames: 1,
+            padding,
+            with_bias: true,
+            size,
+            frames: 1,
+            window: ONE_FRAME,
+            upsample: false,
+            norm: NormCase::None,
+            activation: Activation::None,
+            with_residual: false,
+            statistics: Statistics::None,
+        }
+    }
 }
 
 struct Data {
@@ -83,46 +113,58 @@ impl Case {
         }
     }
 
+    fn convolution<'a>(&self, data: &'a Data) -> Convolution<'a> {
+        Convolution {
+            algorithm: self.algorithm,
+            weight: &data.weight,
+            bias: self.with_bias.then_some(&data.bias),
+            channels: self.channels,
+            kernel_frames: self.kernel_frames,
+            padding: self.padding,
+            statistics: self.statistics,
+        }
+    }
+
     fn run(&self, data: &Data) -> Vec<f32> {
         let area = self.size[0] * self.size[1];
         let [channels_in, channels_out] = self.channels;
         let workspace = Workspace::default();
-        let image = |frame: usize| BlockedImage::from_planes(&data.input[frame * area..], self.frames * area, channels_in, self.size, &workspace);
+        let image = |frame: usize| {
+            let input = data.input.get(frame * area..).unwrap_or_default();
+            BlockedImage::from_planes(input, self.frames * area, channels_in, self.size, &workspace)
+        };
         let images: Vec<BlockedImage> = (0..self.frames).map(image).collect();
         let prologue = |frame: usize| {
             let factors = match self.norm {
-                0 => None,
-                1 => Some(Factors::PerChannel { scale: padded(&data.scale), shift: padded(&data.shift) }),
-                _ => Some(Factors::PerPx { inverse: data.inverse[frame * area..][..area].to_vec(), gain: padded(&data.scale) }),
+                NormCase::None => None,
+                NormCase::PerChannel => Some(Factors::PerChannel { scale: padded(&data.scale), shift: padded(&data.shift) }),
+                NormCase::PerPx => Some(Factors::PerPx { inverse: data.inverse[frame * area..][..area].to_vec(), gain: padded(&data.scale) }),
             };
             Prologue { norm: factors.map(|factors| Arc::new(Norm(factors))), activation: self.activation, upsample: self.upsample }
         };
         let prologues: Vec<Prologue> = (0..self.frames).map(prologue).collect();
         let inputs: Vec<Input> = images.iter().zip(&prologues).map(|(image, prologue)| Input { image, prologue }).collect();
-        let convolution = Convolution {
-            algorithm: self.algorithm,
-            weight: &data.weight,
-            bias: self.has_bias.then_some(&data.bias),
-            channels: self.channels,
-            kernel_frames: self.kernel_frames,
-            padding: self.padding,
-            statistics: self.statistics,
-        };
         let size = self.output_size();
         let area = size[0] * size[1];
         let stride = self.window.frames * area;
         let residual = |frame: usize| BlockedImage::from_planes(&data.residual[frame * area..], stride, channels_out, size, &workspace);
-        let residual: Option<Vec<BlockedImage>> = self.has_residual.then(|| (0..self.window.frames).map(residual).collect());
-        let shared = residual.clone().filter(|_| self.is_shared);
-        let output = convolution.run(&inputs, self.window, residual);
-        drop(shared);
-        for image in &output {
-            crate::statistics::check(image.statistics(), image.lanes(), size);
-        }
+        let residual = self.with_residual.then(|| (0..self.window.frames).map(residual).collect());
+        // With a clone the memory of the residual cannot be reused.
+        let clone = residual.clone().filter(|_| self.activation == Activation::Silu);
+        let output = self.convolution(data).run(&inputs, self.window, residual);
+        drop(clone);
         let mut values = vec![0.0; channels_out * stride];
         for (frame, image) in output.iter().enumerate() {
-            let beyond = image.lanes().iter().enumerate().flat_map(|(at, px)| (at / area * LANES..).zip(px.0));
-            assert!(beyond.filter(|&(channel, _)| channel >= channels_out).all(|(_, value)| value == 0.0), "{self:?}");
+            assert_eq!((image.size(), image.channels()), (size, channels_out));
+            statistics::check(image.statistics(), image.lanes(), size);
+            let expected = match self.statistics {
+                Statistics::None => false,
+                Statistics::Moments => self.algorithm == Algorithm::WinogradF4,
+                Statistics::SquaredNorms => true,
+            };
+            assert_eq!(image.statistics().is_some(), expected);
+            let padded = image.lanes().iter().enumerate().flat_map(|(at, px)| (at / area * LANES..).zip(px.0));
+            assert!(padded.filter(|&(channel, _)| channel >= channels_out).all(|(_, value)| value == 0.0), "{self:?}");
             image.to_planes(&mut values[frame * area..], stride);
         }
         values
@@ -140,9 +182,9 @@ impl Case {
             let at = y as usize * width + x as usize;
             let value = f64::from(data.input[(channel * self.frames + frame) * height * width + at]);
             let value = match self.norm {
-                0 => value,
-                1 => value * f64::from(data.scale[channel]) + f64::from(data.shift[channel]),
-                _ => value * f64::from(data.inverse[frame * height * width + at]) * f64::from(data.scale[channel]),
+                NormCase::None => value,
+                NormCase::PerChannel => value * f64::from(data.scale[channel]) + f64::from(data.shift[channel]),
+                NormCase::PerPx => value * f64::from(data.inverse[frame * height * width + at]) * f64::from(data.scale[channel]),
             };
             match self.activation {
                 Activation::None => value,
@@ -151,28 +193,26 @@ impl Case {
             }
         };
         let (side, stride) = (self.algorithm.kernel_side(), self.algorithm.stride());
-        let [top, left] = [self.padding.top, self.padding.left].map(usize::cast_signed);
         let mut values = Vec::new();
         let [rows, columns] = self.output_size();
         for out in 0..channels_out {
             for frame in 0..self.window.frames {
                 for y in 0..rows {
                     for x in 0..columns {
-                        let mut sum = if self.has_bias { f64::from(data.bias[out]) } else { 0.0 };
-                        if self.has_residual {
+                        let mut sum = if self.with_bias { f64::from(data.bias[out]) } else { 0.0 };
+                        if self.with_residual {
                             sum += f64::from(data.residual[values.len()]);
                         }
                         for channel in 0..channels_in {
                             for kernel_frame in 0..self.kernel_frames {
-                                let Some(input_frame) =
-                                    (self.window.context + self.window.stride * frame + kernel_frame + 1).checked_sub(self.kernel_frames)
-                                else {
-                                    continue;
-                                };
+                                let last = self.window.context + self.window.stride * frame;
+                                let Some(frame) = (last + kernel_frame + 1).checked_sub(self.kernel_frames) else { continue };
                                 for at in 0..side * side {
-                                    let kernel = data.weight[((out * channels_in + channel) * self.kernel_frames + kernel_frame) * side * side + at];
-                                    let (row, column) = (y * stride + at / side, x * stride + at % side);
-                                    sum += f64::from(kernel) * px(channel, input_frame, row.cast_signed() - top, column.cast_signed() - left);
+                                    let kernel = (out * channels_in + channel) * self.kernel_frames + kernel_frame;
+                                    let weight = f64::from(data.weight[kernel * side * side + at]);
+                                    let row = (y * stride + at / side).cast_signed() - self.padding.top.cast_signed();
+                                    let column = (x * stride + at % side).cast_signed() - self.padding.left.cast_signed();
+                                    sum += weight * px(channel, frame, row, column);
                                 }
                             }
                         }
@@ -185,49 +225,74 @@ impl Case {
     }
 }
 
-fn some_case(noise: &mut Noise) -> Case {
+fn random_case(noise: &mut Noise) -> Case {
     let algorithm = [Algorithm::WinogradF4, Algorithm::WinogradF2, Algorithm::Pointwise, Algorithm::Downsample2x][noise.below(4)];
-    let kernel_frames = if noise.below(3) == 0 { 3 } else { 1 };
-    let frames = 1 + noise.below(if kernel_frames == 3 { 7 } else { 3 });
+    let kernel_frames = [1, 1, 2, 3][noise.below(4)];
+    let frames = 1 + noise.below(if kernel_frames > 1 { 7 } else { 3 });
     let stride = 1 + noise.below(2);
     let context = noise.below(frames.min(3));
-    let padding = match (noise.below(3), algorithm) {
-        (0, _) => Padding { top: noise.below(3), bottom: noise.below(3), left: noise.below(3), right: noise.below(3) },
-        (_, Algorithm::Pointwise) => Padding::NONE,
-        (1, Algorithm::Downsample2x) => Padding::BOTTOM_RIGHT,
-        _ => Padding::all(1),
-    };
-    let some = if cfg!(miri) { 5 } else { 40 };
+    let side = if cfg!(miri) { 5 } else { 40 };
+    let channels = [1 + noise.below(21), 1 + noise.below(if cfg!(miri) { 9 } else { 70 })];
+    let size = if noise.below(5) == 0 { [1 + noise.below(2), 1 + noise.below(2)] } else { [1 + noise.below(side), 1 + noise.below(3 * side)] };
+    let plain = Case::plain(algorithm, channels, size);
+    let [top, bottom, left, right] = std::array::from_fn(|_| noise.below(3));
     Case {
-        algorithm,
-        padding,
-        channels: [1 + noise.below(21), 1 + noise.below(if cfg!(miri) { 9 } else { 70 })],
         kernel_frames,
-        size: if noise.below(5) == 0 { [1 + noise.below(2), 1 + noise.below(2)] } else { [1 + noise.below(some), 1 + noise.below(3 * some)] },
+        padding: if noise.below(2) == 0 { Padding { top, bottom, left, right } } else { plain.padding },
+        with_bias: noise.below(4) > 0,
         frames,
         window: TemporalWindow { context, stride, frames: (frames - context).div_ceil(stride) },
         upsample: noise.below(4) == 0,
-        norm: noise.below(3),
+        norm: [NormCase::None, NormCase::PerChannel, NormCase::PerPx][noise.below(3)],
         activation: [Activation::None, Activation::Silu, Activation::Relu][noise.below(3)],
-        has_bias: noise.below(4) > 0,
-        has_residual: noise.below(3) == 0,
-        is_shared: noise.below(2) == 0,
+        with_residual: noise.below(3) == 0,
         statistics: [Statistics::None, Statistics::Moments, Statistics::SquaredNorms][noise.below(3)],
+        ..plain
     }
+}
+
+/// Compares with the definition.
+fn check(case: Case, seed: u64) {
+    let data = case.data(seed);
+    let (got, expected) = (case.run(&data), case.expected(&data));
+    assert_eq!(got.len(), expected.len());
+    let root = |sum: f64| (sum / expected.len() as f64).sqrt();
+    let scale = root(expected.iter().map(|value| value * value).sum()).max(0.1);
+    let error = root(got.iter().zip(&expected).map(|(&got, &expected)| (f64::from(got) - expected).powi(2)).sum());
+    assert!(expected.is_empty() || error < 3e-6 * scale, "{case:?}: {error} of {scale}");
 }
 
 #[test]
 fn every_convolution_equals_its_definition() {
     let mut noise = Noise(1);
-    for number in 0..if cfg!(miri) { 6 } else { 150 } {
-        let case = some_case(&mut noise);
-        let data = case.data(number);
-        let (got, expected) = (case.run(&data), case.expected(&data));
-        assert_eq!(got.len(), expected.len());
-        let root = |sum: f64| (sum / expected.len() as f64).sqrt();
-        let scale = root(expected.iter().map(|value| value * value).sum()).max(0.1);
-        let error = root(got.iter().zip(&expected).map(|(&got, &expected)| (f64::from(got) - expected).powi(2)).sum());
-        assert!(expected.is_empty() || error < 3e-6 * scale, "{case:?}: {error} of {scale}");
+    for seed in 0..if cfg!(miri) { 6 } else { 150 } {
+        check(random_case(&mut noise), seed);
+    }
+}
+
+#[test]
+fn paddings_of_stride_2_equal_their_definition() {
+    for padding in [Padding::NONE, Padding::BOTTOM_RIGHT, Padding::all(1), Padding { top: 2, bottom: 0, left: 1, right: 3 }] {
+        for size in [[1, 1], [2, 3], [8, 9], if cfg!(miri) { [3, 4] } else { [33, 50] }] {
+            check(Case { padding, ..Case::plain(Algorithm::Downsample2x, [5, 17], size) }, 7);
+        }
+    }
+}
+
+#[test]
+fn small_and_empty_shapes_equal_their_definition() {
+    for algorithm in [Algorithm::WinogradF4, Algorithm::WinogradF2, Algorithm::Pointwise, Algorithm::Downsample2x] {
+        for size in [[1, 1], [0, 0], [0, 5], [3, 0]] {
+            for channels in [[1, 1], [3, 17], [17, 3], [0, 5], [5, 0]] {
+                for padding in [Padding::NONE, Padding::all(1), Padding::all(2)] {
+                    for statistics in [Statistics::Moments, Statistics::SquaredNorms] {
+                        for with_bias in [false, true] {
+                            check(Case { padding, with_bias, statistics, ..Case::plain(algorithm, channels, size) }, 8);
+                        }
+                    }
+                }
+            }
+        }
     }
 }
 
@@ -235,7 +300,7 @@ fn every_convolution_equals_its_definition() {
 fn threads_do_not_change_a_bit() {
     let mut noise = Noise(2);
     for number in 0..if cfg!(miri) { 1 } else { 12 } {
-        let case = some_case(&mut noise);
+        let case = random_case(&mut noise);
         let data = case.data(number);
         let on = |threads: usize| rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(|| case.run(&data));
         let one = on(1);
@@ -244,10 +309,10 @@ fn threads_do_not_change_a_bit() {
 }
 
 #[test]
-fn instruction_sets_do_not_change_a_bit() {
+fn vectors_do_not_change_a_bit() {
     let mut noise = Noise(3);
     for number in 0..if cfg!(miri) { 1 } else { 40 } {
-        let case = some_case(&mut noise);
+        let case = random_case(&mut noise);
         let data = case.data(number);
         let answers = with_each_instruction_set(|| case.run(&data));
         assert!(answers.iter().all(|answer| *answer == answers[0]), "{case:?}");
@@ -255,13 +320,13 @@ fn instruction_sets_do_not_change_a_bit() {
 }
 
 #[test]
-#[cfg_attr(miri, ignore = "too much")]
-fn the_position_in_a_tile_changes_only_rounding() {
+#[cfg_attr(miri, ignore = "too slow")]
+fn the_position_in_a_tile_only_changes_the_rounding() {
     let (channels, [height, width]) = (40, [21, 26]);
     let mut noise = Noise(4);
     let values = noise.values(channels * height * width);
     let (weight, bias) = (noise.values(channels * channels * 9), noise.values(channels));
-    // The image without its first rows and columns, so that every px has another position in its tile.
+    // Without its first rows and columns every px of the image has another position in its tile.
     let run = |algorithm, [down, right]: [usize; 2]| {
         let size = [height - down, width - right];
         let planes = values.chunks(height * width).flat_map(|plane| plane.chunks(width).skip(down).flat_map(|row| &row[right..]));
@@ -275,8 +340,7 @@ fn the_position_in_a_tile_changes_only_rounding() {
             padding: Padding::all(1),
             statistics: Statistics::None,
         };
-        let input = Input { image: &image, prologue: &Prologue::default() };
-        let output = convolution.run(&[input], ONE, None).remove(0);
+        let output = convolution.run(&[Input { image: &image, prologue: &Prologue::default() }], ONE_FRAME, None).remove(0);
         let mut planes = vec![0.0; channels * size[0] * size[1]];
         output.to_planes(&mut planes, size[0] * size[1]);
         planes
@@ -284,12 +348,12 @@ fn the_position_in_a_tile_changes_only_rounding() {
     for algorithm in [Algorithm::WinogradF4, Algorithm::WinogradF2] {
         let whole = run(algorithm, [0, 0]);
         for [down, right] in [[1, 1], [2, 3], [3, 2], [0, 5]] {
-            let part = run(algorithm, [down, right]);
+            let crop = run(algorithm, [down, right]);
             let size = [height - down, width - right];
             let mut differs = false;
-            // Px at the border depend on zeros in place of what was cut off.
+            // Px at the border read padding in place of what was cropped.
             for (channel, (y, x)) in (0..channels).flat_map(|channel| (1..size[0]).flat_map(move |y| (1..size[1]).map(move |x| (channel, (y, x))))) {
-                let [a, b] = [part[(channel * size[0] + y) * size[1] + x], whole[(channel * height + y + down) * width + x + right]];
+                let [a, b] = [crop[(channel * size[0] + y) * size[1] + x], whole[(channel * height + y + down) * width + x + right]];
                 assert!((a - b).abs() < 1e-4, "{algorithm:?} {down} {right}: {a} {b}");
                 differs |= a != b;
             }
@@ -299,24 +363,9 @@ fn the_position_in_a_tile_changes_only_rounding() {
 }
 
 #[test]
-#[cfg_attr(miri, ignore = "too much")]
+#[cfg_attr(miri, ignore = "too slow")]
 fn f2_rounds_less_than_f4() {
-    let case = |algorithm| Case {
-        algorithm,
-        padding: Padding::all(1),
-        channels: [64, 16],
-        kernel_frames: 1,
-        size: [40, 40],
-        frames: 1,
-        window: ONE,
-        upsample: false,
-        norm: 0,
-        activation: Activation::None,
-        has_bias: true,
-        has_residual: false,
-        is_shared: false,
-        statistics: Statistics::None,
-    };
+    let case = |algorithm| Case::plain(algorithm, [64, 16], [40, 40]);
     let data = case(Algorithm::WinogradF4).data(5);
     let error = |algorithm| {
         let (got, expected) = (case(algorithm).run(&data), case(algorithm).expected(&data));
@@ -328,38 +377,28 @@ fn f2_rounds_less_than_f4() {
     assert!(f4 < 1.6e-6 && f2 < 0.5 * f4, "{f4} {f2}");
 }
 
-/// A convolution that keeps all threads of a small pool busy.
+/// A convolution with work for all threads of a small pool.
 fn large_case() -> Case {
     Case {
-        algorithm: Algorithm::WinogradF4,
-        padding: Padding::all(1),
-        channels: [24, 40],
-        kernel_frames: 1,
-        size: [96, 96],
-        frames: 1,
-        window: ONE,
-        upsample: false,
-        norm: 1,
+        norm: NormCase::PerChannel,
         activation: Activation::Silu,
-        has_bias: true,
-        has_residual: false,
-        is_shared: false,
         statistics: Statistics::Moments,
+        ..Case::plain(Algorithm::WinogradF4, [24, 40], [96, 96])
     }
 }
 
 #[test]
-#[cfg_attr(miri, ignore = "too much")]
-fn callers_of_one_pool_do_not_block_each_other() {
+#[cfg_attr(miri, ignore = "too slow")]
+fn callers_of_one_pool_do_not_interfere() {
     let (case, data) = (large_case(), large_case().data(6));
     let expected = case.run(&data);
     let image = BlockedImage::from_planes(&data.input, 96 * 96, 24, [32, 32], &Workspace::default());
-    let attended = crate::attend(&image, &image, &image);
+    let attended = attend(&image, &image, &image);
     let done = std::sync::mpsc::channel();
     std::thread::spawn(move || {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
-        // A thread that waits for others takes on work of other callers.
-        let once = || case.run(&data) == expected && crate::attend(&image, &image, &image).lanes() == attended.lanes();
+        // While a thread waits for the others of its pool it runs tasks of other callers.
+        let once = || case.run(&data) == expected && attend(&image, &image, &image).lanes() == attended.lanes();
         let repeated = || (0..10).all(|_| once());
         let from_outside = std::thread::scope(|scope| {
             let callers: Vec<_> = (0..4).map(|_| scope.spawn(|| pool.install(repeated))).collect();
@@ -372,21 +411,13 @@ fn callers_of_one_pool_do_not_block_each_other() {
 }
 
 #[test]
-#[cfg_attr(miri, ignore = "too much")]
-fn a_panic_leaves_threads_and_memory_usable() {
+#[cfg_attr(miri, ignore = "too slow")]
+fn threads_and_memory_are_usable_after_a_panic() {
     let workspace = Workspace::default();
     let image = BlockedImage::from_planes(&vec![1.0; 24 * 96 * 96], 96 * 96, 24, [96, 96], &workspace);
-    let (weight, bias) = (vec![0.1; 24 * 40 * 9], vec![0.0; 40]);
-    let convolution = Convolution {
-        algorithm: Algorithm::WinogradF4,
-        weight: &weight,
-        bias: Some(&bias),
-        channels: [24, 40],
-        kernel_frames: 1,
-        padding: Padding::all(1),
-        statistics: Statistics::None,
-    };
-    let run = |prologue: &Prologue| convolution.run(&[Input { image: &image, prologue }], ONE, None).remove(0);
+    let case = Case::plain(Algorithm::WinogradF4, [24, 40], [96, 96]);
+    let data = case.data(9);
+    let run = |prologue: &Prologue| case.convolution(&data).run(&[Input { image: &image, prologue }], ONE_FRAME, None).remove(0);
     let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
     let expected = pool.install(|| run(&Prologue::default()));
     let free = workspace.free_bytes();
@@ -402,42 +433,34 @@ fn a_panic_leaves_threads_and_memory_usable() {
 }
 
 #[test]
-#[cfg_attr(miri, ignore = "too much")]
-fn a_cancelled_workspace_ends_what_runs_in_it() {
+#[cfg_attr(miri, ignore = "too slow")]
+fn kernels_of_a_cancelled_workspace_unwind() {
     use std::sync::atomic::{AtomicUsize, Ordering};
     let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
-    let asked = Arc::new(AtomicUsize::new(0));
-    let [counted, limit] = [asked.clone(), Arc::new(AtomicUsize::new(usize::MAX))];
+    let calls = Arc::new(AtomicUsize::new(0));
+    let [counted, limit] = [calls.clone(), Arc::new(AtomicUsize::new(usize::MAX))];
     let workspace = Workspace::cancellable({
         let limit = limit.clone();
         move || counted.fetch_add(1, Ordering::Relaxed) >= limit.load(Ordering::Relaxed)
     });
     let image = BlockedImage::from_planes(&vec![1.0; 24 * 96 * 96], 96 * 96, 24, [96, 96], &workspace);
-    let (weight, bias) = (vec![0.1; 24 * 24 * 9], vec![0.0; 24]);
-    let convolution = Convolution {
-        algorithm: Algorithm::WinogradF4,
-        weight: &weight,
-        bias: Some(&bias),
-        channels: [24, 24],
-        kernel_frames: 1,
-        padding: Padding::all(1),
-        statistics: Statistics::None,
-    };
-    let input = Input { image: &image, prologue: &Prologue::default() };
-    let convolve = || convolution.run(&[input], ONE, None).remove(0);
+    let case = Case::plain(Algorithm::WinogradF4, [24, 24], [96, 96]);
+    let data = case.data(10);
+    let prologue = Prologue::default();
+    let convolve = || case.convolution(&data).run(&[Input { image: &image, prologue: &prologue }], ONE_FRAME, None).remove(0);
     let small = BlockedImage::from_planes(&vec![1.0; 24 * 32 * 32], 32 * 32, 24, [32, 32], &workspace);
-    let attend = || crate::attend(&small, &small, &small);
+    let attend = || attend(&small, &small, &small);
     for run in [&convolve as &(dyn Fn() -> BlockedImage + Sync), &attend] {
         limit.store(usize::MAX, Ordering::Relaxed);
         let expected = pool.install(run);
-        let tasks = asked.swap(0, Ordering::Relaxed);
+        let tasks = calls.swap(0, Ordering::Relaxed);
         limit.store(2, Ordering::Relaxed);
         let payload = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| pool.install(run))).unwrap_err();
-        assert!(payload.is::<crate::Cancelled>());
-        // Only the first tasks ran.
+        assert!(payload.is::<Cancelled>());
+        // There were more tasks than the first two, which ran.
         assert!(tasks > 20, "{tasks}");
         limit.store(usize::MAX, Ordering::Relaxed);
         assert!(pool.install(run).lanes() == expected.lanes());
-        asked.store(0, Ordering::Relaxed);
+        calls.store(0, Ordering::Relaxed);
     }
 }
