@@ -26,7 +26,7 @@ pub use family::{Model, VaeEntry, VaeFamily};
 pub use ops::{Decode, Encode};
 pub use posterior::{Posterior, normal_noise};
 pub use registry::{Registry, RegistryError};
-pub use spec::{Clamp, FrameRule, LatentNorm, VaeSpec};
+pub use spec::{CHANNEL_BLOCK, Clamp, FrameRule, LatentNorm, VaeSpec};
 pub use vae::{FrameStream, Vae, stream_frames};
 pub use weights::{Checkpoint, Components, WeightError, Weights};
 
