@@ -1,15 +1,16 @@
 """Writes the golden files that the tests compare with, by running diffusers.
 
-    python tools/make_fixtures.py [files] [kl] [wan]
+    python tools/make_fixtures.py [files] [kl] [tiny] [wan]
 """
 
 import argparse
 
 import fixtures_files
 import fixtures_kl
+import fixtures_tiny
 import fixtures_wan
 
-FAMILIES = {"files": fixtures_files, "kl": fixtures_kl, "wan": fixtures_wan}
+FAMILIES = {"files": fixtures_files, "kl": fixtures_kl, "tiny": fixtures_tiny, "wan": fixtures_wan}
 
 
 def main():

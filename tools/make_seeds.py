@@ -394,7 +394,7 @@ kind = "feather"
 kind = "pipelined"
 in_flight = 3
 retries = 1
-batch_tiles = "auto"
+batch_tiles = 2
 tile_timeout_s = 60
 
 [io]

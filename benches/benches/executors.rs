@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use criterion::{Criterion, Throughput, criterion_group};
-use parallel::testing::{Deed, Scripted};
-use parallel::{Executor, Job, MultiDevice, Pipelined, RunStats, Sequential, Stop, Worker};
+use parallel::testing::{Behavior, Scripted};
+use parallel::{Executor, Job, MultiDevice, RunStats, Sequential, Stop, Worker};
 use tilevae_benches::{Free, Nowhere};
 use tiling::{HostTensor, Cascade, Compositor, Geometry, Scale, TilePlan, Uniform};
 
@@ -32,7 +32,7 @@ fn overhead(criterion: &mut Criterion) {
         ("multi-device, 1 worker", &MultiDevice::default(), 1),
         ("multi-device, 4 workers", &MultiDevice::default(), 4),
         ("multi-device, 16 workers", &MultiDevice::default(), 16),
-        ("pipelined, 4 workers", &Pipelined::default(), 4),
+        ("pipelined, 4 workers", &MultiDevice::pipelined(), 4),
     ];
     for (name, executor, count) in executors {
         let workers: Vec<Worker> = (0..count).map(|worker| Worker::new(worker.to_string(), Arc::new(Free))).collect();
@@ -43,7 +43,7 @@ fn overhead(criterion: &mut Criterion) {
 
 /// Devices that take a set time for a tile: the length of a run against the shortest there is.
 fn simulated_devices() {
-    let time = |milliseconds: u64, speed: u64| Deed::AnswerAfter(Duration::from_micros(milliseconds * 1000 / speed));
+    let time = |milliseconds: u64, speed: u64| Behavior::AnswerAfter(Duration::from_micros(milliseconds * 1000 / speed));
     let workers = |speeds: &[u64]| -> Vec<Worker> {
         let worker = |&speed: &u64| Worker::new(format!("speed {speed}"), Arc::new(Scripted::new(Arc::new(Free), move |_| time(20, speed))));
         speeds.iter().map(worker).collect()
@@ -53,7 +53,7 @@ fn simulated_devices() {
         // Each device takes whole tiles: the best is the least time in which some division of them is done.
         let finished_by = |time: f64| speeds.iter().map(|&speed| (time * speed as f64 / 0.02 + 1e-9).floor()).sum::<f64>() >= plan.tiles.len() as f64;
         let best = (1..).map(|step| f64::from(step) * 0.005).find(|&time| finished_by(time)).expect("some time is enough");
-        for executor in [&MultiDevice::default() as &dyn Executor, &Pipelined::default()] {
+        for executor in [&MultiDevice::default() as &dyn Executor, &MultiDevice::pipelined()] {
             let took = run(executor, &plan, &source, &workers(&speeds)).elapsed.as_secs_f64();
             println!("{name}, {}: {took:.3} s for 400 tiles, the best is {best:.3} s: {:.1} %", executor.name(), 100.0 * best / took);
         }

@@ -1,4 +1,4 @@
-//! What was done when: for Perfetto, and as a picture.
+//! The stages of runs over time: as a trace for Perfetto, and as an SVG.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -21,7 +21,7 @@ pub(crate) struct Timeline {
 }
 
 impl Timeline {
-    /// A run that began when the last had ended.
+    /// Adds a run that began when the last one had ended.
     pub(crate) fn add(&mut self, verb: &'static str, stats: &RunStats) {
         let mut trace = stats.trace.clone();
         for span in &mut trace.spans {
@@ -32,7 +32,7 @@ impl Timeline {
         self.end += stats.elapsed;
     }
 
-    /// Writes what was asked for and gives the names of the files.
+    /// Writes the files that were asked for and returns their paths.
     pub(crate) fn write(&self, files: &Traces) -> Result<Vec<PathBuf>, IoError> {
         let mut written = Vec::new();
         if let Some(path) = &files.trace {
@@ -95,7 +95,7 @@ impl Timeline {
         json!({"traceEvents": events, "displayTimeUnit": "ms"})
     }
 
-    /// Workers as rows and tiles as bars, with their stages as shades; what a worker does at once lies in lanes.
+    /// An SVG with a row for each worker and a bar for each stage of a tile; overlapping stages of a worker lie in lanes.
     fn svg(&self) -> String {
         const LEFT: f64 = 150.0;
         const WIDTH: f64 = 1000.0;
@@ -104,7 +104,7 @@ impl Timeline {
         let rows = self.rows();
         let end = self.end.as_secs_f64().max(1e-9);
         let x = |time: Duration| LEFT + WIDTH * time.as_secs_f64() / end;
-        // What overlaps in a row goes into lanes: stages of pipelines do.
+        // A row with overlapping spans has a lane for each stage.
         let mut lanes: Vec<Vec<Stage>> = vec![Vec::new(); rows.len()];
         let overlapping = self.overlapping_rows(&rows);
         for (_, trace, span) in self.spans() {
@@ -176,7 +176,7 @@ impl Timeline {
         drawing.to_string()
     }
 
-    /// Rows with spans that lie over each other.
+    /// Whether the spans of each row overlap.
     fn overlapping_rows(&self, rows: &[String]) -> Vec<bool> {
         let mut spans: Vec<(usize, Duration, Duration)> =
             self.spans().map(|(_, trace, span)| (Self::row(rows, trace, span), span.start, span.end)).collect();
@@ -190,7 +190,7 @@ impl Timeline {
     }
 }
 
-/// About ten round times.
+/// About ten ticks at round times.
 fn ticks(end: f64) -> impl Iterator<Item = f64> {
     let rough = end / 10.0;
     let power = 10_f64.powf(rough.log10().floor());

@@ -1,4 +1,4 @@
-//! A run as it is watched: lines on a terminal, or events for programs.
+//! The progress of a run: lines on a terminal, or events as JSON.
 
 use std::time::{Duration, Instant};
 
@@ -9,20 +9,28 @@ use tilevae::{Done, Event, Progress};
 use crate::args::{Common, Format};
 use crate::terminal::{BARS, tell};
 
-/// Shows how far a run is.
+/// Shows the progress of a run.
 pub(crate) enum Watch {
-    /// Not at all.
+    /// Shows nothing.
     Nothing,
-    /// A line for the run and, with many workers, one for each.
+    /// A line for the run and, with several workers, one for each.
     Lines { verb: &'static str, begun: Instant, total: ProgressBar, workers: Vec<WorkerLine> },
-    /// A JSON object in a line for each event, on standard error.
+    /// A line of JSON for each event, on standard error.
     Events { verb: &'static str, begun: Instant },
 }
 
+/// The line of a worker.
 pub(crate) struct WorkerLine {
     bar: ProgressBar,
+    state: WorkerState,
+}
+
+/// What a worker does.
+#[derive(Debug, Default)]
+struct WorkerState {
     finished: usize,
-    holds: Vec<usize>,
+    /// The tiles that it has.
+    tiles: Vec<usize>,
     retired: Option<String>,
 }
 
@@ -53,14 +61,7 @@ impl WorkerLine {
         let bar = BARS.add(ProgressBar::new_spinner());
         bar.set_style(ProgressStyle::with_template("  {prefix:<24} {msg}").unwrap_or_else(|_| ProgressStyle::default_spinner()));
         bar.set_prefix(name.to_owned());
-        Self { bar, finished: 0, holds: Vec::new(), retired: None }
-    }
-
-    fn show(&self, elapsed: Duration) {
-        let rate = self.finished as f64 / elapsed.as_secs_f64().max(1e-9);
-        let holds = self.holds.iter().map(|tile| format!("#{tile}")).collect::<Vec<_>>().join(" ");
-        let state = self.retired.as_ref().map_or(holds, |cause| format!("no more tiles: {cause}"));
-        self.bar.set_message(format!("{:>4} tiles, {rate:.2}/s  {state}", self.finished));
+        Self { bar, state: WorkerState::default() }
     }
 }
 
@@ -90,32 +91,50 @@ impl Progress for Watch {
                     Event::Advanced(done) | Event::TileFinished { done, .. } => show_total(total, *done),
                     _ => {}
                 }
-                let (Event::TileStarted { worker, .. }
-                | Event::TileFinished { worker, .. }
-                | Event::TileFailed { worker, .. }
-                | Event::TileUpcast { worker, .. }
-                | Event::WorkerRetired { worker, .. }) = event
-                else {
-                    return;
-                };
-                let Some(line) = workers.get_mut(*worker) else { return };
-                match event {
-                    Event::TileStarted { tile, .. } => line.holds.push(*tile),
-                    Event::TileFinished { tile, .. } => {
-                        line.finished += 1;
-                        line.holds.retain(|held| held != tile);
+                for (worker, line) in workers.iter_mut().enumerate() {
+                    if line.state.update(worker, event) {
+                        line.bar.set_message(line.state.message(begun.elapsed()));
                     }
-                    Event::TileFailed { tile, .. } | Event::TileUpcast { tile, .. } => line.holds.retain(|held| held != tile),
-                    Event::WorkerRetired { message, .. } => line.retired = Some(message.clone()),
-                    _ => {}
                 }
-                line.show(begun.elapsed());
             }
         }
     }
 }
 
-/// The bar counts frames, of all tiles; with one frame a tile, tiles.
+impl WorkerState {
+    /// Follows an event; whether it changes the line of this worker.
+    fn update(&mut self, worker: usize, event: &Event) -> bool {
+        match event {
+            Event::TileStarted { worker: by, tile } if *by == worker => self.tiles.push(*tile),
+            Event::TileFinished { worker: by, tile, .. } => {
+                let is_own = *by == worker;
+                self.finished += usize::from(is_own);
+                // Another worker may have run it, too: it has given it up.
+                return self.close(*tile) || is_own;
+            }
+            Event::TileFailed { worker: by, tile, .. } | Event::TileUpcast { worker: by, tile } if *by == worker => return self.close(*tile),
+            Event::WorkerRetired { worker: by, message } if *by == worker => self.retired = Some(message.clone()),
+            _ => return false,
+        }
+        true
+    }
+
+    /// Forgets a tile; whether the worker had it.
+    fn close(&mut self, tile: usize) -> bool {
+        let before = self.tiles.len();
+        self.tiles.retain(|other| *other != tile);
+        self.tiles.len() < before
+    }
+
+    fn message(&self, elapsed: Duration) -> String {
+        let rate = self.finished as f64 / elapsed.as_secs_f64().max(1e-9);
+        let tiles = || self.tiles.iter().map(|tile| format!("#{tile}")).collect::<Vec<_>>().join(" ");
+        let state = self.retired.as_ref().map_or_else(tiles, |cause| format!("no more tiles: {cause}"));
+        format!("{:>4} tiles, {rate:.2}/s  {state}", self.finished)
+    }
+}
+
+/// The bar counts the frames of all tiles; of images these are the tiles.
 fn show_total(bar: &ProgressBar, done: Done) {
     bar.set_length(done.of_tile_frames as u64);
     bar.set_position(done.tile_frames as u64);
@@ -132,5 +151,23 @@ impl Drop for Watch {
             }
             total.finish_and_clear();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_finished_tile_is_closed_on_every_worker_that_ran_it() {
+        let mut lines = [WorkerState::default(), WorkerState::default()];
+        let mut send = |event: Event| lines.iter_mut().enumerate().map(|(worker, line)| line.update(worker, &event)).collect::<Vec<_>>();
+        assert_eq!(send(Event::TileStarted { worker: 0, tile: 3 }), [true, false]);
+        assert_eq!(send(Event::TileStarted { worker: 1, tile: 3 }), [false, true]);
+        assert_eq!(send(Event::TileStarted { worker: 1, tile: 4 }), [false, true]);
+        assert_eq!(send(Event::TileFinished { worker: 1, tile: 3, done: Done::default() }), [true, true]);
+        assert_eq!(send(Event::TileFailed { worker: 1, tile: 4, message: "a failure".to_owned() }), [false, true]);
+        assert!(lines.iter().all(|line| line.tiles.is_empty()));
+        assert_eq!(lines.map(|line| line.finished), [0, 1]);
     }
 }

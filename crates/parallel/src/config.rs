@@ -1,11 +1,9 @@
-use std::fmt;
 use std::num::NonZeroUsize;
-use std::time::Duration;
 
-use serde::de::{self, Deserializer, Visitor};
-use serde::{Deserialize, Serialize, Serializer};
+use serde::de::{Deserializer, Error};
+use serde::{Deserialize, Serialize};
 
-use crate::{Executor, MultiDevice, Pipelined, Sequential};
+use crate::{Executor, MultiDevice, Sequential};
 
 /// The section `[executor]` of a configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -13,115 +11,76 @@ use crate::{Executor, MultiDevice, Pipelined, Sequential};
 pub enum ExecutorConfig {
     /// See [`Sequential`].
     Sequential {},
-    /// See [`MultiDevice`].
-    MultiDevice {
-        /// How often a tile may fail before the run does.
-        #[serde(default = "default_retries")]
-        retries: usize,
-        /// Tiles of one shape that run in one stack.
-        #[serde(default)]
-        batch_tiles: Count,
-        /// How long a worker may work on a tile before it is given up, in seconds.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        tile_timeout_s: Option<NonZeroUsize>,
-    },
-    /// See [`Pipelined`].
-    Pipelined {
-        /// Tiles that are in some stage at once on each worker.
-        #[serde(default = "default_in_flight")]
-        in_flight: NonZeroUsize,
-        /// How often a tile may fail before the run does.
-        #[serde(default = "default_retries")]
-        retries: usize,
-        /// Tiles of one shape that run in one stack.
-        #[serde(default)]
-        batch_tiles: Count,
-        /// How long a worker may work on a tile before it is given up, in seconds.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        tile_timeout_s: Option<NonZeroUsize>,
-    },
-}
-
-fn default_retries() -> usize {
-    MultiDevice::default().retries
-}
-
-fn default_in_flight() -> NonZeroUsize {
-    Pipelined::default().in_flight
+    /// See [`MultiDevice`]; `in_flight` is not a key of it.
+    MultiDevice(#[serde(deserialize_with = "one_at_a_time")] MultiDevice),
+    /// See [`MultiDevice::pipelined`].
+    Pipelined(#[serde(deserialize_with = "overlapping")] MultiDevice),
 }
 
 impl ExecutorConfig {
     /// The executor.
     pub fn build(&self) -> Box<dyn Executor> {
-        let seconds = |count: Option<NonZeroUsize>| count.map(|count| Duration::from_secs(count.get() as u64));
         match *self {
             Self::Sequential {} => Box::new(Sequential),
-            Self::MultiDevice { retries, batch_tiles, tile_timeout_s } => {
-                Box::new(MultiDevice { retries, batch_tiles, tile_timeout: seconds(tile_timeout_s) })
-            }
-            Self::Pipelined { in_flight, retries, batch_tiles, tile_timeout_s } => {
-                let devices = MultiDevice { retries, batch_tiles, tile_timeout: seconds(tile_timeout_s) };
-                Box::new(Pipelined { in_flight, devices })
-            }
+            Self::MultiDevice(executor) => Box::new(MultiDevice { in_flight: None, ..executor }),
+            Self::Pipelined(executor) => Box::new(MultiDevice { in_flight: executor.in_flight.or(MultiDevice::pipelined().in_flight), ..executor }),
         }
     }
 }
 
-/// A number, or as many as are best.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Count {
-    /// As many as are best.
-    Auto,
-    /// This many.
-    Exactly(NonZeroUsize),
-}
-
-impl Count {
-    /// One.
-    pub const ONE: Self = Self::Exactly(NonZeroUsize::MIN);
-}
-
-impl Default for Count {
-    fn default() -> Self {
-        Self::ONE
+fn one_at_a_time<'de, D: Deserializer<'de>>(deserializer: D) -> Result<MultiDevice, D::Error> {
+    match MultiDevice::deserialize(deserializer)? {
+        MultiDevice { in_flight: Some(_), .. } => Err(D::Error::unknown_field("in_flight", &["retries", "batch_tiles", "tile_timeout_s"])),
+        executor => Ok(executor),
     }
 }
 
-impl Serialize for Count {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        match self {
-            Self::Auto => serializer.serialize_str("auto"),
-            Self::Exactly(count) => count.serialize(serializer),
+fn overlapping<'de, D: Deserializer<'de>>(deserializer: D) -> Result<MultiDevice, D::Error> {
+    let executor = MultiDevice::deserialize(deserializer)?;
+    Ok(MultiDevice { in_flight: executor.in_flight.or(MultiDevice::pipelined().in_flight), ..executor })
+}
+
+/// A limit of time in whole seconds.
+pub(crate) mod whole_seconds {
+    use std::time::Duration;
+
+    use serde::{Deserializer, Serializer};
+
+    use super::{Deserialize, NonZeroUsize};
+
+    #[expect(clippy::ref_option, reason = "serde passes it so")]
+    pub(crate) fn serialize<S: Serializer>(limit: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
+        match limit {
+            Some(limit) => serializer.serialize_u64(limit.as_secs()),
+            None => serializer.serialize_none(),
         }
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
+        let seconds: NonZeroUsize = Deserialize::deserialize(deserializer)?;
+        Ok(Some(Duration::from_secs(seconds.get() as u64)))
     }
 }
 
-impl<'de> Deserialize<'de> for Count {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        #[derive(Clone, Copy)]
-        struct CountVisitor;
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-        impl Visitor<'_> for CountVisitor {
-            type Value = Count;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("\"auto\" or a whole number of at least 1")
-            }
-
-            fn visit_str<E: de::Error>(self, text: &str) -> Result<Count, E> {
-                if text == "auto" { Ok(Count::Auto) } else { Err(E::invalid_value(de::Unexpected::Str(text), &self)) }
-            }
-
-            fn visit_u64<E: de::Error>(self, value: u64) -> Result<Count, E> {
-                let count = usize::try_from(value).ok().and_then(NonZeroUsize::new);
-                count.map(Count::Exactly).ok_or_else(|| E::invalid_value(de::Unexpected::Unsigned(value), &self))
-            }
-
-            fn visit_i64<E: de::Error>(self, value: i64) -> Result<Count, E> {
-                self.visit_u64(u64::try_from(value).map_err(|_| E::invalid_value(de::Unexpected::Signed(value), &self))?)
-            }
+    #[test]
+    fn pipelined_alone_has_tiles_in_flight() {
+        let read = |text: &str| serde_json::from_str::<ExecutorConfig>(text).map_err(|error| error.to_string());
+        let multi = read(r#"{"kind": "multi-device", "retries": 5, "tile_timeout_s": 3}"#).unwrap();
+        let expected = MultiDevice { retries: 5, tile_timeout: Some(std::time::Duration::from_secs(3)), ..MultiDevice::default() };
+        assert_eq!(multi, ExecutorConfig::MultiDevice(expected));
+        assert_eq!(read(&serde_json::to_string(&multi).unwrap()).unwrap(), multi);
+        assert_eq!(read(r#"{"kind": "pipelined"}"#).unwrap(), ExecutorConfig::Pipelined(MultiDevice::pipelined()));
+        assert_eq!(read(r#"{"kind": "pipelined", "in_flight": 2}"#).unwrap().build().name(), "pipelined");
+        let error = read(r#"{"kind": "multi-device", "in_flight": 2}"#).unwrap_err();
+        assert!(error.contains("unknown field `in_flight`, expected one of `retries`, `batch_tiles`, `tile_timeout_s`"), "{error}");
+        for wrong in
+            [r#"{"kind": "pipelined", "tile_timeout_s": 0}"#, r#"{"kind": "pipelined", "batch_tiles": 0}"#, r#"{"kind": "sequential", "retries": 1}"#]
+        {
+            assert!(read(wrong).is_err(), "{wrong}");
         }
-
-        deserializer.deserialize_any(CountVisitor)
     }
 }

@@ -1,9 +1,9 @@
 use std::error::Error;
 use std::ops::Range;
 
-use tiling::{BoxError, CompositeError, Panicked, Party, catch};
+use tiling::{BoxError, CompositeError, Panicked, catch};
 
-/// What CUDA, wgpu, Vulkan and CubeCL's memory management say when there is no more memory, in lower case.
+/// How CUDA, wgpu, Vulkan and CubeCL's memory management report exhausted memory, in lower case.
 const OUT_OF_MEMORY: [&str; 9] = [
     "out of memory",
     "out-of-memory",
@@ -37,7 +37,7 @@ pub enum ExecError {
     /// An input that is not the one that was planned for.
     #[error("the input is {got:?} (batch, channels, frames, height, width); none may be 0, and the plan is for {expected:?} (frames, height, width)")]
     InputShape {
-        /// What the source says of itself.
+        /// The shape of the source.
         got: [usize; 5],
         /// Frames, height and width of the plan.
         expected: [usize; 3],
@@ -47,7 +47,7 @@ pub enum ExecError {
     Source {
         /// The tile's index.
         tile: usize,
-        /// Why.
+        /// The cause.
         source: BoxError,
     },
     /// The operation failed on a tile.
@@ -55,7 +55,7 @@ pub enum ExecError {
     Tile {
         /// The tile's index.
         tile: usize,
-        /// Why.
+        /// The cause.
         source: BoxError,
     },
     /// The operation panicked on a tile.
@@ -66,13 +66,13 @@ pub enum ExecError {
         /// What the panic said.
         message: String,
     },
-    /// The answer for a tile has values that are no numbers, though its input has none.
+    /// The answer for a tile has values that are not finite, though its input has none.
     #[error("tile {tile} failed: the answer to a finite input is not finite")]
     NotFinite {
         /// The tile's index.
         tile: usize,
     },
-    /// The operation takes a tile in pieces that do not follow on each other, or leave out frames that the answer needs.
+    /// The operation takes a tile in pieces that do not follow each other, or leave out frames that the answer needs.
     #[error("tile {tile} failed: the operation takes its {frames} frames in the pieces {got:?}")]
     Chunks {
         /// The tile's index.
@@ -82,7 +82,7 @@ pub enum ExecError {
         /// The pieces, or the first of them.
         got: Vec<Range<usize>>,
     },
-    /// The answer for a tile has not the shape that the operation's geometry says.
+    /// The answer for a tile has another shape than the operation's geometry says, or other batch items than the input.
     #[error("tile {tile} failed: the answer is {got:?} (batch, channels, frames, height, width), {expected:?} (frames, height, width) were to come")]
     AnswerShape {
         /// The tile's index.
@@ -92,12 +92,20 @@ pub enum ExecError {
         /// Frames, height and width by the plan.
         expected: [usize; 3],
     },
-    /// A worker did not come back with a tile.
+    /// A worker did not finish a tile in time.
     #[error("tile {tile} failed: {worker} did not come back with it in time")]
     Stalled {
         /// The tile's index.
         tile: usize,
-        /// Who.
+        /// The worker's name.
+        worker: String,
+    },
+    /// A worker is still at a tile that an earlier run has given up.
+    #[error("tile {tile} failed: {worker} has not come back from a tile of another run")]
+    WorkerHung {
+        /// The tile's index.
+        tile: usize,
+        /// The worker's name.
         worker: String,
     },
     /// Every worker has failed.
@@ -106,7 +114,7 @@ pub enum ExecError {
         /// A cause for each, with its name.
         causes: Vec<String>,
     },
-    /// The system gives no more threads.
+    /// The system has no more threads.
     #[error("a worker's thread cannot be started")]
     Thread(#[source] std::io::Error),
     /// A finished tile could not be composed or its rows not be written.
@@ -114,18 +122,13 @@ pub enum ExecError {
     Composite {
         /// The tile's index.
         tile: usize,
-        /// Why.
+        /// The cause.
         source: CompositeError,
     },
-    /// The sink, the progress listener, the source, or whatever else the caller brought, panicked; or the engine did.
-    #[error("{who} panicked: {message}")]
-    PartyPanicked {
-        /// Whose code it was.
-        who: Party,
-        /// What the panic said.
-        message: String,
-    },
-    /// Somebody threw the switch.
+    /// The sink, the progress listener, the source, the blend policy or the engine panicked.
+    #[error(transparent)]
+    PartyPanicked(#[from] Panicked),
+    /// The run was stopped from outside.
     #[error("the run was stopped")]
     Stopped,
     /// The run ended before all tiles came.
@@ -135,7 +138,7 @@ pub enum ExecError {
 
 impl ExecError {
     /// The error with what caused it, in one line.
-    pub(crate) fn line(&self) -> String {
+    pub(crate) fn in_one_line(&self) -> String {
         let mut line = self.to_string();
         let mut source = self.source();
         while let Some(error) = source {
@@ -147,26 +150,20 @@ impl ExecError {
 
     /// Whether a device's memory was too small. Backends say so in words only.
     pub(crate) fn is_out_of_memory(&self) -> bool {
-        let line = self.line().to_lowercase();
+        let line = self.in_one_line().to_lowercase();
         OUT_OF_MEMORY.iter().any(|words| line.contains(words))
     }
 }
 
-impl From<Panicked> for ExecError {
-    fn from(Panicked { who, message }: Panicked) -> Self {
-        Self::PartyPanicked { who, message }
-    }
-}
-
-/// Calls an operation; a panic, which is how Burn reports most errors, becomes an error.
+/// Calls an operation. A panic, which is how Burn reports most errors, becomes an error.
 pub(crate) fn guarded<T>(tile: usize, call: impl FnOnce() -> Result<T, BoxError>) -> Result<T, ExecError> {
     match catch(call) {
-        Ok(answer) => answer.map_err(|source| ExecError::Tile { tile, source: in_one_line(source) }),
+        Ok(answer) => answer.map_err(|source| ExecError::Tile { tile, source: shortened(source) }),
         Err(message) => Err(ExecError::Panicked { tile, message: essence(&message) }),
     }
 }
 
-/// Drops what an operation made: a panic becomes an error.
+/// Drops something that an operation made. A panic becomes an error.
 pub(crate) fn guarded_drop<T>(tile: usize, value: T) -> Result<(), ExecError> {
     guarded(tile, || {
         drop(value);
@@ -174,13 +171,13 @@ pub(crate) fn guarded_drop<T>(tile: usize, value: T) -> Result<(), ExecError> {
     })
 }
 
-/// The error itself where it has one line, else its essence.
-fn in_one_line(error: BoxError) -> BoxError {
+/// The error itself where it has one line, else its [`essence`].
+fn shortened(error: BoxError) -> BoxError {
     let text = error.to_string();
     if text.lines().count() > 1 { essence(&text).into() } else { error }
 }
 
-/// What a backend says in many lines, without headings, backtraces, consequences and the source of a kernel.
+/// A backend's message of many lines in one, without headings, backtraces, skipped kernels and the source of a kernel.
 fn essence(text: &str) -> String {
     let says_nothing = |line: &&str| line.is_empty() || line.ends_with(':') || line.starts_with("skipped `") || line.starts_with("No backtrace");
     let lines = text.lines().map(str::trim).take_while(|line| !line.starts_with("[Source]"));
@@ -188,22 +185,29 @@ fn essence(text: &str) -> String {
     if lines.is_empty() { text.trim().to_owned() } else { lines.join(": ") }
 }
 
+/// Drops something that an operation made, where nothing is to be done about a panic.
+pub(crate) fn discard<T>(value: T) {
+    if let Err(message) = catch(|| drop(value)) {
+        tracing::warn!("the operation panicked when its work was dropped: {message}");
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn what_backends_say_is_told_in_a_line() {
+    fn messages_of_backends_become_one_line() {
         let said = "An error happened during execution\nCaused by:\n  Several failures at once\nCaused by:\n  The bytes were never written (failure #983)\n  \
                     skipped `KernelBinop`: it needed memory\nCaused by:\n  An IO error happened\nCaused by:\n  can't allocate buffer of size: 276480000\n\
                     No backtrace available\nAsked at:\nNo backtrace available";
         let error = guarded::<()>(3, || Err(said.into())).unwrap_err();
         let line = "An error happened during execution: Several failures at once: The bytes were never written (failure #983): An IO error happened: \
                     can't allocate buffer of size: 276480000";
-        assert_eq!(error.line(), format!("tile 3 failed: {line}"));
+        assert_eq!(error.in_one_line(), format!("tile 3 failed: {line}"));
         assert!(error.is_out_of_memory());
         let panicked = guarded::<()>(3, || panic!("{said}")).unwrap_err();
-        assert_eq!(panicked.line(), format!("tile 3 failed: {line}"));
+        assert_eq!(panicked.in_one_line(), format!("tile 3 failed: {line}"));
         assert!(panicked.is_out_of_memory());
         assert!(!guarded::<()>(3, || Err("the shape is wrong".into())).unwrap_err().is_out_of_memory());
         assert_eq!(essence("Caused by:\n"), "Caused by:");

@@ -1,23 +1,24 @@
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-/// What was done when, and by whom.
+/// The stages of a run with their times.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Trace {
     /// The names of the workers.
     pub workers: Vec<String>,
-    /// What they did, and the host, in the order in which it ended.
+    /// The stages, on workers and on the host, in the order in which they ended.
     pub spans: Vec<Span>,
 }
 
 /// A stage of a piece of a tile.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Span {
-    /// For whom; none where the host blends.
+    /// The worker; none where the host blends.
     pub worker: Option<usize>,
-    /// What.
+    /// The stage.
     pub stage: Stage,
     /// The tile; of a stack, its first.
     pub tile: usize,
@@ -31,24 +32,24 @@ pub struct Span {
     pub end: Duration,
 }
 
-/// What becomes of a piece of a tile, in order.
+/// A stage of the work on a piece of a tile.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Stage {
-    /// It is read from the input.
+    /// Reads the piece from the input.
     Read,
-    /// It is brought to the device.
+    /// Copies it to the device.
     Upload,
-    /// The operation runs. On a device that is only handed its work, the rest of it shows up in [`Download`](Self::Download).
+    /// Runs the operation. On a device that works asynchronously, part of that time shows up in [`Download`](Self::Download).
     Compute,
-    /// The answer is brought back.
+    /// Copies the answer back.
     Download,
-    /// It is blended and handed to whoever takes the output.
+    /// Blends the answer and hands what is finished to the sink.
     Blend,
 }
 
 impl Stage {
-    /// All, in order.
+    /// All stages, in order.
     pub const ALL: [Self; 5] = [Self::Read, Self::Upload, Self::Compute, Self::Download, Self::Blend];
 
     /// Its name.
@@ -83,14 +84,16 @@ impl Trace {
     }
 }
 
-/// Notes spans, from any thread.
+/// Records spans and transfers, from any thread.
 #[derive(Debug)]
 pub(crate) struct Recorder {
     start: Instant,
     spans: Mutex<Vec<Span>>,
+    /// Bytes up and down, for each worker.
+    transferred: Vec<[AtomicU64; 2]>,
 }
 
-/// What a span is about, but for the stage and the time.
+/// The tile and piece that a span belongs to.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Subject {
     pub(crate) worker: Option<usize>,
@@ -99,9 +102,16 @@ pub(crate) struct Subject {
     pub(crate) frame: usize,
 }
 
+/// The direction of a copy.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Transfer {
+    Upload,
+    Download,
+}
+
 impl Recorder {
-    pub(crate) fn new() -> Self {
-        Self { start: Instant::now(), spans: Mutex::default() }
+    pub(crate) fn new(workers: usize) -> Self {
+        Self { start: Instant::now(), spans: Mutex::default(), transferred: (0..workers).map(|_| <[AtomicU64; 2]>::default()).collect() }
     }
 
     /// The time since the beginning of the run.
@@ -109,6 +119,7 @@ impl Recorder {
         self.start.elapsed()
     }
 
+    /// Runs `work` and records its time.
     pub(crate) fn time<T>(&self, stage: Stage, subject: Subject, work: impl FnOnce() -> T) -> T {
         let start = self.now();
         let done = work();
@@ -121,6 +132,16 @@ impl Recorder {
     /// All spans so far.
     pub(crate) fn trace(&self, workers: Vec<String>) -> Trace {
         Trace { workers, spans: std::mem::take(&mut *self.spans.lock().unwrap_or_else(PoisonError::into_inner)) }
+    }
+
+    /// Counts bytes that are copied to or from a worker's device.
+    pub(crate) fn count(&self, worker: usize, direction: Transfer, bytes: usize) {
+        self.transferred[worker][direction as usize].fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    /// Bytes up and down.
+    pub(crate) fn transferred(&self, worker: usize) -> [u64; 2] {
+        self.transferred[worker].each_ref().map(|bytes| bytes.load(Ordering::Relaxed))
     }
 }
 

@@ -69,6 +69,24 @@ pub enum Error {
         /// `[batch, channels, frames, height, width]`.
         shape: [usize; 5],
     },
+    /// A plan that was made for an input of another shape.
+    #[error("the plan is for {what} of {planned:?} (batch, channels, frames, height, width), these have {got:?}")]
+    PlanInput {
+        /// `latents` or `samples`.
+        what: &'static str,
+        /// The shape that the plan was made for.
+        planned: [usize; 5],
+        /// The shape of the source.
+        got: [usize; 5],
+    },
+    /// A plan that was made for another model.
+    #[error("the plan is for another model: for one of the family {planned}, this one is of the family {got}{}", if planned == got { " with another configuration" } else { "" })]
+    PlanModel {
+        /// The family that the plan was made for.
+        planned: String,
+        /// The family of the pipeline.
+        got: String,
+    },
     /// An input that is not finite.
     #[error("of the {what}, {found}; io.on_non_finite = \"allow\" takes them as they are")]
     NonFinite {
@@ -185,6 +203,8 @@ impl Error {
             | Self::Override { .. }
             | Self::Frames { .. }
             | Self::TooLarge { .. }
+            | Self::PlanInput { .. }
+            | Self::PlanModel { .. }
             | Self::DeviceNotBuilt { .. }
             | Self::DeviceAbsent { .. }
             | Self::DeviceUnusable { .. }

@@ -1,9 +1,10 @@
+use parallel::Executor;
 use serde::{Deserialize, Serialize};
-use tiling::{FrameScale, Geometry, Grid, TilePlan};
-use vae_core::VaeSpec;
+use tiling::{BlendPolicy, FrameScale, Geometry, Grid, GridContext, GridError, TilePlan};
+use vae_core::{Posterior, PosteriorKind, Tiling, VaeSpec};
 
 use crate::workers::{check_devices, count_workers};
-use crate::{Config, Error};
+use crate::{Config, Error, LatentSpace, OnNonFiniteInput};
 
 const F32: usize = size_of::<f32>();
 
@@ -13,7 +14,7 @@ const MOST_BYTES: usize = 1 << 56;
 /// The most frames of an input: of a clip of days.
 const MOST_FRAMES: usize = 1 << 21;
 
-/// As large as a number can be, where the product is larger.
+/// The product, or the largest number where it overflows.
 fn product(factors: &[usize]) -> usize {
     if factors.contains(&0) { 0 } else { factors.iter().fold(1, |product: usize, &factor| product.saturating_mul(factor)) }
 }
@@ -37,6 +38,14 @@ impl Direction {
         }
     }
 
+    /// What the input is called in messages: `latents` or `samples`.
+    pub(crate) fn input_name(self) -> &'static str {
+        match self {
+            Self::Decode => "latents",
+            Self::Encode => "samples",
+        }
+    }
+
     /// The configured grid. As in diffusers, a model that folds patches into channels counts the tiles of an encode in patches.
     ///
     /// # Errors
@@ -46,39 +55,72 @@ impl Direction {
             Self::Decode => 1,
             Self::Encode => spec.patch,
         };
-        Ok(config.tiling.build(&spec.grid, unit_px)?)
+        let family = self.family_tiling(spec).map(|tiling| &tiling.grid);
+        Ok(config.tiling.build(&GridContext { scale: self.geometry(spec).scale, defaults: &spec.grid, unit_px, family })?)
+    }
+
+    /// The configured blend policy.
+    ///
+    /// # Errors
+    /// When its settings cannot be used.
+    pub fn blend(self, config: &Config, spec: &VaeSpec) -> Result<Box<dyn BlendPolicy>, Error> {
+        Ok(config.blend.build(self.family_tiling(spec).map(|tiling| &tiling.blend)).map_err(GridError::from)?)
+    }
+
+    fn family_tiling(self, spec: &VaeSpec) -> Option<&Tiling> {
+        match self {
+            Self::Decode => spec.tiling.decode.as_ref(),
+            Self::Encode => spec.tiling.encode.as_ref(),
+        }
     }
 }
 
-/// Everything about a run that can be known without weights.
+/// A run before it begins: the tiles, and everything else about it that can be known without weights.
+///
+/// [`Pipeline::run`](crate::Pipeline::run) takes it as it is; nothing in it is computed again.
 #[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct RunPlan {
-    /// Which way.
+    /// Decode or encode.
     pub direction: Direction,
-    /// The family.
+    /// The name of the model's family.
     pub family: String,
     /// `[batch, channels, frames, height, width]` of the input.
     pub input_shape: [usize; 5],
-    /// `[batch, channels, frames, height, width]` of the output (of an encode: the moments).
+    /// `[batch, channels, frames, height, width]` of what the model gives: samples, or the moments of an encode (latents, where the encoder gives no
+    /// moments).
     pub output_shape: [usize; 5],
-    /// Input px of all tiles against those of the whole.
+    /// Input px of all tiles divided by those of the input: 1 where no px is computed twice.
     pub work_ratio: f64,
     /// Tiles that lie wholly inside a neighbour.
     pub redundant_tiles: usize,
-    /// Tile shapes that differ: for each of them a GPU compiles and tunes what it runs.
+    /// Different tile shapes: a GPU compiles and tunes its kernels for each of them.
     pub tile_shapes: usize,
-    /// The pieces of frames in which each tile runs.
+    /// The chunks of frames in which each tile runs.
     pub chunks: usize,
     /// Latent frames in a chunk after the first.
     pub frames_per_chunk: usize,
     /// Workers that run tiles at once.
     pub workers: usize,
-    /// Tiles that are begun and not yet blended, at most.
+    /// Tiles that are started and not yet blended, at most.
     pub held_tiles: usize,
     /// Bytes on the host and on the device.
     pub bytes: PlanBytes,
     /// The tiles.
     pub tiles: TilePlan,
+    /// What the run takes from the model and the configuration besides.
+    #[serde(skip)]
+    pub(crate) settings: RunSettings,
+}
+
+/// What a run takes from the model and the configuration besides its tiles.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct RunSettings {
+    spec: VaeSpec,
+    pub(crate) latent_space: LatentSpace,
+    pub(crate) posterior: Posterior,
+    pub(crate) seed: u64,
+    pub(crate) on_non_finite: OnNonFiniteInput,
 }
 
 /// Bytes of a run, in f32.
@@ -90,7 +132,7 @@ pub struct PlanBytes {
     pub output: usize,
     /// The strips that tiles blend with: in memory, of clips in a scratch file.
     pub strips: usize,
-    /// The answers that wait for their turn to be blended, at most: in memory, of clips in a scratch file.
+    /// Answers of tiles that wait to be blended, at most: in memory, of clips in a scratch file.
     pub waiting: usize,
     /// What the largest tile keeps of earlier frames.
     pub cache: usize,
@@ -102,45 +144,78 @@ pub struct PlanBytes {
 }
 
 impl RunPlan {
-    /// Lays the configured grid over an input.
+    /// Plans a run without weights, over an input of `[batch, channels, frames, height, width]`.
     ///
     /// # Errors
-    /// When the model does not take such an input, or the grid cannot be laid.
+    /// When the model does not take such an input, it has no posterior that the configuration asks for, or the grid cannot be laid.
     pub fn new(config: &Config, family: &str, spec: &VaeSpec, direction: Direction, input_shape: [usize; 5]) -> Result<Self, Error> {
-        Self::with_grid(direction.grid(config, spec)?.as_ref(), config, family, spec, direction, input_shape)
+        let (grid, executor) = (direction.grid(config, spec)?, config.executor.build());
+        Planner { config, family, spec, grid: grid.as_ref(), executor: executor.as_ref() }.plan(direction, input_shape)
+    }
+
+    /// Whether strips and waiting tiles are kept in a scratch file, so that memory does not grow with the number of frames.
+    pub(crate) fn uses_scratch(&self) -> bool {
+        self.tiles.is_tiled() && self.tiles.geometry.frames != FrameScale::Same
     }
 
     /// Bytes that the scratch file of a clip's run takes at least, in the folder for temporary files.
     pub fn scratch_bytes(&self) -> u64 {
-        let is_in_file = self.tiles.is_tiled() && self.tiles.geometry.frames != FrameScale::Same;
-        if is_in_file { self.bytes.strips as u64 } else { 0 }
+        if self.uses_scratch() { self.bytes.strips as u64 } else { 0 }
     }
 
-    /// Lays a grid over an input, in place of the configured one.
+    /// Checks that the plan was made for a model.
     ///
     /// # Errors
-    /// When the model does not take such an input, or the grid cannot be laid.
-    pub fn with_grid(
-        grid: &dyn Grid,
-        config: &Config,
-        family: &str,
-        spec: &VaeSpec,
-        direction: Direction,
-        input_shape: [usize; 5],
-    ) -> Result<Self, Error> {
+    /// [`Error::PlanModel`].
+    pub(crate) fn check_model(&self, family: &str, spec: &VaeSpec) -> Result<(), Error> {
+        if self.family == family && self.settings.spec == *spec {
+            return Ok(());
+        }
+        Err(Error::PlanModel { planned: self.family.clone(), got: family.to_owned() })
+    }
+
+    /// Checks that the plan was made for an input of this shape.
+    ///
+    /// # Errors
+    /// [`Error::PlanInput`].
+    pub(crate) fn check_input(&self, got: [usize; 5]) -> Result<(), Error> {
+        let planned = self.input_shape;
+        if got == planned { Ok(()) } else { Err(Error::PlanInput { what: self.direction.input_name(), planned, got }) }
+    }
+}
+
+/// What a plan is made from.
+pub(crate) struct Planner<'a> {
+    pub(crate) config: &'a Config,
+    pub(crate) family: &'a str,
+    pub(crate) spec: &'a VaeSpec,
+    pub(crate) grid: &'a dyn Grid,
+    pub(crate) executor: &'a dyn Executor,
+}
+
+impl Planner<'_> {
+    /// Lays the grid over an input.
+    ///
+    /// # Errors
+    /// Those of [`RunPlan::new`].
+    pub(crate) fn plan(&self, direction: Direction, input_shape: [usize; 5]) -> Result<RunPlan, Error> {
+        let Self { config, family, spec, grid, executor } = *self;
         match direction {
             Direction::Decode => spec.check_latents(input_shape)?,
             Direction::Encode => spec.check_samples(input_shape)?,
         }
-        let executor = config.executor.build();
-        check_devices(&config.devices, executor.as_ref())?;
-        let workers = count_workers(&config.devices, executor.as_ref());
+        if direction == Direction::Encode && spec.posterior == PosteriorKind::None && config.io.posterior != Posterior::Mode {
+            let message = format!("the encoder of {family} gives latents and no posterior; only \"mode\" is possible");
+            return Err(Error::ConfigValue { key: "io.posterior".to_owned(), message });
+        }
+        check_devices(&config.devices, executor)?;
+        let workers = count_workers(&config.devices, executor);
         executor.check_workers(workers)?;
         let [batch, _, frames, height, width] = input_shape;
         let tiles = TilePlan::new(grid, direction.geometry(spec), [frames, height, width])?;
         let channels = match direction {
             Direction::Decode => spec.output_channels,
-            Direction::Encode => 2 * spec.latent_channels,
+            Direction::Encode => spec.encoder_channels(),
         };
         let output_shape = [batch, channels, tiles.output[0], tiles.output[1], tiles.output[2]];
         for shape in [input_shape, output_shape] {
@@ -181,7 +256,7 @@ impl RunPlan {
             largest_tile: peak(largest),
             untiled: peak([height, width]),
         };
-        Ok(Self {
+        Ok(RunPlan {
             direction,
             family: family.to_owned(),
             input_shape,
@@ -195,6 +270,13 @@ impl RunPlan {
             held_tiles,
             bytes,
             tiles,
+            settings: RunSettings {
+                spec: spec.clone(),
+                latent_space: config.io.latent_space,
+                posterior: config.io.posterior,
+                seed: config.io.seed,
+                on_non_finite: config.io.on_non_finite,
+            },
         })
     }
 }

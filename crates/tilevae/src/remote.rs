@@ -1,45 +1,30 @@
-//! Devices of other machines, through Burn's remote backend.
+//! Serves devices of this machine to others, through Burn's remote backend.
 
-use burn::tensor::Device;
-use vae_core::DeviceName;
-
-use crate::Error;
-
-/// The environment variable that holds the token which servers ask for and clients give.
-pub const TOKEN_VARIABLE: &str = "TILEVAE_TOKEN";
+pub use vae_core::backends::TOKEN_VARIABLE;
 
 #[cfg(feature = "remote")]
-mod enabled {
+pub use server::Server;
+
+#[cfg(feature = "remote")]
+mod server {
     use std::net::{SocketAddr, TcpListener};
 
-    use burn::remote::RemoteHost;
     use burn::server::{RemoteServer, TokenAuthorizer, WebSocketTransport};
+    use burn::tensor::Device;
+    use vae_core::backends::{TOKEN_VARIABLE, token};
 
-    use super::{Device, DeviceName, Error, TOKEN_VARIABLE};
+    use crate::Error;
 
-    fn token() -> Option<String> {
-        std::env::var(TOKEN_VARIABLE).ok().filter(|token| !token.is_empty())
-    }
-
-    pub(crate) fn connect(name: &DeviceName, host: &str, index: usize) -> Result<Device, Error> {
-        let mut server = RemoteHost::websocket(&format!("ws://{host}"));
-        if let Some(token) = token() {
-            server = server.with_credential(token);
-        }
-        let unreachable = |message| Error::DeviceUnusable { device: name.clone(), message };
-        Device::remote_options(&server).device_index(index).init().map_err(|error| unreachable(error.to_string()))
-    }
-
-    /// Devices for other machines.
+    /// A server of devices.
     #[derive(Clone)]
     pub struct Server(RemoteServer);
 
     impl Server {
-        /// A server of `devices`, which must belong to one backend. Clients have to give the token that the environment variable [`TOKEN_VARIABLE`]
-        /// holds; without one, only this machine is served. Neither the token nor anything else is encrypted on its way.
+        /// A server of `devices`, which must belong to one backend. Clients have to send the token that the environment variable [`TOKEN_VARIABLE`]
+        /// holds; without one, only this machine is served. Neither the token nor the data is encrypted.
         ///
         /// # Errors
-        /// When there is no token and `address` can be reached from elsewhere.
+        /// When there is no token and `address` can be reached from other machines.
         pub fn new(devices: Vec<Device>, address: SocketAddr) -> Result<Self, Error> {
             let server = vae_core::layers::host_remotely(RemoteServer::new(devices));
             match token() {
@@ -63,15 +48,4 @@ mod enabled {
             self.0.serve(WebSocketTransport::from_listener(listener)).map_err(|error| Error::Server { message: error.to_string() })
         }
     }
-}
-
-#[cfg(feature = "remote")]
-pub use enabled::Server;
-#[cfg(feature = "remote")]
-pub(crate) use enabled::connect;
-
-#[cfg(not(feature = "remote"))]
-pub(crate) fn connect(name: &DeviceName, _: &str, _: usize) -> Result<Device, Error> {
-    let available = crate::list_devices().iter().map(|device| device.name.to_string()).collect::<Vec<_>>().join(", ");
-    Err(Error::DeviceNotBuilt { device: name.clone(), feature: "remote", available })
 }

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use tiling::HostTensor;
 use vae_core::{DeviceName, Model, Registry, Vae, VaeEntry, VaeError, VaeFamily, VaeSpec, Weights};
 
-use crate::{Config, Error, OpenDevice, Pipeline, Stop, open_model};
+use crate::{Config, Error, OpenDevice, Pipeline, RunOptions, Stop, open_model};
 
 const DEMO: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/demo-kl");
 const SD: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../vae-kl/tests/data/sd");
@@ -53,10 +53,10 @@ fn callers_of_one_pipeline_do_not_meet() {
         in_time(move || {
             let picture = |seed: usize| latents(16, [24, 40], seed % PICTURES);
             let alone = demo(tiling);
-            let expected: Vec<HostTensor> = (0..PICTURES).map(|seed| alone.decode(&picture(seed), &mut ()).unwrap()).collect();
+            let expected: Vec<HostTensor> = (0..PICTURES).map(|seed| alone.decode(&picture(seed), RunOptions::default()).unwrap()).collect();
             let pipeline = demo(&format!("{keys}\n{tiling}"));
             let check = |seed: usize| {
-                let got = pipeline.decode(&picture(seed), &mut ()).unwrap_or_else(|error| panic!("{keys}: {error:?}"));
+                let got = pipeline.decode(&picture(seed), RunOptions::default()).unwrap_or_else(|error| panic!("{keys}: {error:?}"));
                 assert!(got == expected[seed % PICTURES], "{keys}: picture {seed}");
             };
             thread::scope(|scope| {
@@ -77,7 +77,7 @@ fn pipelines_in_one_pool_keep_to_their_own_rounding() {
     in_time(|| {
         let pipelines = ["fast", "strict"].map(|precision| demo(&format!("model.precision = {precision:?}")));
         let latents = latents(16, [24, 40], 0);
-        let decode = |at: usize| pipelines[at % 2].decode(&latents, &mut ()).unwrap();
+        let decode = |at: usize| pipelines[at % 2].decode(&latents, RunOptions::default()).unwrap();
         let expected = [decode(0), decode(1)];
         assert_ne!(expected[0], expected[1]);
         (0..24).into_par_iter().for_each(|at| assert!(decode(at) == expected[at % 2], "{at}"));
@@ -91,26 +91,24 @@ fn a_long_tile_ends_when_the_run_is_stopped() {
         let keys = format!("tiling.kind = \"off\"\nexecutor.kind = {executor:?}\ndevices.cpu.workers = 1\ndevices.cpu.threads_per_worker = 2");
         let latents = latents.clone();
         in_time(move || {
-            let mut pipeline = demo(&keys);
+            let pipeline = demo(&keys);
             // Of two cores that others use, too, one attempt may be had.
             for attempt in 0.. {
                 let before = Instant::now();
-                let expected = pipeline.decode(latents.as_ref(), &mut ()).unwrap();
+                let expected = pipeline.decode(latents.as_ref(), RunOptions::default()).unwrap();
                 let whole = before.elapsed();
                 let stop = Stop::default();
-                pipeline = pipeline.with_stop(stop.clone());
                 let before = Instant::now();
                 let error = thread::scope(|scope| {
                     scope.spawn(|| {
                         thread::sleep(whole / 8);
                         stop.stop();
                     });
-                    pipeline.decode(latents.as_ref(), &mut ()).unwrap_err()
+                    pipeline.decode(latents.as_ref(), RunOptions::default().with_stop(stop.clone())).unwrap_err()
                 });
                 let stopped = before.elapsed();
                 assert!(error.is_stop(), "{executor}: {error:?}");
-                pipeline = pipeline.with_stop(Stop::default());
-                assert!(pipeline.decode(latents.as_ref(), &mut ()).unwrap() == expected, "{executor}");
+                assert!(pipeline.decode(latents.as_ref(), RunOptions::default()).unwrap() == expected, "{executor}");
                 if stopped < whole / 2 {
                     break;
                 }
@@ -125,9 +123,9 @@ fn loading_ends_when_it_is_stopped() {
     let config = config(&format!("model.path = {DEMO:?}"));
     let (model, devices) = (open_model(&config).unwrap(), crate::open_devices(&config.devices).unwrap());
     let stop = Stop::default();
-    assert!(Pipeline::load_until(&config, &model, &devices, &stop).is_ok());
+    assert!(Pipeline::load_on(&config, &model, &devices, &stop).is_ok());
     stop.stop();
-    let error = Pipeline::load_until(&config, &model, &devices, &stop).unwrap_err();
+    let error = Pipeline::load_on(&config, &model, &devices, &stop).unwrap_err();
     assert!(error.is_stop(), "{error:?}");
 }
 
@@ -182,14 +180,14 @@ impl Vae for OverflowingVae {
         self.device.clone()
     }
 
-    fn decode(&self, latents: Tensor<5>) -> Result<Tensor<5>, VaeError> {
+    fn decode(&self, latents: Tensor<5>, _: &vae_core::Context) -> Result<Tensor<5>, VaeError> {
         let [b, _, _, h, w] = latents.dims();
         (0..16).into_par_iter().for_each(|at| assert!(at != 11 || !PANICS.load(Ordering::Relaxed), "a thread of the pool panics"));
         let value = if self.dtype == DType::F32 { 0.5 } else { f32::NAN };
         Ok(Tensor::full([b, 3, 1, 2 * h, 2 * w], value, (&self.device, DType::F32)))
     }
 
-    fn encode(&self, _: Tensor<5>) -> Result<Tensor<5>, VaeError> {
+    fn encode(&self, _: Tensor<5>, _: &vae_core::Context) -> Result<Tensor<5>, VaeError> {
         Err(VaeError::NotLoaded { component: "encoder" })
     }
 
@@ -204,7 +202,7 @@ fn overflowing(keys: &str, devices: &[DeviceName]) -> Pipeline {
     std::fs::write(&fields, "{}").unwrap();
     let model = Model::open(&Registry::from_entries([&ENTRY]).unwrap(), Path::new(DEMO), "overflowing", Some(&fields)).unwrap();
     let devices: Vec<_> = devices.iter().map(|name| OpenDevice { name: name.clone(), device: Device::flex() }).collect();
-    Pipeline::load_on(&config(&format!("tiling.kind = \"uniform\"\ntiling.tile_px = 16\n{keys}")), &model, &devices).unwrap()
+    Pipeline::load_on(&config(&format!("tiling.kind = \"uniform\"\ntiling.tile_px = 16\n{keys}")), &model, &devices, &Stop::default()).unwrap()
 }
 
 #[test]
@@ -214,9 +212,9 @@ fn a_model_is_loaded_in_f32_once() {
         for executor in ["multi-device", "pipelined"] {
             LOADED.store(0, Ordering::Relaxed);
             let keys = format!("model.dtype = \"f16\"\nexecutor.kind = {executor:?}\ndevices.cpu.workers = 4");
-            let pipeline = overflowing(&keys, &[DeviceName::Cpu]);
+            let pipeline = overflowing(&keys, &[DeviceName::CPU]);
             for _ in 0..2 {
-                let samples = pipeline.decode(&latents(4, [40, 40], 0), &mut ()).unwrap();
+                let samples = pipeline.decode(&latents(4, [40, 40], 0), RunOptions::default()).unwrap();
                 assert!(samples.data().iter().all(|&value| value == 0.5));
             }
             assert_eq!(LOADED.load(Ordering::Relaxed), 1, "{executor}");
@@ -224,8 +222,8 @@ fn a_model_is_loaded_in_f32_once() {
         // A device that has it in f32 anyway.
         LOADED.store(0, Ordering::Relaxed);
         let keys = "executor.kind = \"multi-device\"\ndevices.use = [\"cpu\", \"ndarray\"]\ndevices.dtype = { ndarray = \"f16\" }";
-        let pipeline = overflowing(keys, &[DeviceName::Cpu, DeviceName::Ndarray]);
-        pipeline.decode(&latents(4, [40, 40], 0), &mut ()).unwrap();
+        let pipeline = overflowing(keys, &[DeviceName::CPU, "ndarray".parse().unwrap()]);
+        pipeline.decode(&latents(4, [40, 40], 0), RunOptions::default()).unwrap();
         assert_eq!(LOADED.load(Ordering::Relaxed), 1);
     });
 }
@@ -236,8 +234,8 @@ fn callers_that_wait_for_a_model_do_not_keep_it_from_being_loaded() {
     in_time(|| {
         for keys in ["devices.cpu.threads_per_worker = 2", "", "executor.kind = \"pipelined\"\ndevices.cpu.workers = 1"] {
             LOADED.store(0, Ordering::Relaxed);
-            let pipeline = overflowing(&format!("model.dtype = \"f16\"\n{keys}"), &[DeviceName::Cpu]);
-            let decode = |seed: usize| pipeline.decode(&latents(4, [16, 16], seed), &mut ()).unwrap();
+            let pipeline = overflowing(&format!("model.dtype = \"f16\"\n{keys}"), &[DeviceName::CPU]);
+            let decode = |seed: usize| pipeline.decode(&latents(4, [16, 16], seed), RunOptions::default()).unwrap();
             thread::scope(|scope| {
                 scope.spawn(|| (0..16).into_par_iter().for_each(|seed| drop(decode(seed))));
                 for seed in 0..4 {
@@ -254,8 +252,8 @@ fn a_panic_on_a_thread_of_a_pool_is_an_error_and_no_more() {
     let _alone = LOADS.lock();
     in_time(|| {
         for keys in ["", "devices.cpu.threads_per_worker = 3", "executor.kind = \"multi-device\"\ndevices.cpu.workers = 2"] {
-            let pipeline = overflowing(keys, &[DeviceName::Cpu]);
-            let decode = || pipeline.decode(&latents(4, [40, 40], 0), &mut ());
+            let pipeline = overflowing(keys, &[DeviceName::CPU]);
+            let decode = || pipeline.decode(&latents(4, [40, 40], 0), RunOptions::default());
             let expected = decode().unwrap();
             for _ in 0..3 {
                 PANICS.store(true, Ordering::Relaxed);
@@ -316,8 +314,8 @@ fn warnings<T>(work: impl FnOnce() -> T) -> (T, Vec<String>) {
 
 #[test]
 fn a_type_that_is_not_computed_in_is_told_once() {
-    let cpu = || OpenDevice { name: DeviceName::Cpu, device: Device::flex() };
-    let two = || [cpu(), OpenDevice { name: DeviceName::Ndarray, device: Device::flex() }];
+    let cpu = || OpenDevice { name: DeviceName::CPU, device: Device::flex() };
+    let two = || [cpu(), OpenDevice { name: "ndarray".parse().unwrap(), device: Device::flex() }];
     let both = "devices.use = [\"cpu\", \"ndarray\"]\nexecutor.kind = \"multi-device\"\n";
     let of_each = format!("{both}devices.dtype = {{ cpu = \"f16\", ndarray = \"f16\" }}");
     // SD's small model asks for f32, the demo does not.
@@ -331,7 +329,7 @@ fn a_type_that_is_not_computed_in_is_told_once() {
     ] {
         let config = config(&format!("model.path = {path:?}\n{keys}"));
         let model = open_model(&config).unwrap();
-        let (pipeline, told) = warnings(|| Pipeline::load_on(&config, &model, devices));
+        let (pipeline, told) = warnings(|| Pipeline::load_on(&config, &model, devices, &Stop::default()));
         pipeline.unwrap();
         assert_eq!(told.len(), expected.len(), "{keys}: {told:?}");
         for (told, expected) in told.iter().zip(expected) {

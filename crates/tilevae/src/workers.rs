@@ -2,13 +2,12 @@ use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
 use burn::backend::StreamId;
-#[cfg(feature = "flex")]
-use parallel::Count;
-use parallel::{Executor, Worker};
+use parallel::{Executor, Worker, WorkerLock};
 use tiling::{BoxError, DevicePiece, Geometry, HostTensor, Stop, TileOp, TileRun};
-use vae_core::layers::MathMode;
 use vae_core::{DeviceName, VaeError};
 
+#[cfg(feature = "flex")]
+use crate::Count;
 use crate::config::{CpuConfig, DevicesConfig};
 use crate::{Error, OpenDevice};
 
@@ -22,6 +21,8 @@ pub(crate) struct WorkerSlot {
     queue: StreamId,
     #[cfg(feature = "flex")]
     pool: Option<Arc<rayon::ThreadPool>>,
+    /// All runs that use this worker take turns, whatever they do on it.
+    lock: WorkerLock,
 }
 
 impl WorkerSlot {
@@ -32,6 +33,7 @@ impl WorkerSlot {
             queue: StreamId::allocate(),
             #[cfg(feature = "flex")]
             pool: None,
+            lock: WorkerLock::default(),
         }
     }
 
@@ -40,17 +42,16 @@ impl WorkerSlot {
     }
 
     /// The worker that does `op` here, and `upcast` where that is not enough.
-    pub(crate) fn worker(&self, op: Arc<dyn TileOp>, upcast: Option<Arc<dyn TileOp>>, math_mode: MathMode) -> Worker {
+    pub(crate) fn worker(&self, op: Arc<dyn TileOp>, upcast: Option<Arc<dyn TileOp>>) -> Worker {
         let pinned = |op| -> Arc<dyn TileOp> {
             Arc::new(PinnedOp {
                 op,
-                math_mode,
                 queue: self.queue,
                 #[cfg(feature = "flex")]
                 pool: self.pool.clone(),
             })
         };
-        Worker { name: self.name.clone(), op: pinned(op), upcast: upcast.map(pinned), device: Some(self.device) }
+        Worker { name: self.name.clone(), op: pinned(op), upcast: upcast.map(pinned), device: Some(self.device), lock: self.lock.clone() }
     }
 }
 
@@ -73,7 +74,7 @@ pub(crate) fn check_devices(config: &DevicesConfig, executor: &dyn Executor) -> 
         return Err(Error::ConfigValue { key: "devices.dtype".to_owned(), message });
     }
     let [workers, threads] = share_cpu(config.cpu, executor);
-    if names.contains(&DeviceName::Cpu) && workers.saturating_mul(threads) > MOST_THREADS {
+    if names.contains(&DeviceName::CPU) && workers.saturating_mul(threads) > MOST_THREADS {
         let message =
             format!("{workers} workers with {threads} threads each are more than {MOST_THREADS} threads in all, which is the most; give fewer");
         return Err(Error::ConfigValue { key: "devices.cpu".to_owned(), message });
@@ -88,9 +89,10 @@ pub(crate) fn check_devices(config: &DevicesConfig, executor: &dyn Executor) -> 
 pub(crate) fn worker_slots(config: &DevicesConfig, devices: &[OpenDevice], executor: &dyn Executor) -> Result<Vec<WorkerSlot>, Error> {
     let mut worker_slots = Vec::new();
     for (device, open) in devices.iter().enumerate() {
-        match &open.name {
-            DeviceName::Cpu => worker_slots.extend(cpu_slots(device, config.cpu, executor)?),
-            name => worker_slots.push(WorkerSlot::new(name.to_string(), device)),
+        if open.name == DeviceName::CPU {
+            worker_slots.extend(cpu_slots(device, config.cpu, executor)?);
+        } else {
+            worker_slots.push(WorkerSlot::new(open.name.to_string(), device));
         }
     }
     executor.check_workers(worker_slots.len())?;
@@ -99,7 +101,7 @@ pub(crate) fn worker_slots(config: &DevicesConfig, devices: &[OpenDevice], execu
 
 /// The workers that the configured devices come to.
 pub(crate) fn count_workers(config: &DevicesConfig, executor: &dyn Executor) -> usize {
-    config.names.iter().map(|name| if *name == DeviceName::Cpu { share_cpu(config.cpu, executor)[0] } else { 1 }).sum()
+    config.names.iter().map(|name| if *name == DeviceName::CPU { share_cpu(config.cpu, executor)[0] } else { 1 }).sum()
 }
 
 /// Workers on the CPU, and the threads of each.
@@ -142,10 +144,9 @@ fn cpu_slots(device: usize, _: CpuConfig, _: &dyn Executor) -> Result<Vec<Worker
     Ok(vec![WorkerSlot::new("cpu".to_owned(), device)])
 }
 
-/// An operation that rounds as it is told, and has its work queued and computed in its own places. Copies do not wait for the threads of a pool.
+/// An operation whose work is queued and computed in its worker's own places. Copies do not wait for the threads of a pool.
 struct PinnedOp {
     op: Arc<dyn TileOp>,
-    math_mode: MathMode,
     queue: StreamId,
     #[cfg(feature = "flex")]
     pool: Option<Arc<rayon::ThreadPool>>,
@@ -153,7 +154,7 @@ struct PinnedOp {
 
 impl PinnedOp {
     fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
-        let work = || self.queue.executes(|| self.math_mode.during(work));
+        let work = || self.queue.executes(work);
         #[cfg(feature = "flex")]
         if let Some(pool) = &self.pool {
             return pool.install(work);

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use counting::{LIVE, peak_of};
 use tilevae::tiling::FrameScale;
-use tilevae::{Config, Direction, HostTensor, Pipeline, RunPlan};
+use tilevae::{Config, Direction, HostTensor, Pipeline, RunOptions, RunPlan};
 
 /// Bytes of each worker that plans do not count: the transformed weights of one layer (2.3 MiB in the largest of these models) and buffers of threads.
 const FIXED: usize = 5 << 20;
@@ -58,8 +58,8 @@ fn faults(model: &str, [height, width]: [usize; 2], latent_frames: usize, settin
         let (predicted, workers, before) = (predicted(&plan), plan.workers, LIVE.load(Relaxed));
         for run in 1..=3 {
             let ((), peak) = peak_of(usize::MAX / 2, || match direction {
-                Direction::Decode => drop(pipeline.decode(input, &mut ()).unwrap()),
-                Direction::Encode => drop(pipeline.encode(input, &mut ()).unwrap()),
+                Direction::Decode => drop(pipeline.decode(input, RunOptions::default()).unwrap()),
+                Direction::Encode => drop(pipeline.encode(input, RunOptions::default()).unwrap()),
             });
             let kept = held(before + SMALL).saturating_sub(before);
             let text = format!(

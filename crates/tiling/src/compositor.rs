@@ -1,32 +1,31 @@
 use std::collections::VecDeque;
 use std::collections::btree_map::{BTreeMap, Entry};
-use std::fs::File;
 
 use crate::plan::shared;
 use crate::spill_store::{Kept, SpillStore};
-use crate::{BlendPolicy, BoxError, CompositeError, Corner, HostTensor, Party, Sink, TilePlan, guard};
+use crate::{Axis, BlendPolicy, BoxError, CompositeError, Corner, HostTensor, Party, ScratchFile, Seam, Sink, TilePlan, guard};
 
-/// Blends tiles and hands what is finished to a sink.
+/// Blends tiles and hands finished parts to a sink.
 ///
-/// Tiles may come in any order, each in pieces of whole frames; they are blended in raster order, so the answer is the same bytes whatever the order.
-/// What is held is the strips that later tiles blend with, and the tiles that came early.
+/// Tiles may come in any order, each in pieces of whole frames. They are blended in raster order, so that the output is the same bytes for any order.
+/// It holds the strips that later tiles blend with, and the tiles that came early.
 pub struct Compositor<'a> {
     plan: &'a TilePlan,
     policy: &'a dyn BlendPolicy,
-    /// What the policy says, once it was asked.
+    /// The policy's answers, once it was asked.
     blend: Option<Blend>,
     sink: &'a mut dyn Sink,
-    /// Frames that came of each tile.
+    /// Frames of each tile that have come.
     received: Vec<usize>,
-    /// Pieces of tiles whose turn has not come.
+    /// Pieces of tiles that come later in raster order.
     early: BTreeMap<usize, Vec<Kept>>,
-    /// The tile whose turn it is, and its frames that are blended.
+    /// The tile that is blended next, and its frames that are blended.
     next: usize,
     placed: usize,
     /// Batch and channels, known from the first piece on.
     channels: Option<[usize; 2]>,
     spill_store: SpillStore,
-    /// What the tiles above, and the one to the left, left for those that come: a strip for each frame.
+    /// Strips of the tiles above and to the left, one for each frame, that later tiles blend with.
     above: Vec<VecDeque<Kept>>,
     below: Vec<VecDeque<Kept>>,
     left: VecDeque<Kept>,
@@ -36,8 +35,8 @@ pub struct Compositor<'a> {
 /// A blend policy's answers.
 struct Blend {
     corner: Corner,
-    /// The weights of the earlier and the later tile over overlaps of so many px.
-    ramps: BTreeMap<usize, Vec<[f32; 2]>>,
+    /// The weights of the earlier and the later tile for each px of an overlap, by axis and length of the overlap.
+    ramps: [BTreeMap<usize, Vec<[f32; 2]>>; 2],
 }
 
 impl<'a> Compositor<'a> {
@@ -64,11 +63,11 @@ impl<'a> Compositor<'a> {
 
     /// Keeps the strips that later tiles blend with, and tiles that come early, in a file, so that memory does not grow with the number of frames.
     #[must_use]
-    pub fn with_scratch(self, file: File) -> Self {
+    pub fn with_scratch(self, file: ScratchFile) -> Self {
         Self { spill_store: SpillStore::in_file(file), ..self }
     }
 
-    /// Asks the blend policy for all weights that will be needed, where that has not been done. [`push`](Self::push) does so, but then tiles were run already.
+    /// Computes the blend policy's weights, unless that is done. [`push`](Self::push) does it, too, but only after the first tile was run.
     ///
     /// # Errors
     /// When a weight is not from 0 to 1, or the policy panics.
@@ -77,11 +76,14 @@ impl<'a> Compositor<'a> {
             return Ok(());
         }
         let (plan, policy) = (self.plan, self.policy);
-        let mut blend = Blend { corner: guard(Party::Blend, || policy.corner())?, ramps: BTreeMap::new() };
-        for spans in [&plan.rows, &plan.columns] {
-            for extent in (0..spans.len()).map(|i| shared(spans, i)) {
-                if let Entry::Vacant(ramp) = blend.ramps.entry(extent) {
-                    ramp.insert(guard(Party::Blend, || ramp_of(policy, plan.geometry.blend_unit, extent))??);
+        let mut blend = Blend { corner: guard(Party::Blend, || policy.corner())?, ramps: Default::default() };
+        for (i, (axis, spans)) in Axis::BOTH.into_iter().zip([&plan.rows, &plan.columns]).enumerate() {
+            for px in (0..spans.len()).map(|span| shared(spans, span)) {
+                if let Entry::Vacant(ramp) = blend.ramps[i].entry(px) {
+                    let unit = plan.geometry.blend_unit;
+                    let [extent, nominal] = [px, plan.nominal_overlap[i]].map(|px| px.div_ceil(unit));
+                    let seam = Seam { scale: plan.geometry.scale, axis, extent, nominal };
+                    ramp.insert(guard(Party::Blend, || ramp_of(policy, unit, px, &seam))??);
                 }
             }
         }
@@ -89,10 +91,10 @@ impl<'a> Compositor<'a> {
         Ok(())
     }
 
-    /// Takes the next frames of the answer for the tile `index`. A piece that is refused changes nothing; once the sink has failed, no more is to be pushed.
+    /// Takes the next frames of the answer for the tile `index`. A piece that is refused changes nothing. After a failure of the sink no more may be pushed.
     ///
     /// # Errors
-    /// When the tile is not waited for or has not the planned shape, when the sink fails or panics, or as [`prepare`](Self::prepare).
+    /// When the tile is complete already, or has another shape than the plan says, when the sink fails or panics, or as [`prepare`](Self::prepare).
     pub fn push(&mut self, index: usize, piece: HostTensor) -> Result<(), CompositeError> {
         self.prepare()?;
         let frames = self.plan.output[0];
@@ -110,7 +112,7 @@ impl<'a> Compositor<'a> {
         }
         self.received[index] += count;
         if index != self.next {
-            let piece = self.spill_store.put(piece).map_err(CompositeError::Scratch)?;
+            let piece = self.spill_store.put(piece)?;
             self.early.entry(index).or_default().push(piece);
             return Ok(());
         }
@@ -118,19 +120,19 @@ impl<'a> Compositor<'a> {
         while self.placed == frames {
             self.advance();
             for piece in self.early.remove(&self.next).into_iter().flatten() {
-                let piece = self.spill_store.take(piece).map_err(CompositeError::Scratch)?;
+                let piece = self.spill_store.take(piece)?;
                 self.place(piece)?;
             }
         }
         Ok(())
     }
 
-    /// Tiles that are blended and handed on: the first so many in raster order.
+    /// The number of tiles that are blended and handed on, in raster order.
     pub fn placed_tiles(&self) -> usize {
         self.next
     }
 
-    /// Frames of the output that are handed on from edge to edge. In a tiled output none is before the last tile comes.
+    /// Output frames that are handed on from edge to edge. In a tiled output this stays 0 until the last tile.
     pub fn finished_frames(&self) -> usize {
         match self.plan.tiles.len() - self.next {
             0 => self.plan.output[0],
@@ -177,14 +179,16 @@ impl<'a> Compositor<'a> {
     fn place_frame(&mut self, frame: usize, mut tile: HostTensor) -> Result<(), CompositeError> {
         let [row, column] = self.plan.tiles[self.next].grid_position;
         let (rows, columns) = (&self.plan.rows, &self.plan.columns);
+        let is_mask = self.blend.as_ref().is_some_and(|blend| blend.corner == Corner::Mask);
+        let finished_above = if is_mask && row > 0 { Some(self.finished_above(frame, shared(rows, row))?) } else { None };
         let [kept_height, kept_width] = [kept(rows, row), kept(columns, column)];
         let [.., height, width] = tile.shape();
         let Some(Blend { corner, ramps }) = &self.blend else { unreachable!("prepared when the piece came") };
-        let ramps = [&ramps[&shared(rows, row)], &ramps[&shared(columns, column)]];
-        let above = self.above[column].pop_front().map(|strip| self.spill_store.take(strip)).transpose().map_err(CompositeError::Scratch)?;
-        let left = self.left.pop_front().map(|strip| self.spill_store.take(strip)).transpose().map_err(CompositeError::Scratch)?;
+        let ramps = [&ramps[0][&shared(rows, row)], &ramps[1][&shared(columns, column)]];
+        let above = self.above[column].pop_front().map(|strip| self.spill_store.take(strip)).transpose()?;
+        let left = self.left.pop_front().map(|strip| self.spill_store.take(strip)).transpose()?;
         let mut keep = |strips: &mut VecDeque<Kept>, strip: HostTensor| -> Result<(), CompositeError> {
-            strips.push_back(self.spill_store.put(strip).map_err(CompositeError::Scratch)?);
+            strips.push_back(self.spill_store.put(strip)?);
             Ok(())
         };
         let [has_below, has_right] = [row + 1 < rows.len(), column + 1 < columns.len()];
@@ -210,11 +214,42 @@ impl<'a> Compositor<'a> {
                     keep(&mut self.below[column], tile.window([kept_height, 0], [height - kept_height, kept_width]))?;
                 }
             }
+            Corner::Mask => {
+                blend_mask(finished_above.as_ref(), left.as_ref(), &mut tile, ramps);
+                if has_right {
+                    keep(&mut self.right, tile.window([0, kept_width], [height, width - kept_width]))?;
+                }
+                if has_below {
+                    keep(&mut self.below[column], tile.window([kept_height, 0], [height - kept_height, kept_width]))?;
+                }
+            }
         }
         if tile.extent() != [1, kept_height, kept_width] {
             tile = tile.cropped([kept_height, kept_width]);
         }
         self.hand_on([frame, rows[row].start, columns[column].start], tile)
+    }
+
+    /// The finished rows above the next tile that it overlaps, over its whole width: of the columns that it keeps and of those that later tiles keep.
+    fn finished_above(&mut self, frame: usize, rows: usize) -> Result<HostTensor, CompositeError> {
+        let tile = &self.plan.tiles[self.next];
+        let ([_, first], [_, left, width]) = (tile.grid_position, [0, tile.output.start[2], tile.output.size[2]]);
+        let [batch, channels] = self.channels.unwrap_or_default();
+        let mut finished = HostTensor::zeros([batch, channels, 1, rows, width]);
+        for column in first..self.plan.columns.len() {
+            let start = self.plan.columns[column].start - left;
+            if start >= width {
+                break;
+            }
+            // Strips of the tile's own column are taken as frames come; those of later columns are all there still.
+            let at = if column == first { 0 } else { frame };
+            let strip = std::mem::replace(&mut self.above[column][at], Kept::InMemory(HostTensor::zeros([0; 5])));
+            let strip = self.spill_store.take(strip)?;
+            let columns = strip.shape()[4].min(width - start);
+            finished.paste(&strip.window([0, 0], [rows, columns]), [0, 0, start]);
+            self.above[column][at] = self.spill_store.put(strip)?;
+        }
+        Ok(finished)
     }
 
     fn hand_on(&mut self, start: [usize; 3], piece: HostTensor) -> Result<(), CompositeError> {
@@ -223,11 +258,10 @@ impl<'a> Compositor<'a> {
 }
 
 /// The weights of the earlier and the later tile over an overlap: computed in f64 and rounded once, as diffusers does.
-fn ramp_of(policy: &dyn BlendPolicy, blend_unit: usize, px: usize) -> Result<Vec<[f32; 2]>, CompositeError> {
-    let extent = px.div_ceil(blend_unit);
-    let weight = |offset| match policy.weight(offset, extent) {
+fn ramp_of(policy: &dyn BlendPolicy, blend_unit: usize, px: usize, seam: &Seam) -> Result<Vec<[f32; 2]>, CompositeError> {
+    let weight = |offset| match policy.weight(offset, seam) {
         later if (0.0..=1.0).contains(&later) => Ok([(1.0 - later) as f32, later as f32]),
-        got => Err(CompositeError::Weight { offset, extent, got }),
+        got => Err(CompositeError::Weight { offset, extent: seam.extent, got }),
     };
     (0..px).map(|px| weight(px / blend_unit)).collect()
 }
@@ -259,6 +293,25 @@ fn blend_columns(left: Option<&HostTensor>, tile: &mut HostTensor, ramp: &[[f32;
     }
 }
 
+/// Lays a tile over what is finished already: above it, and in the columns of the overlap with the tile to the left.
+fn blend_mask(above: Option<&HostTensor>, left: Option<&HostTensor>, tile: &mut HostTensor, [rows, columns]: [&Vec<[f32; 2]>; 2]) {
+    for plane in 0..tile.planes() {
+        for y in 0..tile.shape()[3] {
+            let row_weight = rows.get(y).map_or(1.0, |&[_, later]| later);
+            let above = above.filter(|_| y < rows.len()).map(|above| above.row(plane, y));
+            let left = left.map(|left| left.row(plane, y));
+            for (x, value) in tile.row_mut(plane, y).iter_mut().enumerate() {
+                let column_weight = columns.get(x).map_or(1.0, |&[_, later]| later);
+                let earlier = left.filter(|_| x < columns.len()).or(above).map(|earlier| earlier[x]);
+                if let Some(earlier) = earlier {
+                    let mask = row_weight * column_weight;
+                    *value = mask * *value + (1.0 - mask) * earlier;
+                }
+            }
+        }
+    }
+}
+
 /// A sink that keeps the whole output in memory.
 #[derive(Debug)]
 pub struct Canvas(HostTensor);
@@ -270,7 +323,7 @@ impl Default for Canvas {
 }
 
 impl Canvas {
-    /// The output; empty when nothing came.
+    /// The output; empty when no tile was blended.
     pub fn into_block(self) -> HostTensor {
         self.0
     }

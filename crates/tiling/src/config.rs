@@ -1,178 +1,296 @@
-use std::fmt;
-use std::marker::PhantomData;
+//! The sections `[tiling]` and `[blend]` of a configuration: grids and blend policies by name, those of other crates among them.
 
-use serde::de::{self, Deserialize, Deserializer, SeqAccess, Visitor};
-use serde::{Deserialize as DeriveDeserialize, Serialize};
+use std::fmt::Debug;
 
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::choice::{Choice, Kind, SettingsError, check, read};
 use crate::grid::UniformSize;
-use crate::{BlendPolicy, Cascade, DiffusersGrid, Feather, Grid, GridDefaults, GridError, Off, Overlap, Uniform};
+use crate::{BlendPolicy, Cascade, DiffusersGrid, Feather, Grid, GridDefaults, GridError, Off, Overlap, PerAxis, Scale, Uniform};
 
-/// A value for both axes: one number, or `[height, width]`.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct PerAxis<T>(pub [T; 2]);
+/// The section `[tiling]` of a configuration: the kind of a grid, and its settings.
+pub type GridConfig = Choice<GridEntry>;
 
-impl<'de, T: Deserialize<'de> + Copy + FromNumber> Deserialize<'de> for PerAxis<T> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(PerAxisVisitor(PhantomData))
+/// The section `[blend]` of a configuration: the kind of a blend policy, and its settings.
+pub type BlendConfig = Choice<BlendEntry>;
+
+/// What a grid is built for.
+#[derive(Debug, Clone, Copy)]
+pub struct GridContext<'a> {
+    /// The direction: up in a decode, down in an encode.
+    pub scale: Scale,
+    /// The tiles of the model's family, for settings that are left open.
+    pub defaults: &'a GridDefaults,
+    /// Px in the units that tiles are counted in (see [`DiffusersGrid::unit_px`]).
+    pub unit_px: usize,
+    /// The grid that the model's family brings for this direction, which the kind `family` stands for.
+    pub family: Option<&'a GridConfig>,
+}
+
+impl<'a> GridContext<'a> {
+    /// The context of a family that brings no grid of its own and counts tiles in px.
+    pub fn new(scale: Scale, defaults: &'a GridDefaults) -> Self {
+        Self { scale, defaults, unit_px: 1, family: None }
     }
 }
 
-/// A number that a [`PerAxis`] can hold.
-pub trait FromNumber: Sized {
-    /// What is expected, for messages.
-    const WHAT: &'static str;
-    /// From an integer, when it fits.
-    fn from_integer(value: i64) -> Option<Self>;
-    /// From a fraction, when it fits.
-    fn from_fraction(value: f64) -> Option<Self>;
-    /// Whether it is neither NaN nor infinite.
-    fn is_finite(&self) -> bool;
+/// The settings of a kind of grid. [`register_grid!`](crate::register_grid) lets configurations name it.
+///
+/// A type with `#[serde(deny_unknown_fields)]` refuses keys that it does not have, with the nearest one that it has.
+pub trait GridKind: Serialize + DeserializeOwned {
+    /// The `kind` in configurations, in kebab-case.
+    const NAME: &'static str;
+
+    /// The grid.
+    ///
+    /// # Errors
+    /// When settings exclude each other or are missing.
+    fn build(&self, context: &GridContext<'_>) -> Result<Box<dyn Grid>, GridError>;
 }
 
-impl FromNumber for usize {
-    const WHAT: &'static str = "a whole number of px";
-    fn from_integer(value: i64) -> Option<Self> {
-        value.try_into().ok()
-    }
-    fn from_fraction(_: f64) -> Option<Self> {
-        None
-    }
-    fn is_finite(&self) -> bool {
-        true
-    }
+/// The settings of a kind of blend policy. [`register_blend!`](crate::register_blend) lets configurations name it.
+pub trait BlendKind: Serialize + DeserializeOwned {
+    /// The `kind` in configurations, in kebab-case.
+    const NAME: &'static str;
+
+    /// The policy.
+    fn build(&self) -> Box<dyn BlendPolicy>;
 }
 
-impl FromNumber for f64 {
-    const WHAT: &'static str = "a finite number";
-    fn from_integer(value: i64) -> Option<Self> {
-        Some(value as Self)
-    }
-    fn from_fraction(value: f64) -> Option<Self> {
-        Some(value)
-    }
-    fn is_finite(&self) -> bool {
-        Self::is_finite(*self)
-    }
+/// A [`GridKind`], with its type erased.
+#[derive(Debug)]
+pub struct GridEntry {
+    name: &'static str,
+    origin: &'static str,
+    check: fn(Value) -> serde_json::Result<Value>,
+    build: BuildGrid,
 }
 
-struct PerAxisVisitor<T>(PhantomData<T>);
+/// A [`BlendKind`], with its type erased.
+#[derive(Debug)]
+pub struct BlendEntry {
+    name: &'static str,
+    origin: &'static str,
+    check: fn(Value) -> serde_json::Result<Value>,
+    build: BuildBlend,
+}
 
-impl<'de, T: Deserialize<'de> + Copy + FromNumber> Visitor<'de> for PerAxisVisitor<T> {
-    type Value = PerAxis<T>;
+type BuildGrid = fn(&Value, &GridContext<'_>) -> Result<Box<dyn Grid>, GridError>;
+type BuildBlend = fn(&Value, Option<&BlendConfig>) -> Result<Box<dyn BlendPolicy>, SettingsError>;
 
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}, or [height, width]", T::WHAT)
-    }
+inventory::collect!(GridEntry);
+inventory::collect!(BlendEntry);
 
-    fn visit_i64<E: de::Error>(self, value: i64) -> Result<Self::Value, E> {
-        T::from_integer(value).map(|value| PerAxis([value; 2])).ok_or_else(|| E::invalid_value(de::Unexpected::Signed(value), &self))
-    }
+/// Lets the configurations of every program that links the crate name a [`GridKind`].
+#[macro_export]
+macro_rules! register_grid {
+    ($kind:ty) => {
+        $crate::inventory::submit! { $crate::GridEntry::of::<$kind>(env!("CARGO_PKG_NAME")) }
+    };
+}
 
-    fn visit_u64<E: de::Error>(self, value: u64) -> Result<Self::Value, E> {
-        self.visit_i64(i64::try_from(value).unwrap_or(i64::MAX))
-    }
+/// Lets the configurations of every program that links the crate name a [`BlendKind`].
+#[macro_export]
+macro_rules! register_blend {
+    ($kind:ty) => {
+        $crate::inventory::submit! { $crate::BlendEntry::of::<$kind>(env!("CARGO_PKG_NAME")) }
+    };
+}
 
-    fn visit_f64<E: de::Error>(self, value: f64) -> Result<Self::Value, E> {
-        let number = T::from_fraction(value).filter(T::is_finite);
-        number.map(|value| PerAxis([value; 2])).ok_or_else(|| E::invalid_value(de::Unexpected::Float(value), &self))
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Self::Value, A::Error> {
-        let (Some(height), Some(width)) = (items.next_element::<T>()?, items.next_element::<T>()?) else {
-            return Err(de::Error::invalid_length(0, &self));
-        };
-        if !(height.is_finite() && width.is_finite()) {
-            return Err(de::Error::invalid_value(de::Unexpected::Other("a number that is not finite"), &self));
-        }
-        match items.next_element::<de::IgnoredAny>()? {
-            None => Ok(PerAxis([height, width])),
-            Some(_) => Err(de::Error::invalid_length(3, &self)),
-        }
+impl GridEntry {
+    /// The entry of a kind that the crate `origin` brings.
+    pub const fn of<K: GridKind>(origin: &'static str) -> Self {
+        Self { name: K::NAME, origin, check: check::<K>, build: |settings, context| read::<K>(K::NAME, settings)?.build(context) }
     }
 }
 
-/// The section `[tiling]` of a configuration.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, DeriveDeserialize)]
-#[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
-pub enum GridConfig {
-    /// See [`DiffusersGrid`].
-    Diffusers {
-        /// Height and width of a tile, in sample px (see [`DiffusersGrid::unit_px`]); the family's own when absent.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        tile_px: Option<PerAxis<usize>>,
-        /// Share of a tile that it has in common with its neighbour; the family's own when absent.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        overlap: Option<PerAxis<f64>>,
-        /// Distance from tile to tile, in sample px, in place of `overlap`.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        stride_px: Option<PerAxis<usize>>,
-        /// Leave out tail tiles that lie wholly inside the tile before them.
-        #[serde(default)]
-        skip_redundant: bool,
-    },
-    /// See [`Uniform`].
-    Uniform {
-        /// The largest height and width of a tile, in sample px.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        tile_px: Option<PerAxis<usize>>,
-        /// The number of rows and columns, in place of `tile_px`.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        splits: Option<PerAxis<usize>>,
-        /// The least share of a tile that it has in common with its neighbour; the family's own when absent.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        overlap: Option<PerAxis<f64>>,
-    },
-    /// See [`Off`].
-    Off {},
+impl BlendEntry {
+    /// The entry of a kind that the crate `origin` brings.
+    pub const fn of<K: BlendKind>(origin: &'static str) -> Self {
+        Self { name: K::NAME, origin, check: check::<K>, build: |settings, _| Ok(read::<K>(K::NAME, settings)?.build()) }
+    }
+}
+
+impl Kind for GridEntry {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn origin(&self) -> &'static str {
+        self.origin
+    }
+
+    fn check(&self, settings: Value) -> serde_json::Result<Value> {
+        (self.check)(settings)
+    }
+
+    fn all() -> Vec<&'static Self> {
+        GRIDS.iter().chain(inventory::iter::<Self>).collect()
+    }
+}
+
+impl Kind for BlendEntry {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn origin(&self) -> &'static str {
+        self.origin
+    }
+
+    fn check(&self, settings: Value) -> serde_json::Result<Value> {
+        (self.check)(settings)
+    }
+
+    fn all() -> Vec<&'static Self> {
+        BLENDS.iter().chain(inventory::iter::<Self>).collect()
+    }
+}
+
+/// A type whose entry has a place of its own.
+struct Static<K>(std::marker::PhantomData<K>);
+
+impl<K: GridKind> Static<K> {
+    const GRID: &'static GridEntry = &GridEntry::of::<K>("");
+}
+
+impl<K: BlendKind> Static<K> {
+    const BLEND: &'static BlendEntry = &BlendEntry::of::<K>("");
 }
 
 impl GridConfig {
-    /// The grid, with the family's `defaults` for what the configuration leaves open. `unit_px` is of [`DiffusersGrid`].
+    /// A kind with settings. It need not be registered.
     ///
     /// # Errors
-    /// When keys exclude each other or none of them sets a size.
-    pub fn build(&self, defaults: &GridDefaults, unit_px: usize) -> Result<Box<dyn Grid>, GridError> {
-        match *self {
-            Self::Off {} => Ok(Box::new(Off)),
-            Self::Diffusers { overlap: Some(_), stride_px: Some(_), .. } => Err(GridError::Conflict { first: "overlap", second: "stride_px" }),
-            Self::Diffusers { tile_px, overlap, stride_px, skip_redundant } => {
-                let overlap = match (overlap, stride_px, tile_px) {
-                    (Some(share), ..) => Overlap::Share(share.0),
-                    (None, Some(stride), _) => Overlap::StridePx(stride.0),
-                    (None, None, Some(_)) => Overlap::Share(defaults.share()),
-                    (None, None, None) => defaults.overlap,
-                };
-                Ok(Box::new(DiffusersGrid { tile_px: tile_px.map_or(defaults.tile_px, |tile| tile.0), overlap, skip_redundant, unit_px }))
-            }
-            Self::Uniform { tile_px, splits, overlap } => {
-                let size = match (tile_px, splits) {
-                    (Some(_), Some(_)) => return Err(GridError::Conflict { first: "tile_px", second: "splits" }),
-                    (None, None) => return Err(GridError::UniformNeedsSize),
-                    (Some(tile), None) => UniformSize::TilePx(tile.0),
-                    (None, Some(splits)) => UniformSize::Splits(splits.0),
-                };
-                Ok(Box::new(Uniform { size, overlap: overlap.map_or(defaults.share(), |share| share.0) }))
-            }
-        }
+    /// When the settings cannot be serialised to JSON.
+    pub fn of<K: GridKind>(settings: &K) -> serde_json::Result<Self> {
+        Ok(Self { kind: Static::<K>::GRID, settings: serde_json::to_value(settings)? })
+    }
+
+    /// The grid.
+    ///
+    /// # Errors
+    /// When settings exclude each other or none of them sets a size.
+    pub fn build(&self, context: &GridContext<'_>) -> Result<Box<dyn Grid>, GridError> {
+        (self.kind.build)(&self.settings, context)
     }
 }
 
-/// The section `[blend]` of a configuration.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, DeriveDeserialize)]
-#[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
-pub enum BlendConfig {
-    /// See [`Cascade`].
-    Cascade {},
-    /// See [`Feather`].
-    Feather {},
+impl BlendConfig {
+    /// A kind with settings. It need not be registered.
+    ///
+    /// # Errors
+    /// When the settings cannot be serialised to JSON.
+    pub fn of<K: BlendKind>(settings: &K) -> serde_json::Result<Self> {
+        Ok(Self { kind: Static::<K>::BLEND, settings: serde_json::to_value(settings)? })
+    }
+
+    /// The policy. The kind `family` stands for `family`, where the model's family brings a policy, and else for `cascade`.
+    ///
+    /// # Errors
+    /// When the settings cannot be read.
+    pub fn build(&self, family: Option<&Self>) -> Result<Box<dyn BlendPolicy>, SettingsError> {
+        (self.kind.build)(&self.settings, family)
+    }
 }
 
-impl BlendConfig {
-    /// The policy.
-    pub fn build(&self) -> Box<dyn BlendPolicy> {
-        match self {
-            Self::Cascade {} => Box::new(Cascade),
-            Self::Feather {} => Box::new(Feather),
-        }
+/// The grids of this crate.
+static GRIDS: [GridEntry; 4] = [
+    GridEntry::of::<DiffusersKind>(ORIGIN),
+    GridEntry::of::<UniformKind>(ORIGIN),
+    GridEntry { name: "off", origin: ORIGIN, check: check::<NoSettings>, build: |_, _| Ok(Box::new(Off)) },
+    GridEntry {
+        name: "family",
+        origin: ORIGIN,
+        check: check::<NoSettings>,
+        build: |_, context| match context.family {
+            Some(own) => own.build(&GridContext { family: None, ..*context }),
+            None => DiffusersKind::default().build(context),
+        },
+    },
+];
+
+/// The blend policies of this crate.
+static BLENDS: [BlendEntry; 3] = [
+    BlendEntry { name: "cascade", origin: ORIGIN, check: check::<NoSettings>, build: |_, _| Ok(Box::new(Cascade)) },
+    BlendEntry { name: "feather", origin: ORIGIN, check: check::<NoSettings>, build: |_, _| Ok(Box::new(Feather)) },
+    BlendEntry {
+        name: "family",
+        origin: ORIGIN,
+        check: check::<NoSettings>,
+        build: |_, family| family.map_or_else(|| Ok(Box::new(Cascade) as _), |own| own.build(None)),
+    },
+];
+
+const ORIGIN: &str = env!("CARGO_PKG_NAME");
+
+/// The settings of a kind that has none.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NoSettings {}
+
+/// The settings of a [`DiffusersGrid`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DiffusersKind {
+    /// Height and width of a tile, in sample px (see [`DiffusersGrid::unit_px`]); the family's default when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tile_px: Option<PerAxis<usize>>,
+    /// The share of a tile that neighbours have in common; the family's default when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub overlap: Option<PerAxis<f64>>,
+    /// Distance from tile to tile, in sample px, in place of `overlap`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stride_px: Option<PerAxis<usize>>,
+    /// Leave out tail tiles that lie wholly inside the tile before them.
+    #[serde(default)]
+    pub skip_redundant: bool,
+}
+
+impl GridKind for DiffusersKind {
+    const NAME: &'static str = "diffusers";
+
+    fn build(&self, context: &GridContext<'_>) -> Result<Box<dyn Grid>, GridError> {
+        let (Self { tile_px, overlap, stride_px, skip_redundant }, defaults) = (*self, context.defaults);
+        let overlap = match (overlap, stride_px, tile_px) {
+            (Some(_), Some(_), _) => return Err(GridError::Conflict { first: "overlap", second: "stride_px" }),
+            (Some(share), None, _) => Overlap::Share(share.0),
+            (None, Some(stride), _) => Overlap::StridePx(stride.0),
+            (None, None, Some(_)) => Overlap::Share(defaults.share()),
+            (None, None, None) => defaults.overlap,
+        };
+        let tile_px = tile_px.map_or(defaults.tile_px, |tile| tile.0);
+        Ok(Box::new(DiffusersGrid { tile_px, overlap, skip_redundant, unit_px: context.unit_px }))
+    }
+}
+
+/// The settings of a [`Uniform`] grid.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UniformKind {
+    /// The largest height and width of a tile, in sample px.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tile_px: Option<PerAxis<usize>>,
+    /// The number of rows and columns, in place of `tile_px`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub splits: Option<PerAxis<usize>>,
+    /// The least share of a tile that neighbours have in common; the family's default when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub overlap: Option<PerAxis<f64>>,
+}
+
+impl GridKind for UniformKind {
+    const NAME: &'static str = "uniform";
+
+    fn build(&self, context: &GridContext<'_>) -> Result<Box<dyn Grid>, GridError> {
+        let size = match (self.tile_px, self.splits) {
+            (Some(_), Some(_)) => return Err(GridError::Conflict { first: "tile_px", second: "splits" }),
+            (None, None) => return Err(GridError::UniformNeedsSize),
+            (Some(tile), None) => UniformSize::TilePx(tile.0),
+            (None, Some(splits)) => UniformSize::Splits(splits.0),
+        };
+        Ok(Box::new(Uniform { size, overlap: self.overlap.map_or(context.defaults.share(), |share| share.0) }))
     }
 }

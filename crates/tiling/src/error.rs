@@ -1,4 +1,4 @@
-use crate::{Axis, Panicked, Span};
+use crate::{Axis, Panicked, ScratchError, SettingsError, Span};
 
 /// The error of an operation, a source or a sink that this crate knows nothing about.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -7,6 +7,9 @@ pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum GridError {
+    /// Settings that the grid cannot be built from.
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
     /// The input has no room for a single output px.
     #[error("the input is {length} px on the {axis} axis, at least {minimum} are needed")]
     InputTooSmall {
@@ -200,7 +203,7 @@ pub enum CompositeError {
     /// The sink did not take what is finished.
     #[error("the finished part could not be written")]
     Sink(#[source] BoxError),
-    /// The file that keeps what later tiles blend with failed.
-    #[error("the scratch file failed")]
-    Scratch(#[source] std::io::Error),
+    /// The file that keeps strips and early tiles failed.
+    #[error(transparent)]
+    Scratch(#[from] ScratchError),
 }

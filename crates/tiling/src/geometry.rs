@@ -41,14 +41,14 @@ pub enum Scale {
 }
 
 impl Scale {
-    /// Px of the finer side in a latent px.
+    /// Px of the finer side in a latent px, on each axis.
     pub fn ratio(self) -> usize {
         match self {
             Self::Up(ratio) | Self::Down(ratio) => ratio,
         }
     }
 
-    /// Cells in an input of `length` px.
+    /// Latent px in an input of `length` px.
     pub fn latent_px(self, length: usize) -> usize {
         match self {
             Self::Up(_) => length,
@@ -56,7 +56,7 @@ impl Scale {
         }
     }
 
-    /// Input px in `latent_px` latent_px.
+    /// Input px in `latent_px` latent px.
     pub fn input(self, latent_px: usize) -> usize {
         match self {
             Self::Up(_) => latent_px,
@@ -64,7 +64,7 @@ impl Scale {
         }
     }
 
-    /// Output px from `latent_px` latent_px.
+    /// Output px of `latent_px` latent px.
     pub fn output(self, latent_px: usize) -> usize {
         match self {
             Self::Up(ratio) => latent_px.saturating_mul(ratio),
@@ -95,8 +95,8 @@ impl FrameScale {
         }
     }
 
-    /// The input frames that an operation takes at a time: all of them, or, where it is causal, one and then `per_chunk` frames of the coarser side.
-    /// A remainder that makes no frame of the coarser side is left out.
+    /// The input frames that an operation processes at a time: all of them, or, where it is causal, the first frame and then `per_chunk` frames of the coarser
+    /// side at a time. A remainder that makes no frame of the coarser side is left out.
     pub fn chunks(self, frames: usize, per_chunk: usize) -> Vec<Range<usize>> {
         let (step, unit) = match self {
             Self::Same => return std::iter::once(0..frames).collect(),
@@ -115,7 +115,7 @@ pub struct Geometry {
     pub scale: Scale,
     /// Frames.
     pub frames: FrameScale,
-    /// Output px that are blended as one, on each axis: 1, or the side of the patches that the operation puts together last.
+    /// Output px that share a blend weight, on each axis: 1, or the side of the patches that the operation's last step assembles.
     pub blend_unit: usize,
 }
 

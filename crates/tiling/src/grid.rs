@@ -54,6 +54,13 @@ pub trait Grid: fmt::Debug + Send + Sync {
     /// # Errors
     /// When the grid cannot be laid, with the nearest one that can.
     fn spans(&self, scale: Scale, input: [usize; 2]) -> Result<[Vec<Span>; 2], GridError>;
+
+    /// The input px that two neighbours of full size have in common, on each axis, for blend policies whose weights depend on it. By default the most px
+    /// that two neighbours of this plan have in common.
+    fn nominal_overlap(&self, scale: Scale) -> Option<[usize; 2]> {
+        let _ = scale;
+        None
+    }
 }
 
 /// No cuts: one tile.

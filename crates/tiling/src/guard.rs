@@ -6,7 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use crate::BoxError;
 
-/// Whose code a run calls.
+/// The owner of code that a run calls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Party {
@@ -20,9 +20,9 @@ pub enum Party {
     Sink,
     /// A [`TileOp`](crate::TileOp), outside the work on a tile.
     Operation,
-    /// Whoever hears of the progress of a run.
+    /// The listener of a run's progress.
     Listener,
-    /// The run itself.
+    /// The executor.
     Engine,
 }
 
@@ -44,13 +44,13 @@ impl fmt::Display for Party {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{who} panicked: {message}")]
 pub struct Panicked {
-    /// Whose code it was.
+    /// The owner of the code that panicked.
     pub who: Party,
-    /// What the panic said.
+    /// The panic's message.
     pub message: String,
 }
 
-/// Calls somebody's code.
+/// Calls a party's code.
 ///
 /// # Errors
 /// When it panics.
@@ -62,7 +62,7 @@ thread_local! {
     static GUARDS: Cell<usize> = const { Cell::new(0) };
 }
 
-/// Calls something, and gives what a panic said. See [`is_guarded`].
+/// Calls `call`; the error is a panic's message. See [`is_guarded`].
 ///
 /// # Errors
 /// When it panics.
@@ -73,7 +73,7 @@ pub fn catch<T>(call: impl FnOnce() -> T) -> Result<T, String> {
     answer.map_err(message)
 }
 
-/// Whether a panic on this thread would become an error that says what it said, so that a panic hook need not say it.
+/// Whether a panic on this thread would become an error with its message, so that a panic hook need not print it.
 pub fn is_guarded() -> bool {
     GUARDS.get() > 0
 }
@@ -89,7 +89,7 @@ fn message(panic: Box<dyn Any + Send>) -> String {
     text!(panic: &'static str, String, Box<str>, Cow<'static, str>, BoxError, std::io::Error);
     // A payload may panic when it is dropped.
     std::mem::forget(panic);
-    "it gave no message".to_owned()
+    "no message".to_owned()
 }
 
 #[cfg(test)]
@@ -99,7 +99,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_panic_is_told_whatever_it_throws() {
+    fn every_kind_of_payload_gives_a_message() {
         struct Bomb;
 
         impl Drop for Bomb {
@@ -112,8 +112,8 @@ mod tests {
         assert_eq!(said(|| panic!("a word")), "the sink panicked: a word");
         assert_eq!(said(|| panic!("{} words", 2)), "the sink panicked: 2 words");
         assert_eq!(said(|| panic_any(BoxError::from("an error"))), "the sink panicked: an error");
-        assert_eq!(said(|| panic_any(7)), "the sink panicked: it gave no message");
-        assert_eq!(said(|| resume_unwind(Box::new(Bomb))), "the sink panicked: it gave no message");
+        assert_eq!(said(|| panic_any(7)), "the sink panicked: no message");
+        assert_eq!(said(|| resume_unwind(Box::new(Bomb))), "the sink panicked: no message");
         assert_eq!((is_guarded(), catch(is_guarded)), (false, Ok(true)));
     }
 }

@@ -14,12 +14,12 @@ impl HostTensor {
         (length == data.len()).then_some(Self { shape, data })
     }
 
-    /// A block of zeros.
+    /// A tensor of zeros.
     pub fn zeros(shape: [usize; 5]) -> Self {
         Self { shape, data: vec![0.0; shape.iter().product()] }
     }
 
-    /// A block whose value at `[b, c, t, y, x]` is `f([b, c, t, y, x])`.
+    /// A tensor whose value at `[b, c, t, y, x]` is `f([b, c, t, y, x])`.
     pub fn from_fn(shape: [usize; 5], mut f: impl FnMut([usize; 5]) -> f32) -> Self {
         let mut data = Vec::with_capacity(shape.iter().product());
         for b in 0..shape[0] {
@@ -79,7 +79,7 @@ impl HostTensor {
     /// A copy of the region in every batch item and channel.
     ///
     /// # Panics
-    /// When the region reaches past the block.
+    /// When the region reaches past the tensor.
     #[must_use]
     pub fn region(&self, region: &Region) -> Self {
         let [t, h, w] = region.size;
@@ -98,22 +98,22 @@ impl HostTensor {
     /// A copy of `count` frames from `first` on.
     ///
     /// # Panics
-    /// When there are not so many.
+    /// When the tensor has fewer frames.
     #[must_use]
     pub fn frames(&self, first: usize, count: usize) -> Self {
         self.region(&Region { start: [first, 0, 0], size: [count, self.shape[3], self.shape[4]] })
     }
 
-    /// Blocks that differ in their frames only, one after the other.
+    /// Concatenates tensors along frames.
     ///
     /// # Panics
-    /// When there is none, or they differ otherwise.
+    /// When there is none, or they differ in another side than frames.
     pub fn join_frames(mut pieces: Vec<Self>) -> Self {
         if pieces.len() == 1 {
             return pieces.remove(0);
         }
         let [b, c, _, h, w] = pieces[0].shape;
-        assert!(pieces.iter().all(|piece| piece.shape[..2] == [b, c] && piece.shape[3..] == [h, w]), "blocks of one size");
+        assert!(pieces.iter().all(|piece| piece.shape[..2] == [b, c] && piece.shape[3..] == [h, w]), "tensors of one size");
         let frames = pieces.iter().map(|piece| piece.shape[2]).sum();
         let mut data = Vec::with_capacity(b * c * frames * h * w);
         for item in 0..b * c {
@@ -125,24 +125,24 @@ impl HostTensor {
         Self { shape: [b, c, frames, h, w], data }
     }
 
-    /// Blocks that differ in their batch items only, one after the other.
+    /// Concatenates tensors along the batch.
     ///
     /// # Panics
-    /// When there is none, or they differ otherwise.
-    pub fn join_batch(mut blocks: Vec<Self>) -> Self {
-        if blocks.len() == 1 {
-            return blocks.remove(0);
+    /// When there is none, or they differ in another side than the batch.
+    pub fn join_batch(mut tensors: Vec<Self>) -> Self {
+        if tensors.len() == 1 {
+            return tensors.remove(0);
         }
-        let [_, c, t, h, w] = blocks[0].shape;
-        assert!(blocks.iter().all(|block| block.shape[1..] == [c, t, h, w]), "blocks of one size");
-        let items = blocks.iter().map(|block| block.shape[0]).sum();
-        Self { shape: [items, c, t, h, w], data: blocks.into_iter().flat_map(|block| block.data).collect() }
+        let [_, c, t, h, w] = tensors[0].shape;
+        assert!(tensors.iter().all(|tensor| tensor.shape[1..] == [c, t, h, w]), "tensors of one size");
+        let items = tensors.iter().map(|tensor| tensor.shape[0]).sum();
+        Self { shape: [items, c, t, h, w], data: tensors.into_iter().flat_map(|tensor| tensor.data).collect() }
     }
 
-    /// The batch items in `parts` blocks of equal size: what [`join_batch`](Self::join_batch) joined.
+    /// Splits the batch into `parts` tensors of equal size: the reverse of [`join_batch`](Self::join_batch).
     ///
     /// # Panics
-    /// When they cannot be divided so.
+    /// When the batch is not a multiple of `parts`.
     pub fn split_batch(self, parts: usize) -> Vec<Self> {
         if parts == 1 {
             return vec![self];

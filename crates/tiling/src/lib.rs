@@ -1,8 +1,8 @@
-//! Cuts a tensor into overlapping tiles and puts the answers together: grids, plans, blend policies and the compositor.
+//! Cuts a tensor into overlapping tiles and blends the answers: grids, plans, blend policies and the compositor.
 //!
-//! Nothing here knows a VAE, a device or a thread. What is done to one tile is a [`TileOp`]; where tiles lie is a [`TilePlan`], made by a [`Grid`] from
-//! plain integers; how they meet is a [`BlendPolicy`]; and the [`Compositor`] hands what is finished to a [`Sink`] while later
-//! tiles still run.
+//! Nothing here knows a VAE, a device or a thread. A [`TileOp`] is the operation on one tile. A [`Grid`] makes a [`TilePlan`], the places of all tiles, from
+//! integers alone. A [`BlendPolicy`] weighs tiles where they overlap, and the [`Compositor`] hands finished parts to a [`Sink`] while later tiles still
+//! run.
 //!
 //! ```
 //! use tiling::{HostTensor, Canvas, Cascade, Compositor, Geometry, Grid, Scale, Uniform, TilePlan};
@@ -22,6 +22,7 @@
 //! ```
 
 mod blend;
+mod choice;
 mod compositor;
 mod config;
 mod error;
@@ -30,20 +31,27 @@ mod grid;
 mod guard;
 mod host_tensor;
 mod op;
+mod per_axis;
 mod plan;
+mod scratch_file;
 mod spill_store;
 mod stop;
 
-pub use blend::{BlendPolicy, Cascade, Corner, Feather};
+pub use blend::{BlendPolicy, Cascade, Corner, Feather, Seam};
+pub use choice::{Choice, Kind, SettingsError};
 pub use compositor::{Canvas, Compositor};
-pub use config::{BlendConfig, GridConfig, PerAxis};
+pub use config::{BlendConfig, BlendEntry, BlendKind, DiffusersKind, GridConfig, GridContext, GridEntry, GridKind, UniformKind};
 pub use error::{BoxError, CompositeError, GridError};
 pub use geometry::{FrameScale, Geometry, Region, Scale};
 pub use grid::{Axis, DiffusersGrid, Grid, GridDefaults, Off, Overlap, Span, Uniform, UniformSize};
 pub use guard::{Panicked, Party, catch, guard, is_guarded};
 pub use host_tensor::HostTensor;
+#[doc(hidden)]
+pub use inventory;
 pub use op::{DevicePiece, Sink, TileOp, TileRun, TileSource};
+pub use per_axis::{AxisNumber, PerAxis};
 pub use plan::{Tile, TilePlan};
+pub use scratch_file::{ScratchError, ScratchFile};
 pub use stop::Stop;
 
 #[cfg(test)]

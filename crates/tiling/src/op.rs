@@ -4,45 +4,44 @@ use std::ops::Range;
 
 use crate::{BoxError, Geometry, HostTensor, Region, Stop};
 
-/// What is done to one tile. Executors, grids and the compositor see only this.
+/// The operation that runs on each tile. Executors and the compositor know nothing else of a model.
 ///
-/// A tile goes through it in pieces of whole frames, and each piece in stages: it is brought to the device, worked on, and the answer brought back.
-/// Executors may run the stages of different pieces at once, on different threads. An operation holds no state of its own between tiles: the answer
-/// for a tile depends on that tile alone.
+/// A tile passes in pieces of whole frames, and each piece in stages: [`upload`](Self::upload) to the device, a call of the [`TileRun`], and
+/// [`download`](Self::download) of the answer. Executors may run the stages of different pieces at once, on different threads. An operation keeps no
+/// state between tiles: the answer for a tile depends on that tile alone.
 pub trait TileOp: Send + Sync {
     /// How an input region maps to an output region.
     fn geometry(&self) -> Geometry;
 
-    /// The pieces in which a tile of `frames` is taken, one after the other from the first frame on. Frames may be left out at the end of which no output frame
-    /// comes.
+    /// The pieces in which a tile of `frames` is processed, in order from the first frame on. Frames at the end that give no output frame may be left out.
     fn chunks(&self, frames: usize) -> Vec<Range<usize>> {
         std::iter::once(0..frames).collect()
     }
 
-    /// Brings a piece of a tile to the device. By default it stays a [`HostTensor`] in host memory.
+    /// Copies a piece of a tile to the device. By default it stays a [`HostTensor`] in host memory.
     ///
     /// # Errors
-    /// Whatever kept it from getting there.
+    /// When the copy fails.
     fn upload(&self, piece: HostTensor) -> Result<DevicePiece, BoxError> {
         Ok(DevicePiece::new(piece))
     }
 
-    /// Begins a tile. Once `stop` is thrown, nobody waits for the answer any more: whatever takes long had better look at it and fail.
+    /// Begins a tile. Once `stop` is stopped, the answer is not needed any more: long computations should check it and fail.
     fn begin(&self, stop: &Stop) -> TileRun<'_>;
 
-    /// Brings a piece of an answer back. By default it is a [`HostTensor`]. All pieces of a tile have its batch items, and together the frames, height and width
-    /// that [`geometry`](Self::geometry) says.
+    /// Copies a piece of an answer back. By default it is a [`HostTensor`] already. Every piece has the batch items of the tile; together the pieces have the
+    /// frames, height and width of [`geometry`](Self::geometry).
     ///
     /// # Errors
-    /// Whatever kept it from getting here.
+    /// When the copy fails.
     fn download(&self, answer: DevicePiece) -> Result<HostTensor, BoxError> {
         answer.take()
     }
 
-    /// Whether the device still works; asked after a failure.
+    /// Checks, after a failure, that the device still works.
     ///
     /// # Errors
-    /// What became of it.
+    /// When the device is lost.
     fn check(&self) -> Result<(), BoxError> {
         Ok(())
     }
@@ -50,7 +49,7 @@ pub trait TileOp: Send + Sync {
     /// The whole answer for a whole tile.
     ///
     /// # Errors
-    /// Whatever the operation cannot take or could not do.
+    /// When any stage fails.
     fn apply(&self, tile: &HostTensor) -> Result<HostTensor, BoxError> {
         let mut run = self.begin(&Stop::default());
         let pieces = self.chunks(tile.shape()[2]).into_iter().map(|frames| {
@@ -61,10 +60,10 @@ pub trait TileOp: Send + Sync {
     }
 }
 
-/// The work on one tile: takes its pieces in order and gives a piece of the answer for each. What it remembers of earlier pieces is its own.
+/// The work on one tile: called with its pieces in order, returns a piece of the answer for each. It owns what it remembers of earlier pieces.
 pub type TileRun<'a> = Box<dyn FnMut(DevicePiece) -> Result<DevicePiece, BoxError> + Send + 'a>;
 
-/// A piece of a tile, or of an answer, in whatever form an operation works on it.
+/// A piece of a tile or of an answer in the form that an operation works on, for instance a tensor of a device.
 pub struct DevicePiece {
     value: Box<dyn Any + Send>,
     bytes: Option<usize>,
@@ -76,22 +75,22 @@ impl DevicePiece {
         Self { value: Box::new(value), bytes: None }
     }
 
-    /// Wraps a value of which so many bytes are to be brought back.
+    /// Wraps a value of which `bytes` bytes are to be copied back.
     pub fn of_bytes<T: Any + Send>(value: T, bytes: usize) -> Self {
         Self { bytes: Some(bytes), ..Self::new(value) }
     }
 
-    /// The bytes to be brought back, where they are not those of the [`HostTensor`] that comes of it.
+    /// The bytes that are copied back, where these are not those of the resulting [`HostTensor`].
     pub fn bytes(&self) -> Option<usize> {
         self.bytes
     }
 
-    /// The value again.
+    /// Unwraps the value.
     ///
     /// # Errors
     /// When it is of another type: it was made by another operation.
     pub fn take<T: Any>(self) -> Result<T, BoxError> {
-        self.value.downcast().map(|value| *value).map_err(|_| "the piece is another operation's".into())
+        self.value.downcast().map(|value| *value).map_err(|_| "the piece was made by another operation".into())
     }
 }
 
@@ -101,7 +100,7 @@ impl fmt::Debug for DevicePiece {
     }
 }
 
-/// Where tiles are read from.
+/// The input that tiles are read from.
 pub trait TileSource: Sync {
     /// `[batch, channels, frames, height, width]` of the whole input.
     fn shape(&self) -> [usize; 5];
@@ -109,10 +108,10 @@ pub trait TileSource: Sync {
     /// The region of every batch item and channel: `[batch, channels]` of [`shape`](Self::shape), and the region's frames, height and width.
     ///
     /// # Errors
-    /// Whatever kept the input from being read.
+    /// When the input cannot be read.
     fn read(&self, region: &Region) -> Result<HostTensor, BoxError>;
 
-    /// Whether all of it lies in memory, so that looking through it costs next to nothing.
+    /// Whether all of it is in memory, so that scanning it is cheap.
     fn is_in_memory(&self) -> bool {
         false
     }
@@ -132,16 +131,16 @@ impl TileSource for HostTensor {
     }
 }
 
-/// Where the finished output goes, each px once. A tile's part comes when the tile is blended, so the parts of one frame come in raster order, and
-/// the frames of one part in order.
+/// Receives the finished output, each px once. A tile's part is handed over when the tile is blended: the parts of one frame in raster order, and the frames
+/// of one part in order.
 pub trait Sink: Send {
     /// Takes `piece` (`[batch, channels, frames, rows, columns]`), whose first frame, row and column are `start` in an output of `extent`.
     ///
     /// # Errors
-    /// Whatever kept the piece from being kept. The run then stops, as it does after a panic, and nothing more comes.
+    /// When the piece cannot be stored. The run then ends, as it does after a panic, and nothing more is handed over.
     fn take(&mut self, start: [usize; 3], extent: [usize; 3], piece: HostTensor) -> Result<(), BoxError>;
 
-    /// Whether all that it keeps of a value from -1 to 1 is the nearest of 256. What needs no blending may then be rounded before it is handed on.
+    /// Whether the sink rounds values from -1 to 1 to the nearest of 256 levels. Parts that need no blending may then be rounded before.
     fn rounds_to_eight_bits(&self) -> bool {
         false
     }

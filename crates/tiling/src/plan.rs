@@ -9,9 +9,9 @@ pub struct Tile {
     pub index: usize,
     /// Its row and column in the grid.
     pub grid_position: [usize; 2],
-    /// What it reads.
+    /// The input region that it reads.
     pub input: Region,
-    /// Where its answer lies, before blending and cropping.
+    /// The output region of its answer, before blending and cropping.
     pub output: Region,
     /// Rows shared with the tile above and columns shared with the tile to the left, in output px.
     pub overlap: [usize; 2],
@@ -19,7 +19,7 @@ pub struct Tile {
     pub redundant: bool,
 }
 
-/// Where all tiles lie: pure integers, made without weights.
+/// The tiles of an input: integers alone, made without weights.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct TilePlan {
     /// How input maps to output.
@@ -34,6 +34,9 @@ pub struct TilePlan {
     pub columns: Vec<Span>,
     /// Tiles in raster order.
     pub tiles: Vec<Tile>,
+    /// Output px that two neighbours of full size have in common, on each axis.
+    #[serde(skip)]
+    pub(crate) nominal_overlap: [usize; 2],
 }
 
 /// The most tiles of a plan.
@@ -43,7 +46,7 @@ pub(crate) const MOST_TILES: usize = 1 << 18;
 const MOST_PX: usize = 1 << 31;
 const MOST_FRAMES: usize = 1 << 22;
 
-/// An error where there are more rows or columns, or more tiles, than can be planned.
+/// Refuses more tiles than can be planned.
 pub(crate) fn check_count(tiles: [usize; 2]) -> Result<(), GridError> {
     if tiles[0].saturating_mul(tiles[1]) > MOST_TILES { Err(GridError::TooManyTiles { tiles, most: MOST_TILES }) } else { Ok(()) }
 }
@@ -89,8 +92,11 @@ impl TilePlan {
                 });
             }
         }
+        let of_grid = guard(Party::Grid, || grid.nominal_overlap(scale))?;
+        let most_shared = |axis: usize| (0..outputs[axis].len()).map(|i| shared(&outputs[axis], i)).max().unwrap_or(0);
+        let nominal_overlap = [0, 1].map(|axis| of_grid.map_or_else(|| most_shared(axis), |px| scale.output(scale.latent_px(px[axis]))));
         let [rows, columns] = outputs;
-        Ok(Self { geometry, input, output, rows, columns, tiles })
+        Ok(Self { geometry, input, output, rows, columns, tiles, nominal_overlap })
     }
 
     /// Whether there is more than one tile.
@@ -98,7 +104,7 @@ impl TilePlan {
         self.tiles.len() > 1
     }
 
-    /// Input px of all tiles against those of the whole: 1 is untiled, 1.5 is half as much work again.
+    /// Input px of all tiles over those of the whole input: 1 is untiled, 1.5 is half as much work again.
     pub fn work_ratio(&self) -> f64 {
         let volume = |size: [usize; 3]| size.iter().map(|&side| side as f64).product::<f64>();
         let work: f64 = self.tiles.iter().map(|tile| volume(tile.input.size)).sum();
@@ -126,13 +132,13 @@ impl TilePlan {
         [1, 2].map(|axis| self.tiles.iter().map(|tile| tile.input.size[axis]).max().unwrap_or(0))
     }
 
-    /// Tiles that are begun and not yet blended, at most, when `workers` have each `at_once` tiles in work: as many again may wait for an earlier tile,
-    /// and two more for each worker. No tile is begun beyond that, however slow whoever takes the output is.
+    /// The most tiles that are begun and not yet blended, when `workers` have `at_once` tiles in work each: as many again may wait for an earlier tile, and
+    /// two more for each worker. Executors begin no tile beyond that, however slow the sink is.
     pub fn held_tiles(&self, workers: usize, at_once: usize) -> usize {
         self.tiles.len().min(workers.saturating_mul(at_once.saturating_add(1)).saturating_mul(2))
     }
 
-    /// Output px of the strips that the compositor holds at most when tiles come in raster order: those under a row of tiles, and one beside a tile.
+    /// The most output px of the strips that the compositor holds when tiles come in raster order: those below a row of tiles, and one beside a tile.
     pub fn strip_px(&self) -> usize {
         let widest = |spans: &[Span]| (1..spans.len()).map(|i| shared(spans, i)).max().unwrap_or(0);
         let tallest = self.rows.iter().map(|span| span.length).max().unwrap_or(0);
@@ -151,7 +157,7 @@ fn check_geometry(geometry: Geometry) -> Result<(), GridError> {
     units.into_iter().try_for_each(|(what, unit)| if unit == 0 { Err(GridError::Geometry { what }) } else { Ok(()) })
 }
 
-/// Whether spans are as [`Grid::spans`] says.
+/// Checks that spans are as [`Grid::spans`] demands.
 fn check_spans(axis: Axis, spans: &[Span], scale: Scale, length: usize) -> Result<(), GridError> {
     let (Some(_), Some(last)) = (spans.first(), spans.last()) else { return Err(GridError::NoSpans { axis }) };
     let bad = |index: usize, problem: String| Err(GridError::BadSpan { axis, index, span: spans[index], problem });

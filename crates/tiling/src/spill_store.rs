@@ -1,22 +1,21 @@
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom, Write};
 
-use crate::HostTensor;
+use crate::{HostTensor, ScratchError, ScratchFile};
 
-/// Keeps blocks until they are asked for: in memory, or in a file.
+/// Keeps tensors until they are taken: in memory, or in a scratch file.
 #[derive(Debug, Default)]
-pub(crate) struct SpillStore(Option<Scratch>);
+pub(crate) struct SpillStore(Option<Spilled>);
 
 #[derive(Debug)]
-struct Scratch {
-    file: File,
+struct Spilled {
+    file: ScratchFile,
+    /// Bytes in use, free places among them.
     end: u64,
-    /// Places that are free again, by the number of values that fit.
+    /// Offsets of free places, by the number of values that fit.
     free: BTreeMap<usize, Vec<u64>>,
 }
 
-/// A block on the spill_store.
+/// A tensor in a [`SpillStore`].
 #[derive(Debug)]
 pub(crate) enum Kept {
     InMemory(HostTensor),
@@ -24,34 +23,29 @@ pub(crate) enum Kept {
 }
 
 impl SpillStore {
-    pub(crate) fn in_file(file: File) -> Self {
-        Self(Some(Scratch { file, end: 0, free: BTreeMap::new() }))
+    pub(crate) fn in_file(file: ScratchFile) -> Self {
+        Self(Some(Spilled { file, end: 0, free: BTreeMap::new() }))
     }
 
-    pub(crate) fn put(&mut self, block: HostTensor) -> io::Result<Kept> {
-        let Some(scratch) = &mut self.0 else { return Ok(Kept::InMemory(block)) };
-        let values = block.data().len();
-        let offset = scratch.free.get_mut(&values).and_then(Vec::pop).unwrap_or(scratch.end);
-        scratch.end = scratch.end.max(offset + size_of_val(block.data()) as u64);
-        let bytes: Vec<u8> = block.data().iter().flat_map(|value| value.to_le_bytes()).collect();
-        scratch.file.seek(SeekFrom::Start(offset))?;
-        scratch.file.write_all(&bytes)?;
-        Ok(Kept::InFile { shape: block.shape(), offset })
+    pub(crate) fn put(&mut self, tensor: HostTensor) -> Result<Kept, ScratchError> {
+        let Some(spilled) = &mut self.0 else { return Ok(Kept::InMemory(tensor)) };
+        let values = tensor.data().len();
+        let offset = spilled.free.get_mut(&values).and_then(Vec::pop).unwrap_or(spilled.end);
+        spilled.end = spilled.end.max(offset + size_of_val(tensor.data()) as u64);
+        spilled.file.write_at(offset, tensor.data())?;
+        Ok(Kept::InFile { shape: tensor.shape(), offset })
     }
 
-    pub(crate) fn take(&mut self, kept: Kept) -> io::Result<HostTensor> {
+    pub(crate) fn take(&mut self, kept: Kept) -> Result<HostTensor, ScratchError> {
         match (kept, &mut self.0) {
-            (Kept::InMemory(block), _) => Ok(block),
-            (Kept::InFile { shape, offset }, Some(scratch)) => {
-                let values = shape.iter().product();
-                let mut bytes = vec![0; values * size_of::<f32>()];
-                scratch.file.seek(SeekFrom::Start(offset))?;
-                scratch.file.read_exact(&mut bytes)?;
-                scratch.free.entry(values).or_default().push(offset);
-                let data = bytes.as_chunks().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect();
-                Ok(HostTensor::new(shape, data).expect("as many values as were put"))
+            (Kept::InMemory(tensor), _) => Ok(tensor),
+            (Kept::InFile { shape, offset }, Some(spilled)) => {
+                let mut tensor = HostTensor::zeros(shape);
+                spilled.file.read_at(offset, tensor.data_mut())?;
+                spilled.free.entry(tensor.data().len()).or_default().push(offset);
+                Ok(tensor)
             }
-            (Kept::InFile { .. }, None) => unreachable!("a spill_store in memory puts nothing into a file"),
+            (Kept::InFile { .. }, None) => unreachable!("a store in memory puts nothing into a file"),
         }
     }
 }
@@ -61,16 +55,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn blocks_come_back_and_their_places_are_used_again() {
-        let block = |size: usize, seed: usize| HostTensor::from_fn([1, 2, 1, 3, size], |[_, c, _, y, x]| (seed + 7 * c + 3 * y + x) as f32 / 3.0);
-        let mut spill_store = SpillStore::in_file(tempfile::tempfile().unwrap());
-        let kept: Vec<Kept> = (0..3).map(|seed| spill_store.put(block(4 + seed, seed)).unwrap()).collect();
+    fn tensors_come_back_and_their_places_are_used_again() {
+        let tensor = |size: usize, seed: usize| HostTensor::from_fn([1, 2, 1, 3, size], |[_, c, _, y, x]| (seed + 7 * c + 3 * y + x) as f32 / 3.0);
+        let mut store = SpillStore::in_file(ScratchFile::new().unwrap());
+        let kept: Vec<Kept> = (0..3).map(|seed| store.put(tensor(4 + seed, seed)).unwrap()).collect();
         for (seed, kept) in kept.into_iter().enumerate().rev() {
-            assert_eq!(spill_store.take(kept).unwrap(), block(4 + seed, seed));
+            assert_eq!(store.take(kept).unwrap(), tensor(4 + seed, seed));
         }
-        let end = spill_store.0.as_ref().unwrap().end;
-        let again = spill_store.put(block(5, 9)).unwrap();
-        assert_eq!(spill_store.0.as_ref().unwrap().end, end);
-        assert_eq!(spill_store.take(again).unwrap(), block(5, 9));
+        let end = store.0.as_ref().unwrap().end;
+        let again = store.put(tensor(5, 9)).unwrap();
+        assert_eq!(store.0.as_ref().unwrap().end, end);
+        assert_eq!(store.take(again).unwrap(), tensor(5, 9));
     }
 }

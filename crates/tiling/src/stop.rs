@@ -1,31 +1,31 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// A switch that ends work, from any thread or a signal's handler. Clones are one switch.
+/// Cancels work, from any thread or a signal handler. Clones share their state.
 #[derive(Debug, Clone, Default)]
-pub struct Stop(Arc<Switch>);
+pub struct Stop(Arc<State>);
 
 #[derive(Debug, Default)]
-struct Switch {
-    is_thrown: AtomicBool,
+struct State {
+    is_stopped: AtomicBool,
     parent: Option<Stop>,
 }
 
 impl Stop {
-    /// Ends all work that looks at this switch or a [`branch`](Self::branch) of it.
+    /// Cancels all work that looks at this stop or a [`branch`](Self::branch) of it.
     pub fn stop(&self) {
-        self.0.is_thrown.store(true, Ordering::Relaxed);
+        self.0.is_stopped.store(true, Ordering::Relaxed);
     }
 
-    /// Whether it was thrown.
+    /// Whether the work is cancelled.
     pub fn is_stopped(&self) -> bool {
-        self.0.is_thrown.load(Ordering::Relaxed) || self.0.parent.as_ref().is_some_and(Self::is_stopped)
+        self.0.is_stopped.load(Ordering::Relaxed) || self.0.parent.as_ref().is_some_and(Self::is_stopped)
     }
 
-    /// A switch for a part of the work: it is thrown with this one, but throws itself alone.
+    /// A stop for a part of the work. It is stopped with this one; stopping it does not stop this one.
     #[must_use]
     pub fn branch(&self) -> Self {
-        Self(Arc::new(Switch { is_thrown: AtomicBool::new(false), parent: Some(self.clone()) }))
+        Self(Arc::new(State { is_stopped: AtomicBool::new(false), parent: Some(self.clone()) }))
     }
 }
 
@@ -34,7 +34,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_branch_is_thrown_with_its_switch_but_not_the_other_way() {
+    fn a_branch_is_stopped_with_its_parent_but_not_the_other_way() {
         let stop = Stop::default();
         let branches = [stop.branch(), stop.clone().branch()];
         let twig = branches[1].branch();

@@ -1,8 +1,10 @@
 use std::ops::RangeInclusive;
 
+use tiling::BoxError;
+
 use crate::WeightError;
 
-/// What a VAE, its configuration or its weights can refuse.
+/// Why a VAE refuses its configuration, its weights or an input, or fails.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum VaeError {
@@ -11,9 +13,19 @@ pub enum VaeError {
     Channels {
         /// `latents` or `samples`.
         what: &'static str,
-        /// Channels that came.
+        /// Channels of the tensor.
         got: usize,
         /// Channels of the model.
+        expected: usize,
+    },
+    /// An answer of a decoder or an encoder with a number of channels that its [`VaeSpec`](crate::VaeSpec) does not predict: a fault of the family.
+    #[error("the {component} has given {got} channels, its spec predicts {expected}")]
+    AnswerChannels {
+        /// `decoder` or `encoder`.
+        component: &'static str,
+        /// Channels of the answer.
+        got: usize,
+        /// Channels by the spec.
         expected: usize,
     },
     /// A number of frames that the model does not take.
@@ -21,13 +33,13 @@ pub enum VaeError {
     Frames {
         /// `latents` or `samples`.
         what: &'static str,
-        /// Frames that came.
+        /// Frames of the tensor.
         got: usize,
     },
     /// A number of sample frames that leaves a remainder.
     #[error("the samples have {got} frames, of which {} do not fill a latent frame: a clip has 1 + {ratio}k frames", (got - 1) % ratio)]
     FrameCount {
-        /// Frames that came.
+        /// Frames of the tensor.
         got: usize,
         /// Sample frames in a latent frame, after the first.
         ratio: usize,
@@ -42,7 +54,7 @@ pub enum VaeError {
         /// The smallest height and width.
         smallest: usize,
     },
-    /// A `config.json` that is not the family's.
+    /// A `config.json` whose fields do not have the types that the family expects.
     #[error("the configuration of the model cannot be read")]
     Config(#[source] serde_json::Error),
     /// A field of the configuration with a value that this family does not implement or that contradicts another.
@@ -55,8 +67,8 @@ pub enum VaeError {
         /// What would be right.
         expected: String,
     },
-    /// A [`VaeSpec`](crate::VaeSpec) with which nothing can be computed: a fault of the family.
-    #[error("the family says that {field} is {got}; {expected}")]
+    /// A [`VaeSpec`](crate::VaeSpec) that nothing can be computed with: a fault of the family.
+    #[error("`{field}` in the family's spec is {got}; {expected}")]
     Spec {
         /// The field.
         field: &'static str,
@@ -65,22 +77,30 @@ pub enum VaeError {
         /// What would be right.
         expected: &'static str,
     },
-    /// A decode or an encode with a model of which only the other component was loaded.
+    /// A decode without the decoder loaded, or an encode without the encoder.
     #[error("the {component} of this model was not loaded")]
     NotLoaded {
         /// `encoder` or `decoder`.
         component: &'static str,
     },
-    /// Somebody threw the switch of the run.
+    /// The run was stopped.
     #[error("the run was stopped")]
     Stopped,
+    /// A failure that only the family knows, in its own words. [`VaeError::family`] makes it.
+    #[error(transparent)]
+    Family(BoxError),
     /// Weights that do not fit the configuration.
     #[error(transparent)]
     Weights(#[from] WeightError),
 }
 
 impl VaeError {
-    /// Checks a number of a configuration, so that what is computed with it stays within memory and time.
+    /// A failure of a family's own: a message, or an error that is kept with its sources.
+    pub fn family(error: impl Into<BoxError>) -> Self {
+        Self::Family(error.into())
+    }
+
+    /// Checks a number of a configuration, so that a model of that size stays within memory and time.
     ///
     /// # Errors
     /// [`VaeError::ConfigValue`] when `value` is outside `range`.
@@ -91,5 +111,17 @@ impl VaeError {
             _ => format!("it must be at most {}", range.end()),
         };
         Err(Self::ConfigValue { field, got: value.to_string(), expected })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_of_a_family_keeps_its_words_and_sources() {
+        assert_eq!(VaeError::family("the table has no entry 7").to_string(), "the table has no entry 7");
+        let config = VaeError::family(VaeError::Config(serde::de::Error::custom("an integer is expected")));
+        assert_eq!(std::error::Error::source(&config).unwrap().to_string(), "an integer is expected");
     }
 }

@@ -4,6 +4,7 @@ use burn::tensor::{DType, Device};
 use serde::de::{DeserializeOwned, Deserializer, Error as _, Visitor};
 use serde::{Serialize, forward_to_deserialize_any};
 use serde_json::Value;
+use tiling::Stop;
 
 use crate::weights::Neighbour;
 use crate::{Checkpoint, Components, Registry, RegistryError, Vae, VaeError, VaeSpec, WeightError, Weights};
@@ -329,7 +330,16 @@ impl Model {
     /// # Errors
     /// When the weights cannot be read or do not fit the configuration.
     pub fn load(&self, device: &Device, dtype: DType) -> Result<Box<dyn Vae>, VaeError> {
-        self.entry.load(&self.config, self.checkpoint.weights()?.only(self.components), device, dtype)
+        self.load_until(device, dtype, &Stop::default())
+    }
+
+    /// The same with a switch that ends the loading.
+    ///
+    /// # Errors
+    /// Those of [`load`](Self::load), and [`VaeError::Stopped`] once the switch is thrown.
+    pub fn load_until(&self, device: &Device, dtype: DType, stop: &Stop) -> Result<Box<dyn Vae>, VaeError> {
+        let weights = self.checkpoint.weights()?.only(self.components).with_stop(stop);
+        self.entry.load(&self.config, weights, device, dtype)
     }
 }
 

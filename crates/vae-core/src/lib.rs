@@ -1,14 +1,16 @@
 //! What VAE families share: the [`Vae`] trait, the [`VaeSpec`] that planning needs, the [registry](Registry) that families join by themselves,
-//! [checkpoint reading](Checkpoint), [device names](DeviceName), [layers] and the tests that every family passes.
+//! [checkpoint reading](Checkpoint), [backends] with their [device names](DeviceName), [layers] and the tests that every family passes.
 //!
 //! A family is a type that implements [`VaeFamily`] and one line, [`register_vae!`]. Linking its crate is enough for
 //! [`Registry::linked`] to find it.
 
-mod device;
+pub mod backends;
+mod context;
 mod eight_bits;
 mod error;
 mod family;
 pub mod layers;
+mod math_mode;
 mod ops;
 mod posterior;
 mod registry;
@@ -19,14 +21,16 @@ pub mod testing;
 mod vae;
 mod weights;
 
-pub use device::{Adapter, DeviceName, DeviceNameError, adapter, held_memory, is_in_host_memory, keep_kernels, open_adapter};
+pub use backends::{Adapter, DeviceName, DeviceNameError, adapter, held_memory, is_in_host_memory, keep_kernels};
+pub use context::Context;
 pub use eight_bits::{from_eight_bits, to_eight_bits};
 pub use error::VaeError;
 pub use family::{Model, VaeEntry, VaeFamily};
-pub use ops::{Decode, Encode};
+pub use math_mode::{MathMode, Precision};
+pub use ops::VaeOp;
 pub use posterior::{Posterior, normal_noise};
 pub use registry::{Registry, RegistryError};
-pub use spec::{CHANNEL_BLOCK, Clamp, FrameRule, LatentNorm, VaeSpec};
+pub use spec::{CHANNEL_BLOCK, Clamp, FamilyTiling, FrameRule, LatentNorm, PosteriorKind, Tiling, VaeSpec};
 pub use vae::{FrameStream, Vae, stream_frames};
 pub use weights::{Checkpoint, Components, WeightError, Weights};
 

@@ -6,32 +6,60 @@ use half::slice::HalfFloatSliceExt;
 use tiling::{BoxError, DevicePiece, Geometry, HostTensor, Stop, TileOp, TileRun};
 
 use crate::eight_bits::{pack, unpack};
-use crate::layers::Run;
-use crate::{FrameStream, Vae, is_in_host_memory};
+use crate::{Context, MathMode, Vae, is_in_host_memory};
 
-/// Decoding a tile of latents, as a [`TileOp`].
+/// Decoding a tile of latents or encoding a tile of samples to moments, as a [`TileOp`].
 #[derive(Debug, Clone)]
-pub struct Decode {
-    /// The model.
-    pub vae: Arc<dyn Vae>,
-    /// Latent frames that run at once, after the first.
-    pub frames_per_chunk: usize,
-    /// Whether a device with a memory of its own may round what it gives to the nearest of 256 values from -1 to 1: there is less to bring back.
-    pub eight_bits: bool,
+pub struct VaeOp {
+    vae: Arc<dyn Vae>,
+    kind: Kind,
+    frames_per_chunk: usize,
+    eight_bits: bool,
+    math_mode: MathMode,
 }
 
-/// Encoding a tile of samples to moments, as a [`TileOp`].
-#[derive(Debug, Clone)]
-pub struct Encode {
-    /// The model.
-    pub vae: Arc<dyn Vae>,
-    /// Latent frames that run at once, after the first.
-    pub frames_per_chunk: usize,
+#[derive(Debug, Clone, Copy)]
+enum Kind {
+    Decode,
+    Encode,
 }
 
-impl TileOp for Decode {
+impl VaeOp {
+    /// Latents to samples, by one latent frame at a time.
+    pub fn decode(vae: Arc<dyn Vae>) -> Self {
+        Self { vae, kind: Kind::Decode, frames_per_chunk: 1, eight_bits: false, math_mode: MathMode::default() }
+    }
+
+    /// Samples to moments, by the frames of one latent frame at a time.
+    pub fn encode(vae: Arc<dyn Vae>) -> Self {
+        Self { kind: Kind::Encode, ..Self::decode(vae) }
+    }
+
+    /// The same with so many latent frames at once, after the first.
+    #[must_use]
+    pub fn with_frames_per_chunk(self, frames_per_chunk: usize) -> Self {
+        Self { frames_per_chunk, ..self }
+    }
+
+    /// The same with f32 computed as `math_mode` says.
+    #[must_use]
+    pub fn with_math_mode(self, math_mode: MathMode) -> Self {
+        Self { math_mode, ..self }
+    }
+
+    /// The same, where a device with a memory of its own may round its answers to the nearest of 256 values from -1 to 1: fewer bytes are downloaded.
+    #[must_use]
+    pub fn with_eight_bits(self, eight_bits: bool) -> Self {
+        Self { eight_bits, ..self }
+    }
+}
+
+impl TileOp for VaeOp {
     fn geometry(&self) -> Geometry {
-        self.vae.spec().decode_geometry()
+        match self.kind {
+            Kind::Decode => self.vae.spec().decode_geometry(),
+            Kind::Encode => self.vae.spec().encode_geometry(),
+        }
     }
 
     fn chunks(&self, frames: usize) -> Vec<Range<usize>> {
@@ -39,57 +67,53 @@ impl TileOp for Decode {
     }
 
     fn upload(&self, piece: HostTensor) -> Result<DevicePiece, BoxError> {
-        Ok(upload(self.vae.as_ref(), piece))
+        let (shape, device) = (piece.shape(), self.vae.device());
+        let mut data = TensorData::new(piece.into_data(), shape);
+        device.staging(std::iter::once(&mut data));
+        Ok(DevicePiece::new(Tensor::<5>::from_data(data, (&device, DType::F32))))
     }
 
     fn begin(&self, stop: &Stop) -> TileRun<'_> {
+        let context = Context::new(self.math_mode, stop);
         let eight_bits = self.eight_bits && !is_in_host_memory(&self.vae.device());
-        begin(self.vae.as_ref(), self.vae.decode_stream(), stop, eight_bits)
+        let mut stream = match self.kind {
+            Kind::Decode => self.vae.decode_stream(&context),
+            Kind::Encode => self.vae.encode_stream(&context),
+        };
+        Box::new(move |piece| {
+            let piece = piece.take()?;
+            let values = context.catch_stop(|| stream(piece))??;
+            let channels = values.dims()[1];
+            let (values, packed) = if eight_bits { (pack(values), Some(channels)) } else { (values, None) };
+            let bytes = values.shape().num_elements() * values.dtype().size();
+            // The device begins while the host goes on.
+            self.vae.device().flush()?;
+            Ok(DevicePiece::of_bytes(Answer { values, packed }, bytes))
+        })
     }
 
     fn download(&self, answer: DevicePiece) -> Result<HostTensor, BoxError> {
-        download(answer)
+        let Answer { values, packed } = answer.take()?;
+        let shape = values.dims();
+        let data = values.try_into_data()?;
+        let values = match data.dtype() {
+            DType::F16 => widened(data.as_slice::<f16>()?),
+            DType::BF16 => widened(data.as_slice::<bf16>()?),
+            _ => data.try_cast_as::<f32>()?.try_into_vec::<f32>()?,
+        };
+        let block = HostTensor::new(shape, values).expect("a tensor has as many values as its shape says");
+        Ok(match packed {
+            Some(channels) => unpack(&block, channels),
+            None => block,
+        })
     }
 
     fn check(&self) -> Result<(), BoxError> {
-        check(self.vae.as_ref())
+        Ok(self.vae.device().sync()?)
     }
 }
 
-impl TileOp for Encode {
-    fn geometry(&self) -> Geometry {
-        self.vae.spec().encode_geometry()
-    }
-
-    fn chunks(&self, frames: usize) -> Vec<Range<usize>> {
-        self.geometry().frames.chunks(frames, self.frames_per_chunk)
-    }
-
-    fn upload(&self, piece: HostTensor) -> Result<DevicePiece, BoxError> {
-        Ok(upload(self.vae.as_ref(), piece))
-    }
-
-    fn begin(&self, stop: &Stop) -> TileRun<'_> {
-        begin(self.vae.as_ref(), self.vae.encode_stream(), stop, false)
-    }
-
-    fn download(&self, answer: DevicePiece) -> Result<HostTensor, BoxError> {
-        download(answer)
-    }
-
-    fn check(&self) -> Result<(), BoxError> {
-        check(self.vae.as_ref())
-    }
-}
-
-fn upload(vae: &dyn Vae, piece: HostTensor) -> DevicePiece {
-    let (shape, device) = (piece.shape(), vae.device());
-    let mut data = TensorData::new(piece.into_data(), shape);
-    device.staging(std::iter::once(&mut data));
-    DevicePiece::new(Tensor::<5>::from_data(data, (&device, DType::F32)))
-}
-
-/// What a device gives for a piece, before it is brought back.
+/// What a device gives for a piece, before it is downloaded.
 struct Answer {
     /// As it was computed, or packed.
     values: Tensor<5>,
@@ -97,43 +121,9 @@ struct Answer {
     packed: Option<usize>,
 }
 
-fn begin<'a>(vae: &'a dyn Vae, mut stream: FrameStream<'a>, stop: &Stop, eight_bits: bool) -> TileRun<'a> {
-    let run = Run::new(stop);
-    Box::new(move |piece| {
-        let piece = piece.take()?;
-        let values = run.during(|| stream(piece))??;
-        let channels = values.dims()[1];
-        let (values, packed) = if eight_bits { (pack(values), Some(channels)) } else { (values, None) };
-        let bytes = values.shape().num_elements() * values.dtype().size();
-        // The device begins while the host goes on.
-        vae.device().flush()?;
-        Ok(DevicePiece::of_bytes(Answer { values, packed }, bytes))
-    })
-}
-
-fn download(answer: DevicePiece) -> Result<HostTensor, BoxError> {
-    let Answer { values, packed } = answer.take()?;
-    let shape = values.dims();
-    let data = values.try_into_data()?;
-    let values = match data.dtype() {
-        DType::F16 => widened(data.as_slice::<f16>()?),
-        DType::BF16 => widened(data.as_slice::<bf16>()?),
-        _ => data.try_cast_as::<f32>()?.try_into_vec::<f32>()?,
-    };
-    let block = HostTensor::new(shape, values).expect("a tensor has as many values as its shape says");
-    Ok(match packed {
-        Some(channels) => unpack(&block, channels),
-        None => block,
-    })
-}
-
 fn widened<T>(values: &[T]) -> Vec<f32>
 where
     [T]: HalfFloatSliceExt,
 {
     values.to_f32_vec()
-}
-
-fn check(vae: &dyn Vae) -> Result<(), BoxError> {
-    Ok(vae.device().sync()?)
 }

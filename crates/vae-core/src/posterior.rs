@@ -4,16 +4,16 @@ use rand_distr::{Distribution, StandardNormal};
 use serde::{Deserialize, Serialize};
 use tiling::HostTensor;
 
-/// What is taken from the posterior that an encoder gives.
+/// What an encode takes from the posterior. An encoder without a posterior gives latents, which [`Mode`](Self::Mode) takes as they are.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Posterior {
-    /// Its mean.
+    /// The mean.
     #[default]
     Mode,
-    /// One draw.
+    /// One random sample.
     Sample,
-    /// Its mean, with mean and log-variance besides.
+    /// The mean, and mean and log-variance as tensors of their own.
     Moments,
 }
 
@@ -21,7 +21,7 @@ pub enum Posterior {
 const LOG_VARIANCE: (f32, f32) = (-30.0, 20.0);
 
 impl Posterior {
-    /// Splits moments into mean and log-variance, the latter clamped to -30..20.
+    /// Splits the moments of a Gaussian posterior into mean and log-variance, the latter clamped to -30..20.
     ///
     /// # Shapes
     /// `[b, 2 * c, t, h, w]` to twice `[b, c, t, h, w]`.
@@ -41,15 +41,17 @@ impl Posterior {
         parts
     }
 
-    /// The latents that this choice takes from a posterior.
+    /// The latents that this choice takes from a Gaussian posterior, or from a part of it whose first frame, row and column are `start` in latents of
+    /// `extent` (frames, height, width).
     ///
-    /// The noise of a point depends on the seed and the point's place alone, so it is the same whatever the tiles.
+    /// The noise of a value depends on the seed and the value's position alone, so it depends neither on the tiles nor on the parts.
     #[must_use]
-    pub fn draw(self, mut mean: HostTensor, log_variance: &HostTensor, seed: u64) -> HostTensor {
+    pub fn draw(self, mut mean: HostTensor, log_variance: &HostTensor, seed: u64, start: [usize; 3], extent: [usize; 3]) -> HostTensor {
         if self == Self::Sample {
-            let height = mean.shape()[3];
+            let [.., frames, height, _] = mean.shape();
             for (plane, y) in (0..mean.planes()).flat_map(|plane| (0..height).map(move |y| (plane, y))) {
-                let noise = normal_noise(seed, (plane * height + y) as u64);
+                let whole_plane = plane / frames * extent[0] + start[0] + plane % frames;
+                let noise = normal_noise(seed, (whole_plane * extent[1] + start[1] + y) as u64).skip(start[2]);
                 let deviations = log_variance.row(plane, y);
                 for ((value, log_variance), noise) in mean.row_mut(plane, y).iter_mut().zip(deviations).zip(noise) {
                     *value += (0.5 * log_variance).exp() * noise;
@@ -69,6 +71,8 @@ pub fn normal_noise(seed: u64, row: u64) -> impl Iterator<Item = f32> {
 
 #[cfg(test)]
 mod tests {
+    use tiling::Region;
+
     use super::*;
 
     fn moments() -> HostTensor {
@@ -84,14 +88,26 @@ mod tests {
     }
 
     #[test]
-    fn a_draw_depends_on_seed_and_place_only() {
+    fn a_sample_depends_on_seed_and_position_only() {
         let [mean, log_variance] = Posterior::split(&moments());
-        let draw = |seed| Posterior::Sample.draw(mean.clone(), &log_variance, seed);
+        let draw = |seed| Posterior::Sample.draw(mean.clone(), &log_variance, seed, [0; 3], mean.extent());
         assert_eq!(draw(1), draw(1));
         assert_ne!(draw(1), draw(2));
         let noise: Vec<f32> = normal_noise(1, 4).take(5).collect();
         assert_eq!(draw(1).row(1, 1)[2], mean.row(1, 1)[2] + noise[2]);
-        assert_eq!(Posterior::Mode.draw(mean.clone(), &log_variance, 1), mean);
+        assert_eq!(Posterior::Mode.draw(mean.clone(), &log_variance, 1, [0; 3], mean.extent()), mean);
+    }
+
+    #[test]
+    fn parts_are_drawn_as_in_the_whole() {
+        let moments = HostTensor::from_fn([2, 4, 3, 4, 5], |[b, c, t, y, x]| (b + 2 * c + t + y + x) as f32 / 9.0);
+        let [mean, log_variance] = Posterior::split(&moments);
+        let whole = Posterior::Sample.draw(mean.clone(), &log_variance, 7, [0; 3], [3, 4, 5]);
+        for (start, size) in [([0, 0, 2], [3, 4, 3]), ([1, 2, 0], [2, 1, 5]), ([2, 3, 4], [1, 1, 1])] {
+            let part = Region { start, size };
+            let drawn = Posterior::Sample.draw(mean.region(&part), &log_variance.region(&part), 7, start, [3, 4, 5]);
+            assert_eq!(drawn, whole.region(&part));
+        }
     }
 
     #[test]

@@ -10,7 +10,7 @@ pub struct Registry {
     names: BTreeMap<String, &'static VaeEntry>,
 }
 
-/// A name or a checkpoint that no family, or more than one, claims.
+/// Why no single family was found for a name or a checkpoint.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RegistryError {
@@ -27,17 +27,17 @@ pub enum RegistryError {
         /// The other crate.
         second: &'static str,
     },
-    /// A name that no family claims.
-    #[error("unknown VAE family `{name}`; known: {known}{}", hint.as_ref().map(|hint| format!("; did you mean `{hint}`?")).unwrap_or_default())]
+    /// A name or an upstream class that no linked family has.
+    #[error("{}", describe_unknown(name, linked, hint.as_deref()))]
     Unknown {
         /// The name.
         name: String,
-        /// All names, sorted.
-        known: String,
-        /// A name that is close.
+        /// The linked families with their aliases, sorted.
+        linked: String,
+        /// A linked name that `name` is probably a typo of.
         hint: Option<String>,
     },
-    /// A checkpoint without a configuration whose weights no family knows.
+    /// A checkpoint without a configuration whose tensors no family recognises.
     #[error("{} has no config.json{} and its tensors are not those of {}", path.display(), not_used.as_ref().map(|why| format!(" of its own ({why})")).unwrap_or_default(),
         if family == "auto" { "a known VAE family" } else { family })]
     Unrecognised {
@@ -54,6 +54,19 @@ pub enum RegistryError {
     /// The checkpoint could not be read.
     #[error(transparent)]
     Weights(#[from] WeightError),
+}
+
+/// How class names of diffusers begin.
+const PREFIX: &str = "autoencoder";
+
+fn describe_unknown(name: &str, linked: &str, hint: Option<&str>) -> String {
+    match hint {
+        Some(hint) => format!("unknown VAE family `{name}`; linked: {linked}; did you mean `{hint}`?"),
+        None => format!(
+            "unknown VAE family `{name}`: no crate that this program links brings it; linked: {linked}; CONTRIBUTING.md of tilevae (\"Add a VAE\") says how to \
+             write and link one"
+        ),
+    }
 }
 
 impl Registry {
@@ -84,10 +97,10 @@ impl Registry {
         if registry.entries.is_empty() { Err(RegistryError::Empty) } else { Ok(registry) }
     }
 
-    /// The family of that name or alias, whatever the case of its letters.
+    /// The family of that name or alias; case is ignored.
     ///
     /// # Errors
-    /// With the known names and the closest one, when there is none.
+    /// [`RegistryError::Unknown`] with the linked families, when there is none.
     pub fn get(&self, name: &str) -> Result<&'static VaeEntry, RegistryError> {
         let lower = name.to_ascii_lowercase();
         self.names.get(&lower).copied().ok_or_else(|| {
@@ -95,14 +108,24 @@ impl Registry {
                 [] => entry.name.to_owned(),
                 aliases => format!("{} ({})", entry.name, aliases.join(", ")),
             };
-            let closest =
-                self.names.iter().map(|(known, entry)| (strsim::damerau_levenshtein(known, &lower), known, entry)).min_by_key(|found| found.0);
-            let hint = closest.filter(|&(distance, known, _)| distance <= (known.len() / 3).max(1)).map(|(_, known, entry)| {
-                entry.aliases.iter().find(|alias| alias.eq_ignore_ascii_case(known)).map_or_else(|| entry.name.to_owned(), |&alias| alias.to_owned())
-            });
-            let known = self.entries.values().map(describe).collect::<Vec<_>>().join(", ");
-            RegistryError::Unknown { name: name.to_owned(), known, hint }
+            let linked = self.entries.values().map(describe).collect::<Vec<_>>().join(", ");
+            RegistryError::Unknown { name: name.to_owned(), linked, hint: self.closest(&lower) }
         })
+    }
+
+    /// The linked name that `lower` is probably a typo of. Of class names only the part after `Autoencoder` is compared: the prefix says nothing, and with it any two
+    /// of them are alike.
+    fn closest(&self, lower: &str) -> Option<String> {
+        let distances = self.names.iter().map(|(known, entry)| {
+            let [given, own] = match (lower.strip_prefix(PREFIX), known.strip_prefix(PREFIX)) {
+                (Some(given), Some(own)) => [given, own],
+                _ => [lower, known],
+            };
+            (strsim::damerau_levenshtein(own, given), (own.len() / 3).max(1), known, entry)
+        });
+        let (distance, most, known, entry) = distances.min_by_key(|&(distance, ..)| distance)?;
+        let name = entry.aliases.iter().find(|alias| alias.eq_ignore_ascii_case(known)).unwrap_or(&entry.name);
+        (distance <= most).then(|| (*name).to_owned())
     }
 
     /// All families, sorted by name.
@@ -145,7 +168,7 @@ mod tests {
     static THIRD: VaeEntry = VaeEntry::of::<Named<2>>("crate-c");
 
     #[test]
-    fn names_and_aliases_are_found_whatever_their_case() {
+    fn lookup_ignores_case() {
         let registry = Registry::from_entries([&SECOND, &FIRST]).unwrap();
         assert_eq!(registry.entries().map(|entry| entry.name).collect::<Vec<_>>(), ["first", "second"]);
         for name in ["first", "FIRST", "AutoencoderFirst", "autoencoderfirst"] {
@@ -154,12 +177,19 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_name_lists_the_known_ones() {
+    fn an_unknown_name_lists_the_linked_families() {
         let registry = Registry::from_entries([&SECOND, &FIRST]).unwrap();
         let message = |name| registry.get(name).unwrap_err().to_string();
-        assert_eq!(message("secnd"), "unknown VAE family `secnd`; known: first (AutoencoderFirst), second; did you mean `second`?");
-        assert!(message("AutoencoderFrist").ends_with("did you mean `AutoencoderFirst`?"));
-        assert_eq!(message("elephant"), "unknown VAE family `elephant`; known: first (AutoencoderFirst), second");
+        assert_eq!(message("secnd"), "unknown VAE family `secnd`; linked: first (AutoencoderFirst), second; did you mean `second`?");
+        for typo in ["AutoencoderFrist", "AutoencodrFirst", "autoencoderfirs"] {
+            assert!(message(typo).ends_with("did you mean `AutoencoderFirst`?"), "{typo}");
+        }
+        // Another class is no typo, though most of its letters are the same.
+        for other in ["AutoencoderTiny", "AutoencoderDC", "elephant"] {
+            let message = message(other);
+            assert!(message.starts_with(&format!("unknown VAE family `{other}`: no crate that this program links brings it")), "{message}");
+            assert!(message.contains("linked: first (AutoencoderFirst), second; ") && message.contains("CONTRIBUTING.md"), "{message}");
+        }
     }
 
     #[test]

@@ -1,7 +1,7 @@
 use std::fmt;
 
 use serde::Serialize;
-use tiling::{FrameScale, Geometry, GridDefaults, HostTensor, Overlap, Scale};
+use tiling::{BlendConfig, FrameScale, Geometry, GridConfig, GridDefaults, HostTensor, Overlap, Scale};
 
 use crate::VaeError;
 
@@ -18,7 +18,9 @@ pub struct VaeSpec {
     pub output_channels: usize,
     /// Channels of the latents.
     pub latent_channels: usize,
-    /// Sample px in a latent px, on each axis.
+    /// What the encoder's answer holds, and so how many channels it has.
+    pub posterior: PosteriorKind,
+    /// Sample px in a latent px, on each axis. A remainder of samples that fills no latent px is not encoded: sides round down.
     pub spatial_ratio: usize,
     /// Side of the patches of samples that the model folds into channels first, and puts together last; 1 without. Blending takes a patch as one px.
     pub patch: usize,
@@ -26,11 +28,15 @@ pub struct VaeSpec {
     pub frames: FrameRule,
     /// How pipelines scale latents.
     pub latent_norm: LatentNorm,
-    /// What becomes of decoded samples below -1 and above 1.
+    /// Whether decoded samples below -1 and above 1 are clamped.
     pub clamp: Clamp,
-    /// The family's own tiles, in sample px; in an encode, in patches.
+    /// The family's default tiles, in sample px; in an encode, in patches.
     pub grid: GridDefaults,
-    /// Whether f16 weights are to be computed with in f32, since f16 overflows.
+    /// Grids and blend policies of the family's own, which the kinds `family` of `[tiling]` and `[blend]` stand for. Without them, `family` stands for
+    /// diffusers' grid with the tiles of [`grid`](Self::grid), and for the cascade.
+    #[serde(skip_serializing_if = "FamilyTiling::is_empty")]
+    pub tiling: FamilyTiling,
+    /// Whether a model whose weights are f16 computes in f32, because f16 overflows.
     pub force_upcast: bool,
     /// Values that a decode and an encode hold at their peak, for each sample px of a tile and each sample frame that runs at once: the layer with the
     /// largest sum of what it reads, the normalised copy of that (which the CPU kernels do without), what it writes, and what a residual connection keeps. Channels count in
@@ -42,26 +48,28 @@ pub struct VaeSpec {
 }
 
 impl VaeSpec {
-    /// A family of pictures that has nothing out of the ordinary: as many channels out as in, latents that are handed around as they are, nothing
-    /// clamped, tiles of 64 latent px of which neighbours share a quarter.
+    /// The spec of a plain image model: as many channels out as in, a Gaussian posterior, unscaled latents, no clamping, tiles of 64 latent px that
+    /// overlap by a quarter.
     pub fn image(channels: usize, latent_channels: usize, spatial_ratio: usize) -> Self {
         Self {
             input_channels: channels,
             output_channels: channels,
             latent_channels,
+            posterior: PosteriorKind::Gaussian,
             spatial_ratio,
             patch: 1,
             frames: FrameRule::Image,
             latent_norm: LatentNorm::identity(),
             clamp: Clamp::Never,
             grid: GridDefaults { tile_px: [spatial_ratio.saturating_mul(64); 2], overlap: Overlap::Share([0.25; 2]) },
+            tiling: FamilyTiling::default(),
             force_upcast: false,
             peak_values_per_px: [channels.saturating_mul(2); 2],
             cache_values_per_latent_px: [0, 0],
         }
     }
 
-    /// Refuses what cannot be computed with: what a family says is checked before anything relies on it.
+    /// Refuses a spec that nothing can be computed with, before anything relies on it.
     pub(crate) fn checked(self) -> Result<Self, VaeError> {
         let [above, below] = self.grid.tile_px;
         for (field, value) in [
@@ -82,12 +90,16 @@ impl VaeSpec {
                 return Err(VaeError::Spec {
                     field,
                     got: format!("{} values", values.len()),
-                    expected: "there must be one, or one a latent channel",
+                    expected: "there must be one, or one for each latent channel",
                 });
             }
         }
         if !self.latent_norm.is_invertible() {
-            return Err(VaeError::Spec { field: "latent_norm", got: format!("{:?}", self.latent_norm), expected: "latents must come back from it" });
+            return Err(VaeError::Spec {
+                field: "latent_norm",
+                got: format!("{:?}", self.latent_norm),
+                expected: "its factors must be finite and not 0",
+            });
         }
         Ok(self)
     }
@@ -100,6 +112,30 @@ impl VaeSpec {
     /// How a region of samples maps to a region of latents.
     pub fn encode_geometry(&self) -> Geometry {
         Geometry { scale: Scale::Down(self.spatial_ratio), frames: self.frames.scale(FrameScale::CausalDown), blend_unit: 1 }
+    }
+
+    /// Channels of what the encoder gives: those of the latents, twice where they are moments.
+    pub fn encoder_channels(&self) -> usize {
+        match self.posterior {
+            PosteriorKind::Gaussian => self.latent_channels.saturating_mul(2),
+            PosteriorKind::None => self.latent_channels,
+        }
+    }
+
+    /// Checks the channels of what a decoder has given.
+    ///
+    /// # Errors
+    /// [`VaeError::AnswerChannels`].
+    pub fn check_decoded(&self, shape: [usize; 5]) -> Result<(), VaeError> {
+        check_answer("decoder", shape[1], self.output_channels)
+    }
+
+    /// Checks the channels of what an encoder has given, moments or latents.
+    ///
+    /// # Errors
+    /// [`VaeError::AnswerChannels`].
+    pub fn check_encoded(&self, shape: [usize; 5]) -> Result<(), VaeError> {
+        check_answer("encoder", shape[1], self.encoder_channels())
     }
 
     /// Checks the shape of latents.
@@ -136,15 +172,53 @@ impl VaeSpec {
     }
 }
 
-/// What becomes of decoded samples below -1 and above 1, once tiles are blended.
+fn check_answer(component: &'static str, got: usize, expected: usize) -> Result<(), VaeError> {
+    if got == expected { Ok(()) } else { Err(VaeError::AnswerChannels { component, got, expected }) }
+}
+
+/// Grids and blend policies that a family brings, for each direction.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct FamilyTiling {
+    /// Of a decode.
+    pub decode: Option<Tiling>,
+    /// Of an encode.
+    pub encode: Option<Tiling>,
+}
+
+/// A grid and a blend policy with their settings.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Tiling {
+    /// The grid: [`GridConfig::of`] a family's own kind, or one that is registered.
+    pub grid: GridConfig,
+    /// The blend policy.
+    pub blend: BlendConfig,
+}
+
+impl FamilyTiling {
+    fn is_empty(&self) -> bool {
+        self.decode.is_none() && self.encode.is_none()
+    }
+}
+
+/// What an encoder gives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PosteriorKind {
+    /// The moments of a Gaussian for each latent value: all means, then all log-variances, along the channels.
+    Gaussian,
+    /// The latents themselves. There is nothing to sample from.
+    None,
+}
+
+/// When decoded samples are clamped to -1..1, once tiles are blended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Clamp {
-    /// They stay.
+    /// Never.
     Never,
-    /// They become -1 and 1 where there is one tile.
+    /// Where there is a single tile.
     Untiled,
-    /// They become -1 and 1.
+    /// Always.
     Always,
 }
 
@@ -157,7 +231,7 @@ impl Clamp {
     }
 }
 
-/// How the frames of samples and latents belong together.
+/// How the frames of samples map to those of latents.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FrameRule {
@@ -198,7 +272,7 @@ impl FrameRule {
     }
 }
 
-/// How the latents that pipelines hand around (zero mean, unit deviation) differ from the VAE's own: `own = passed * scale + shift` a channel.
+/// How the latents that diffusion pipelines use (zero mean, unit deviation) differ from the VAE's own: `own = diffusion * scale + shift` for each channel.
 ///
 /// Source: the `decode` steps of diffusers' pipelines (`latents / scaling_factor + shift_factor`, and with `latents_mean` and `latents_std`,
 /// `latents * std / scaling_factor + mean`).
@@ -211,7 +285,7 @@ pub struct LatentNorm {
 }
 
 impl LatentNorm {
-    /// Own and passed latents are the same.
+    /// No scaling: both latent spaces are the same.
     pub fn identity() -> Self {
         Self { scale: vec![1.0], shift: vec![0.0] }
     }
@@ -244,7 +318,7 @@ impl LatentNorm {
     }
 }
 
-/// As `config.json`s say it, where one factor does for all channels.
+/// In the terms of `config.json`, where all channels have the same factor.
 impl fmt::Display for LatentNorm {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // A factor of f32 is exact to seven digits.

@@ -4,15 +4,15 @@ use burn::tensor::{DType, Device, Tensor};
 
 use tiling::FrameScale;
 
-use crate::{VaeError, VaeSpec};
+use crate::{Context, VaeError, VaeSpec};
 
 /// A run over the frames of one clip: takes the next frames and gives what belongs to them. What it remembers from call to call is its own.
 pub type FrameStream<'a> = Box<dyn FnMut(Tensor<5>) -> Result<Tensor<5>, VaeError> + Send + 'a>;
 
 /// A VAE with its weights on one device.
 ///
-/// Tensors always have rank 5, `[batch, channels, frames, height, width]`; an image has one frame. All state of a call lives in locals, so one
-/// value serves many threads and tiles cannot leak into each other.
+/// Tensors always have rank 5, `[batch, channels, frames, height, width]`; an image has one frame. All state of a call lives in locals and in its [`Context`], so
+/// one value serves many threads and tiles cannot leak into each other.
 pub trait Vae: Debug + Send + Sync {
     /// What is known of the model without its weights.
     fn spec(&self) -> &VaeSpec;
@@ -30,7 +30,7 @@ pub trait Vae: Debug + Send + Sync {
     ///
     /// # Errors
     /// When the shape is not one that the model takes, or the decoder was not loaded.
-    fn decode(&self, latents: Tensor<5>) -> Result<Tensor<5>, VaeError>;
+    fn decode(&self, latents: Tensor<5>, context: &Context) -> Result<Tensor<5>, VaeError>;
 
     /// Samples to the moments of the posterior: its mean, then its log-variance (not clamped), along the channels.
     ///
@@ -39,16 +39,18 @@ pub trait Vae: Debug + Send + Sync {
     ///
     /// # Errors
     /// When the shape is not one that the model takes, or the encoder was not loaded.
-    fn encode(&self, samples: Tensor<5>) -> Result<Tensor<5>, VaeError>;
+    fn encode(&self, samples: Tensor<5>, context: &Context) -> Result<Tensor<5>, VaeError>;
 
     /// A decode that takes latent frames as they come: of a causal model one frame first, then any number. Others take all frames at once.
-    fn decode_stream(&self) -> FrameStream<'_> {
-        Box::new(|latents| self.decode(latents))
+    fn decode_stream(&self, context: &Context) -> FrameStream<'_> {
+        let context = context.clone();
+        Box::new(move |latents| self.decode(latents, &context))
     }
 
     /// An encode that takes sample frames as they come: of a causal model one frame first, then multiples of its ratio. Others take all frames at once.
-    fn encode_stream(&self) -> FrameStream<'_> {
-        Box::new(|samples| self.encode(samples))
+    fn encode_stream(&self, context: &Context) -> FrameStream<'_> {
+        let context = context.clone();
+        Box::new(move |samples| self.encode(samples, &context))
     }
 
     /// The same model on another device; on the same one the weights are shared.

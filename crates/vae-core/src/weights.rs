@@ -11,8 +11,9 @@ use burn::tensor::{BoolStore, Bytes, DType};
 use half::{bf16, slice::HalfFloatSliceExt};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use tiling::Stop;
 
-use crate::layers::{check_stop, is_stopped};
+use crate::VaeError;
 use crate::tensor_file::{Content, Source, StoredDtype, StoredTensor, content, read_tensors};
 
 /// What can be wrong with a checkpoint.
@@ -214,7 +215,7 @@ impl Checkpoint {
         for file in self.weight_files()?.1 {
             tensors.extend(read_tensors(&file)?.into_iter().map(|tensor| (tensor.name().to_owned(), tensor)));
         }
-        Ok(Weights { path: self.path.clone(), tensors, beside: Vec::new(), components: Components::Both })
+        Ok(Weights { path: self.path.clone(), tensors, beside: Vec::new(), components: Components::Both, stop: Stop::default() })
     }
 }
 
@@ -347,6 +348,7 @@ pub struct Weights {
     /// Names of the file that are not the model's.
     beside: Vec<String>,
     components: Components,
+    stop: Stop,
 }
 
 /// Words that stand before the names of a VAE's tensors, in any nest, those that speak of a VAE first. In one file with a VAE, tensors below other such words are another
@@ -402,7 +404,13 @@ impl Weights {
         Self { components, ..self }
     }
 
-    /// Leaves out the tensors of the half that is not to be loaded: those whose names begin with one of `encoder`, or one of `decoder`.
+    /// The same tensors, whose loading `stop` ends.
+    #[must_use]
+    pub fn with_stop(self, stop: &Stop) -> Self {
+        Self { stop: stop.clone(), ..self }
+    }
+
+    /// Leaves out the tensors of the component that is not to be loaded: those whose names begin with one of `encoder`, or one of `decoder`.
     #[must_use]
     pub fn of_components(mut self, encoder: &[&str], decoder: &[&str]) -> Self {
         let left_out = match self.components {
@@ -491,17 +499,24 @@ impl Weights {
     /// Puts every tensor into the field of `module` that has its name, cast to `dtype`.
     ///
     /// # Errors
-    /// When names are missing or left over, shapes differ, or values cannot be read: all of it in one error.
-    pub fn apply<M: Module>(self, mut module: M, dtype: DType) -> Result<M, WeightError> {
-        let path = self.path;
+    /// When names are missing or left over, shapes differ, or values cannot be read: all of it in one error. [`VaeError::Stopped`] once loading is stopped.
+    pub fn apply<M: Module>(self, mut module: M, dtype: DType) -> Result<M, VaeError> {
+        let (path, stop) = (self.path, self.stop);
         let unread: BTreeMap<String, StoredDtype> = self
             .tensors
             .values()
             .filter(|tensor| tensor.dtype().size().is_none())
             .map(|tensor| (tensor.name().to_owned(), tensor.dtype().clone()))
             .collect();
-        let result = module.apply(self.tensors.into_values().map(deferred).collect(), None, Some(Box::new(FloatCastAdapter::to(dtype))), true);
-        check_stop();
+        let result = module.apply(
+            self.tensors.into_values().map(|tensor| deferred(tensor, stop.clone())).collect(),
+            None,
+            Some(Box::new(FloatCastAdapter::to(dtype))),
+            true,
+        );
+        if stop.is_stopped() {
+            return Err(VaeError::Stopped);
+        }
         let mut wrong: Vec<String> = result.errors.iter().map(|error| describe(error, &unread)).collect();
         wrong.sort();
         let named_wrong = |name: &str| wrong.iter().any(|text| text.starts_with(&format!("{name} ")));
@@ -512,7 +527,7 @@ impl Weights {
         if missing.is_empty() && unexpected.is_empty() && wrong.is_empty() {
             return Ok(module);
         }
-        Err(WeightError::Mismatch { path, mismatch: Mismatch { missing, unexpected, wrong } })
+        Err(WeightError::Mismatch { path, mismatch: Mismatch { missing, unexpected, wrong } }.into())
     }
 }
 
@@ -534,13 +549,12 @@ fn describe(error: &ApplyError, unread: &BTreeMap<String, StoredDtype>) -> Strin
 }
 
 /// A tensor for Burn, read when it is asked for.
-fn deferred(tensor: StoredTensor) -> Tensor {
+fn deferred(tensor: StoredTensor, stop: Stop) -> Tensor {
     let dtype = burn_dtype(tensor.dtype());
     let (name, shape) = (tensor.name().to_owned(), tensor.shape().to_vec());
     let bytes = tensor.values().saturating_mul(dtype.size());
     Tensor::deferred(name, dtype, shape, None, bytes, move || {
-        // Burn does not let a panic out of here.
-        if is_stopped() {
+        if stop.is_stopped() {
             return Err(PackError::ValidationError("the run was stopped".to_owned()));
         }
         let failed = |error: WeightError| PackError::ValidationError(error.to_string());

@@ -1,6 +1,6 @@
 use serde::{Deserialize, Serialize};
 use tiling::{GridDefaults, Overlap};
-use vae_core::{CHANNEL_BLOCK, LatentNorm, VaeError, VaeSpec};
+use vae_core::{CHANNEL_BLOCK, FamilyTiling, LatentNorm, VaeError, VaeSpec};
 
 use crate::Activation;
 use crate::blocks::{DOWN_BLOCKS, UP_BLOCKS};
@@ -107,6 +107,7 @@ impl KlConfig {
             input_channels: self.in_channels,
             latent_norm: self.latent_norm(),
             grid: GridDefaults { tile_px: self.sample_size.0, overlap: Overlap::Share([0.25, 0.25]) },
+            tiling: FamilyTiling::default(),
             force_upcast: self.force_upcast,
             peak_values_per_px: self.peak_values_per_px(),
             ..VaeSpec::image(self.out_channels, self.latent_channels, self.spatial_ratio())

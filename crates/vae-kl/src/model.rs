@@ -1,7 +1,7 @@
 use burn::module::Module;
 use burn::tensor::{DType, Device, Tensor};
 use vae_core::layers::{Conv2d, Features};
-use vae_core::{Components, Vae, VaeError, VaeFamily, VaeSpec, Weights};
+use vae_core::{Components, Context, Vae, VaeError, VaeFamily, VaeSpec, Weights};
 
 use crate::blocks::Style;
 use crate::coders::{Decoder, Encoder};
@@ -96,18 +96,18 @@ impl Vae for KlVae {
         self.device.clone()
     }
 
-    fn decode(&self, latents: Tensor<5>) -> Result<Tensor<5>, VaeError> {
+    fn decode(&self, latents: Tensor<5>, context: &Context) -> Result<Tensor<5>, VaeError> {
         self.spec.check_latents(latents.dims())?;
         let decoder = self.modules.decoder.as_ref().ok_or(VaeError::NotLoaded { component: "decoder" })?;
-        let x = Features::from(latents.cast(self.dtype));
+        let x = Features::new(latents.cast(self.dtype), context);
         let x = self.modules.post_quant_conv.iter().fold(x, |x, conv| conv.forward(x));
         Ok(decoder.forward(x).into())
     }
 
-    fn encode(&self, samples: Tensor<5>) -> Result<Tensor<5>, VaeError> {
+    fn encode(&self, samples: Tensor<5>, context: &Context) -> Result<Tensor<5>, VaeError> {
         self.spec.check_samples(samples.dims())?;
         let encoder = self.modules.encoder.as_ref().ok_or(VaeError::NotLoaded { component: "encoder" })?;
-        let x = encoder.forward(samples.cast(self.dtype).into());
+        let x = encoder.forward(Features::new(samples.cast(self.dtype), context));
         Ok(self.modules.quant_conv.iter().fold(x, |x, conv| conv.forward(x)).into())
     }
 

@@ -1,6 +1,6 @@
 use serde::{Deserialize, Serialize};
 use tiling::{GridDefaults, Overlap};
-use vae_core::{CHANNEL_BLOCK, Clamp, FrameRule, LatentNorm, VaeError, VaeSpec};
+use vae_core::{CHANNEL_BLOCK, Clamp, FamilyTiling, FrameRule, LatentNorm, PosteriorKind, VaeError, VaeSpec};
 
 /// Frames that a temporal convolution remembers.
 const REMEMBERED: usize = 2;
@@ -182,6 +182,7 @@ impl WanConfig {
             input_channels: self.in_channels / patch_values,
             output_channels: self.out_channels / patch_values,
             latent_channels: self.z_dim,
+            posterior: PosteriorKind::Gaussian,
             spatial_ratio: self.spatial_ratio(),
             patch: self.patch(),
             frames: FrameRule::Causal { ratio: self.temporal_ratio() },
@@ -191,6 +192,7 @@ impl WanConfig {
             },
             clamp: Clamp::Always,
             grid: GridDefaults { tile_px: [256; 2], overlap: Overlap::StridePx([192; 2]) },
+            tiling: FamilyTiling::default(),
             force_upcast: false,
             peak_values_per_px: self.peak_values_per_px(),
             cache_values_per_latent_px: [self.decoder_cache(), self.encoder_cache()],

@@ -1,6 +1,7 @@
 use burn::module::Module;
 use burn::tensor::{DType, Device, Tensor};
-use vae_core::{Components, FrameStream, Vae, VaeError, VaeFamily, VaeSpec, Weights, stream_frames};
+use vae_core::layers::Features;
+use vae_core::{Components, Context, FrameStream, Vae, VaeError, VaeFamily, VaeSpec, Weights, stream_frames};
 
 use crate::cache::{FrameCache, Pointwise};
 use crate::coders::{Decoder, Encoder};
@@ -123,37 +124,37 @@ impl Vae for WanVae {
         self.device.clone()
     }
 
-    fn decode(&self, latents: Tensor<5>) -> Result<Tensor<5>, VaeError> {
+    fn decode(&self, latents: Tensor<5>, context: &Context) -> Result<Tensor<5>, VaeError> {
         self.spec.check_latents(latents.dims())?;
-        stream_frames(self.decode_stream(), latents, self.spec.decode_geometry().frames, 1)
+        stream_frames(self.decode_stream(context), latents, self.spec.decode_geometry().frames, 1)
     }
 
-    fn encode(&self, samples: Tensor<5>) -> Result<Tensor<5>, VaeError> {
+    fn encode(&self, samples: Tensor<5>, context: &Context) -> Result<Tensor<5>, VaeError> {
         self.spec.check_samples(samples.dims())?;
-        stream_frames(self.encode_stream(), samples, self.spec.encode_geometry().frames, 1)
+        stream_frames(self.encode_stream(context), samples, self.spec.encode_geometry().frames, 1)
     }
 
-    fn decode_stream(&self) -> FrameStream<'_> {
-        let mut cache = FrameCache::default();
+    fn decode_stream(&self, context: &Context) -> FrameStream<'_> {
+        let (context, mut cache) = (context.clone(), FrameCache::default());
         Box::new(move |latents| {
             let (Some(decoder), Some(conv)) = (&self.modules.decoder, &self.modules.post_quant_conv) else {
                 return Err(VaeError::NotLoaded { component: "decoder" });
             };
             cache.rewind();
-            let x = conv.forward(latents.cast(self.dtype).into());
+            let x = conv.forward(Features::new(latents.cast(self.dtype), &context));
             Ok(unpatchify(decoder.forward(x, &mut cache).into(), self.spec.patch))
         })
     }
 
-    fn encode_stream(&self) -> FrameStream<'_> {
-        let mut cache = FrameCache::default();
+    fn encode_stream(&self, context: &Context) -> FrameStream<'_> {
+        let (context, mut cache) = (context.clone(), FrameCache::default());
         Box::new(move |samples| {
             let (Some(encoder), Some(conv)) = (&self.modules.encoder, &self.modules.quant_conv) else {
                 return Err(VaeError::NotLoaded { component: "encoder" });
             };
             cache.rewind();
-            let x = patchify(samples.cast(self.dtype), self.spec.patch);
-            Ok(conv.forward(encoder.forward(x.into(), &mut cache)).into())
+            let x = patchify(samples.cast(self.dtype), self.spec.patch, self.spec.spatial_ratio);
+            Ok(conv.forward(encoder.forward(Features::new(x, &context), &mut cache)).into())
         })
     }
 
@@ -163,17 +164,17 @@ impl Vae for WanVae {
     }
 }
 
-/// Patches of samples as channels, in the order channel, column, row (diffusers, `patchify`). What is over at the right and bottom is left out, with
-/// whatever does not make a whole latent px.
+/// Patches of samples as channels, in the order channel, column, row (diffusers, `patchify`). Rows below and columns to the right that fill no latent px of `ratio` px
+/// are left out: the shortcuts of such a model average whole blocks of px.
 ///
 /// # Shapes
-/// `[b, c, t, h, w]` to `[b, c * patch * patch, t, h / patch, w / patch]`.
-fn patchify(samples: Tensor<5>, patch: usize) -> Tensor<5> {
+/// `[b, c, t, h, w]` to `[b, c * patch * patch, t, h / patch, w / patch]`, where h and w are rounded down to multiples of `ratio`.
+fn patchify(samples: Tensor<5>, patch: usize, ratio: usize) -> Tensor<5> {
     if patch == 1 {
         return samples;
     }
     let [b, c, t, h, w] = samples.dims();
-    let [h, w] = [h / patch, w / patch];
+    let [h, w] = [h, w].map(|side| side / ratio * ratio / patch);
     let whole = samples.narrow(3, 0, h * patch).narrow(4, 0, w * patch);
     let patches = whole.reshape([b, c, t, h, patch, w, patch]).permute([0, 1, 6, 4, 2, 3, 5]);
     patches.reshape([b, c * patch * patch, t, h, w])

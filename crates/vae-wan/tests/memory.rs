@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicIsize, AtomicUsize, Ordering};
 
 use burn::tensor::{DType, Device};
 use tiling::{HostTensor, Stop, TileOp};
-use vae_core::{Decode, Encode, Model, Registry, VaeEntry};
+use vae_core::{Model, Registry, VaeEntry, VaeOp};
 
 struct Counting;
 
@@ -69,8 +69,8 @@ fn a_run_takes_blocks_again_and_leaves_none() {
         let noise = |shape| HostTensor::from_fn(shape, |[_, c, t, y, x]| ((c * 31 + t * 7 + y * 17 + x * 3) % 23) as f32 / 11.0 - 1.0);
         let latents = noise([1, spec.latent_channels, 5, side, side]);
         let samples = noise([1, spec.input_channels, 17, side * spec.spatial_ratio, side * spec.spatial_ratio]);
-        let decode = Decode { vae: vae.clone(), frames_per_chunk: 1, eight_bits: false };
-        let encode = Encode { vae: vae.clone(), frames_per_chunk: 1 };
+        let decode = VaeOp::decode(vae.clone());
+        let encode = VaeOp::encode(vae.clone());
         for ((op, clip), at_most) in [(&decode as &dyn TileOp, &latents), (&encode, &samples)].into_iter().zip(at_most) {
             let before = HELD.load(Ordering::Relaxed);
             let taken = large_blocks(op, clip);

@@ -4,7 +4,7 @@ use burn::module::{Module, Param};
 use burn::tensor::{DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
 use tiling::{GridDefaults, Overlap};
-use vae_core::{Vae, VaeError, VaeFamily, VaeSpec, Weights, layers};
+use vae_core::{Context, Vae, VaeError, VaeFamily, VaeSpec, Weights, layers};
 
 vae_core::register_vae!(Patch);
 
@@ -74,7 +74,7 @@ impl Vae for PatchVae {
         self.device.clone()
     }
 
-    fn decode(&self, latents: Tensor<5>) -> Result<Tensor<5>, VaeError> {
+    fn decode(&self, latents: Tensor<5>, _: &Context) -> Result<Tensor<5>, VaeError> {
         self.spec.check_latents(latents.dims())?;
         let [b, _, _, h, w] = latents.dims();
         let (c, p) = (self.spec.output_channels, self.spec.spatial_ratio);
@@ -82,7 +82,7 @@ impl Vae for PatchVae {
         Ok((px.reshape([b, c, h * p, w * p]) * self.gain()).unsqueeze_dim(2))
     }
 
-    fn encode(&self, samples: Tensor<5>) -> Result<Tensor<5>, VaeError> {
+    fn encode(&self, samples: Tensor<5>, _: &Context) -> Result<Tensor<5>, VaeError> {
         self.spec.check_samples(samples.dims())?;
         let (c, p) = (self.spec.input_channels, self.spec.spatial_ratio);
         let [b, _, _, h, w] = samples.dims();
@@ -117,9 +117,9 @@ mod tests {
         let config = tilevae::Config::from_toml(&format!("model.path = {MODEL:?}\ntiling.tile_px = 16")).unwrap();
         let pipeline = tilevae::Pipeline::load(&config).unwrap();
         let samples = tilevae::HostTensor::from_fn([1, 3, 1, 40, 32], |[_, c, _, y, x]| ((7 * c + 5 * y + 3 * x) % 19) as f32 / 9.5 - 1.0);
-        let encoded = pipeline.encode(&samples, &mut ()).unwrap();
+        let encoded = pipeline.encode(&samples, tilevae::RunOptions::default()).unwrap();
         assert!(encoded.stats.tiles > 4);
-        let decoded = pipeline.decode(&encoded.latents, &mut ()).unwrap();
+        let decoded = pipeline.decode(&encoded.latents, tilevae::RunOptions::default()).unwrap();
         let worst = samples.data().iter().zip(decoded.data()).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
         assert!(worst < 1e-5, "{worst}");
     }

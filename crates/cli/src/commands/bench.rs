@@ -28,11 +28,12 @@ pub(crate) fn bench(common: &Common, args: &Bench) -> anyhow::Result<()> {
     for config in configurations(&config, args)? {
         let executor = name(&config.executor)?;
         let pipeline = super::load_pipeline(&config, &model, &tilevae::open_devices(&config.devices)?)?;
-        pipeline.warm_up(direction, shape)?;
+        let plan = pipeline.plan(direction, shape)?;
+        pipeline.warm_up(&plan, &crate::interrupt::stop());
         let mut runs = Vec::new();
         for _ in 0..args.runs.get() {
             memory::forget_peak();
-            let (stats, hash) = run(common, &pipeline, &input, direction, &model)?;
+            let (stats, hash) = run(common, &pipeline, &plan, &input, &model)?;
             runs.push(Row { executor: executor.clone(), stats, hash, peak: memory::peak(), on_devices: pipeline.device_memory() });
         }
         runs.sort_by_key(|row| row.stats.elapsed);
@@ -157,17 +158,18 @@ fn is_tensor(path: &Path) -> Result<bool, io::IoError> {
     Ok(io::FileKind::of(path)?.is_tensors())
 }
 
-fn run(common: &Common, pipeline: &Pipeline, input: &Input, direction: Direction, model: &Model) -> anyhow::Result<(RunStats, String)> {
-    match direction {
+fn run(common: &Common, pipeline: &Pipeline, plan: &RunPlan, input: &Input, model: &Model) -> anyhow::Result<(RunStats, String)> {
+    match plan.direction {
         Direction::Decode => {
-            let plan = pipeline.plan(direction, input.source().shape())?;
             let mut samples = SampleFile::scratch(plan.output_shape)?;
-            let stats = during(|| pipeline.decode_to(input.source(), &mut samples, &mut Watch::new(common, "decode")))?;
+            let mut watch = Watch::new(common, "decode");
+            let stats = during(|| pipeline.run(plan, input.source(), &mut samples, super::run_options(&mut watch)))?;
             Ok((stats, samples.sha256()?))
         }
         Direction::Encode => {
             let fitted = FittedFrames::new(input.source(), model.spec.frames, pipeline.config().io.frames)?;
-            let encoded = during(|| pipeline.encode(&fitted, &mut Watch::new(common, "encode")))?;
+            let mut watch = Watch::new(common, "encode");
+            let encoded = during(|| pipeline.encode_planned(plan, &fitted, super::run_options(&mut watch)))?;
             Ok((encoded.stats, io::sha256(&encoded.latents)))
         }
     }

@@ -12,10 +12,11 @@ pub(crate) use plan::plan;
 pub(crate) use run::{decode, encode, roundtrip};
 pub(crate) use worker::worker;
 
-use tilevae::{Config, Model, OpenDevice, Pipeline, RunPlan, parse_override};
+use tilevae::{Config, Model, OpenDevice, Pipeline, RunOptions, RunPlan, parse_override};
 
 use crate::args::Common;
 use crate::failure::UsageError;
+use crate::watch::Watch;
 
 /// The configuration: defaults, then the file, then `--set`, then `--model` and `--device`.
 fn configuration(common: &Common) -> Result<Config, tilevae::Error> {
@@ -36,12 +37,19 @@ fn configuration(common: &Common) -> Result<Config, tilevae::Error> {
 
 /// The pipeline of a model, which Ctrl-C stops.
 fn load_pipeline(config: &Config, model: &Model, devices: &[OpenDevice]) -> Result<Pipeline, tilevae::Error> {
-    Pipeline::load_until(config, model, devices, &crate::interrupt::stop())
+    Pipeline::load_on(config, model, devices, &crate::interrupt::stop())
 }
 
-/// Warms GPUs up for a run that several workers share: by their speed it is decided who gets which tile, and it should not be the speed of compiling.
-fn warm_up(pipeline: &Pipeline, plan: &RunPlan) -> Result<(), tilevae::Error> {
-    if plan.workers > 1 { pipeline.warm_up(plan.direction, plan.input_shape) } else { Ok(()) }
+/// Warms GPUs up for a run that several workers share: tiles are given to workers by their speed, which should not be the speed of compiling.
+fn warm_up(pipeline: &Pipeline, plan: &RunPlan) {
+    if plan.workers > 1 {
+        pipeline.warm_up(plan, &crate::interrupt::stop());
+    }
+}
+
+/// The options of a run that `watch` shows and Ctrl-C stops.
+fn run_options(watch: &mut Watch) -> RunOptions<'_> {
+    RunOptions::default().with_progress(watch).with_stop(crate::interrupt::stop())
 }
 
 /// The configured model, without weights.

@@ -120,6 +120,7 @@ fn text(plan: &RunPlan) -> String {
         _ => "none".to_owned(),
     });
     let shapes = if plan.tile_shapes > 1 { format!("{} shapes, ", plan.tile_shapes) } else { String::new() };
+    let held = if plan.held_tiles == 1 { "1 tile".to_owned() } else { format!("{} tiles", plan.held_tiles) };
     let scratch = if plan.chunks > 1 && tiles.is_tiled() { " in a scratch file" } else { "" };
     let shape = |shape: [usize; 5]| shape.map(|side| side.to_string()).join("x");
     let size = &plan.bytes;
@@ -140,7 +141,7 @@ fn text(plan: &RunPlan) -> String {
          overlap  {} px of height, {} px of width, in the output\n\
          work     {:.2} times untiled, {} redundant tiles\n{chunks}\
          host     input {}, output {}, strips to blend with {}{}\n\
-         workers  {}, at most {} tiles begun and not yet blended ({} of answers that wait{})\n\
+         workers  {}, at most {held} begun and not yet blended ({} of answers that wait{})\n\
          device   about {} for the largest tile, without weights (untiled: {})\n\n{}",
         plan.family,
         shape(plan.input_shape),
@@ -155,7 +156,6 @@ fn text(plan: &RunPlan) -> String {
         bytes(size.strips),
         scratch,
         plan.workers,
-        plan.held_tiles,
         bytes(size.waiting),
         scratch,
         bytes(size.largest_tile),

@@ -47,14 +47,14 @@ pub(crate) fn decode(common: &Common, args: &args::Decode) -> anyhow::Result<()>
     check_scratch([plan.scratch_bytes(), frames_in_parts, hashed])?;
     let tensor = tensor.read()?;
     let pipeline = super::load_pipeline(&config, &model, &devices)?;
-    super::warm_up(&pipeline, &plan)?;
+    super::warm_up(&pipeline, &plan);
     let mut watch = Watch::new(common, "decode");
     let (stats, hash) = if args.hash {
         let mut hashing = HashingSink::new(sink.as_sink(), plan.output_shape)?;
-        let stats = during(|| pipeline.decode_to(&tensor.block, &mut hashing, &mut watch))?;
+        let stats = during(|| pipeline.run(&plan, &tensor.block, &mut hashing, super::run_options(&mut watch)))?;
         (stats, Some(hashing.sha256()?))
     } else {
-        (during(|| pipeline.decode_to(&tensor.block, sink.as_sink(), &mut watch))?, None)
+        (during(|| pipeline.run(&plan, &tensor.block, sink.as_sink(), super::run_options(&mut watch)))?, None)
     };
     drop(watch);
     let mut written = sink.write()?;
@@ -91,8 +91,8 @@ pub(crate) fn encode(common: &Common, args: &args::Encode) -> anyhow::Result<()>
     let devices = open_devices(&config)?;
     let origin = Origin { size: samples.picture_size(), frames: fitted.is_padded().then(|| fitted.own_frames()), fps: args.fps.or(samples.fps()) };
     let pipeline = super::load_pipeline(&config, &model, &devices)?;
-    super::warm_up(&pipeline, &plan)?;
-    let encoded = during(|| pipeline.encode(&fitted, &mut Watch::new(common, "encode")))?;
+    super::warm_up(&pipeline, &plan);
+    let encoded = during(|| pipeline.encode_planned(&plan, &fitted, super::run_options(&mut Watch::new(common, "encode"))))?;
     let mut tensors = vec![("latents", &encoded.latents)];
     if let Some([mean, log_variance]) = &encoded.moments {
         tensors.extend([("mean", mean), ("logvar", log_variance)]);
@@ -137,10 +137,10 @@ pub(crate) fn roundtrip(common: &Common, args: &args::Roundtrip) -> anyhow::Resu
 
     let pipeline = super::load_pipeline(&config, &model, &devices)?;
     for plan in [&there, &back] {
-        super::warm_up(&pipeline, plan)?;
+        super::warm_up(&pipeline, plan);
     }
-    let encoded = during(|| pipeline.encode(&fitted, &mut Watch::new(common, "encode")))?;
-    let stats = during(|| pipeline.decode_to(&encoded.latents, &mut decoded, &mut Watch::new(common, "decode")))?;
+    let encoded = during(|| pipeline.encode_planned(&there, &fitted, super::run_options(&mut Watch::new(common, "encode"))))?;
+    let stats = during(|| pipeline.run(&back, &encoded.latents, &mut decoded, super::run_options(&mut Watch::new(common, "decode"))))?;
     let mut comparison = Comparison::default();
     for frame in 0..shape[2] {
         let region = Region { start: [frame, 0, 0], size: [1, size[0], size[1]] };

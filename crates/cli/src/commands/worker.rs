@@ -15,10 +15,10 @@ pub(crate) fn worker(common: &Common, args: &Worker) -> anyhow::Result<()> {
     };
     let mut served = Vec::new();
     for open in tilevae::open_devices(&config.devices)? {
-        let copies = if open.name == DeviceName::Cpu { copies } else { 1 };
+        let copies = if open.name == DeviceName::CPU { copies } else { 1 };
         served.extend((0..copies).map(|_| open.clone()));
     }
-    let listener = TcpListener::bind(&args.listen).map_err(|error| UsageError(format!("{} cannot be listened at: {error}", args.listen)))?;
+    let listener = TcpListener::bind(&args.listen).map_err(|error| UsageError(format!("cannot bind {}: {error}", args.listen)))?;
     let address = listener.local_addr()?;
     let server = remote::Server::new(served.iter().map(|open| open.device.clone()).collect(), address)?;
     let names: Vec<String> = (0..served.len()).map(|index| format!("remote://{address}/{index}")).collect();

@@ -170,7 +170,7 @@ fn servers_ask_for_their_token() {
 
 #[test]
 fn addresses_that_cannot_be_served() {
-    for (address, fragment) in [("0.0.0.0:0", TOKEN), ("nowhere", "nowhere cannot be listened at")] {
+    for (address, fragment) in [("0.0.0.0:0", TOKEN), ("nowhere", "cannot bind nowhere")] {
         let output = tilevae(&["worker", "--listen", address]);
         let message = String::from_utf8(output.stderr).unwrap();
         assert!(output.status.code() == Some(2) && message.contains(fragment) && output.stdout.is_empty(), "{message}");

@@ -1,7 +1,7 @@
 use super::{compose, compose_to, noise, toy};
 use crate::{
-    BlendPolicy, BoxError, Canvas, Cascade, CompositeError, Compositor, Corner, DiffusersGrid, Feather, Geometry, HostTensor, Overlap, Scale, Sink,
-    TilePlan, Uniform,
+    Axis, BlendPolicy, BoxError, Canvas, Cascade, CompositeError, Compositor, Corner, DiffusersGrid, Feather, Geometry, HostTensor, Overlap, Scale,
+    ScratchFile, Seam, Sink, Span, TilePlan, Uniform,
 };
 
 /// The loops of diffusers' `tiled_decode`: every tile is kept, `blend_v` and `blend_h` change it in place, then all is cropped and joined.
@@ -51,11 +51,15 @@ fn diffusers_blend(plan: &TilePlan, answers: &[HostTensor], blend: usize, limit:
 
 /// The product of the two ramps as the weight of each tile, added up px by px.
 fn separable_blend(plan: &TilePlan, policy: &dyn BlendPolicy, answers: &[HostTensor]) -> HostTensor {
+    let policy_weight = |offset: usize, extent: usize| {
+        let seam = Seam { scale: plan.geometry.scale, axis: Axis::Height, extent, nominal: extent };
+        policy.weight(offset, &seam)
+    };
     let weight = |spans: &[crate::Span], i: usize, at: usize| {
         let shared = |i: usize| spans[i - 1].end() - spans[i].start;
-        let rising = if i > 0 && at < spans[i].start + shared(i) { policy.weight(at - spans[i].start, shared(i)) } else { 1.0 };
+        let rising = if i > 0 && at < spans[i].start + shared(i) { policy_weight(at - spans[i].start, shared(i)) } else { 1.0 };
         let falling = match spans.get(i + 1) {
-            Some(next) if at >= next.start => 1.0 - policy.weight(at - next.start, shared(i + 1)),
+            Some(next) if at >= next.start => 1.0 - policy_weight(at - next.start, shared(i + 1)),
             _ => 1.0,
         };
         rising * falling
@@ -113,6 +117,81 @@ fn the_cascade_is_that_of_diffusers_to_the_last_bit() {
     assert!(cut > 150 && redundant > 100);
 }
 
+/// The loops of `AutoencoderTiny._tiled_decode` in diffusers: each tile is laid over the output with a mask.
+fn masked_blend(plan: &TilePlan, answers: &[HostTensor], blend: usize) -> HostTensor {
+    let [b, c, t, ..] = answers[0].shape();
+    let mut output = HostTensor::zeros([b, c, t, plan.output[1], plan.output[2]]);
+    let mask = |position: usize, at: usize| if position == 0 { 1.0 } else { (at as f64 / (blend as f64 - 1.0)).min(1.0) as f32 };
+    for (tile, answer) in plan.tiles.iter().zip(answers) {
+        let ([row, column], [_, top, left]) = (tile.grid_position, tile.output.start);
+        let mut laid = output.region(&tile.output);
+        for plane in 0..answer.planes() {
+            for y in 0..tile.output.size[1] {
+                for (x, value) in laid.row_mut(plane, y).iter_mut().enumerate() {
+                    let mask = mask(row, y) * mask(column, x);
+                    *value = mask * answer.row(plane, y)[x] + (1.0 - mask) * *value;
+                }
+            }
+        }
+        output.paste(&laid, [0, top, left]);
+    }
+    output
+}
+
+/// The grid of `AutoencoderTiny` in diffusers: tiles at every multiple of the stride, however small the input.
+#[derive(Debug)]
+struct EveryStride {
+    tile: usize,
+    stride: usize,
+}
+
+impl crate::Grid for EveryStride {
+    fn spans(&self, scale: Scale, input: [usize; 2]) -> Result<[Vec<Span>; 2], crate::GridError> {
+        let [tile, stride] = [self.tile, self.stride].map(|latent_px| scale.input(latent_px));
+        let is_enough = |span: &Span| scale.latent_px(span.length) > 0;
+        Ok(input.map(|side| (0..side).step_by(stride).map(|start| Span { start, length: tile.min(side - start) }).filter(is_enough).collect()))
+    }
+
+    fn nominal_overlap(&self, scale: Scale) -> Option<[usize; 2]> {
+        Some([scale.input(self.tile - self.stride); 2])
+    }
+}
+
+/// The ramp of the masks of `AutoencoderTiny` in diffusers, which knows full tiles only.
+#[derive(Debug)]
+struct Masked;
+
+impl BlendPolicy for Masked {
+    fn weight(&self, offset: usize, seam: &Seam) -> f64 {
+        (offset as f64 / (seam.nominal as f64 - 1.0)).min(1.0)
+    }
+
+    fn corner(&self) -> Corner {
+        Corner::Mask
+    }
+}
+
+#[test]
+fn masks_are_laid_over_each_other_as_in_autoencoder_tiny() {
+    let mut cut = 0;
+    for scale in [Scale::Up(2), Scale::Up(4), Scale::Down(2)] {
+        for (height, width) in [(5, 5), (7, 4), (11, 6), (6, 13), (17, 17), (2, 9)] {
+            for (tile, stride) in [(4, 2), (5, 3), (6, 4), (8, 5)] {
+                let plan =
+                    TilePlan::new(&EveryStride { tile, stride }, Geometry::image(scale), [3, scale.input(height), scale.input(width)]).unwrap();
+                let answers = noisy_answers(&plan, [2, 2]);
+                let expected = masked_blend(&plan, &answers, scale.output(tile - stride));
+                let order: Vec<usize> = (0..plan.tiles.len()).collect();
+                let got = compose(&plan, &Masked, &answers, &order);
+                let worst = got.data().iter().zip(expected.data()).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+                assert!(worst < 1e-6, "{scale:?} {height}x{width} tile {tile} stride {stride}: {worst}");
+                cut += usize::from(plan.rows.len() > 1 && plan.columns.len() > 1);
+            }
+        }
+    }
+    assert!(cut > 30, "{cut}");
+}
+
 #[test]
 fn the_feather_is_a_partition_of_unity() {
     let mut compared = 0;
@@ -141,8 +220,8 @@ fn the_feather_is_a_partition_of_unity() {
 struct Crop(Corner);
 
 impl BlendPolicy for Crop {
-    fn weight(&self, offset: usize, extent: usize) -> f64 {
-        if 2 * offset < extent { 0.0 } else { 1.0 }
+    fn weight(&self, offset: usize, seam: &Seam) -> f64 {
+        if 2 * offset < seam.extent { 0.0 } else { 1.0 }
     }
 
     fn corner(&self) -> Corner {
@@ -167,7 +246,7 @@ fn tiles_that_agree_make_the_whole_whatever_grid_and_blend() {
                 let answers: Vec<HostTensor> = plan.tiles.iter().map(|tile| toy(scale, &whole.region(&tile.input))).collect();
                 let order: Vec<usize> = (0..plan.tiles.len()).collect();
                 let expected = toy(scale, &whole);
-                for policy in [&Cascade as &dyn BlendPolicy, &Feather, &Crop(Corner::Cascade), &Crop(Corner::Separable)] {
+                for policy in [&Cascade as &dyn BlendPolicy, &Feather, &Crop(Corner::Cascade), &Crop(Corner::Separable), &Crop(Corner::Mask)] {
                     let got = compose(&plan, policy, &answers, &order);
                     assert_eq!(got.shape(), expected.shape());
                     let worst = got.data().iter().zip(expected.data()).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
@@ -241,7 +320,7 @@ fn frames_may_come_in_pieces_and_strips_lie_in_a_file() {
             let mut canvas = Canvas::default();
             let mut compositor = Compositor::new(&plan, policy, &mut canvas);
             if in_file {
-                compositor = compositor.with_scratch(tempfile::tempfile().unwrap());
+                compositor = compositor.with_scratch(ScratchFile::new().unwrap());
             }
             // The second half of the tiles comes first, and each in pieces of one frame and four.
             for &index in order.iter().skip(order.len() / 2).chain(order.iter().take(order.len() / 2)) {

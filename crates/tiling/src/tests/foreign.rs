@@ -135,7 +135,7 @@ fn plans_of_any_numbers_are_made_or_refused_at_once() {
 struct Constant(f64);
 
 impl BlendPolicy for Constant {
-    fn weight(&self, _: usize, _: usize) -> f64 {
+    fn weight(&self, _: usize, _: &crate::Seam) -> f64 {
         assert!(self.0 < 100.0, "no weight");
         self.0
     }

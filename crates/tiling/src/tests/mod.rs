@@ -1,4 +1,4 @@
-//! Grids, blends and the compositor against plain re-tellings of what they stand for, on small sizes exhaustively.
+//! Grids, blends and the compositor against direct implementations of their definitions, on small sizes exhaustively.
 
 mod composing;
 mod foreign;

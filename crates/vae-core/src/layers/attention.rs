@@ -1,10 +1,9 @@
 use burn::tensor::activation::softmax;
 use burn::tensor::{FloatDType, Tensor};
 
-#[cfg(feature = "flex")]
+use super::Features;
 use super::features::Layout;
-use super::run::aside;
-use super::{Features, check_stop};
+use crate::Context;
 
 /// Queries whose scores are held at once.
 const QUERY_BLOCK: usize = 1024;
@@ -15,44 +14,45 @@ const QUERY_BLOCK: usize = 1024;
 /// # Shapes
 /// Queries, keys and values `[b, c, t, h, w]`, to the same.
 pub fn attend(queries: Features, keys: Features, values: Features) -> Features {
-    check_stop();
-    match (queries.0, keys.0, values.0) {
+    let context = queries.context;
+    context.check_stop();
+    let layout = match (queries.layout, keys.layout, values.layout) {
         #[cfg(feature = "flex")]
-        (Layout::Images(queries), Layout::Images(keys), Layout::Images(values)) => Features(Layout::Images(queries.attended(keys, values))),
+        (Layout::Images(queries), Layout::Images(keys), Layout::Images(values)) => Layout::Images(queries.attended(keys, values)),
         (queries, keys, values) => {
-            let [queries, keys, values] = [queries, keys, values].map(|layout| Tensor::from(Features(layout)));
+            let [queries, keys, values] = [queries, keys, values].map(Layout::into_tensor);
             #[cfg(feature = "remote")]
             if super::remote::takes(&queries) {
-                return super::remote::attend(queries, keys, values).into();
+                let y = super::remote::attend(queries, keys, values, context.math_mode());
+                return Features { layout: Layout::Tensor(y), context };
             }
             let [b, c, t, h, w] = queries.dims();
             let tokens = |x: Tensor<5>| x.permute([0, 2, 3, 4, 1]).reshape([b * t, h * w, c]);
-            let y = by_operators(tokens(queries), tokens(keys), tokens(values));
-            y.reshape([b, t, h, w, c]).permute([0, 4, 1, 2, 3]).into()
+            let y = by_operators(tokens(queries), tokens(keys), tokens(values), &context);
+            Layout::Tensor(y.reshape([b, t, h, w, c]).permute([0, 4, 1, 2, 3]))
         }
-    }
+    };
+    Features { layout, context }
 }
 
 /// Queries `[b, n, c]`, keys and values `[b, m, c]`, to `[b, n, c]`.
-fn by_operators(queries: Tensor<3>, keys: Tensor<3>, values: Tensor<3>) -> Tensor<3> {
+fn by_operators(queries: Tensor<3>, keys: Tensor<3>, values: Tensor<3>, context: &Context) -> Tensor<3> {
     let [b, n, c] = queries.dims();
     let dtype = queries.dtype();
     let keys = keys.swap_dims(1, 2);
     let [before, after] = scales(c);
     let queries = queries * before;
     let blocks = (0..n).step_by(QUERY_BLOCK).map(|start| {
-        check_stop();
+        context.check_stop();
         let end = (start + QUERY_BLOCK).min(n);
         let block = queries.clone().slice([0..b, start..end, 0..c]);
         #[cfg(feature = "cube")]
         if super::gpu::takes(&block) {
-            let weights = super::gpu::softmax(super::gpu::matmul(block, keys.clone()), after);
-            return super::gpu::matmul(weights, values.clone());
+            let weights = super::gpu::softmax(super::gpu::matmul(block, keys.clone(), context.math_mode()), after);
+            return super::gpu::matmul(weights, values.clone(), context.math_mode());
         }
-        aside(|| {
-            let scores = block.matmul(keys.clone());
-            softmax(scores.cast(FloatDType::F32) * after, 2).cast(dtype).matmul(values.clone())
-        })
+        let scores = block.matmul(keys.clone());
+        softmax(scores.cast(FloatDType::F32) * after, 2).cast(dtype).matmul(values.clone())
     });
     Tensor::cat(blocks.collect(), 1)
 }
@@ -96,7 +96,7 @@ mod tests {
         let keys = values(&|channel, px| if channel % 2 == px % 2 { 22.5 } else { 0.01 * ((channel + 3 * px) as f32).cos() });
         let mixed = values(&|channel, px| ((7 * channel + 13 * px) as f32).sin());
         let run = |dtype: DType| {
-            let cast = |x: &Tensor<5>| Features::from(x.clone().cast(dtype));
+            let cast = |x: &Tensor<5>| Features::new(x.clone().cast(dtype), &Context::default());
             let y: Tensor<5> = attend(cast(&queries), cast(&keys), cast(&mixed)).into();
             y.cast(FloatDType::F32).into_data().try_into_vec::<f32>().unwrap()
         };

@@ -1,10 +1,9 @@
 use burn::tensor::ops::ConvOptions;
 use burn::tensor::{Tensor, module};
 
-#[cfg(feature = "flex")]
+use super::Features;
 use super::features::Layout;
-use super::run::aside;
-use super::{Features, check_stop};
+use crate::MathMode;
 
 /// What is convolved over height and width.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,35 +38,37 @@ impl TemporalWindow {
 
 /// A convolution over height, width, and each frame with those before it; with `onto`, added to that.
 ///
-/// In f32 on Burn's CPU backend it is one of [`kernels`], which does with fewer products what [`Precision`](super::Precision) allows; elsewhere Burn's.
+/// In f32 on Burn's CPU backend it is one of [`kernels`], which does with fewer products what [`Precision`](crate::Precision) allows; elsewhere Burn's.
 ///
 /// # Shapes
 /// `[b, in, t, h, w]`, `[out, in, kernel_frames, kernel, kernel]` and `[out]`, to `[b, out, t', h', w']`.
 pub fn convolve(x: Features, weight: Tensor<5>, bias: Tensor<1>, kind: Kind, window: TemporalWindow, onto: Option<Features>) -> Features {
-    check_stop();
-    match (x.0, onto.map(|onto| onto.0)) {
+    let context = x.context;
+    context.check_stop();
+    let math_mode = context.math_mode();
+    let layout = match (x.layout, onto.map(|onto| onto.layout)) {
         #[cfg(feature = "flex")]
-        (Layout::Images(x), None) => Features(Layout::Images(x.convolved(weight, bias, kind, window, None))),
+        (Layout::Images(x), None) => Layout::Images(x.convolved(weight, bias, kind, window, None, math_mode.precision)),
         #[cfg(feature = "flex")]
-        (Layout::Images(x), Some(Layout::Images(onto))) => Features(Layout::Images(x.convolved(weight, bias, kind, window, Some(onto)))),
+        (Layout::Images(x), Some(Layout::Images(onto))) => Layout::Images(x.convolved(weight, bias, kind, window, Some(onto), math_mode.precision)),
         (x, onto) => {
-            let x = Tensor::from(Features(x));
+            let x = x.into_tensor();
             #[cfg(feature = "remote")]
             if super::remote::takes(&x) {
-                let onto = onto.map(|onto| Features(onto).into());
-                return super::remote::convolve(x, weight, bias, kind, window, onto).into();
+                let y = super::remote::convolve(x, weight, bias, kind, window, onto.map(Layout::into_tensor), math_mode);
+                return Features { layout: Layout::Tensor(y), context };
             }
-            let y = by_operators(x, weight, bias, kind, window);
-            match onto {
-                Some(onto) => y + Tensor::from(Features(onto)),
+            let y = by_operators(x, weight, bias, kind, window, math_mode);
+            Layout::Tensor(match onto {
+                Some(onto) => y + onto.into_tensor(),
                 None => y,
-            }
-            .into()
+            })
         }
-    }
+    };
+    Features { layout, context }
 }
 
-fn by_operators(x: Tensor<5>, weight: Tensor<5>, bias: Tensor<1>, kind: Kind, window: TemporalWindow) -> Tensor<5> {
+fn by_operators(x: Tensor<5>, weight: Tensor<5>, bias: Tensor<1>, kind: Kind, window: TemporalWindow, math_mode: MathMode) -> Tensor<5> {
     let (stride, before, after) = match kind {
         Kind::Same => (1, 1, 1),
         Kind::Point => (1, 0, 0),
@@ -84,7 +85,7 @@ fn by_operators(x: Tensor<5>, weight: Tensor<5>, bias: Tensor<1>, kind: Kind, wi
         let t = frames;
         let options = ConvOptions::new_with_padding([stride; 2], [(before, after); 2], [1, 1], 1);
         let pictures = if t > 1 { x.swap_dims(1, 2).reshape([b * t, c, h, w]) } else { x.reshape([b * t, c, h, w]) };
-        let y = conv2d(pictures, weight.squeeze_dim(2), bias, options);
+        let y = conv2d(pictures, weight.squeeze_dim(2), bias, options, math_mode);
         let [_, c, h, w] = y.dims();
         return if t > 1 { y.reshape([b, t, c, h, w]).swap_dims(1, 2) } else { y.unsqueeze_dim(2) };
     }
@@ -93,26 +94,28 @@ fn by_operators(x: Tensor<5>, weight: Tensor<5>, bias: Tensor<1>, kind: Kind, wi
     if kind == Kind::Point {
         let [.., t, _, _] = x.dims();
         let kernel = weight.squeeze_dim::<4>(4);
-        let y = conv2d(x.reshape([b, c, t, h * w]), kernel, bias, ConvOptions::new([window.stride, 1], [0, 0], [1, 1], 1));
+        let y = conv2d(x.reshape([b, c, t, h * w]), kernel, bias, ConvOptions::new([window.stride, 1], [0, 0], [1, 1], 1), math_mode);
         let t = y.dims()[2];
         return y.reshape([b, out, t, h, w]);
     }
     assert!(kind == Kind::Same, "kernels of several frames keep the size or have one px");
-    conv3d(x, weight, bias, ConvOptions::new([window.stride, 1, 1], [0, 1, 1], [1; 3], 1))
+    conv3d(x, weight, bias, ConvOptions::new([window.stride, 1, 1], [0, 1, 1], [1; 3], 1), math_mode)
 }
 
-fn conv2d(x: Tensor<4>, weight: Tensor<4>, bias: Tensor<1>, options: ConvOptions<2>) -> Tensor<4> {
+#[cfg_attr(not(feature = "cube"), expect(unused_variables, reason = "a setting of GPUs"))]
+fn conv2d(x: Tensor<4>, weight: Tensor<4>, bias: Tensor<1>, options: ConvOptions<2>, math_mode: MathMode) -> Tensor<4> {
     #[cfg(feature = "cube")]
     if super::gpu::takes(&x) {
-        return super::gpu::conv2d(x, weight, bias, options);
+        return super::gpu::conv2d(x, weight, bias, options, math_mode);
     }
-    aside(|| module::conv2d(x, weight, Some(bias), options))
+    module::conv2d(x, weight, Some(bias), options)
 }
 
-fn conv3d(x: Tensor<5>, weight: Tensor<5>, bias: Tensor<1>, options: ConvOptions<3>) -> Tensor<5> {
+#[cfg_attr(not(feature = "cube"), expect(unused_variables, reason = "a setting of GPUs"))]
+fn conv3d(x: Tensor<5>, weight: Tensor<5>, bias: Tensor<1>, options: ConvOptions<3>, math_mode: MathMode) -> Tensor<5> {
     #[cfg(feature = "cube")]
     if super::gpu::takes(&x) {
-        return super::gpu::conv3d(x, weight, bias, options);
+        return super::gpu::conv3d(x, weight, bias, options, math_mode);
     }
-    aside(|| module::conv3d(x, weight, Some(bias), options))
+    module::conv3d(x, weight, Some(bias), options)
 }

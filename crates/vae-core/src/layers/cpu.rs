@@ -8,8 +8,7 @@ use burn_flex::{FlexTensor, Layout};
 use kernels::{Algorithm, BlockedImage, Convolution, Gather, GroupRule, Input, Norm, Workspace};
 
 use super::convolution::{Kind, TemporalWindow};
-use super::run::aside;
-use super::{MathMode, Precision};
+use crate::Precision;
 
 /// Tiles of 4x4 px from which on they take less time than tiles of 2x2: below, transforming the kernels weighs more than the products that are saved.
 const WIDE_TILES: usize = 26;
@@ -69,7 +68,7 @@ impl Images {
             let start = (at / frames * channels * frames + at % frames) * area;
             BlockedImage::from_planes(&values[start..], frames * area, channels, [height, width], workspace)
         };
-        let frames = aside(|| (0..items * frames).map(|at| image(at).into()).collect());
+        let frames = (0..items * frames).map(|at| image(at).into()).collect();
         Self { items, frames, channels, size: [height, width], gather: Gather::Nothing, workspace: workspace.clone() }
     }
 
@@ -97,19 +96,17 @@ impl Images {
         let [_, channels, frames, height, width] = shape;
         let area = height * width;
         let mut values = vec![0.0_f32; shape.iter().product()];
-        aside(|| {
-            for (at, frame) in self.frames.into_iter().enumerate() {
-                let start = (at / frames * channels * frames + at % frames) * area;
-                frame.done().to_planes(&mut values[start..], frames * area);
-            }
-        });
+        for (at, frame) in self.frames.into_iter().enumerate() {
+            let start = (at / frames * channels * frames + at % frames) * area;
+            frame.done().to_planes(&mut values[start..], frames * area);
+        }
         Tensor::from_primitive::<Flex>(FlexTensor::new(Bytes::from_elems(values), Layout::contiguous(shape.into()), DType::F32))
     }
 
     pub(super) fn doubled(mut self) -> Self {
         for frame in &mut self.frames {
             if frame.doubled {
-                *frame = aside(|| frame.clone().done().into());
+                *frame = frame.clone().done().into();
             }
             frame.doubled = true;
         }
@@ -120,7 +117,7 @@ impl Images {
     pub(super) fn plus(self, other: Self) -> Self {
         assert_eq!(self.dims(), other.dims(), "shapes");
         let frames = self.frames.into_iter().zip(other.frames);
-        let frames = aside(|| frames.map(|(a, b)| a.done().plus(&b.done()).into()).collect());
+        let frames = frames.map(|(a, b)| a.done().plus(&b.done()).into()).collect();
         Self { frames, ..self }
     }
 
@@ -155,7 +152,7 @@ impl Images {
             let image = earlier.applied(image);
             Frame { norm: Arc::new(norm(&image)), image, doubled }
         };
-        self.frames = aside(|| self.frames.into_iter().map(normalised).collect());
+        self.frames = self.frames.into_iter().map(normalised).collect();
         Self { gather, ..self }
     }
 
@@ -174,16 +171,22 @@ impl Images {
     }
 
     /// See [`convolve`](super::convolve).
-    pub(super) fn convolved(self, weight: Tensor<5>, bias: Tensor<1>, kind: Kind, window: TemporalWindow, onto: Option<Self>) -> Self {
+    pub(super) fn convolved(
+        self,
+        weight: Tensor<5>,
+        bias: Tensor<1>,
+        kind: Kind,
+        window: TemporalWindow,
+        onto: Option<Self>,
+        precision: Precision,
+    ) -> Self {
         let [channels_out, channels_in, kernel_frames, ..] = weight.dims();
         let [height, width] = self.size;
         let (weight, bias) = (contiguous(weight), contiguous(bias));
         let algorithm = match kind {
             Kind::Point => Algorithm::Pointwise,
             Kind::Halving => Algorithm::Downsample2x,
-            Kind::Same if MathMode::current().precision == Precision::Fast && height.div_ceil(4) * width.div_ceil(4) >= WIDE_TILES => {
-                Algorithm::WinogradF4
-            }
+            Kind::Same if precision == Precision::Fast && height.div_ceil(4) * width.div_ceil(4) >= WIDE_TILES => Algorithm::WinogradF4,
             Kind::Same => Algorithm::WinogradF2,
         };
         let convolution = Convolution {
@@ -202,22 +205,21 @@ impl Images {
             let onto = onto.as_mut().map(|onto| onto.take(window.frames).collect());
             convolution.run(&input, window, onto)
         };
-        let images = aside(|| {
-            if kernel_frames == 1 && window == TemporalWindow::EACH {
-                // Batch items are frames that do not see one another.
-                return run(&self.frames, kernels::TemporalWindow { context: 0, stride: 1, frames: self.frames.len() });
-            }
+        let images = if kernel_frames == 1 && window == TemporalWindow::EACH {
+            // Batch items are frames that do not see one another.
+            run(&self.frames, kernels::TemporalWindow { context: 0, stride: 1, frames: self.frames.len() })
+        } else {
             let TemporalWindow { context, stride } = window;
             let window = kernels::TemporalWindow { context, stride, frames: window.frames(each) };
             self.frames.chunks(each.max(1)).flat_map(|frames| run(frames, window)).collect()
-        });
+        };
         self.of(images, channels_out, size)
     }
 
     /// See [`attend`](super::attend).
     pub(super) fn attended(self, keys: Self, values: Self) -> Self {
         let of_one = |((queries, keys), values): ((Frame, Frame), Frame)| kernels::attend(&queries.done(), &keys.done(), &values.done());
-        let images = aside(|| self.frames.iter().cloned().zip(keys.frames).zip(values.frames).map(of_one).collect());
+        let images = self.frames.iter().cloned().zip(keys.frames).zip(values.frames).map(of_one).collect();
         self.of(images, values.channels, self.size)
     }
 }
@@ -239,6 +241,7 @@ mod tests {
     use super::super::features::Layout;
     use super::super::{Conv2d, Features, GroupNorm, Linear, RmsNorm, attend, convolve};
     use super::*;
+    use crate::Context;
 
     fn ramp<const D: usize>(shape: [usize; D], step: f32) -> Tensor<D> {
         let values: Vec<f32> = (0..shape.iter().product::<usize>()).map(|at| (at as f32 * step).sin()).collect();
@@ -247,9 +250,9 @@ mod tests {
 
     /// Runs layers on images and on the same values as a tensor, which goes through Burn's operators.
     fn agree(x: Tensor<5>, what: &str, layers: impl Fn(Features) -> Features) {
-        let images = Features::from(x.clone());
-        assert!(matches!(images.0, Layout::Images(_)));
-        let [got, expected] = [images, Features(super::super::features::Layout::Tensor(x))].map(|x| {
+        let images = Features::new(x.clone(), &Context::default());
+        assert!(matches!(images.layout, Layout::Images(_)));
+        let [got, expected] = [images, Features { layout: Layout::Tensor(x), context: Context::default() }].map(|x| {
             let y = layers(x);
             let dims = y.dims();
             let y = Tensor::from(y);
@@ -279,9 +282,9 @@ mod tests {
         (linear.weight, linear.bias) = (Param::from_tensor(ramp([12, 12], 0.41)), Param::from_tensor(ramp([12], 0.2)));
         for shape in [[1, 12, 1, 9, 22], [2, 12, 3, 8, 5]] {
             let x = ramp(shape, 0.7);
-            let with = |like: &Features, y: Tensor<5>| match like.0 {
-                Layout::Images(_) => Features::from(y),
-                Layout::Tensor(_) => Features(Layout::Tensor(y)),
+            let with = |like: &Features, y: Tensor<5>| match like.layout {
+                Layout::Images(_) => Features::new(y, &Context::default()),
+                Layout::Tensor(_) => Features { layout: Layout::Tensor(y), context: Context::default() },
             };
             agree(x.clone(), "3x3", |x| same.forward(x));
             agree(x.clone(), "halved", |x| halving.forward(x));

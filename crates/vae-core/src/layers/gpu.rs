@@ -18,8 +18,8 @@ use cubecl::client::Client;
 use cubecl::ir::{ElemType, FloatKind};
 use cubecl::{CubeCount, CubeDim, calculate_cube_count_elemwise};
 
-use super::MathMode;
 use super::norm::GroupRule;
+use crate::MathMode;
 
 /// Whether the tensor is on a GPU.
 pub(super) fn takes<const D: usize>(x: &Tensor<D>) -> bool {
@@ -47,13 +47,13 @@ pub(super) fn softmax(scores: Tensor<3>, scale: f64) -> Tensor<3> {
 
 /// Whether products are summed one by one, in f32: where TF32 is not to take its place, which Burn's fast kernels do unasked, and on Mesa's software device,
 /// whose driver (22.3) crashes on most of them.
-fn sums_plainly<const D: usize>(x: &Tensor<D>) -> bool {
+fn sums_plainly<const D: usize>(x: &Tensor<D>, math_mode: MathMode) -> bool {
     match x.device().as_dispatch() {
         DispatchDevice::Cube(cube) => {
             let client = cube.client();
             let device = client.properties();
             let would_be_tf32 = x.dtype() == DType::F32 && device.supports_type(ElemType::Float(FloatKind::TF32));
-            (would_be_tf32 && !MathMode::current().tf32) || device.identity.name.contains("llvmpipe")
+            (would_be_tf32 && !math_mode.tf32) || device.identity.name.contains("llvmpipe")
         }
         #[allow(unreachable_patterns, reason = "there may be no other backends in a build")]
         _ => false,
@@ -61,8 +61,8 @@ fn sums_plainly<const D: usize>(x: &Tensor<D>) -> bool {
 }
 
 /// Of Burn's convolutions the one that is the fastest when tried, where it may be.
-pub(super) fn conv2d(x: Tensor<4>, weight: Tensor<4>, bias: Tensor<1>, options: ConvOptions<2>) -> Tensor<4> {
-    if sums_plainly(&x) {
+pub(super) fn conv2d(x: Tensor<4>, weight: Tensor<4>, bias: Tensor<1>, options: ConvOptions<2>, math_mode: MathMode) -> Tensor<4> {
+    if sums_plainly(&x, math_mode) {
         let dtype = x.dtype();
         let y = Dispatch::direct_conv2d(widened(x), widened(weight), widened(bias), options);
         return Tensor::<4>::from_dispatch(y).cast(dtype);
@@ -71,8 +71,8 @@ pub(super) fn conv2d(x: Tensor<4>, weight: Tensor<4>, bias: Tensor<1>, options: 
 }
 
 /// The same in three dimensions.
-pub(super) fn conv3d(x: Tensor<5>, weight: Tensor<5>, bias: Tensor<1>, options: ConvOptions<3>) -> Tensor<5> {
-    if sums_plainly(&x) {
+pub(super) fn conv3d(x: Tensor<5>, weight: Tensor<5>, bias: Tensor<1>, options: ConvOptions<3>, math_mode: MathMode) -> Tensor<5> {
+    if sums_plainly(&x, math_mode) {
         let dtype = x.dtype();
         let y = Dispatch::direct_conv3d(widened(x), widened(weight), widened(bias), options);
         return Tensor::<5>::from_dispatch(y).cast(dtype);
@@ -104,8 +104,8 @@ fn direct<const N: usize>(x: CubeTensor, weight: CubeTensor, bias: CubeTensor, o
 ///
 /// # Shapes
 /// `[b, n, k]` and `[b, k, m]` to `[b, n, m]`.
-pub(super) fn matmul(left: Tensor<3>, right: Tensor<3>) -> Tensor<3> {
-    if sums_plainly(&left) {
+pub(super) fn matmul(left: Tensor<3>, right: Tensor<3>, math_mode: MathMode) -> Tensor<3> {
+    if sums_plainly(&left, math_mode) {
         return Tensor::from_dispatch(Dispatch::product(left.into_dispatch(), right.into_dispatch()));
     }
     left.matmul(right)
@@ -273,7 +273,7 @@ mod tests {
 
     use super::super::{Features, GroupNorm, RmsNorm, attend};
     use super::*;
-    use crate::testing;
+    use crate::{Context, testing};
 
     fn ramp<const D: usize>(shape: [usize; D], step: f32, device: &Device) -> Tensor<D> {
         let values: Vec<f32> = (0..shape.iter().product::<usize>()).map(|at| 3.0 + (at as f32 * step).sin()).collect();
@@ -298,9 +298,9 @@ mod tests {
         // What the type can hold, on both sides.
         let x = ramp(shape, 0.7, &cpu).cast(dtype).cast(FloatDType::F32);
         let values = |y: Features| Tensor::from(y).cast(FloatDType::F32).into_data().try_into_vec::<f32>().unwrap();
-        let expected = values(layer(x.clone().into(), &cpu));
+        let expected = values(layer(Features::new(x.clone(), &Context::default()), &cpu));
         for (at, x) in layouts(&x.to_device(&gpu)).into_iter().enumerate() {
-            let got = values(layer(x.cast(dtype).into(), &gpu));
+            let got = values(layer(Features::new(x.cast(dtype), &Context::default()), &gpu));
             let worst = got.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
             assert!(got.len() == expected.len() && worst <= tolerance, "{what} of {shape:?} in layout {at}: {worst}");
             assert!(expected.iter().any(|value| value.abs() > 0.1));

@@ -8,22 +8,17 @@ mod cpu;
 mod features;
 #[cfg(feature = "cube")]
 mod gpu;
-mod math_mode;
 mod norm;
 #[cfg(feature = "remote")]
 mod remote;
-mod run;
 
 pub use attention::attend;
 pub use conv::{Conv2d, Linear};
 pub use convolution::{Kind, TemporalWindow, convolve};
 pub use features::Features;
-pub use math_mode::{MathMode, Precision};
 pub use norm::{GroupNorm, RmsNorm};
 #[cfg(feature = "remote")]
 pub use remote::host_remotely;
-pub(crate) use run::is_stopped;
-pub use run::{Run, check_stop};
 
 use burn::module::{Param, ParamId};
 use burn::tensor::{Device, Tensor};

@@ -3,8 +3,7 @@ use burn::tensor::activation::silu;
 use burn::tensor::{DType, Device, FloatDType, Tensor};
 
 use super::features::Layout;
-use super::run::aside;
-use super::{Features, check_stop, parameter};
+use super::{Features, parameter};
 
 /// Group normalisation of each frame with statistics in f32 whatever the dtype of its input (torch, `GroupNorm`).
 #[derive(Module, Debug)]
@@ -56,27 +55,30 @@ pub(super) struct GroupRule {
 /// # Shapes
 /// `[b, c, t, h, w]` and twice `[c]`, to `[b, c, t, h, w]`.
 pub(super) fn group_norm(x: Features, weight: Tensor<1>, bias: Tensor<1>, rule: GroupRule) -> Features {
-    check_stop();
-    match x.0 {
+    let context = x.context;
+    context.check_stop();
+    let layout = match x.layout {
         #[cfg(feature = "flex")]
-        Layout::Images(images) => Features(Layout::Images(images.group_norm(weight, bias, rule))),
+        Layout::Images(images) => Layout::Images(images.group_norm(weight, bias, rule)),
         Layout::Tensor(x) => {
             #[cfg(feature = "remote")]
             if super::remote::takes(&x) {
-                return super::remote::group_norm(x, weight, bias, rule).into();
+                return Features { layout: Layout::Tensor(super::remote::group_norm(x, weight, bias, rule)), context };
             }
             #[cfg(feature = "cube")]
             if super::gpu::takes(&x) {
-                return super::gpu::group_norm(x, weight, bias, rule).into();
+                return Features { layout: Layout::Tensor(super::gpu::group_norm(x, weight, bias, rule)), context };
             }
             let [b, c, t, h, w] = x.dims();
-            if t == 1 {
-                return aside(|| group_norm_by_operators(x.reshape([b, c, h, w]), weight, bias, rule).reshape([b, c, t, h, w])).into();
-            }
-            let y = aside(|| group_norm_by_operators(x.swap_dims(1, 2).reshape([b * t, c, h, w]), weight, bias, rule));
-            y.reshape([b, t, c, h, w]).swap_dims(1, 2).into()
+            Layout::Tensor(if t == 1 {
+                group_norm_by_operators(x.reshape([b, c, h, w]), weight, bias, rule).reshape([b, c, t, h, w])
+            } else {
+                let y = group_norm_by_operators(x.swap_dims(1, 2).reshape([b * t, c, h, w]), weight, bias, rule);
+                y.reshape([b, t, c, h, w]).swap_dims(1, 2)
+            })
         }
-    }
+    };
+    Features { layout, context }
 }
 
 /// The answer has the dtype of the input; SiLU sees the values in f32.
@@ -126,22 +128,24 @@ impl RmsNorm {
 /// # Shapes
 /// `[b, c, t, h, w]` and `[c]`, to `[b, c, t, h, w]`.
 pub(super) fn rms_norm(x: Features, gamma: Tensor<1>, then_silu: bool) -> Features {
-    check_stop();
-    match x.0 {
+    let context = x.context;
+    context.check_stop();
+    let layout = match x.layout {
         #[cfg(feature = "flex")]
-        Layout::Images(images) => Features(Layout::Images(images.rms_norm(gamma, then_silu))),
+        Layout::Images(images) => Layout::Images(images.rms_norm(gamma, then_silu)),
         Layout::Tensor(x) => {
             #[cfg(feature = "remote")]
             if super::remote::takes(&x) {
-                return super::remote::rms_norm(x, gamma, then_silu).into();
+                return Features { layout: Layout::Tensor(super::remote::rms_norm(x, gamma, then_silu)), context };
             }
             #[cfg(feature = "cube")]
             if super::gpu::takes(&x) {
-                return super::gpu::rms_norm(x, gamma, then_silu).into();
+                return Features { layout: Layout::Tensor(super::gpu::rms_norm(x, gamma, then_silu)), context };
             }
-            aside(|| rms_norm_by_operators(x, gamma, then_silu)).into()
+            Layout::Tensor(rms_norm_by_operators(x, gamma, then_silu))
         }
-    }
+    };
+    Features { layout, context }
 }
 
 /// Lengths are taken in f32 for half types, and what is divided is rounded to the type before it is scaled.

@@ -6,8 +6,10 @@ use burn::backend::{DispatchDevice, DispatchKindConversion, DispatchTensor, Remo
 use burn::remote::CustomOpClient;
 use burn::server::RemoteServer;
 use burn::tensor::Tensor;
+use tiling::Stop;
 
-use super::{Features, Kind, MathMode, Precision, TemporalWindow, attend as attend_here, convolve as convolve_here, norm};
+use super::{Features, Kind, TemporalWindow, attend as attend_here, convolve as convolve_here, norm};
+use crate::{Context, MathMode, Precision};
 
 const GROUP_NORM: &str = "tilevae.group_norm";
 const RMS_NORM: &str = "tilevae.rms_norm";
@@ -32,22 +34,29 @@ pub(super) fn rms_norm(x: Tensor<5>, gamma: Tensor<1>, then_silu: bool) -> Tenso
 }
 
 /// See [`convolve`](super::convolve); it is rounded as the caller has it.
-pub(super) fn convolve(x: Tensor<5>, weight: Tensor<5>, bias: Tensor<1>, kind: Kind, window: TemporalWindow, onto: Option<Tensor<5>>) -> Tensor<5> {
+pub(super) fn convolve(
+    x: Tensor<5>,
+    weight: Tensor<5>,
+    bias: Tensor<1>,
+    kind: Kind,
+    window: TemporalWindow,
+    onto: Option<Tensor<5>>,
+    math_mode: MathMode,
+) -> Tensor<5> {
     let ([b, _, t, h, w], [out, ..]) = (x.dims(), weight.dims());
     let [h, w] = if kind == Kind::Halving { [h / 2, w / 2] } else { [h, w] };
     let numbers = [kind as usize, window.context, window.stride].map(|number| ScalarIr::UInt(number as u64));
-    let scalars = numbers.into_iter().chain(described_math_mode()).collect();
+    let scalars = numbers.into_iter().chain(described_math_mode(math_mode)).collect();
     let others = [described(weight), described(bias)].into_iter().chain(onto.map(described)).collect();
     ship(CONVOLUTION, x, others, scalars, [b, out, window.frames(t), h, w])
 }
 
-pub(super) fn attend(queries: Tensor<5>, keys: Tensor<5>, values: Tensor<5>) -> Tensor<5> {
+pub(super) fn attend(queries: Tensor<5>, keys: Tensor<5>, values: Tensor<5>, math_mode: MathMode) -> Tensor<5> {
     let shape = queries.dims();
-    ship(ATTENTION, queries, [keys, values].map(described).into(), described_math_mode().into(), shape)
+    ship(ATTENTION, queries, [keys, values].map(described).into(), described_math_mode(math_mode).into(), shape)
 }
 
-fn described_math_mode() -> [ScalarIr; 2] {
-    let MathMode { precision, tf32 } = MathMode::current();
+fn described_math_mode(MathMode { precision, tf32 }: MathMode) -> [ScalarIr; 2] {
     [precision == Precision::Strict, tf32].map(ScalarIr::Bool)
 }
 
@@ -88,32 +97,39 @@ where
     let server = server.with_custom_op::<B, _>(GROUP_NORM, |handles, call, _| {
         let [groups, epsilon, then_silu] = &call.scalars[..] else { panic!("{GROUP_NORM} has three numbers") };
         let rule = norm::GroupRule { groups: whole(groups), epsilon: real(epsilon), then_silu: flag(then_silu) };
-        let answer = norm::group_norm(features::<B>(handles, call, 0), input::<B, 1>(handles, call, 1), input::<B, 1>(handles, call, 2), rule);
+        let answer = norm::group_norm(
+            features::<B>(handles, call, 0, &Context::default()),
+            input::<B, 1>(handles, call, 1),
+            input::<B, 1>(handles, call, 2),
+            rule,
+        );
         answered::<B>(handles, call, answer);
     });
     let server = server.with_custom_op::<B, _>(RMS_NORM, |handles, call, _| {
-        let answer = norm::rms_norm(features::<B>(handles, call, 0), input::<B, 1>(handles, call, 1), flag(&call.scalars[0]));
+        let answer = norm::rms_norm(features::<B>(handles, call, 0, &Context::default()), input::<B, 1>(handles, call, 1), flag(&call.scalars[0]));
         answered::<B>(handles, call, answer);
     });
     let server = server.with_custom_op::<B, _>(ATTENTION, |handles, call, _| {
-        let [queries, keys, values] = [0, 1, 2].map(|at| features::<B>(handles, call, at));
-        answered::<B>(handles, call, math_mode(&call.scalars).during(|| attend_here(queries, keys, values)));
+        let context = Context::new(math_mode(&call.scalars), &Stop::default());
+        let [queries, keys, values] = [0, 1, 2].map(|at| features::<B>(handles, call, at, &context));
+        answered::<B>(handles, call, attend_here(queries, keys, values));
     });
     server.with_custom_op::<B, _>(CONVOLUTION, |handles, call, _| {
         let [kind, context, stride, rounded @ ..] = &call.scalars[..] else { panic!("{CONVOLUTION} has three numbers") };
         let kind = [Kind::Same, Kind::Point, Kind::Halving][whole(kind)];
         let window = TemporalWindow { context: whole(context), stride: whole(stride) };
-        let (x, weight, bias) = (features::<B>(handles, call, 0), input::<B, 5>(handles, call, 1), input::<B, 1>(handles, call, 2));
-        let onto = (call.inputs.len() > 3).then(|| features::<B>(handles, call, 3));
-        answered::<B>(handles, call, math_mode(rounded).during(|| convolve_here(x, weight, bias, kind, window, onto)));
+        let context = Context::new(math_mode(rounded), &Stop::default());
+        let (x, weight, bias) = (features::<B>(handles, call, 0, &context), input::<B, 5>(handles, call, 1), input::<B, 1>(handles, call, 2));
+        let onto = (call.inputs.len() > 3).then(|| features::<B>(handles, call, 3, &context));
+        answered::<B>(handles, call, convolve_here(x, weight, bias, kind, window, onto));
     })
 }
 
-fn features<B: BackendIr>(handles: &mut HandleContainer<B::Handle>, call: &CustomOpIr, at: usize) -> Features
+fn features<B: BackendIr>(handles: &mut HandleContainer<B::Handle>, call: &CustomOpIr, at: usize, context: &Context) -> Features
 where
     DispatchTensor: DispatchKindConversion<B>,
 {
-    input::<B, 5>(handles, call, at).into()
+    Features::new(input::<B, 5>(handles, call, at), context)
 }
 
 fn input<B: BackendIr, const D: usize>(handles: &mut HandleContainer<B::Handle>, call: &CustomOpIr, at: usize) -> Tensor<D>

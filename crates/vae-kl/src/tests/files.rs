@@ -54,7 +54,7 @@ fn others() -> Vec<RawTensor> {
 
 /// Decodes a golden case.
 fn decode(vae: Arc<dyn Vae>) -> tiling::HostTensor {
-    vae_core::Decode { vae, frames_per_chunk: 1, eight_bits: false }.apply(&golden("sd").block("1x4x4.latents")).unwrap()
+    vae_core::VaeOp::decode(vae).apply(&golden("sd").block("1x4x4.latents")).unwrap()
 }
 
 fn load_with(path: &Path, config: &Path) -> Arc<dyn Vae> {

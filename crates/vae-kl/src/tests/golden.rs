@@ -1,8 +1,8 @@
 use burn::tensor::{DType, Tensor, TensorData};
-use tiling::{GridConfig, HostTensor, TileOp};
+use tiling::{DiffusersKind, Grid, GridContext, GridKind, HostTensor, Off, TileOp};
 use vae_core::layers::Features;
 use vae_core::testing::{assert_close, computable, device, math_modes, psnr, run_tiled};
-use vae_core::{Components, Decode, Encode, Posterior, Weights};
+use vae_core::{Components, Context, MathMode, Posterior, VaeOp, Weights};
 
 use super::{data, golden, load};
 use crate::{AutoencoderKl, KlConfig};
@@ -14,28 +14,25 @@ const F16: f32 = 5e-2;
 const BF16: f32 = 5e-1;
 
 fn tiled(op: &dyn TileOp, spec: &vae_core::VaeSpec, input: &HostTensor, kind: &str) -> (HostTensor, usize) {
-    let config = if kind == "tiled" {
-        GridConfig::Diffusers { tile_px: None, overlap: None, stride_px: None, skip_redundant: false }
-    } else {
-        GridConfig::Off {}
-    };
-    run_tiled(op, config.build(&spec.grid, 1).unwrap().as_ref(), input)
+    let context = GridContext::new(op.geometry().scale, &spec.grid);
+    let grid: Box<dyn Grid> = if kind == "tiled" { DiffusersKind::default().build(&context).unwrap() } else { Box::new(Off) };
+    run_tiled(op, grid.as_ref(), input)
 }
 
-fn check_whole(config: &str, dtype: DType, tolerance: f32) {
+fn check_whole(config: &str, dtype: DType, math_mode: MathMode, tolerance: f32) {
     let golden = golden(config);
     let vae = load(&data(config), dtype);
     let mut most_tiles = 0;
     for name in golden.names().iter().filter(|name| name.ends_with("decoded")) {
         let (case, kind) = name.strip_suffix(".decoded").unwrap().rsplit_once('.').unwrap();
         let latents = golden.block(&format!("{case}.latents"));
-        let (decoded, tiles) = tiled(&Decode { vae: vae.clone(), frames_per_chunk: 1, eight_bits: false }, vae.spec(), &latents, kind);
+        let (decoded, tiles) = tiled(&VaeOp::decode(vae.clone()).with_math_mode(math_mode), vae.spec(), &latents, kind);
         assert_close(&decoded, &golden.block(name), tolerance, &format!("{config} {name}"));
         assert!(dtype != DType::F32 || psnr(&decoded, &golden.block(name)) >= 90.0, "{config} {name}");
         most_tiles = most_tiles.max(tiles);
 
         let samples = golden.block(&format!("{case}.samples"));
-        let (moments, _) = tiled(&Encode { vae: vae.clone(), frames_per_chunk: 1 }, vae.spec(), &samples, kind);
+        let (moments, _) = tiled(&VaeOp::encode(vae.clone()).with_math_mode(math_mode), vae.spec(), &samples, kind);
         let [mean, log_variance] = Posterior::split(&moments);
         assert_close(&mean, &golden.block(&format!("{case}.{kind}.mean")), tolerance, &format!("{config} {case} {kind} mean"));
         assert_close(&log_variance, &golden.block(&format!("{case}.{kind}.logvar")), tolerance, &format!("{config} {case} {kind} logvar"));
@@ -46,7 +43,7 @@ fn check_whole(config: &str, dtype: DType, tolerance: f32) {
 /// With fewer products and with all.
 fn equals_diffusers(config: &str) {
     for math_mode in math_modes() {
-        math_mode.during(|| check_whole(config, DType::F32, F32));
+        check_whole(config, DType::F32, math_mode, F32);
     }
 }
 
@@ -70,9 +67,8 @@ fn half_types_are_near() {
     let golden = golden("flux");
     for dtype in computable(&[DType::F16, DType::BF16]) {
         let (tolerance, least) = if dtype == DType::F16 { (F16, 55.0) } else { (BF16, 36.0) };
-        check_whole("flux", dtype, tolerance);
-        let decoded =
-            Decode { vae: load(&data("flux"), dtype), frames_per_chunk: 1, eight_bits: false }.apply(&golden.block("1x10x9.latents")).unwrap();
+        check_whole("flux", dtype, MathMode::default(), tolerance);
+        let decoded = VaeOp::decode(load(&data("flux"), dtype)).apply(&golden.block("1x10x9.latents")).unwrap();
         let psnr = psnr(&decoded, &golden.block("1x10x9.untiled.decoded"));
         assert!(psnr >= least, "{dtype:?}: {psnr} dB");
     }
@@ -97,7 +93,7 @@ fn single_blocks_equal_diffusers() {
         let check = |name: &str, f: &dyn Fn(Features) -> Features| {
             let input = golden.block(&format!("block.{name}.in"));
             let shape = input.shape();
-            let y = Tensor::from(f(Tensor::from_data(TensorData::new(input.into_data(), shape), &device()).into()));
+            let y = Tensor::from(f(Features::new(Tensor::from_data(TensorData::new(input.into_data(), shape), &device()), &Context::default())));
             let got = HostTensor::new(y.dims(), y.into_data().try_into_vec().unwrap()).unwrap();
             assert_close(&got, &golden.block(&format!("block.{name}.out")), F32, &format!("{config} {name}"));
         };

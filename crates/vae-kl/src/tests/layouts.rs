@@ -13,8 +13,7 @@ use super::{ENTRY, data, golden, load, open};
 fn decodes_as_golden(path: &Path) {
     use tiling::TileOp;
     let golden = golden("sd");
-    let decoded =
-        vae_core::Decode { vae: load(path, DType::F32), frames_per_chunk: 1, eight_bits: false }.apply(&golden.block("1x4x4.latents")).unwrap();
+    let decoded = vae_core::VaeOp::decode(load(path, DType::F32)).apply(&golden.block("1x4x4.latents")).unwrap();
     assert_close(&decoded, &golden.block("1x4x4.untiled.decoded"), 2e-4, &path.display().to_string());
 }
 

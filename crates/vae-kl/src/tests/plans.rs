@@ -1,7 +1,7 @@
 use burn::module::Module;
 use burn::tensor::Device;
 use serde_json::{Value, json};
-use tiling::{GridConfig, TilePlan};
+use tiling::{DiffusersKind, GridContext, GridKind, TilePlan};
 use vae_core::{Components, VaeError, VaeSpec};
 
 use super::ENTRY;
@@ -22,7 +22,7 @@ fn published(fields: &Value) -> Value {
 fn check(fields: &Value, tiles: usize, overlap: usize, parameters: usize) -> VaeSpec {
     let config = published(fields);
     let spec = ENTRY.spec(&config).unwrap();
-    let grid = GridConfig::Diffusers { tile_px: None, overlap: None, stride_px: None, skip_redundant: false }.build(&spec.grid, 1).unwrap();
+    let grid = DiffusersKind::default().build(&GridContext::new(spec.decode_geometry().scale, &spec.grid)).unwrap();
     let plan = TilePlan::new(grid.as_ref(), spec.decode_geometry(), [1, 256, 256]).unwrap();
     assert_eq!((plan.tiles.len(), plan.output), (tiles, [1, 2048, 2048]));
     assert_eq!(plan.tiles[1].overlap, [0, overlap]);

@@ -1,8 +1,8 @@
 use burn::tensor::DType;
-use tiling::{GridConfig, HostTensor, PerAxis, TileOp};
+use tiling::{DiffusersKind, Grid, GridContext, GridKind, HostTensor, Off, PerAxis, TileOp};
 use vae_core::layers::Features;
 use vae_core::testing::{Golden, assert_close, computable, device, is_on_cpu, math_modes, psnr, run_tiled};
-use vae_core::{Clamp, Components, Decode, Encode, Posterior};
+use vae_core::{Clamp, Components, Context, MathMode, Posterior, VaeOp};
 
 use super::{data, golden, load, open, to_block, to_tensor};
 use crate::cache::FrameCache;
@@ -21,18 +21,17 @@ fn tile_and_stride(config: &str) -> [usize; 2] {
 }
 
 fn run(op: &dyn TileOp, config: &str, patch: usize, input: &HostTensor, kind: &str) -> (HostTensor, usize) {
+    let is_tiled = kind == "tiled";
     let [tile, stride] = tile_and_stride(config).map(|px| Some(PerAxis([px; 2])));
-    let grid = if kind == "tiled" {
-        GridConfig::Diffusers { tile_px: tile, overlap: None, stride_px: stride, skip_redundant: false }
-    } else {
-        GridConfig::Off {}
-    };
     let defaults = tiling::GridDefaults { tile_px: [256; 2], overlap: tiling::Overlap::StridePx([192; 2]) };
-    run_tiled(op, grid.build(&defaults, patch).unwrap().as_ref(), input)
+    let context = GridContext { unit_px: patch, ..GridContext::new(op.geometry().scale, &defaults) };
+    let kind = DiffusersKind { tile_px: tile, stride_px: stride, ..DiffusersKind::default() };
+    let grid: Box<dyn Grid> = if is_tiled { kind.build(&context).unwrap() } else { Box::new(Off) };
+    run_tiled(op, grid.as_ref(), input)
 }
 
 /// Calls `check` with what was got, what diffusers got, and what it is.
-fn for_every_case(config: &str, dtype: DType, frames_per_chunk: usize, check: &dyn Fn(&HostTensor, &HostTensor, &str)) {
+fn for_every_case(config: &str, dtype: DType, math_mode: MathMode, frames_per_chunk: usize, check: &dyn Fn(&HostTensor, &HostTensor, &str)) {
     let golden = golden(config);
     let vae = load(&data(config), dtype);
     let spec = vae.spec();
@@ -40,14 +39,16 @@ fn for_every_case(config: &str, dtype: DType, frames_per_chunk: usize, check: &d
     for name in golden.names().iter().filter(|name| name.ends_with("decoded")) {
         let (case, kind) = name.strip_suffix(".decoded").unwrap().rsplit_once('.').unwrap();
         let latents = golden.block(&format!("{case}.latents"));
-        let (mut decoded, tiles) = run(&Decode { vae: vae.clone(), frames_per_chunk, eight_bits: false }, config, 1, &latents, kind);
+        let (mut decoded, tiles) =
+            run(&VaeOp::decode(vae.clone()).with_math_mode(math_mode).with_frames_per_chunk(frames_per_chunk), config, 1, &latents, kind);
         spec.clamp.apply(&mut decoded, tiles > 1);
         check(&decoded, &golden.block(name), name);
         most_tiles = most_tiles.max(tiles);
         frames.push(decoded.shape()[2]);
 
         let samples = golden.block(&format!("{case}.samples"));
-        let (moments, tiles) = run(&Encode { vae: vae.clone(), frames_per_chunk }, config, spec.patch, &samples, kind);
+        let (moments, tiles) =
+            run(&VaeOp::encode(vae.clone()).with_math_mode(math_mode).with_frames_per_chunk(frames_per_chunk), config, spec.patch, &samples, kind);
         most_encode_tiles = most_encode_tiles.max(tiles);
         let [mean, log_variance] = Posterior::split(&moments);
         check(&mean, &golden.block(&format!("{case}.{kind}.mean")), &format!("{case}.{kind}.mean"));
@@ -63,7 +64,7 @@ fn equals_diffusers(config: &str) {
             assert_close(got, expected, F32, &format!("{config} {what}, {math_mode:?}, chunks of {frames_per_chunk}"));
             assert!(psnr(got, expected) >= 90.0, "{config} {what}");
         };
-        math_mode.during(|| for_every_case(config, DType::F32, frames_per_chunk, &check));
+        for_every_case(config, DType::F32, *math_mode, frames_per_chunk, &check);
     }
 }
 
@@ -102,7 +103,9 @@ fn half_types_stay_near() {
         if computable(&[dtype]).is_empty() || config == "wan21" && !is_on_cpu() {
             continue;
         }
-        for_every_case(config, dtype, 1, &|got, expected, what| assert_close(got, expected, tolerance, &format!("{config} {what} {dtype:?}")));
+        for_every_case(config, dtype, MathMode::default(), 1, &|got, expected, what| {
+            assert_close(got, expected, tolerance, &format!("{config} {what} {dtype:?}"));
+        });
     }
 }
 
@@ -111,7 +114,7 @@ fn half_types_stay_near_on_the_whole() {
     // Single values may stray where a norm of four channels is short; on the whole the math_mode is that of the type.
     for dtype in computable(&[DType::F16, DType::BF16]) {
         let least = if dtype == DType::F16 { 50.0 } else { 30.0 };
-        for_every_case(if is_on_cpu() { "wan21" } else { "wan22" }, dtype, 1, &|got, expected, what| {
+        for_every_case(if is_on_cpu() { "wan21" } else { "wan22" }, dtype, MathMode::default(), 1, &|got, expected, what| {
             let psnr = psnr(got, expected);
             assert!(psnr >= least, "{what} {dtype:?}: {psnr} dB");
         });
@@ -126,9 +129,13 @@ fn modules(config: &str) -> AutoencoderKlWan {
     crate::layouts::to_modules(weights).apply(AutoencoderKlWan::new(&parsed, Components::Both, &device()).unwrap(), DType::F32).unwrap()
 }
 
+fn features(block: HostTensor) -> Features {
+    Features::new(to_tensor(block), &Context::default())
+}
+
 /// Checks a layer on one golden input.
 fn check(golden: &Golden, name: &str, layer: &dyn Fn(Features) -> Features) {
-    let got = layer(to_tensor(golden.block(&format!("block.{name}.in"))).into());
+    let got = layer(features(golden.block(&format!("block.{name}.in"))));
     assert_close(&to_block(got.into()), &golden.block(&format!("block.{name}.out")), F32, name);
 }
 
@@ -137,7 +144,7 @@ fn check_stream(golden: &Golden, name: &str, layer: &dyn Fn(Features, &mut Frame
     let mut cache = FrameCache::default();
     for step in 0..3 {
         cache.rewind();
-        let got = layer(to_tensor(golden.block(&format!("block.{name}.{step}.in"))).into(), &mut cache);
+        let got = layer(features(golden.block(&format!("block.{name}.{step}.in"))), &mut cache);
         assert_close(&to_block(got.into()), &golden.block(&format!("block.{name}.{step}.out")), F32, &format!("{name} {step}"));
     }
 }

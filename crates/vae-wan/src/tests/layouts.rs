@@ -2,7 +2,7 @@ use std::fs;
 
 use burn::tensor::{DType, Device};
 use tiling::TileOp;
-use vae_core::{Decode, Encode};
+use vae_core::VaeOp;
 
 use super::{data, golden, load, open};
 
@@ -24,8 +24,8 @@ fn the_original_layouts_give_the_same_answer() {
         let golden = golden(config);
         let (latents, samples) = (golden.block(&format!("{case}.latents")), golden.block(&format!("{case}.samples")));
         let answers = |vae: &std::sync::Arc<dyn vae_core::Vae>| {
-            let decode = Decode { vae: vae.clone(), frames_per_chunk: 1, eight_bits: false };
-            let encode = Encode { vae: vae.clone(), frames_per_chunk: 1 };
+            let decode = VaeOp::decode(vae.clone());
+            let encode = VaeOp::encode(vae.clone());
             (decode.apply(&latents).unwrap(), encode.apply(&samples).unwrap())
         };
         let folder = original(config, file, true);

@@ -1,14 +1,13 @@
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 use serde_json::{Value, json};
-use tiling::{GridConfig, TilePlan};
-use vae_core::{Components, FrameRule, VaeError, VaeSpec};
+use tiling::{DiffusersKind, GridContext, GridKind, TilePlan};
+use vae_core::layers::Features;
+use vae_core::{Components, Context, FrameRule, VaeError, VaeSpec};
 
 use super::{ENTRIES, data, open};
 use crate::cache::FrameCache;
 use crate::{AutoencoderKlWan, WanConfig};
-
-const DEFAULT_GRID: GridConfig = GridConfig::Diffusers { tile_px: None, overlap: None, stride_px: None, skip_redundant: false };
 
 fn wan_2_1() -> Value {
     json!({
@@ -35,8 +34,9 @@ fn parameters(config: &Value) -> usize {
 }
 
 fn plan(spec: &VaeSpec, encode: bool, input: [usize; 3]) -> TilePlan {
-    let (geometry, unit) = if encode { (spec.encode_geometry(), spec.patch) } else { (spec.decode_geometry(), 1) };
-    TilePlan::new(DEFAULT_GRID.build(&spec.grid, unit).unwrap().as_ref(), geometry, input).unwrap()
+    let (geometry, unit_px) = if encode { (spec.encode_geometry(), spec.patch) } else { (spec.decode_geometry(), 1) };
+    let context = GridContext { unit_px, ..GridContext::new(geometry.scale, &spec.grid) };
+    TilePlan::new(DiffusersKind::default().build(&context).unwrap().as_ref(), geometry, input).unwrap()
 }
 
 #[test]
@@ -72,16 +72,16 @@ fn the_spec_knows_what_the_cache_holds() {
         let fields = model.config.as_object().unwrap().iter().filter(|(name, _)| !name.starts_with('_'));
         let parsed: WanConfig = serde_json::from_value(fields.map(|(k, v)| (k.clone(), v.clone())).collect()).unwrap();
         let modules = AutoencoderKlWan::new(&parsed, Components::Both, &Device::flex()).unwrap();
-        let zeros = |shape: [usize; 5]| Tensor::<5>::zeros(shape, &Device::flex());
+        let features = |shape: [usize; 5]| Features::new(Tensor::zeros(shape, &Device::flex()), &Context::default());
         let [mut decode, mut encode] = [FrameCache::default(), FrameCache::default()];
         let [h, w] = [2, 3];
         let side = parsed.spatial_ratio() / parsed.patch();
         for frames in [1, 2] {
             decode.rewind();
-            modules.decoder.as_ref().unwrap().forward(zeros([1, parsed.z_dim, frames, h, w]).into(), &mut decode);
+            modules.decoder.as_ref().unwrap().forward(features([1, parsed.z_dim, frames, h, w]), &mut decode);
             encode.rewind();
             let frames = if frames == 1 { 1 } else { frames * parsed.temporal_ratio() };
-            modules.encoder.as_ref().unwrap().forward(zeros([1, parsed.in_channels, frames, h * side, w * side]).into(), &mut encode);
+            modules.encoder.as_ref().unwrap().forward(features([1, parsed.in_channels, frames, h * side, w * side]), &mut encode);
         }
         assert_eq!([decode.values(), encode.values()].map(|values| values / (h * w)), model.spec.cache_values_per_latent_px, "{config}");
     }

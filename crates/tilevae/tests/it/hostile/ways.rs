@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use tilevae::io::{self, Clip, Fps, Pictures, Tensors};
 use tilevae::tiling::Region;
 use tilevae::vae_core::{DeviceName, FrameRule};
-use tilevae::{Config, Direction, FittedFrames, FrameRemainder, Pipeline, RunPlan, TileSource, VaeSpec, open_model, parse_override};
+use tilevae::{Config, Direction, FittedFrames, FrameRemainder, Pipeline, RunOptions, RunPlan, TileSource, VaeSpec, open_model, parse_override};
 
 pub(crate) type Outcome = Result<(), Box<dyn Error + Send + Sync>>;
 
@@ -150,9 +150,9 @@ fn load(config: &Config) -> Outcome {
     let latents = [1, spec.latent_channels, 1, 2, 3];
     let planned = plan(Direction::Decode, latents)?;
     if planned.bytes.output < 1 << 20 && planned.bytes.untiled < 1 << 24 {
-        let samples = pipeline.decode(&tilevae::HostTensor::zeros(latents), &mut ())?;
+        let samples = pipeline.decode(&tilevae::HostTensor::zeros(latents), RunOptions::default())?;
         if samples.shape()[1] == spec.input_channels {
-            pipeline.encode(&samples, &mut ())?;
+            pipeline.encode(&samples, RunOptions::default())?;
         }
     }
     Ok(())

@@ -1,4 +1,4 @@
-//! What a run calls of code that it does not know: no call unwinds, and no answer is taken for what it should be.
+//! Calls of code that the engine does not know: a panic becomes an error, and what comes back is checked.
 
 use std::ops::Range;
 
@@ -11,37 +11,42 @@ use crate::{Event, ExecError, Progress};
 #[derive(Clone, Copy)]
 pub(crate) struct Input<'a> {
     source: &'a dyn TileSource,
-    /// Batch and channels.
-    channels: [usize; 2],
+    /// Batch items and channels.
+    items: [usize; 2],
 }
 
 impl<'a> Input<'a> {
     /// # Errors
-    /// When it is not what the plan was made for.
+    /// When the source has another shape than the plan.
     pub(crate) fn new(source: &'a dyn TileSource, plan: &TilePlan) -> Result<Self, ExecError> {
         let got = guard(Party::Source, || source.shape())?;
         let [batch, channels, frames, height, width] = got;
         if got.contains(&0) || [frames, height, width] != plan.input {
             return Err(ExecError::InputShape { got, expected: plan.input });
         }
-        Ok(Self { source, channels: [batch, channels] })
+        Ok(Self { source, items: [batch, channels] })
+    }
+
+    /// The batch items of the input, and so of every tile.
+    pub(crate) fn batch(&self) -> usize {
+        self.items[0]
     }
 
     /// # Errors
-    /// When the source fails, panics, or gives a block of another shape.
+    /// When the source fails, panics, or gives a tensor of another shape.
     pub(crate) fn read(&self, tile: usize, region: &Region) -> Result<HostTensor, ExecError> {
         let piece = guard(Party::Source, || self.source.read(region))?.map_err(|source| ExecError::Source { tile, source })?;
-        let ([batch, channels], [frames, height, width]) = (self.channels, region.size);
+        let ([batch, channels], [frames, height, width]) = (self.items, region.size);
         let expected = [batch, channels, frames, height, width];
         if piece.shape() != expected {
-            let source = format!("a block of {:?} came, {expected:?} (batch, channels, frames, height, width) was asked for", piece.shape()).into();
+            let source = format!("it came as {:?}, {expected:?} (batch, channels, frames, height, width) was asked for", piece.shape()).into();
             return Err(ExecError::Source { tile, source });
         }
         Ok(piece)
     }
 }
 
-/// Whoever hears of a run.
+/// The progress listener.
 pub(crate) struct Listener<'a>(pub(crate) &'a mut dyn Progress);
 
 impl Listener<'_> {
@@ -52,10 +57,10 @@ impl Listener<'_> {
     }
 }
 
-/// Asks for the blend policy's weights.
+/// Computes the blend policy's weights.
 ///
 /// # Errors
-/// When they are none, or the policy panics.
+/// When a weight is not from 0 to 1, or the policy panics.
 pub(crate) fn prepare(compositor: &mut Compositor<'_>) -> Result<(), ExecError> {
     compositor.prepare().map_err(|error| match error {
         CompositeError::Panicked(panic) => panic.into(),
@@ -66,7 +71,7 @@ pub(crate) fn prepare(compositor: &mut Compositor<'_>) -> Result<(), ExecError> 
 /// Hands a piece of a tile to the compositor.
 ///
 /// # Errors
-/// When it is not taken.
+/// When the compositor refuses it, or the sink fails or panics.
 pub(crate) fn push(compositor: &mut Compositor<'_>, tile: usize, piece: HostTensor) -> Result<(), ExecError> {
     compositor.push(tile, piece).map_err(|source| match source {
         CompositeError::Panicked(panic) => panic.into(),
@@ -77,7 +82,7 @@ pub(crate) fn push(compositor: &mut Compositor<'_>, tile: usize, piece: HostTens
 /// The pieces in which an operation takes a tile of `frames`.
 ///
 /// # Errors
-/// When the operation panics, or the pieces do not follow on each other up to a frame after which no more of the output comes.
+/// When the operation panics, or the pieces do not follow each other up to a frame after which no more of the output comes.
 pub(crate) fn chunks(op: &dyn TileOp, scale: FrameScale, tile: usize, frames: usize) -> Result<Vec<Range<usize>>, ExecError> {
     let chunks = guarded(tile, || Ok(op.chunks(frames)))?;
     let mut end = 0;
@@ -92,29 +97,37 @@ pub(crate) fn chunks(op: &dyn TileOp, scale: FrameScale, tile: usize, frames: us
     if is_whole { Ok(chunks) } else { Err(ExecError::Chunks { tile, frames, got: chunks.into_iter().take(8).collect() }) }
 }
 
-/// How much of a tile has come.
-pub(crate) struct Progressed {
-    /// Tiles in the stack.
-    pub(crate) stacked: usize,
+/// What the answer to the pieces of a tile so far has to be.
+pub(crate) struct Expected {
+    /// Batch items: those of the input, times the tiles of a stack.
+    pub(crate) batch: usize,
     /// Input frames up to the end of this piece.
-    pub(crate) input: usize,
-    /// Whether it is the last.
-    pub(crate) is_last: bool,
+    pub(crate) input_frames: usize,
     /// Output frames of the pieces before.
-    pub(crate) before: usize,
+    pub(crate) frames_before: usize,
+    /// Whether it is the last piece.
+    pub(crate) is_last: bool,
+    /// Frames, height and width of the whole answer.
+    pub(crate) whole: [usize; 3],
 }
 
-/// Looks at a piece of the answer for a tile, against the frames, height and width that are to come in all.
-///
-/// # Errors
-/// When it does not fit: no piece has more frames than belong to the input so far, and all have as many as are to come.
-pub(crate) fn check_answer(answer: &HostTensor, tile: usize, so_far: &Progressed, scale: FrameScale, expected: [usize; 3]) -> Result<(), ExecError> {
-    let [items, channels, count, height, width] = answer.shape();
-    let frames = so_far.before + count;
-    let has_right_frames = count > 0 && if so_far.is_last { frames == expected[0] } else { frames <= scale.output(so_far.input) };
-    let has_right_items = items > 0 && items.is_multiple_of(so_far.stacked) && channels > 0;
-    if has_right_items && has_right_frames && [height, width] == expected[1..] {
-        return Ok(());
+impl Expected {
+    /// Checks a piece of the answer for a tile.
+    ///
+    /// # Errors
+    /// When its shape is wrong: no piece has more frames than belong to the input so far, and all pieces together have the frames of the whole.
+    pub(crate) fn check(&self, answer: &HostTensor, tile: usize, scale: FrameScale) -> Result<(), ExecError> {
+        let [batch, channels, count, height, width] = answer.shape();
+        let frames = self.frames_before + count;
+        let has_right_frames = count > 0 && if self.is_last { frames == self.whole[0] } else { frames <= scale.output(self.input_frames) };
+        if batch == self.batch && channels > 0 && has_right_frames && [height, width] == self.whole[1..] {
+            return Ok(());
+        }
+        Err(ExecError::AnswerShape { tile, got: [batch, channels, frames, height, width], expected: self.whole })
     }
-    Err(ExecError::AnswerShape { tile, got: [items, channels, frames, height, width], expected })
+}
+
+/// Whether all values are finite.
+pub(crate) fn all_finite(tensor: &HostTensor) -> bool {
+    tensor.data().iter().all(|value| value.is_finite())
 }

@@ -1,4 +1,6 @@
-//! A double for operations: it does what another operation does, but fails and dawdles as a test wants.
+//! For tests: operations that fail or take their time as a script says, and the tests that every executor has to pass.
+
+mod conformance;
 
 use std::fmt;
 use std::ops::Range;
@@ -7,46 +9,49 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::sleep;
 use std::time::Duration;
 
+pub use conformance::{
+    executor_conformance, failures_end_the_run_or_are_retried, panics_become_errors, same_bytes_as_sequential, stops_end_the_run, within,
+};
 use tiling::{BoxError, DevicePiece, Geometry, HostTensor, Scale, Stop, TileOp, TileRun};
 
-/// What a [`Scripted`] operation does with a tile, or a stack of tiles.
+/// How a [`Scripted`] operation behaves on a tile, or a stack of tiles.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Deed {
-    /// What it should.
+pub enum Behavior {
+    /// Answers as the wrapped operation does.
     Answer,
-    /// The same, after so long a time for each piece.
+    /// Sleeps for this time for each piece, then answers.
     AnswerAfter(Duration),
-    /// The same, with so long an upload, computation and download of each piece.
+    /// Sleeps for these times in the upload, the computation and the download of each piece.
     AnswerInStages([Duration; 3]),
-    /// An error.
+    /// Returns an error.
     Fail,
-    /// An error at a piece, counted from 0, where each takes so long a time.
+    /// Sleeps for this time for each piece, and returns an error at the piece of this index.
     FailAt(usize, Duration),
-    /// A panic.
+    /// Panics.
     Panic,
-    /// A value that is no number in the first piece.
-    Nonsense,
-    /// An error that says that memory is exhausted.
-    RunOutOfMemory,
-    /// A panic, and from then on nothing works.
+    /// Answers with a NaN in the first piece.
+    NotFinite,
+    /// Returns an error that says that memory is exhausted.
+    OutOfMemory,
+    /// Panics, and from then on at every call.
     LoseDevice,
 }
 
 /// An operation that follows a script.
 pub struct Scripted {
     op: Arc<dyn TileOp>,
-    script: Box<dyn Fn(usize) -> Deed + Send + Sync>,
+    script: Box<dyn Fn(usize) -> Behavior + Send + Sync>,
     begun: AtomicUsize,
     is_lost: AtomicBool,
 }
 
 impl Scripted {
-    /// `op`, but for what `script` says of the `n`-th tile that is begun.
-    pub fn new(op: Arc<dyn TileOp>, script: impl Fn(usize) -> Deed + Send + Sync + 'static) -> Self {
+    /// Wraps `op`; `script` maps the index of a tile, in the order in which tiles are begun, to the behaviour.
+    pub fn new(op: Arc<dyn TileOp>, script: impl Fn(usize) -> Behavior + Send + Sync + 'static) -> Self {
         Self { op, script: Box::new(script), begun: AtomicUsize::new(0), is_lost: AtomicBool::new(false) }
     }
 
-    /// Tiles, or stacks of them, that were begun.
+    /// The number of tiles, or stacks of them, that were begun.
     pub fn begun(&self) -> usize {
         self.begun.load(Ordering::Relaxed)
     }
@@ -62,10 +67,10 @@ impl fmt::Debug for Scripted {
     }
 }
 
-/// An answer on its way back.
+/// An answer before its download.
 enum Answer {
-    There(DevicePiece, Duration),
-    Here(HostTensor),
+    OnDevice(DevicePiece, Duration),
+    InMemory(HostTensor),
 }
 
 impl TileOp for Scripted {
@@ -79,8 +84,8 @@ impl TileOp for Scripted {
 
     fn upload(&self, piece: HostTensor) -> Result<DevicePiece, BoxError> {
         self.check_device();
-        // The tile is not begun yet: all have the pace of the first.
-        if let Deed::AnswerInStages([upload, ..]) = (self.script)(0) {
+        // The tile is not begun yet: the script's first entry counts for all.
+        if let Behavior::AnswerInStages([upload, ..]) = (self.script)(0) {
             sleep(upload);
         }
         self.op.upload(piece)
@@ -88,7 +93,7 @@ impl TileOp for Scripted {
 
     fn begin(&self, stop: &Stop) -> TileRun<'_> {
         self.check_device();
-        let deed = (self.script)(self.begun.fetch_add(1, Ordering::Relaxed));
+        let behavior = (self.script)(self.begun.fetch_add(1, Ordering::Relaxed));
         let mut run = self.op.begin(stop);
         let mut pieces = 0;
         Box::new(move |piece| {
@@ -96,45 +101,45 @@ impl TileOp for Scripted {
             let is_first = pieces == 0;
             pieces += 1;
             let mut download = Duration::ZERO;
-            match deed {
-                Deed::AnswerAfter(time) => sleep(time),
-                Deed::AnswerInStages([_, compute, last]) => {
+            match behavior {
+                Behavior::AnswerAfter(time) => sleep(time),
+                Behavior::AnswerInStages([_, compute, last]) => {
                     sleep(compute);
                     download = last;
                 }
-                Deed::Fail => return Err("a failure".into()),
-                Deed::FailAt(piece, time) => {
+                Behavior::Fail => return Err("a failure".into()),
+                Behavior::FailAt(piece, time) => {
                     sleep(time);
                     if piece + 1 == pieces {
                         return Err("a late failure".into());
                     }
                 }
-                Deed::Panic => panic!("a panic"),
-                Deed::RunOutOfMemory => return Err("out of memory".into()),
-                Deed::LoseDevice => {
+                Behavior::Panic => panic!("a panic"),
+                Behavior::OutOfMemory => return Err("out of memory".into()),
+                Behavior::LoseDevice => {
                     self.is_lost.store(true, Ordering::Relaxed);
                     self.check_device();
                 }
-                Deed::Answer | Deed::Nonsense => {}
+                Behavior::Answer | Behavior::NotFinite => {}
             }
             let answer = run(piece)?;
-            if deed != Deed::Nonsense || !is_first {
-                return Ok(DevicePiece::new(Answer::There(answer, download)));
+            if behavior != Behavior::NotFinite || !is_first {
+                return Ok(DevicePiece::new(Answer::OnDevice(answer, download)));
             }
-            let mut block = self.op.download(answer)?;
-            block.data_mut()[0] = f32::NAN;
-            Ok(DevicePiece::new(Answer::Here(block)))
+            let mut tensor = self.op.download(answer)?;
+            tensor.data_mut()[0] = f32::NAN;
+            Ok(DevicePiece::new(Answer::InMemory(tensor)))
         })
     }
 
     fn download(&self, answer: DevicePiece) -> Result<HostTensor, BoxError> {
         self.check_device();
         match answer.take()? {
-            Answer::There(answer, time) => {
+            Answer::OnDevice(answer, time) => {
                 sleep(time);
                 self.op.download(answer)
             }
-            Answer::Here(block) => Ok(block),
+            Answer::InMemory(tensor) => Ok(tensor),
         }
     }
 
@@ -144,7 +149,7 @@ impl TileOp for Scripted {
     }
 }
 
-/// An operation that costs next to nothing: it negates, frame by frame.
+/// An operation that costs next to nothing: negates its input, frame by frame.
 #[derive(Debug, Clone, Copy)]
 pub struct Negate;
 

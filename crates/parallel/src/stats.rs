@@ -1,0 +1,72 @@
+use std::time::Duration;
+
+use serde::{Serialize, Serializer};
+
+use crate::Trace;
+
+/// The figures of a finished run.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct RunStats {
+    /// Tiles that were run.
+    pub tiles: usize,
+    /// Frames of the output.
+    pub frames: usize,
+    /// Tiles that were run again in a wider dtype.
+    pub upcast_tiles: usize,
+    /// The time from the first read to the last piece written.
+    #[serde(rename = "seconds", serialize_with = "seconds")]
+    pub elapsed: Duration,
+    /// Figures of each worker. Workers that stood by to the end, because there were fewer tiles than workers, are left out.
+    pub workers: Vec<WorkerStats>,
+    /// Every stage of every piece.
+    #[serde(skip)]
+    pub trace: Trace,
+}
+
+fn seconds<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    duration.as_secs_f64().serialize(serializer)
+}
+
+impl RunStats {
+    /// The length of the run over that of an ideal one, in which every worker is busy to the end at its measured speed: 1 is the best.
+    pub fn schedule_loss(&self) -> f64 {
+        let speeds: f64 =
+            self.workers.iter().filter(|worker| worker.busy > Duration::ZERO).map(|worker| worker.work / worker.busy.as_secs_f64()).sum();
+        let work: f64 = self.workers.iter().map(|worker| worker.work).sum();
+        self.elapsed.as_secs_f64() * speeds / work
+    }
+
+    /// The share of all workers' time in which they were busy.
+    pub fn busy_share(&self) -> f64 {
+        let busy: f64 = self.workers.iter().map(|worker| worker.busy.as_secs_f64()).sum();
+        busy / (self.elapsed.as_secs_f64() * self.workers.len() as f64)
+    }
+}
+
+/// The figures of a worker.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct WorkerStats {
+    /// Its name.
+    pub name: String,
+    /// Tiles that it finished.
+    pub tiles: usize,
+    /// The input px of those tiles, over all their frames.
+    pub work: f64,
+    /// The time in which its device had something to do.
+    #[serde(rename = "busy_seconds", serialize_with = "seconds")]
+    pub busy: Duration,
+    /// Bytes copied to the device.
+    pub uploaded_bytes: u64,
+    /// Bytes copied back.
+    pub downloaded_bytes: u64,
+    /// Its failures.
+    pub faults: usize,
+    /// Why it was retired, or limited to smaller tiles, if so.
+    pub retired: Option<String>,
+}
+
+impl WorkerStats {
+    pub(crate) fn new(name: &str) -> Self {
+        Self { name: name.to_owned(), tiles: 0, work: 0.0, busy: Duration::ZERO, uploaded_bytes: 0, downloaded_bytes: 0, faults: 0, retired: None }
+    }
+}

@@ -1,0 +1,92 @@
+use std::fmt::Debug;
+
+use burn::module::Module;
+use burn::tensor::{DType, Device, Tensor};
+
+use crate::{Context, FrameStream, Vae, VaeError, VaeSpec, Weights, stream_frames};
+
+/// The modules of a VAE and how they are run: what the author of a family writes. [`LoadedVae`] makes a [`Vae`] of them.
+pub trait VaeModules: Module + Debug + Sync + 'static {
+    /// One decode; `None` when the decoder was not loaded. Its pieces have a shape that the model takes and the dtype of the weights; what it remembers from piece to
+    /// piece lives in the closure.
+    ///
+    /// # Shapes
+    /// As [`Vae::decode`]. A piece has one frame at first and then any number where frames are causal; of an image there is one piece.
+    fn decoder<'a>(&'a self, spec: &'a VaeSpec, context: &Context) -> Option<FrameStream<'a>>;
+
+    /// One encode; `None` when the encoder was not loaded. The same holds as for a decode. Sides that are no multiple of the spatial ratio are to be rounded down.
+    ///
+    /// # Shapes
+    /// As [`Vae::encode`].
+    fn encoder<'a>(&'a self, spec: &'a VaeSpec, context: &Context) -> Option<FrameStream<'a>>;
+}
+
+/// Modules with their weights on one device: the [`Vae`] of families that need no other.
+#[derive(Debug)]
+pub struct LoadedVae<M> {
+    modules: M,
+    spec: VaeSpec,
+    dtype: DType,
+    device: Device,
+}
+
+impl<M: VaeModules> LoadedVae<M> {
+    /// Applies `weights` to `modules`, which lie on `device`, to compute in `dtype`.
+    ///
+    /// # Errors
+    /// Those of [`Weights::apply`].
+    pub fn load(modules: M, weights: Weights, spec: VaeSpec, device: &Device, dtype: DType) -> Result<Box<dyn Vae>, VaeError> {
+        Ok(Box::new(Self { modules: weights.apply(modules, dtype)?, spec, dtype, device: device.clone() }))
+    }
+
+    /// The stream of a component, which takes pieces of any float dtype once `check` accepts their shape.
+    fn stream<'a>(
+        &'a self,
+        component: &'static str,
+        stream: Option<FrameStream<'a>>,
+        check: fn(&VaeSpec, [usize; 5]) -> Result<(), VaeError>,
+    ) -> FrameStream<'a> {
+        let Some(mut stream) = stream else { return Box::new(move |_| Err(VaeError::NotLoaded { component })) };
+        Box::new(move |piece| {
+            check(&self.spec, piece.dims())?;
+            stream(piece.cast(self.dtype))
+        })
+    }
+}
+
+impl<M: VaeModules> Vae for LoadedVae<M> {
+    fn spec(&self) -> &VaeSpec {
+        &self.spec
+    }
+
+    fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    fn device(&self) -> Device {
+        self.device.clone()
+    }
+
+    fn decode(&self, latents: Tensor<5>, context: &Context) -> Result<Tensor<5>, VaeError> {
+        self.spec.check_latents(latents.dims())?;
+        stream_frames(self.decode_stream(context), latents, self.spec.decode_geometry().frames, 1)
+    }
+
+    fn encode(&self, samples: Tensor<5>, context: &Context) -> Result<Tensor<5>, VaeError> {
+        self.spec.check_samples(samples.dims())?;
+        stream_frames(self.encode_stream(context), samples, self.spec.encode_geometry().frames, 1)
+    }
+
+    fn decode_stream(&self, context: &Context) -> FrameStream<'_> {
+        self.stream("decoder", self.modules.decoder(&self.spec, context), VaeSpec::check_latents)
+    }
+
+    fn encode_stream(&self, context: &Context) -> FrameStream<'_> {
+        self.stream("encoder", self.modules.encoder(&self.spec, context), VaeSpec::check_sample_piece)
+    }
+
+    fn to_device(&self, device: &Device) -> Box<dyn Vae> {
+        let modules = self.modules.clone().to_device(device);
+        Box::new(Self { modules, spec: self.spec.clone(), dtype: self.dtype, device: device.clone() })
+    }
+}
