@@ -134,9 +134,10 @@ pub struct PlanBytes {
     pub strips: usize,
     /// Answers of tiles that wait to be blended, at most: in memory, of clips in a scratch file.
     pub waiting: usize,
-    /// The cache of earlier frames of the largest tile.
+    /// What the largest tile keeps of earlier frames.
     pub cache: usize,
-    /// What the device holds at the peak of the largest tile, its cache included, without weights; an estimate.
+    /// What a worker's device holds at the peak of the largest tile, its cache included: an upper bound for the CPU kernels, which take at least half of
+    /// it. Weights, and what does not grow with the tile (the transformed weights of one layer, buffers of threads), are not part of it.
     pub largest_tile: usize,
     /// The same estimate for the whole input in one tile.
     pub untiled: usize,
@@ -235,10 +236,14 @@ impl Planner<'_> {
         };
         let latent_px = |size: [usize; 2]| product(&size.map(|side| tiles.geometry.scale.latent_px(side)));
         let [decode_cache, encode_cache] = spec.cache_values_per_latent_px;
-        let cache_per_latent_px = if direction == Direction::Decode { decode_cache } else { encode_cache };
-        let cache = |size| if chunks.len() > 1 { product(&[batch, latent_px(size), cache_per_latent_px, F32]) } else { 0 };
+        let [decode_peak, encode_peak] = spec.peak_values_per_px;
+        let (cache_per_latent_px, peak_per_px) =
+            if direction == Direction::Decode { (decode_cache, decode_peak) } else { (encode_cache, encode_peak) };
+        // A single frame leaves one frame where there is room for two.
+        let cache_per_latent_px = if chunks.len() > 1 { cache_per_latent_px } else { cache_per_latent_px.div_ceil(2) };
+        let cache = |size| product(&[batch, latent_px(size), cache_per_latent_px, F32]);
         let peak = |size| {
-            let values = product(&[batch, latent_px(size), spec.spatial_ratio, spec.spatial_ratio, spec.peak_values_per_px, at_once]);
+            let values = product(&[batch, latent_px(size), spec.spatial_ratio, spec.spatial_ratio, peak_per_px, at_once]);
             product(&[values, F32]).saturating_add(cache(size))
         };
         let largest = tiles.largest_tile();

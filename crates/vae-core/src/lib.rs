@@ -38,7 +38,7 @@ pub use posterior::{Posterior, normal_noise};
 pub use registry::{Registry, RegistryError};
 #[cfg(feature = "remote")]
 pub use remote_server::host_remotely;
-pub use spec::{Clamp, FamilyTiling, FrameRule, LatentNorm, PosteriorKind, Tiling, VaeSpec};
+pub use spec::{CHANNEL_BLOCK, Clamp, FamilyTiling, FrameRule, LatentNorm, PosteriorKind, Tiling, VaeSpec};
 pub use vae::{FrameStream, Vae, stream_frames};
 pub use weights::{Checkpoint, Components, WeightError, Weights};
 

@@ -5,6 +5,10 @@ use tiling::{BlendConfig, FrameScale, Geometry, GridConfig, GridDefaults, HostTe
 
 use crate::VaeError;
 
+/// Channels that the CPU kernels keep side by side: an image of 3 channels takes the memory of 16. On other backends narrow layers take less than is
+/// predicted.
+pub const CHANNEL_BLOCK: usize = 16;
+
 /// What planning needs to know of a model, and no weights.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct VaeSpec {
@@ -34,9 +38,12 @@ pub struct VaeSpec {
     pub tiling: FamilyTiling,
     /// Whether a model whose weights are f16 computes in f32, because f16 overflows.
     pub force_upcast: bool,
-    /// Values that the model holds at its peak, for each sample px of a tile and each frame that runs at once, weights not counted; an estimate.
-    pub peak_values_per_px: usize,
-    /// Values of earlier frames that a decode and an encode keep from one call to the next, for each latent px of a tile.
+    /// Values that a decode and an encode hold at their peak, for each sample px of a tile and each sample frame that runs at once: the layer with the
+    /// largest sum of what it reads, the normalised copy of that (which the CPU kernels do without), what it writes, and what a residual connection keeps. Channels count in
+    /// whole [`CHANNEL_BLOCK`](crate::CHANNEL_BLOCK)s. Weights, and what does not grow with the tile, are not part of it.
+    pub peak_values_per_px: [usize; 2],
+    /// Values of earlier frames that a decode and an encode keep from one chunk of frames to the next, for each latent px of a tile. After a single frame it is
+    /// about half of that. Channels count in whole [`CHANNEL_BLOCK`](crate::CHANNEL_BLOCK)s.
     pub cache_values_per_latent_px: [usize; 2],
 }
 
@@ -57,7 +64,7 @@ impl VaeSpec {
             grid: GridDefaults { tile_px: [spatial_ratio.saturating_mul(64); 2], overlap: Overlap::Share([0.25; 2]) },
             tiling: FamilyTiling::default(),
             force_upcast: false,
-            peak_values_per_px: channels.saturating_mul(2),
+            peak_values_per_px: [channels.saturating_mul(2); 2],
             cache_values_per_latent_px: [0, 0],
         }
     }

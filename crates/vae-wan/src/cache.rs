@@ -34,10 +34,11 @@ impl FrameCache {
         &mut self.slots[self.next - 1]
     }
 
-    /// Values in all slots.
+    /// Values in all slots, channels in whole blocks.
     #[cfg(test)]
     pub(crate) fn values(&self) -> usize {
-        self.slots.iter().flatten().map(|frames| frames.dims().iter().product::<usize>()).sum()
+        let values = |[b, c, t, h, w]: [usize; 5]| b * c.next_multiple_of(vae_core::CHANNEL_BLOCK) * t * h * w;
+        self.slots.iter().flatten().map(|frames| values(frames.dims())).sum()
     }
 }
 

@@ -1,6 +1,6 @@
 use serde::{Deserialize, Serialize};
 use tiling::{GridDefaults, Overlap};
-use vae_core::{Clamp, FamilyTiling, FrameRule, LatentNorm, PosteriorKind, VaeError, VaeSpec};
+use vae_core::{CHANNEL_BLOCK, Clamp, FamilyTiling, FrameRule, LatentNorm, PosteriorKind, VaeError, VaeSpec};
 
 /// Frames that a temporal convolution remembers.
 const REMEMBERED: usize = 2;
@@ -114,6 +114,11 @@ fn shifted(number: usize, times: usize) -> usize {
     number.saturating_mul(1_usize.checked_shl(times as u32).unwrap_or(usize::MAX))
 }
 
+/// Channels in whole blocks, as the CPU kernels keep them.
+fn in_blocks(channels: usize) -> usize {
+    channels.next_multiple_of(CHANNEL_BLOCK)
+}
+
 impl WanConfig {
     /// Height and width of a patch, 1 without patches.
     pub fn patch(&self) -> usize {
@@ -194,46 +199,60 @@ impl WanConfig {
         })
     }
 
-    /// The widest point of the decoder, for each frame: a residual block with its input, the normalised copy that a convolution reads with its two
-    /// earlier frames, the same in the order in which it is multiplied, and the output; or the convolution of a doubling with its input, that doubled,
-    /// the same in the order in which it is multiplied, and the output (with a shortcut, twice).
-    fn peak_values_per_px(&self) -> usize {
-        let widths = self.decoder_widths();
-        let blocks = widths.len() - 1;
-        let at = |block: usize| {
-            let coarseness = blocks - 1 - block;
-            let fed_by = if block == 0 || self.is_residual { widths[block] } else { widths[block] / 2 };
-            let doubling = 9 * widths[block] / 4 + if self.is_residual { 2 * fed_by } else { fed_by };
-            let values = (5 * fed_by.max(widths[block + 1])).max(if block == 0 { 0 } else { doubling });
-            let coarser_frames = self.temperal_downsample.iter().take(coarseness).filter(|&&time| time).count();
-            values.div_ceil((1 << (2 * coarseness)) << coarser_frames)
+    /// The widest layers of decoder and encoder, for each frame. A residual block holds its input, the normalised input with its two earlier frames (half as
+    /// much again where four frames run at once), the same in the order in which it is multiplied, and its output: five times its channels. An upsampling
+    /// convolution holds its input, that upsampled, the same in the order in which it is multiplied, and its output, with a shortcut twice. An encoder's block with
+    /// a shortcut keeps its input while its later residual blocks run.
+    fn peak_values_per_px(&self) -> [usize; 2] {
+        let [down, up] = [self.encoder_widths(), self.decoder_widths()];
+        let blocks = up.len() - 1;
+        let decoder = |block: usize| {
+            let fed_by = self.decoder_input(&up, block);
+            let upsampling = 9 * in_blocks(up[block]) / 4 + if self.is_residual { 2 * fed_by } else { fed_by };
+            (5 * fed_by.max(in_blocks(up[block + 1]))).max(if block == 0 { 0 } else { upsampling })
         };
-        (0..blocks).map(at).max().unwrap_or(0).div_ceil(self.patch() * self.patch())
+        let encoder = |block: usize| {
+            let [a, b] = [down[block], down[block + 1]].map(in_blocks);
+            let later_blocks = if self.is_residual && self.num_res_blocks > 1 { 5 * b + a } else { 0 };
+            (5 * a.max(b)).max(later_blocks)
+        };
+        let peak = |values: &dyn Fn(usize) -> usize| {
+            let at = |halvings: usize| {
+                let halved_frames = self.temperal_downsample.iter().take(halvings).filter(|&&time| time).count();
+                values(halvings).div_ceil((1 << (2 * halvings)) << halved_frames)
+            };
+            (0..blocks).map(at).max().unwrap_or(0).div_ceil(self.patch() * self.patch())
+        };
+        [peak(&|halvings| decoder(blocks - 1 - halvings)), peak(&encoder)]
+    }
+
+    /// Channels that a decoder's block takes, in whole blocks of channels. Without shortcuts an upsampling convolution halves them.
+    fn decoder_input(&self, widths: &[usize], block: usize) -> usize {
+        in_blocks(if block == 0 || self.is_residual { widths[block] } else { widths[block] / 2 })
     }
 
     /// Values that the frame cache of a decode holds for each latent px.
     fn decoder_cache(&self) -> usize {
         let widths = self.decoder_widths();
         let blocks = widths.len() - 1;
-        let mut values = REMEMBERED * (self.z_dim + 4 * widths[0]);
+        let mut values = REMEMBERED * (in_blocks(self.z_dim) + 4 * in_blocks(widths[0]));
         for block in 0..blocks {
             let area = 1 << (2 * block);
-            let fed_by = if block == 0 || self.is_residual { widths[block] } else { widths[block] / 2 };
-            let out = widths[block + 1];
-            values += REMEMBERED * area * (fed_by + out + 2 * self.num_res_blocks * out);
+            let out = in_blocks(widths[block + 1]);
+            values += REMEMBERED * area * (self.decoder_input(&widths, block) + out + 2 * self.num_res_blocks * out);
             if block + 1 < blocks && self.temperal_downsample[blocks - 2 - block] {
                 values += REMEMBERED * area * out;
             }
         }
-        values + REMEMBERED * (1 << (2 * (blocks - 1))) * widths[blocks]
+        values + REMEMBERED * (1 << (2 * (blocks - 1))) * in_blocks(widths[blocks])
     }
 
     /// Values that the frame cache of an encode holds for each latent px.
     fn encoder_cache(&self) -> usize {
-        let widths = self.encoder_widths();
+        let widths: Vec<usize> = self.encoder_widths().into_iter().map(in_blocks).collect();
         let blocks = widths.len() - 1;
         let area = |block: usize| 1 << (2 * (blocks - 1 - block));
-        let mut values = REMEMBERED * area(0) * self.in_channels;
+        let mut values = REMEMBERED * area(0) * in_blocks(self.in_channels);
         for block in 0..blocks {
             let out = widths[block + 1];
             values += REMEMBERED * area(block) * (widths[block] + out + 2 * (self.num_res_blocks - 1) * out);

@@ -5,8 +5,11 @@ use super::{Folder, root, run};
 #[test]
 fn families_and_devices_are_listed() {
     let models = run(&["models"]);
-    assert!(models.contains("kl") && models.contains("AutoencoderKL") && models.contains("vae-kl") && models.contains("models/demo-kl"), "{models}");
-    let wan = ["AutoencoderKLWan; from vae-wan", "AutoencoderKLQwenImage; from vae-wan", "Wan 2.2"];
+    assert!(
+        models.contains("kl") && models.contains("AutoencoderKL") && models.contains("from tilevae-kl") && models.contains("models/demo-kl"),
+        "{models}"
+    );
+    let wan = ["AutoencoderKLWan; from tilevae-wan", "AutoencoderKLQwenImage; from tilevae-wan", "Wan 2.2"];
     assert!(wan.iter().all(|part| models.contains(part)), "{models}");
     let configured = run(&["models", "--model", "models/demo-wan"]);
     assert!(configured.contains("family wan, 16 latent channels, 8x, 4x in time"), "{configured}");

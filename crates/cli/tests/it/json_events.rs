@@ -4,7 +4,7 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use super::{Folder, root, tilevae};
+use super::{Folder, root, skipped, tilevae};
 
 const LATENTS: &str = "examples/latents/chelsea.safetensors";
 
@@ -133,13 +133,11 @@ fn log_lines_are_events() {
 #[test]
 fn colours_are_not_for_files_nor_for_those_who_do_not_want_them() {
     let Ok(terminal) = Command::new("script").args(["-qec", "true", "/dev/null"]).output() else {
-        #[expect(clippy::print_stdout, reason = "tests say what they skip")]
-        {
-            println!("skipped: there is no program `script` to make a terminal");
-        }
+        skipped("no program `script` to make a terminal");
         return;
     };
     if !terminal.status.success() {
+        skipped("`script` makes no terminal");
         return;
     }
     let folder = Folder::new();

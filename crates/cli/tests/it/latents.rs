@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use tilevae::HostTensor;
 use tilevae::io::{Origin, write_tensors};
 
-use super::{Folder, latents, max_diff, refused, root, run, samples};
+use super::{Folder, latents, max_diff, refused, root, run, samples, skipped};
 
 const EXAMPLE: &str = "examples/latents/chelsea.safetensors";
 const WAN: &str = "models/demo-wan";
@@ -134,12 +134,11 @@ fn hole(path: &str, shape: &str, values: u64) -> Option<()> {
 }
 
 #[test]
-#[expect(clippy::print_stdout, reason = "tests say what they skip")]
 fn planning_reads_headers_alone() {
     let folder = Folder::new();
     let npy = folder.path("large.npy");
     if hole(&npy, "(67108864, 16, 8, 8)", 1 << 36).is_none() {
-        println!("skipped: no file of 256 GiB can be made here");
+        skipped("no file of 256 GiB can be made here");
         return;
     }
     let begun = Instant::now();
@@ -149,14 +148,13 @@ fn planning_reads_headers_alone() {
 
 #[test]
 #[cfg(target_os = "linux")]
-#[expect(clippy::print_stdout, reason = "tests say what they skip")]
 fn a_disk_without_room_is_found_before_weights_are_read() {
     let folder = Folder::new();
     let model = without_weights(&folder, "models/demo-kl");
     let [npy, out] = ["large.npy", "out.safetensors"].map(|name| folder.path(name));
     // 8 TiB of latents, 96 TiB of samples.
     if hole(&npy, "(2147483648, 16, 8, 8)", 1 << 41).is_none() {
-        println!("skipped: no file of 8 TiB can be made here");
+        skipped("no file of 8 TiB can be made here");
         return;
     }
     let begun = Instant::now();

@@ -52,6 +52,21 @@ fn refused(code: i32, args: &[&str]) -> String {
     message
 }
 
+/// Says that a test, or a part of one, does not run here; `cargo test -- --show-output` shows it.
+#[expect(clippy::print_stdout, reason = "tests say what they skip")]
+fn skipped(why: &str) {
+    println!("skipped: {why}");
+}
+
+/// Whether the program `ffmpeg` can be run; what is skipped without it is said.
+fn has_ffmpeg() -> bool {
+    let has_ffmpeg = Command::new("ffmpeg").arg("-version").output().is_ok_and(|output| output.status.success());
+    if !has_ffmpeg {
+        skipped("no ffmpeg in the PATH");
+    }
+    has_ffmpeg
+}
+
 /// A folder for outputs, and a path in it as text.
 struct Folder(TempDir);
 

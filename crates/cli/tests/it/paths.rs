@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use super::{Folder, refused, root, run};
+use super::{Folder, refused, root, run, skipped};
 
 const LATENTS: &str = "examples/latents/chelsea.safetensors";
 
@@ -20,7 +20,7 @@ fn names_need_not_be_unicode() {
     let folder = Folder::new();
     let own = folder.0.path().join(OsStr::from_bytes(b"caf\xe9"));
     if fs::create_dir(&own).is_err() {
-        // A file system of Unicode names.
+        skipped("the file system takes Unicode names alone");
         return;
     }
     let name = |bytes: &[u8]| own.join(OsString::from_vec(bytes.to_vec()));

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use tilevae::HostTensor;
 use tilevae::io::{Origin, write_tensors};
 
-use super::{Folder, root};
+use super::{Folder, has_ffmpeg, root};
 
 /// How long anything may take here.
 const LIMIT: Duration = Duration::from_mins(2);
@@ -122,9 +122,8 @@ fn people_are_told_that_the_run_stops() {
 #[test]
 fn a_second_signal_ends_it_at_once_and_leaves_nothing() {
     // An empty folder for frames is there: what is written lies in it meanwhile.
-    let has_ffmpeg = Command::new("ffmpeg").arg("-version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok();
     let names = ["out.png", "out.safetensors", "out.gif", "out.y4m", "frames", "there"];
-    for name in names.into_iter().chain(has_ffmpeg.then_some("out.mp4")) {
+    for name in names.into_iter().chain(has_ffmpeg().then_some("out.mp4")) {
         let folder = Folder::new();
         let input = large(&folder, 1024);
         if name == "there" {

@@ -42,6 +42,18 @@ fn an_animation_lasts_as_long_as_it_did() {
 }
 
 #[test]
+fn delays_of_whole_ticks_stay() {
+    let folder = Folder::new();
+    let source = gif(&folder, &[80; 5]);
+    let [out, encoded, decoded] = ["out.gif", "l.safetensors", "d.gif"].map(|name| folder.path(name));
+    run(&["roundtrip", &source, "-o", &out, "--model", SMALL]);
+    run(&["encode", &source, "-o", &encoded, "--model", SMALL]);
+    assert_eq!(latents(&encoded).origin.fps, Fps::new(25, 2));
+    run(&["decode", &encoded, "-o", &decoded, "--model", SMALL]);
+    assert_eq!([delays(&out), delays(&decoded)], [[80; 5]; 2]);
+}
+
+#[test]
 fn rates_that_an_output_cannot_have_are_refused_or_told_before_the_work() {
     let folder = Folder::new();
     let source = gif(&folder, &[100; 5]);

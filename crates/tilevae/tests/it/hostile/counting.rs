@@ -8,7 +8,8 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-static LIVE: AtomicUsize = AtomicUsize::new(0);
+/// Bytes in use.
+pub(crate) static LIVE: AtomicUsize = AtomicUsize::new(0);
 static PEAK: AtomicUsize = AtomicUsize::new(0);
 /// What is refused, so that a test that goes wrong does not take the machine with it.
 static CEILING: AtomicUsize = AtomicUsize::new(usize::MAX);

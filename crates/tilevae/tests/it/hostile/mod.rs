@@ -83,6 +83,22 @@ fn every_way_is_tested() {
     }
 }
 
+#[test]
+fn every_way_has_a_fuzz_target() {
+    let fuzz = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz");
+    let manifest = fs::read_to_string(fuzz.join("Cargo.toml")).unwrap();
+    let mut read = Vec::new();
+    for (name, content) in files(&fuzz.join("targets")) {
+        assert!(manifest.contains(&format!("path = \"targets/{name}\"")), "fuzz/Cargo.toml has no binary for targets/{name}");
+        // What stands between quotes.
+        read.extend(String::from_utf8(content).unwrap().split('"').skip(1).step_by(2).map(str::to_owned));
+    }
+    read.sort();
+    let mut names = TESTED.to_vec();
+    names.sort_unstable();
+    assert_eq!(read, names);
+}
+
 fn data(folder: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/hostile").join(folder)
 }
