@@ -45,8 +45,8 @@ impl Conv2d {
     /// # Errors
     /// [`VaeError::Spec`] when a side of the kernel or a stride is 0.
     pub fn new(channels: [usize; 2], options: Conv2dOptions, device: &Device) -> Result<Self, VaeError> {
-        check("the kernel of a convolution", &options.kernel)?;
-        check("the stride of a convolution", &options.stride)?;
+        check("convolution kernel", &options.kernel)?;
+        check("convolution stride", &options.stride)?;
         Ok(Self::checked(channels, options, device))
     }
 
@@ -145,8 +145,8 @@ impl Conv3d {
     /// # Errors
     /// [`VaeError::Spec`] when a side of the kernel or a stride is 0.
     pub fn new(channels: [usize; 2], options: Conv3dOptions, device: &Device) -> Result<Self, VaeError> {
-        check("the kernel of a convolution", &options.kernel)?;
-        check("the stride of a convolution", &options.stride)?;
+        check("convolution kernel", &options.kernel)?;
+        check("convolution stride", &options.stride)?;
         Ok(Self::checked(channels, options, device))
     }
 
@@ -277,7 +277,7 @@ mod tests {
         let device = Device::flex();
         let fails = |options: Conv2dOptions| Conv2d::new([3, 4], options, &device).unwrap_err().to_string();
         let error = fails(Conv2dOptions { kernel: [3, 0], ..Conv2dOptions::default() });
-        assert_eq!(error, "the family says that the kernel of a convolution is [3, 0]; each side must be at least 1");
+        assert_eq!(error, "`convolution kernel` in the family's spec is [3, 0]; each side must be at least 1");
         assert!(fails(Conv2dOptions { stride: [0, 1], ..Conv2dOptions::default() }).contains("stride"));
         let options = Conv3dOptions { kernel: [0, 1, 1], stride: [1, 1], padding: Padding::NONE, bias: false };
         assert!(matches!(Conv3d::new([3, 4], options, &device), Err(VaeError::Spec { .. })));
