@@ -102,7 +102,7 @@ impl VaeFamily for Tiny {
             latent_norm: LatentNorm { scale: vec![1.0 / config.scaling_factor], shift: vec![config.shift_factor] },
             tiling: FamilyTiling { decode: Some(tiling.clone()), encode: Some(tiling) },
             // A residual block at full size: its input, and the input and the output of one of its convolutions.
-            peak_values_per_px: 3 * width,
+            peak_values_per_px: [3 * width; 2],
             ..VaeSpec::image(config.in_channels, config.latent_channels, 1 << (down.len() - 1))
         })
     }
