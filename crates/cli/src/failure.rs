@@ -6,7 +6,7 @@ use std::io::Write;
 use serde_json::json;
 use tilevae::io::IoError;
 
-use crate::terminal::{Log, is_json, is_quiet, tell};
+use crate::terminal::{Log, is_json, is_quiet, print_event};
 
 /// The exit code of a program that a signal ended, as shells count it.
 pub(crate) const INTERRUPTED: u8 = 130;
@@ -60,14 +60,14 @@ pub(crate) fn print_error(error: &anyhow::Error) -> u8 {
     // An error that shows its source's text as its own is said once.
     causes.dedup();
     let text = format!("error: {}\n", causes.join("\n  because: "));
-    tell_error(kind, code, causes.remove(0), causes, &text);
+    print_failure(kind, code, causes.remove(0), causes, &text);
     code
 }
 
 /// Reports that a signal ended the program.
 pub(crate) fn print_interrupted(stopping: bool) {
-    let text = if stopping { "error: interrupted, the run was given up\n" } else { "error: interrupted\n" };
-    tell_error("interrupted", INTERRUPTED, "a signal ended the program".to_owned(), Vec::new(), text);
+    let text = if stopping { "error: interrupted, the run was cancelled\n" } else { "error: interrupted\n" };
+    print_failure("interrupted", INTERRUPTED, "a signal ended the program".to_owned(), Vec::new(), text);
 }
 
 /// Prints what the arguments are refused for.
@@ -79,25 +79,25 @@ pub(crate) fn print_argument_error(error: &clap::Error) {
     let text = error.render().to_string();
     let message = text.trim().strip_prefix("error: ").unwrap_or(text.trim()).split("\n\n").next().unwrap_or_default();
     let message = message.split_whitespace().collect::<Vec<_>>().join(" ");
-    tell_error("arguments", 2, message, Vec::new(), "");
+    print_failure("arguments", 2, message, Vec::new(), "");
 }
 
-fn tell_error(kind: &str, code: u8, message: String, causes: Vec<String>, text: &str) {
+fn print_failure(kind: &str, code: u8, message: String, causes: Vec<String>, text: &str) {
     if is_json() {
-        tell(&json!({"event": "error", "kind": kind, "exit_code": code, "message": message, "causes": causes}));
+        print_event(&json!({"event": "error", "kind": kind, "exit_code": code, "message": message, "causes": causes}));
     } else {
         let _ = Log.write_all(text.as_bytes());
     }
 }
 
 /// Says that a run is about to stop.
-pub(crate) fn tell_stopping() {
+pub(crate) fn print_stopping() {
     const MESSAGE: &str = "stopping after this tile; again to stop at once";
     if is_quiet() {
         return;
     }
     if is_json() {
-        tell(&json!({"event": "stopping", "message": MESSAGE}));
+        print_event(&json!({"event": "stopping", "message": MESSAGE}));
     } else {
         let _ = Log.write_all(format!("{MESSAGE}\n").as_bytes());
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tilevae::{Error, Stop, io};
 
-use crate::failure::{INTERRUPTED, print_interrupted, tell_stopping};
+use crate::failure::{INTERRUPTED, print_interrupted, print_stopping};
 
 static STOP: LazyLock<Stop> = LazyLock::new(Stop::default);
 
@@ -54,7 +54,7 @@ fn wait_for_end() -> ! {
 
 fn on_signal() {
     if STATE.compare_exchange(RUNNING, STOPPING, Ordering::SeqCst, Ordering::SeqCst).is_ok() {
-        print_from_thread(tell_stopping);
+        print_from_thread(print_stopping);
         STOP.stop();
         return;
     }

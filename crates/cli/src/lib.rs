@@ -8,7 +8,7 @@ mod failure;
 mod interrupt;
 mod memory;
 mod output;
-mod plan_picture;
+mod plan_image;
 mod terminal;
 mod timeline;
 mod watch;
@@ -126,7 +126,7 @@ fn note_panic(panic: &PanicHookInfo<'_>) {
     let thread = std::thread::current();
     match thread.name() {
         Some("main") => *PANIC.lock().unwrap_or_else(PoisonError::into_inner) = Some(format!("{message}{place}")),
-        name => tracing::warn!("the thread {} panicked: {message}{place}", name.unwrap_or("without a name")),
+        name => tracing::warn!("the thread {} panicked: {message}{place}", name.unwrap_or("(unnamed)")),
     }
 }
 

@@ -5,7 +5,7 @@ use anyhow::Context;
 use serde_json::{Value, json};
 
 use crate::args::{Common, Format};
-use crate::terminal::{Log, tell};
+use crate::terminal::{Log, print_event};
 
 /// Prints a result to standard output: as text, or as JSON. Where a file goes there, the result goes to standard error.
 pub(crate) fn print(common: &Common, text: &str, json: &Value, stdout_is_taken: bool) -> anyhow::Result<()> {
@@ -15,7 +15,7 @@ pub(crate) fn print(common: &Common, text: &str, json: &Value, stdout_is_taken: 
         match common.format {
             _ if common.quiet => {}
             Format::Text => Log.write_all(format!("{}\n", text.trim_end()).as_bytes())?,
-            Format::Json => tell(&result),
+            Format::Json => print_event(&result),
         }
         return Ok(());
     }

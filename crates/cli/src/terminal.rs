@@ -41,13 +41,13 @@ pub(crate) fn is_json() -> bool {
     matches!(FORMAT.get(), Some((Format::Json, _)))
 }
 
-/// Whether only errors are told.
+/// Whether only errors are printed.
 pub(crate) fn is_quiet() -> bool {
     matches!(FORMAT.get(), Some((_, true)))
 }
 
-/// Writes an event as a line to standard error. Nobody who reads no more has to be told more.
-pub(crate) fn tell(event: &Value) {
+/// Writes an event as a line to standard error. A closed pipe is ignored.
+pub(crate) fn print_event(event: &Value) {
     let _ = Log.write_all(format!("{event}\n").as_bytes());
 }
 
@@ -60,7 +60,7 @@ impl<S: Subscriber> Layer<S> for LogEvents {
         let mut fields = Fields(Map::new());
         event.record(&mut fields);
         let message = fields.0.remove("message").unwrap_or_else(|| "".into());
-        tell(&json!({"event": "log", "level": level, "message": message, "fields": fields.0}));
+        print_event(&json!({"event": "log", "level": level, "message": message, "fields": fields.0}));
     }
 }
 

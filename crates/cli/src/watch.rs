@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 use tilevae::{Done, Event, Progress};
 
 use crate::args::{Common, Format};
-use crate::terminal::{BARS, tell};
+use crate::terminal::{BARS, print_event};
 
 /// Shows the progress of a run.
 pub(crate) enum Watch {
@@ -74,7 +74,7 @@ impl Progress for Watch {
                 if let Ok(Value::Object(event)) = serde_json::to_value(event) {
                     line.extend(event);
                 }
-                tell(&line.into());
+                print_event(&line.into());
             }
             Self::Lines { verb, begun, total, workers } => {
                 tracing::debug!("{verb} {event:?}");

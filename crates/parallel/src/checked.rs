@@ -1,4 +1,4 @@
-//! Calls of code that the engine does not know: a panic becomes an error, and what comes back is checked.
+//! Calls of foreign code: a panic becomes an error, and results are checked.
 
 use std::ops::Range;
 

@@ -32,7 +32,7 @@ pub enum ExecError {
         got: usize,
     },
     /// No device was given.
-    #[error("no device is named; devices.use lists them, as in devices.use = [\"cpu\"]")]
+    #[error("no device is configured; list devices in devices.use, as in devices.use = [\"cpu\"]")]
     NoDevice,
     /// An input that is not the one that was planned for.
     #[error("the input is {got:?} (batch, channels, frames, height, width); none may be 0, and the plan is for {expected:?} (frames, height, width)")]
@@ -67,13 +67,13 @@ pub enum ExecError {
         message: String,
     },
     /// The answer for a tile has values that are not finite, though its input has none.
-    #[error("tile {tile} failed: the answer to a finite input is not finite")]
+    #[error("tile {tile} failed: the output for a finite input is not finite")]
     NotFinite {
         /// The tile's index.
         tile: usize,
     },
     /// The operation takes a tile in pieces that do not follow each other, or leave out frames that the answer needs.
-    #[error("tile {tile} failed: the operation takes its {frames} frames in the pieces {got:?}")]
+    #[error("tile {tile} failed: the operation divides its {frames} frames into the pieces {got:?}")]
     Chunks {
         /// The tile's index.
         tile: usize,
@@ -83,7 +83,7 @@ pub enum ExecError {
         got: Vec<Range<usize>>,
     },
     /// The answer for a tile has another shape than the operation's geometry says, or other batch items than the input.
-    #[error("tile {tile} failed: the answer is {got:?} (batch, channels, frames, height, width), {expected:?} (frames, height, width) were to come")]
+    #[error("tile {tile} failed: the output is {got:?} (batch, channels, frames, height, width), expected {expected:?} (frames, height, width)")]
     AnswerShape {
         /// The tile's index.
         tile: usize,
@@ -93,7 +93,7 @@ pub enum ExecError {
         expected: [usize; 3],
     },
     /// A worker did not finish a tile in time.
-    #[error("tile {tile} failed: {worker} did not come back with it in time")]
+    #[error("tile {tile} failed: {worker} did not finish it in time")]
     Stalled {
         /// The tile's index.
         tile: usize,
@@ -101,7 +101,7 @@ pub enum ExecError {
         worker: String,
     },
     /// A worker is still at a tile that an earlier run has given up.
-    #[error("tile {tile} failed: {worker} has not come back from a tile of another run")]
+    #[error("tile {tile} failed: {worker} still hangs on a tile of another run")]
     WorkerHung {
         /// The tile's index.
         tile: usize,
@@ -115,7 +115,7 @@ pub enum ExecError {
         causes: Vec<String>,
     },
     /// The system has no more threads.
-    #[error("a worker's thread cannot be started")]
+    #[error("the thread of a worker cannot be started")]
     Thread(#[source] std::io::Error),
     /// A finished tile could not be composed or its rows not be written.
     #[error("tile {tile} could not be placed")]

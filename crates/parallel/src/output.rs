@@ -79,7 +79,7 @@ impl<'a, 'p> RunOutput<'a, 'p> {
         self.progress.on_event(&Event::WorkerRetired { worker, message })
     }
 
-    /// The tiles that are blended: the first so many in raster order. The others that were begun lie in memory.
+    /// The number of blended tiles, in raster order. Other tiles that were begun are in memory.
     pub fn placed_tiles(&self) -> usize {
         self.compositor.placed_tiles()
     }

@@ -10,14 +10,14 @@ use tiling::Stop;
 /// How often a run that waits looks at its stop.
 const POLL: Duration = Duration::from_millis(20);
 
-/// How long a worker that does not come back from an earlier run's tile is waited for.
+/// How long to wait for a worker that hangs on a tile of an earlier run.
 const PATIENCE: Duration = if cfg!(test) { Duration::from_millis(300) } else { Duration::from_secs(5) };
 
 /// A fair lock: of all runs that share a worker, one at a time computes a tile on it. Runs queue in order of arrival and release the lock after each
 /// tile, so that they alternate. Clones are one lock.
 ///
 /// The wait for a worker counts for no timeout, and ends when the run is stopped. A run that gives up a worker that hangs reports it here: other runs then
-/// wait for five seconds more, and fail on that worker with [`ExecError::WorkerHung`](crate::ExecError::WorkerHung) until it comes back.
+/// wait for five seconds more, and fail on that worker with [`ExecError::WorkerHung`](crate::ExecError::WorkerHung) until it returns.
 #[derive(Debug, Clone, Default)]
 pub struct WorkerLock(Arc<Queue>);
 
@@ -52,9 +52,9 @@ impl RunId {
 /// Why a run did not get a worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Unavailable {
-    /// The run was stopped meanwhile.
+    /// The run was stopped while it waited.
     Stopped,
-    /// The worker does not come back from a tile that its run has given up.
+    /// The worker hangs on a tile that its run has given up.
     Hung,
 }
 
@@ -151,7 +151,7 @@ mod tests {
 
     use super::*;
 
-    /// Waits until so many wait for the lock.
+    /// Waits until `count` runs wait for the lock.
     fn until_waiting(lock: &WorkerLock, count: usize) {
         while lock.0.state().waiting.len() != count {
             thread::sleep(Duration::from_millis(1));
@@ -204,7 +204,7 @@ mod tests {
         assert!(lock.0.state().abandoned.is_none(), "another run cannot abandon it");
         lock.abandon(run);
         assert_eq!(elsewhere(), Err(Unavailable::Hung));
-        // It comes back after all.
+        // It returns after all.
         drop(hung);
         assert_eq!(elsewhere(), Ok(()));
     }

@@ -140,7 +140,7 @@ pub struct IoConfig {
     /// The axes of a tensor that is read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub axes: Option<Axes>,
-    /// Height and width of the picture whose latents are read as packed patches.
+    /// Height and width of the image whose latents are read as packed patches.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub packed_size_px: Option<PerAxis<usize>>,
     /// What transparent px are laid over.
@@ -182,7 +182,7 @@ pub enum FrameRemainder {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LatentSpace {
-    /// What pipelines hand around: scaled and shifted.
+    /// Latents as pipelines return them: scaled and shifted.
     Diffusion,
     /// The model's own.
     Vae,

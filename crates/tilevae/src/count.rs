@@ -4,7 +4,7 @@ use std::num::NonZeroUsize;
 use serde::de::{self, Deserializer, Visitor};
 use serde::{Deserialize, Serialize, Serializer};
 
-/// A number, or as many as are best.
+/// A number, or `auto`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Count {
     /// As many as are best.

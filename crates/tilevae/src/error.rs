@@ -64,7 +64,7 @@ pub enum Error {
         more: usize,
     },
     /// More than can be addressed.
-    #[error("{} (batch, channels, frames, height, width) are more values than can be run; take a smaller size", shape.map(|side| side.to_string()).join("x"))]
+    #[error("{} (batch, channels, frames, height, width) are too many values for one run; use a smaller size", shape.map(|side| side.to_string()).join("x"))]
     TooLarge {
         /// `[batch, channels, frames, height, width]`.
         shape: [usize; 5],
@@ -80,7 +80,7 @@ pub enum Error {
         got: [usize; 5],
     },
     /// A plan that was made for another model.
-    #[error("the plan is for another model: for one of the family {planned}, this one is of the family {got}{}", if planned == got { " with another configuration" } else { "" })]
+    #[error("the plan is for another model: for the family {planned}, not {got}{}", if planned == got { " with another configuration" } else { "" })]
     PlanModel {
         /// The family that the plan was made for.
         planned: String,

@@ -53,7 +53,7 @@ impl NonFinite {
     pub fn in_source(source: &dyn TileSource) -> Result<Option<Self>, BoxError> {
         let shape = source.shape();
         let [b, c, frames, height, width] = shape;
-        // Rows that are read at once, so that memory does not grow with the picture.
+        // Rows that are read at once, so that memory does not grow with the image.
         let rows = ((1 << 22) / (b * c * width).max(1)).clamp(1, height.max(1));
         let mut found: Option<Self> = None;
         for frame in 0..frames {

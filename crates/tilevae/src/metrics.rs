@@ -1,4 +1,4 @@
-//! How near two pictures are.
+//! How near two images are.
 
 use tiling::HostTensor;
 
@@ -56,7 +56,7 @@ pub fn psnr(a: &HostTensor, b: &HostTensor) -> f64 {
 /// Structural similarity of samples from -1 to 1, the mean over all planes: 1 for equal ones.
 ///
 /// A Gaussian window of 11 px and deviation 1.5, `K1 = 0.01`, `K2 = 0.03` (Wang, Bovik, Sheikh and Simoncelli, 2004), where it lies wholly inside the
-/// picture; pictures smaller than the window are compared with what of it fits.
+/// image; images smaller than the window are compared with what of it fits.
 ///
 /// # Panics
 /// When the shapes differ.
@@ -113,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn equal_pictures() {
+    fn equal_images() {
         assert_eq!((psnr(&wave(0.0), &wave(0.0)), ssim(&wave(0.0), &wave(0.0))), (f64::INFINITY, 1.0));
     }
 
@@ -130,7 +130,7 @@ mod tests {
     }
 
     /// `structural_similarity(a, b, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=2.0)` and
-    /// `peak_signal_noise_ratio(a, b, data_range=2.0)` of scikit-image 0.26, in f64. All values of the pictures are multiples of 1/32.
+    /// `peak_signal_noise_ratio(a, b, data_range=2.0)` of scikit-image 0.26, in f64. All values of the images are multiples of 1/32.
     #[test]
     fn values_are_those_of_scikit_image() {
         type Px<'a> = &'a dyn Fn(usize, usize) -> f32;
@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn small_pictures_have_a_value() {
+    fn small_images_have_a_value() {
         let dot = HostTensor::from_fn([1, 3, 1, 1, 2], |[_, c, ..]| c as f32 * 0.1);
         assert_eq!(ssim(&dot, &dot), 1.0);
     }

@@ -90,7 +90,7 @@ pub struct RunPlan {
     /// `[batch, channels, frames, height, width]` of what the model gives: samples, or the moments of an encode (latents, where the encoder gives no
     /// moments).
     pub output_shape: [usize; 5],
-    /// Input px of all tiles divided by those of the input: 1 where no px is computed twice.
+    /// Input px of all tiles divided by those of the input: 1 without overlaps.
     pub work_ratio: f64,
     /// Tiles that lie wholly inside a neighbour.
     pub redundant_tiles: usize,

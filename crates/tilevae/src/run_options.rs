@@ -2,7 +2,7 @@ use std::fmt;
 
 use parallel::{Progress, Stop};
 
-/// What belongs to a single run: who follows it, and how it is cancelled. The default is neither.
+/// Options of a single run: progress and cancellation. The default has neither.
 ///
 /// ```
 /// # use tilevae::{Event, Progress, RunOptions, Stop};

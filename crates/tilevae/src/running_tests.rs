@@ -1,4 +1,4 @@
-//! Pipelines under many callers, switches that are thrown, panics, and models that are loaded late.
+//! Pipelines with many callers, cancellation, panics, and models that are loaded lazily.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -42,7 +42,7 @@ fn latents(channels: usize, [height, width]: [usize; 2], seed: usize) -> HostTen
 
 #[test]
 fn callers_of_one_pipeline_do_not_meet() {
-    const PICTURES: usize = 12;
+    const IMAGES: usize = 12;
     for (keys, tiling) in [
         ("devices.cpu.threads_per_worker = 3", ""),
         ("", ""),
@@ -51,13 +51,13 @@ fn callers_of_one_pipeline_do_not_meet() {
         ("executor.kind = \"pipelined\"\ndevices.cpu.workers = 1", "tiling.kind = \"off\""),
     ] {
         in_time(move || {
-            let picture = |seed: usize| latents(16, [24, 40], seed % PICTURES);
+            let image = |seed: usize| latents(16, [24, 40], seed % IMAGES);
             let alone = demo(tiling);
-            let expected: Vec<HostTensor> = (0..PICTURES).map(|seed| alone.decode(&picture(seed), RunOptions::default()).unwrap()).collect();
+            let expected: Vec<HostTensor> = (0..IMAGES).map(|seed| alone.decode(&image(seed), RunOptions::default()).unwrap()).collect();
             let pipeline = demo(&format!("{keys}\n{tiling}"));
             let check = |seed: usize| {
-                let got = pipeline.decode(&picture(seed), RunOptions::default()).unwrap_or_else(|error| panic!("{keys}: {error:?}"));
-                assert!(got == expected[seed % PICTURES], "{keys}: picture {seed}");
+                let got = pipeline.decode(&image(seed), RunOptions::default()).unwrap_or_else(|error| panic!("{keys}: {error:?}"));
+                assert!(got == expected[seed % IMAGES], "{keys}: image {seed}");
             };
             thread::scope(|scope| {
                 for caller in 0..4 {
@@ -65,9 +65,9 @@ fn callers_of_one_pipeline_do_not_meet() {
                     scope.spawn(move || (0..3).for_each(|at| check(3 * caller + at)));
                 }
             });
-            (0..2 * PICTURES).into_par_iter().for_each(check);
+            (0..2 * IMAGES).into_par_iter().for_each(check);
             let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
-            pool.install(|| (0..PICTURES).into_par_iter().for_each(check));
+            pool.install(|| (0..IMAGES).into_par_iter().for_each(check));
         });
     }
 }
@@ -266,7 +266,7 @@ fn a_panic_on_a_thread_of_a_pool_is_an_error_and_no_more() {
     });
 }
 
-/// What is told as a warning while `work` runs on this thread.
+/// The warnings that are logged while `work` runs on this thread.
 fn warnings<T>(work: impl FnOnce() -> T) -> (T, Vec<String>) {
     use tracing::field::{Field, Visit};
     use tracing::span;
@@ -306,14 +306,14 @@ fn warnings<T>(work: impl FnOnce() -> T) -> (T, Vec<String>) {
         fn exit(&self, _: &span::Id) {}
     }
 
-    let told = Warnings::default();
-    let answer = tracing::subscriber::with_default(told.clone(), work);
-    let warnings = std::mem::take(&mut *told.0.lock().unwrap());
+    let logged = Warnings::default();
+    let answer = tracing::subscriber::with_default(logged.clone(), work);
+    let warnings = std::mem::take(&mut *logged.0.lock().unwrap());
     (answer, warnings)
 }
 
 #[test]
-fn a_type_that_is_not_computed_in_is_told_once() {
+fn a_dtype_that_is_not_supported_is_reported_once() {
     let cpu = || OpenDevice { name: DeviceName::CPU, device: Device::flex() };
     let two = || [cpu(), OpenDevice { name: "ndarray".parse().unwrap(), device: Device::flex() }];
     let both = "devices.use = [\"cpu\", \"ndarray\"]\nexecutor.kind = \"multi-device\"\n";
@@ -329,11 +329,11 @@ fn a_type_that_is_not_computed_in_is_told_once() {
     ] {
         let config = config(&format!("model.path = {path:?}\n{keys}"));
         let model = open_model(&config).unwrap();
-        let (pipeline, told) = warnings(|| Pipeline::load_on(&config, &model, devices, &Stop::default()));
+        let (pipeline, logged) = warnings(|| Pipeline::load_on(&config, &model, devices, &Stop::default()));
         pipeline.unwrap();
-        assert_eq!(told.len(), expected.len(), "{keys}: {told:?}");
-        for (told, expected) in told.iter().zip(expected) {
-            assert!(told.contains(expected) && told.contains("force_upcast") && told.contains("bf16"), "{told}");
+        assert_eq!(logged.len(), expected.len(), "{keys}: {logged:?}");
+        for (logged, expected) in logged.iter().zip(expected) {
+            assert!(logged.contains(expected) && logged.contains("force_upcast") && logged.contains("bf16"), "{logged}");
         }
     }
 }

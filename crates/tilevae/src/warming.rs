@@ -1,4 +1,4 @@
-//! Devices that compile and tune before a run, all at once.
+//! Warm-up: devices compile and tune kernels before a run, all at once.
 
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
@@ -6,20 +6,20 @@ use std::time::{Duration, Instant};
 
 use tiling::{BoxError, Party, Stop, guard};
 
-/// How often a stop is looked for.
+/// How often the stop is checked.
 const PATIENCE: Duration = Duration::from_millis(20);
 
-/// How long a device that is to stop is waited for.
+/// How long to wait for a device after a stop.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// How long devices are waited for: a run can begin without them.
+/// How long to wait for devices; a run can begin without them.
 pub(crate) const LIMIT: Duration = Duration::from_mins(10);
 
-/// What a device is to do, and its name.
+/// The name of a device and its work.
 pub(crate) type Task = (String, Box<dyn FnOnce() -> Result<(), BoxError> + Send>);
 
-/// Does everything at once, each on a thread of its own, and tells the log what came of it. Who does not come back within `limit`, or soon after a stop, is left
-/// behind.
+/// Runs all tasks at once, each on its own thread, and logs the outcomes. A task that does not end within `limit`, or soon after a stop, is
+/// abandoned.
 pub(crate) fn warm(tasks: Vec<Task>, stop: &Stop, limit: Duration) {
     let mut missing: Vec<String> = tasks.iter().map(|(name, _)| name.clone()).collect();
     let (sender, inbox) = mpsc::channel();
@@ -53,10 +53,10 @@ pub(crate) fn warm(tasks: Vec<Task>, stop: &Stop, limit: Duration) {
                     Err(error) => tracing::warn!("{name} cannot be warmed up: {error}"),
                 }
             }
-            // Everybody has come back.
+            // All tasks have ended.
             Err(RecvTimeoutError::Disconnected) => return,
             Err(RecvTimeoutError::Timeout) if Instant::now() > end => {
-                tracing::warn!("{} did not come back from warming up; the run goes on without waiting", missing.join(", "));
+                tracing::warn!("the warm-up of {} has not ended; the run starts without waiting", missing.join(", "));
                 return;
             }
             Err(RecvTimeoutError::Timeout) => {}
@@ -72,7 +72,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn devices_that_panic_or_hang_hold_nobody_up() {
+    fn devices_that_panic_or_hang_do_not_delay_others() {
         let done = Arc::new(AtomicUsize::new(0));
         let task = |name: &str, work: fn() -> Result<(), BoxError>| -> Task {
             let done = done.clone();

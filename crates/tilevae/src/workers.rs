@@ -21,7 +21,7 @@ pub(crate) struct WorkerSlot {
     queue: StreamId,
     #[cfg(feature = "flex")]
     pool: Option<Arc<rayon::ThreadPool>>,
-    /// Runs that use this worker take turns, whatever they do on it.
+    /// Shared by all runs that use this worker.
     lock: WorkerLock,
 }
 
@@ -54,8 +54,8 @@ impl WorkerSlot {
         Worker { name: self.name.clone(), op: pinned(op), upcast: upcast.map(pinned), device: Some(self.device), lock: self.lock() }
     }
 
-    /// The lock for a run of the calling thread. A thread of rayon's takes on other work, runs among it, while it waits for its pool: the run that holds the
-    /// worker may wait for such a thread, so that this must not wait for the worker. Its runs take no turns.
+    /// The lock for a run of the calling thread. A thread of a rayon pool takes on other work, possibly other runs, while it waits for its pool. The run that holds
+    /// the worker may depend on such a thread, so runs of these threads must not wait for the worker and get a lock of their own.
     fn lock(&self) -> WorkerLock {
         #[cfg(feature = "flex")]
         if rayon::current_thread_index().is_some() {
@@ -65,7 +65,7 @@ impl WorkerSlot {
     }
 }
 
-/// The most threads that all workers of a CPU have together: as many as large machines have cores. Far more take minutes to start, or are not to be had.
+/// The limit of threads of all workers of a CPU: the cores of a large machine. Many more take minutes to start, or cannot be started.
 pub const MOST_THREADS: usize = 1024;
 
 /// Whether the executor can use the configured devices.
@@ -92,10 +92,10 @@ pub(crate) fn check_devices(config: &DevicesConfig, executor: &dyn Executor) -> 
     Ok(())
 }
 
-/// The workers of the devices that are there: one for each, but for a CPU as many as the configuration says.
+/// The workers of the open devices: one each, and for a CPU the configured number.
 ///
 /// # Errors
-/// When the executor cannot use so many.
+/// When the executor cannot use that number.
 pub(crate) fn worker_slots(config: &DevicesConfig, devices: &[OpenDevice], executor: &dyn Executor) -> Result<Vec<WorkerSlot>, Error> {
     let mut worker_slots = Vec::new();
     for (device, open) in devices.iter().enumerate() {
@@ -221,14 +221,14 @@ pub(crate) fn run_zeros(
     Ok(())
 }
 
-/// Does work on threads that do nothing else. The calling thread may be one of a pool, and hold a lock: it must neither take on other work of the pool, which
-/// may want the lock, nor wait for threads of the pool that do.
+/// Runs `work` on a thread pool of its own. The calling thread may belong to a pool and hold a lock: it must neither take on other work of the pool, which may
+/// need the lock, nor wait for threads of the pool that need it.
 pub(crate) fn on_own_threads<T: Send>(work: impl FnOnce() -> T + Send) -> T {
     let alone = || {
         #[cfg(feature = "flex")]
         match rayon::ThreadPoolBuilder::new().build() {
             Ok(pool) => return pool.install(work),
-            Err(error) => tracing::debug!("no threads of their own: {error}"),
+            Err(error) => tracing::debug!("no thread pool for loading: {error}"),
         }
         work()
     };

@@ -2,7 +2,7 @@ use std::fmt::Debug;
 
 use crate::{Axis, Scale};
 
-/// How overlapping tiles become one picture. Downstream crates may bring their own.
+/// How overlapping tiles become one image. Downstream crates may bring their own.
 ///
 /// At each px of an overlap the later tile (below, or to the right) gets [`weight`](Self::weight) and the earlier one the rest, so that the weights of a px
 /// sum to 1 for every policy.

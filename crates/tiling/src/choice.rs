@@ -59,6 +59,16 @@ impl<K: Kind> Choice<K> {
         }
     }
 
+    /// The same kind with the keys of `settings` in place of its own.
+    pub(crate) fn with(&self, settings: &Value) -> Result<Self, SettingsError> {
+        let mut merged = self.settings.clone();
+        if let (Value::Object(merged), Value::Object(settings)) = (&mut merged, settings) {
+            merged.extend(settings.iter().map(|(key, value)| (key.clone(), value.clone())));
+        }
+        let settings = self.kind.check(merged).map_err(|error| SettingsError { kind: self.kind(), message: error.to_string() })?;
+        Ok(Self { kind: self.kind, settings })
+    }
+
     /// The kind's name.
     pub fn kind(&self) -> &'static str {
         self.kind.name()

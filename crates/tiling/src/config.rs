@@ -25,7 +25,7 @@ pub struct GridContext<'a> {
     pub defaults: &'a GridDefaults,
     /// Px in the units that tiles are counted in (see [`DiffusersGrid::unit_px`]).
     pub unit_px: usize,
-    /// The grid that the model's family brings for this direction, which the kind `family` stands for.
+    /// The grid that the model's family brings for this direction, which the kind `family` selects.
     pub family: Option<&'a GridConfig>,
 }
 
@@ -187,7 +187,7 @@ impl BlendConfig {
         Ok(Self { kind: Static::<K>::BLEND, settings: serde_json::to_value(settings)? })
     }
 
-    /// The policy. The kind `family` stands for `family`, where the model's family brings a policy, and else for `cascade`.
+    /// The policy. The kind `family` selects `family`, the policy of the model's family, and `cascade` where there is none.
     ///
     /// # Errors
     /// When the settings cannot be read.
@@ -204,10 +204,10 @@ static GRIDS: [GridEntry; 4] = [
     GridEntry {
         name: "family",
         origin: ORIGIN,
-        check: check::<NoSettings>,
-        build: |_, context| match context.family {
-            Some(own) => own.build(&GridContext { family: None, ..*context }),
-            None => DiffusersKind::default().build(context),
+        check: check::<DiffusersKind>,
+        build: |settings, context| match context.family {
+            Some(own) => own.with(settings)?.build(&GridContext { family: None, ..*context }),
+            None => read::<DiffusersKind>("family", settings)?.build(context),
         },
     },
 ];
@@ -245,7 +245,7 @@ pub struct DiffusersKind {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stride_px: Option<PerAxis<usize>>,
     /// Leave out tail tiles that lie wholly inside the tile before them.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub skip_redundant: bool,
 }
 

@@ -66,7 +66,7 @@ pub enum GridError {
         /// The nearest stride that works.
         nearest: usize,
     },
-    /// A share at which the stride in latent px and the crop in px are not the same distance, so that the picture would grow or shrink.
+    /// A share at which the stride in latent px and the crop in px are not the same distance, so that the image would grow or shrink.
     #[error(
         "overlap is {overlap} on the {axis} axis: with tiles of {tile_px} px that is a stride of {stride_px} px against a crop of {crop_px} px; the nearest legal value is {nearest}, or stride_px = {nearest_stride_px}"
     )]
@@ -97,7 +97,7 @@ pub enum GridError {
         nearest: f64,
     },
     /// More tiles on an axis than it has latent px, or none.
-    #[error("{splits} tiles on the {axis} axis: it has {latent_px} latent px, so 1 to {latent_px} tiles fit")]
+    #[error("{splits} tiles on the {axis} axis do not fit: it has {latent_px} latent px, so 1 to {latent_px} tiles do")]
     SplitsIllegal {
         /// The axis.
         axis: Axis,
@@ -174,13 +174,13 @@ pub enum CompositeError {
         expected: [usize; 2],
     },
     /// An index that the plan does not have, or that came before.
-    #[error("tile {tile} is not one that the plan still waits for")]
+    #[error("tile {tile} is not a tile of the plan, or is complete already")]
     UnexpectedTile {
         /// The index.
         tile: usize,
     },
     /// The run ended before all tiles came.
-    #[error("{missing} of {total} tiles never came")]
+    #[error("{missing} of {total} tiles are missing")]
     Unfinished {
         /// Tiles that did not come.
         missing: usize,

@@ -83,7 +83,7 @@ pub enum Overlap {
     StridePx([usize; 2]),
 }
 
-/// The tiles that a VAE family uses when nobody says otherwise.
+/// The default tiles of a VAE family.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct GridDefaults {
     /// Height and width of a tile, in px of the finer side (sample px for a VAE).

@@ -37,7 +37,7 @@ impl Context {
         self.math_mode
     }
 
-    /// Unwinds to [`catch_stop`](Self::catch_stop) once the run is stopped. Layers call it; a family calls it in whatever else takes long. No panic hook runs.
+    /// Unwinds to [`catch_stop`](Self::catch_stop) once the run is stopped. Layers call it; a family calls it in other long computations. No panic hook runs.
     pub fn check_stop(&self) {
         if self.stop.is_stopped() {
             resume_unwind(Box::new(Unwinding));

@@ -19,7 +19,7 @@ pub enum VaeError {
         expected: usize,
     },
     /// An answer of a decoder or an encoder with a number of channels that its [`VaeSpec`](crate::VaeSpec) does not predict: a fault of the family.
-    #[error("the {component} has given {got} channels, its spec predicts {expected}")]
+    #[error("the {component} returned {got} channels, its spec predicts {expected}")]
     AnswerChannels {
         /// `decoder` or `encoder`.
         component: &'static str,

@@ -5,6 +5,7 @@
 //! [`Registry::linked`] to find it.
 
 pub mod backends;
+mod checkpoint;
 mod context;
 mod eight_bits;
 mod error;
@@ -12,6 +13,7 @@ mod family;
 pub mod layers;
 mod loaded;
 mod math_mode;
+mod model;
 pub mod operators;
 mod ops;
 mod parameter;
@@ -24,15 +26,18 @@ pub mod tensor_file;
 #[cfg(feature = "testing")]
 pub mod testing;
 mod vae;
+mod weight_error;
 mod weights;
 
 pub use backends::{Adapter, DeviceName, DeviceNameError, adapter, held_memory, is_in_host_memory, keep_kernels};
+pub use checkpoint::Checkpoint;
 pub use context::Context;
 pub use eight_bits::{from_eight_bits, to_eight_bits};
 pub use error::VaeError;
-pub use family::{Model, VaeEntry, VaeFamily};
+pub use family::{VaeEntry, VaeFamily};
 pub use loaded::{LoadedVae, VaeModules};
 pub use math_mode::{MathMode, Precision};
+pub use model::Model;
 pub use ops::VaeOp;
 pub use posterior::{Posterior, normal_noise};
 pub use registry::{Registry, RegistryError};
@@ -40,7 +45,8 @@ pub use registry::{Registry, RegistryError};
 pub use remote_server::host_remotely;
 pub use spec::{CHANNEL_BLOCK, Clamp, FamilyTiling, FrameRule, LatentNorm, PosteriorKind, Tiling, VaeSpec};
 pub use vae::{FrameStream, Vae, stream_frames};
-pub use weights::{Checkpoint, Components, WeightError, Weights};
+pub use weight_error::{Mismatch, WeightError};
+pub use weights::{Components, Weights};
 
 #[doc(hidden)]
 pub use inventory;

@@ -35,7 +35,7 @@ impl VaeOp {
         Self { kind: Kind::Encode, ..Self::decode(vae) }
     }
 
-    /// The same with so many latent frames at once, after the first.
+    /// The same with this number of latent frames at once, after the first.
     #[must_use]
     pub fn with_frames_per_chunk(self, frames_per_chunk: usize) -> Self {
         Self { frames_per_chunk, ..self }

@@ -45,7 +45,7 @@ pub enum RegistryError {
         path: PathBuf,
         /// The family asked for, or `auto`.
         family: String,
-        /// Why a `config.json` beside it is not used.
+        /// Why the `config.json` of its folder is not used.
         not_used: Option<String>,
     },
     /// The family refused the configuration.

@@ -32,8 +32,8 @@ pub struct VaeSpec {
     pub clamp: Clamp,
     /// The family's default tiles, in sample px; in an encode, in patches.
     pub grid: GridDefaults,
-    /// Grids and blend policies of the family's own, which the kinds `family` of `[tiling]` and `[blend]` stand for. Without them, `family` stands for
-    /// diffusers' grid with the tiles of [`grid`](Self::grid), and for the cascade.
+    /// Grids and blend policies that the family brings. The kind `family` of `[tiling]` and `[blend]`, the default, selects them; without them, it selects
+    /// the grid of diffusers with the tiles of [`grid`](Self::grid), and the cascade.
     #[serde(skip_serializing_if = "FamilyTiling::is_empty")]
     pub tiling: FamilyTiling,
     /// Whether a model whose weights are f16 computes in f32, because f16 overflows.
@@ -48,7 +48,7 @@ pub struct VaeSpec {
 }
 
 impl VaeSpec {
-    /// The spec of a plain image model: as many channels out as in, a Gaussian posterior, unscaled latents, no clamping, tiles of 64 latent px that
+    /// The spec of a plain image model: the same number of channels in and out, a Gaussian posterior, unscaled latents, no clamping, tiles of 64 latent px that
     /// overlap by a quarter.
     pub fn image(channels: usize, latent_channels: usize, spatial_ratio: usize) -> Self {
         Self {

@@ -89,12 +89,12 @@ impl Subject {
         noise([batch, self.spec().latent_channels, self.frames(), h, w], seed, &self.device)
     }
 
-    /// Samples of so many latent px.
+    /// Samples for a number of latent px.
     fn samples(&self, latent_px: [usize; 2]) -> Tensor<5> {
         self.samples_and(latent_px, [0, 0])
     }
 
-    /// Samples of so many latent px and a remainder of px.
+    /// Samples for a number of latent px and a remainder of px.
     fn samples_and(&self, latent_px: [usize; 2], remainder: [usize; 2]) -> Tensor<5> {
         let [h, w] = [0, 1].map(|axis| latent_px[axis] * self.spec().spatial_ratio + remainder[axis]);
         let [frames, ..] = self.spec().decode_geometry().output([self.frames(), 1, 1]);

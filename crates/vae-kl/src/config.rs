@@ -35,7 +35,7 @@ pub struct KlConfig {
     pub norm_num_groups: usize,
     /// The tile of diffusers' tiling, in sample px.
     pub sample_size: SampleSize,
-    /// Pipelines hand around latents multiplied by this.
+    /// Pipelines return latents multiplied by this.
     pub scaling_factor: f64,
     /// Pipelines subtract this from latents before they multiply.
     pub shift_factor: Option<f64>,

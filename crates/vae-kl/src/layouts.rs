@@ -15,7 +15,7 @@ pub(crate) const MARKERS: [&str; 4] = [
     "encoder.down.0.block.0.conv1.weight",
     "decoder.up.0.block.0.conv1.weight",
 ];
-/// The parts of a VAE, which a bare checkpoint of the original layout may hold beside others.
+/// The components of a VAE, among others of a bare checkpoint of the original layout.
 const PARTS: [&str; 4] = ["encoder.", "decoder.", "quant_conv.", "post_quant_conv."];
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -106,8 +106,8 @@ fn from_old_attention(name: &str) -> String {
         .fold(name.to_owned(), |name, (old, new)| name.replace(old, new))
 }
 
-/// The configuration that names and shapes tell. What they do not tell is taken from the model that they look like: SDXL, SD3 and SD 1.x by what lies
-/// beside the VAE in a whole checkpoint; alone, 16 latent channels mean FLUX.1 and others SD 1.x.
+/// The configuration inferred from names and shapes. The rest comes from the most similar published model: SDXL, SD3 and SD 1.x by the other components
+/// of a whole checkpoint; a VAE alone with 16 latent channels is FLUX.1, others are SD 1.x.
 pub(crate) fn infer(weights: &Weights) -> Option<KlConfig> {
     let ldm = layout(weights)? == Layout::Ldm;
     // FLUX.2's has the same names, and scales latents by these besides.
@@ -147,7 +147,7 @@ pub(crate) fn infer(weights: &Weights) -> Option<KlConfig> {
     })
 }
 
-/// The model whose other parts lie in a whole checkpoint beside its VAE.
+/// The model whose other components are in a whole checkpoint.
 #[derive(Clone, Copy)]
 enum Whole {
     Sd,
@@ -169,12 +169,12 @@ fn whole_model(weights: &Weights) -> Option<Whole> {
     parts.iter().find(|(part, _)| halves_thrice && weights.file_has(part)).map(|&(_, whole)| whole)
 }
 
-/// Whether the other parts in the file tell how latents are scaled.
-pub(crate) fn is_told(weights: &Weights) -> bool {
+/// Whether the other components of the file determine the scaling of latents.
+pub(crate) fn determines_scaling(weights: &Weights) -> bool {
     whole_model(weights).is_some()
 }
 
-/// Whether the tensors can be of a model of this configuration, as far as they tell. Of one half alone they tell nothing.
+/// Whether the tensors fit a model of this configuration. Those of an encoder or decoder alone always do.
 pub(crate) fn fits(config: &KlConfig, weights: &Weights) -> bool {
     layout(weights).is_some()
         && infer(weights).is_none_or(|told| {

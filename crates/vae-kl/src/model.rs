@@ -27,8 +27,8 @@ impl VaeFamily for Kl {
         layouts::infer(weights)
     }
 
-    fn is_told(weights: &Weights) -> bool {
-        layouts::is_told(weights)
+    fn determines_scaling(weights: &Weights) -> bool {
+        layouts::determines_scaling(weights)
     }
 
     fn fits(config: &KlConfig, weights: &Weights) -> bool {

@@ -165,7 +165,7 @@ impl WanConfig {
         }
     }
 
-    /// Mean and deviation of the published model with so many latent channels.
+    /// Mean and deviation of the published model with this number of latent channels.
     pub(crate) fn published_latents(z_dim: usize) -> [Vec<f64>; 2] {
         match z_dim {
             16 => [0, 1].map(|which| WAN_2_1.iter().map(|pair| pair[which]).collect()),

@@ -31,7 +31,7 @@ pub(crate) fn to_modules(weights: Weights) -> Weights {
 enum UpBlocks {
     /// Wan 2.2: in blocks.
     Nested,
-    /// Wan 2.1: one after the other, so many in a block: residual blocks and the doubling.
+    /// Wan 2.1: a flat list with a fixed number per block: residual blocks and the upsampling.
     OfLength(NonZeroUsize),
 }
 
@@ -96,7 +96,7 @@ fn layer(parts: &[&str]) -> String {
     }
 }
 
-/// The configuration that names and shapes tell; mean and deviation of the latents are those of the published model with as many channels.
+/// The configuration inferred from names and shapes; mean and deviation of the latents are those of the published model with the same number of channels.
 pub(crate) fn infer(weights: &Weights) -> Option<WanConfig> {
     let weights = to_modules(weights.clone());
     let dim = |name: &str, axis: usize| weights.shape(name).and_then(|shape| shape.get(axis).copied());
@@ -135,7 +135,7 @@ pub(crate) fn infer(weights: &Weights) -> Option<WanConfig> {
 }
 
 /// Whether the widths are those of a published model, whose scaling of latents is known.
-pub(crate) fn is_told(weights: &Weights) -> bool {
+pub(crate) fn determines_scaling(weights: &Weights) -> bool {
     infer(weights).is_some_and(|told| {
         [(16, 96, None, vec![1, 2, 4, 4]), (48, 160, Some(256), vec![1, 2, 4, 4])].contains(&(
             told.z_dim,
@@ -146,7 +146,7 @@ pub(crate) fn is_told(weights: &Weights) -> bool {
     })
 }
 
-/// Whether the tensors can be of a model of this configuration, as far as they tell. Of one half alone they tell nothing.
+/// Whether the tensors fit a model of this configuration. Those of an encoder or decoder alone always do.
 pub(crate) fn fits(config: &WanConfig, weights: &Weights) -> bool {
     let or_plain = |given: Option<usize>, plain: usize| given.unwrap_or(plain);
     infer(weights).is_none_or(|told| {
@@ -163,7 +163,7 @@ pub(crate) fn fits(config: &WanConfig, weights: &Weights) -> bool {
     })
 }
 
-/// What the encoder's list of layers tells.
+/// What the encoder's list of layers shows.
 #[derive(Default)]
 struct EncoderBlocks {
     is_residual: bool,

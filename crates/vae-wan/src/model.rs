@@ -29,8 +29,8 @@ impl VaeFamily for Wan {
         layouts::infer(weights)
     }
 
-    fn is_told(weights: &Weights) -> bool {
-        layouts::is_told(weights)
+    fn determines_scaling(weights: &Weights) -> bool {
+        layouts::determines_scaling(weights)
     }
 
     fn fits(config: &WanConfig, weights: &Weights) -> bool {
@@ -46,7 +46,7 @@ impl VaeFamily for Wan {
     }
 }
 
-/// The family `qwen-image`: Wan 2.1 under another name, for pictures.
+/// The family `qwen-image`: Wan 2.1 under another name, for images.
 #[derive(Debug)]
 pub struct QwenImage;
 

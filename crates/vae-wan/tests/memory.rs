@@ -1,4 +1,4 @@
-//! What a run takes of the system's memory, and what it gives back, counted by the allocator: a program of its own, with nothing beside it.
+//! Memory that a run takes and returns, counted by the allocator. A program of its own, because other tests would be counted too.
 
 #![expect(unsafe_code, reason = "an allocator")]
 

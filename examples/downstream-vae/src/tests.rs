@@ -54,11 +54,16 @@ fn it_equals_diffusers_untiled_and_tiled() {
 
 #[test]
 fn the_family_brings_its_tiles() {
-    let config = config("tiling.kind = \"family\"\nblend.kind = \"family\"");
-    let pipeline = Pipeline::load(&config).unwrap();
-    let plan = pipeline.plan(Direction::Decode, [1, 4, 1, 64, 60]).unwrap();
+    let rows = |keys: &str| {
+        let plan = pipeline(keys).plan(Direction::Decode, [1, 4, 1, 64, 60]).unwrap();
+        plan.tiles.rows.iter().map(|span| [span.start, span.length]).collect::<Vec<_>>()
+    };
     // Tiles of 64 latent px with strides of 56, in sample px.
-    assert_eq!(plan.tiles.rows.iter().map(|span| [span.start, span.length]).collect::<Vec<_>>(), [[0, 512], [448, 64]]);
+    assert_eq!(rows(""), [[0, 512], [448, 64]]);
+    assert_eq!(rows("tiling.tile_px = 320"), [[0, 320], [280, 232]]);
+    let refused = Pipeline::load(&config("tiling.stride_px = 56")).unwrap_err();
+    assert!(refused.is_usage() && refused.to_string().contains("tiny") && refused.to_string().contains("stride_px"), "{refused}");
+    let pipeline = pipeline("");
     assert_eq!(pipeline.spec().tiling.decode.as_ref().unwrap().blend, BlendConfig::of(&TinyBlend {}).unwrap());
     assert_eq!(tiling::BlendPolicy::corner(&TinyBlend {}), Corner::Mask);
 }

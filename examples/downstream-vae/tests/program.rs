@@ -18,14 +18,14 @@ fn it_lists_the_family_and_reads_its_model() {
 #[test]
 fn it_encodes_and_decodes_files_with_the_tiles_of_the_family() {
     let folder = tempfile::tempdir().unwrap();
-    let [latents, picture] = ["latents.safetensors", "picture.png"].map(|name| folder.path().join(name).to_str().unwrap().to_owned());
+    let [latents, image] = ["latents.safetensors", "image.png"].map(|name| folder.path().join(name).to_str().unwrap().to_owned());
     let photograph = concat!(env!("CARGO_MANIFEST_DIR"), "/../images/chelsea.png");
     let tiles = ["--set", "tiling.kind=tiny", "--set", "tiling.tile_px=128", "--set", "blend.kind=tiny"];
-    for (command, input, output) in [("encode", photograph, &latents), ("decode", latents.as_str(), &picture)] {
+    for (command, input, output) in [("encode", photograph, &latents), ("decode", latents.as_str(), &image)] {
         let output = run(&[&[command, input, "-o", output], &tiles[..]].concat());
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }
-    assert!(std::fs::metadata(picture).unwrap().len() > 1000);
+    assert!(std::fs::metadata(image).unwrap().len() > 1000);
     let refused = run(&["encode", photograph, "-o", &format!("{latents}.npy"), "--set", "io.posterior=sample"]);
     let text = String::from_utf8(refused.stderr).unwrap();
     assert!(refused.status.code() == Some(2) && text.contains("io.posterior"), "{text}");

@@ -134,7 +134,7 @@ impl Input {
         if plan::clip_size(path)?.is_some() || (direction == Direction::Decode && !is_tensor(path)?) {
             let count: usize = shape.iter().product();
             let mut values = Vec::new();
-            let no_room = |_| UsageError(format!("noise of {} px has no room in memory; give a smaller size", path.display()));
+            let no_room = |_| UsageError(format!("noise of {} px does not fit in memory; use a smaller size", path.display()));
             values.try_reserve_exact(count).map_err(no_room)?;
             values.extend(normal_noise(0, 0).take(count));
             return Ok(Self::HostTensor(HostTensor::new(shape, values).context("as many values as the shape says")?));

@@ -54,9 +54,7 @@ fn run_options(watch: &mut Watch) -> RunOptions<'_> {
 fn open_model(config: &Config) -> anyhow::Result<Model> {
     let path = &config.model.path;
     if *path == Config::default().model.path && !path.exists() {
-        return Err(
-            UsageError(format!("no model is named, and the default, {}, is not below this folder; name one with --model", path.display())).into()
-        );
+        return Err(UsageError(format!("no model is given, and the default {} does not exist in this folder; use --model", path.display())).into());
     }
     Ok(tilevae::open_model(config)?)
 }

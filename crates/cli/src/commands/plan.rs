@@ -8,7 +8,7 @@ use tilevae::{Config, Direction, RunPlan, VaeSpec};
 use crate::args::{Common, Plan};
 use crate::failure::UsageError;
 use crate::output::{bytes, print};
-use crate::plan_picture;
+use crate::plan_image;
 
 pub(crate) fn plan(common: &Common, args: &Plan) -> anyhow::Result<()> {
     let config = super::configuration(common)?;
@@ -22,7 +22,7 @@ pub(crate) fn plan(common: &Common, args: &Plan) -> anyhow::Result<()> {
     let (direction, shape) = input_shape(&input, args.direction, &model.spec, &config)?;
     let plan = RunPlan::new(&config, model.entry.name, &model.spec, direction, shape)?;
     if let Some(path) = &args.svg {
-        let drawing = plan_picture::svg(&plan.tiles)?;
+        let drawing = plan_image::svg(&plan.tiles)?;
         io::write_atomically(path, |writer| {
             std::io::Write::write_all(writer, drawing.as_bytes()).map_err(|source| io::IoError::Write { path: path.clone(), source })
         })?;
@@ -41,9 +41,10 @@ pub(super) fn input_shape(input: &Input, asked: Option<Direction>, spec: &VaeSpe
         io::format_of(path).map_err(|error| UsageError(format!("{error}; or give a size in px, as 1024x768 (height, width) or 81x480x832")))?;
     if format.kind() == FormatKind::Clip && !path.exists() {
         let input = path.display();
-        return Err(
-            UsageError(format!("there is no file or folder {input}, and it is no size in px, as 1024x768 (height, width) or 81x480x832")).into()
-        );
+        return Err(UsageError(format!(
+            "{input} is neither a file or folder nor a size in px such as 1024x768 (height, width) or 81x480x832 (frames, height, width)"
+        ))
+        .into());
     }
     Ok(input.shape(asked, spec, &config.io)?)
 }
@@ -89,7 +90,7 @@ fn text(plan: &RunPlan) -> String {
     let chunks = if plan.chunks > 1 {
         let [from, to] = [plan.input_shape[2], plan.output_shape[2]];
         format!(
-            "frames   {from} to {to} in {} chunks of {} latent frames after the first, {} remembered between them\n",
+            "frames   {from} to {to} in {} chunks of {} latent frames after the first, {} cached between them\n",
             plan.chunks,
             plan.frames_per_chunk,
             bytes(size.cache)
@@ -122,6 +123,6 @@ fn text(plan: &RunPlan) -> String {
         scratch,
         bytes(size.largest_tile),
         bytes(size.untiled),
-        plan_picture::ascii(tiles),
+        plan_image::ascii(tiles),
     )
 }

@@ -29,6 +29,6 @@ pub(crate) fn worker(common: &Common, args: &Worker) -> anyhow::Result<()> {
 
 #[cfg(not(feature = "remote"))]
 pub(crate) fn worker(_: &Common, args: &Worker) -> anyhow::Result<()> {
-    let message = format!("nothing can be served at {}: this program was built without the Cargo feature `remote`", args.listen);
+    let message = format!("cannot serve devices at {}: this program was built without the Cargo feature `remote`", args.listen);
     Err(UsageError(message).into())
 }

@@ -89,19 +89,19 @@ fn a_clip_of_any_size_and_rate_comes_back_so() {
 }
 
 #[test]
-fn a_picture_is_a_clip_of_one_frame() {
+fn an_image_is_a_clip_of_one_frame() {
     let folder = Folder::new();
-    let [encoded, picture, animation] = ["l.safetensors", "out.png", "out.gif"].map(|name| folder.path(name));
+    let [encoded, image, animation] = ["l.safetensors", "out.png", "out.gif"].map(|name| folder.path(name));
     run(&["encode", "examples/images/chelsea.png", "-o", &encoded, "--model", SMALL]);
     assert_eq!(latents(&encoded).block.shape(), [1, 4, 1, 38, 57]);
-    run(&["decode", &encoded, "-o", &picture, "--model", SMALL]);
+    run(&["decode", &encoded, "-o", &image, "--model", SMALL]);
     run(&["decode", &encoded, "-o", &animation, "--model", SMALL]);
     assert_eq!(clip(&animation).shape(), [1, 3, 1, 300, 451]);
-    let printed = run(&["roundtrip", "examples/images/chelsea.png", "-o", &picture, "--model", SMALL]);
+    let printed = run(&["roundtrip", "examples/images/chelsea.png", "-o", &image, "--model", SMALL]);
     assert!(printed.starts_with("PSNR"), "{printed}");
     // And the other way: an image model takes clips of one frame only.
     let source = frames(&folder, 2, [16, 16]);
-    assert!(refused(2, &["encode", &source, "-o", &encoded]).contains("2 frames, and one is taken here"));
+    assert!(refused(2, &["encode", &source, "-o", &encoded]).contains("2 frames, where one is expected"));
 }
 
 #[test]
@@ -166,10 +166,10 @@ fn outputs_that_cannot_be() {
     let folder = Folder::new();
     let source = frames(&folder, 5, [16, 16]);
     for (args, fragment) in [
-        (vec!["decode", LATENTS, "-o", &source], "something in it"),
+        (vec!["decode", LATENTS, "-o", &source], "not empty"),
         (vec!["decode", LATENTS, "-o", "out.png"], "a folder (a name without ending), a .y4m, .gif or .mp4"),
         (vec!["encode", &source, "-o", "out.gif"], "would be a clip"),
-        (vec!["encode", &source, CLIP, "-o", "never.npy"], "must all be pictures"),
+        (vec!["encode", &source, CLIP, "-o", "never.npy"], "must all be images"),
         (vec!["decode", LATENTS, "-o", "out.gif", "--fps", "fast"], "frames a second"),
     ] {
         let message = refused(2, &[&args[..], &["--model", DEMO]].concat());

@@ -7,28 +7,28 @@ use super::{Folder, latents, max_diff, root, run, samples};
 const EXAMPLE: &str = "examples/latents/chelsea.safetensors";
 const PHOTOGRAPH: &str = "examples/images/chelsea.png";
 
-/// A picture as samples.
-fn picture(path: &str) -> HostTensor {
-    let picture = ImageReader::open(path).unwrap().with_guessed_format().unwrap().decode().unwrap().to_rgb8();
-    let [width, height] = [picture.width(), picture.height()].map(|side| side as usize);
-    HostTensor::from_fn([1, 3, 1, height, width], |[_, c, _, y, x]| f32::from(picture.get_pixel(x as u32, y as u32)[c]) / 127.5 - 1.0)
+/// An image as samples.
+fn image(path: &str) -> HostTensor {
+    let image = ImageReader::open(path).unwrap().with_guessed_format().unwrap().decode().unwrap().to_rgb8();
+    let [width, height] = [image.width(), image.height()].map(|side| side as usize);
+    HostTensor::from_fn([1, 3, 1, height, width], |[_, c, _, y, x]| f32::from(image.get_pixel(x as u32, y as u32)[c]) / 127.5 - 1.0)
 }
 
 #[test]
 fn the_example_decodes_into_the_photograph() {
     let folder = Folder::new();
-    let original = picture(root(PHOTOGRAPH).to_str().unwrap());
+    let original = image(root(PHOTOGRAPH).to_str().unwrap());
     for (name, least) in [("out.png", 27.0), ("out.jpg", 27.0), ("out.webp", 27.0), ("out.tiff", 27.0)] {
         let out = folder.path(name);
         run(&["decode", EXAMPLE, "-o", &out]);
-        let psnr = metrics::psnr(&picture(&out), &original);
+        let psnr = metrics::psnr(&image(&out), &original);
         assert!(psnr >= least, "{name}: {psnr} dB");
     }
     assert_eq!(folder.files().len(), 4);
 }
 
 #[test]
-fn a_picture_of_any_size_comes_back_in_its_size() {
+fn an_image_of_any_size_comes_back_in_its_size() {
     let folder = Folder::new();
     let odd = folder.path("odd.png");
     image::RgbImage::from_fn(45, 37, |x, y| image::Rgb([(5 * x) as u8, (6 * y) as u8, 90])).save(&odd).unwrap();
@@ -39,8 +39,8 @@ fn a_picture_of_any_size_comes_back_in_its_size() {
     run(&["decode", &encoded, "-o", &decoded]);
     let printed = run(&["roundtrip", &odd, "-o", &rounded]);
     assert!(printed.starts_with("PSNR ") && printed.contains("SSIM "), "{printed}");
-    assert_eq!(picture(&decoded).shape(), [1, 3, 1, 37, 45]);
-    assert_eq!(picture(&decoded), picture(&rounded));
+    assert_eq!(image(&decoded).shape(), [1, 3, 1, 37, 45]);
+    assert_eq!(image(&decoded), image(&rounded));
 }
 
 #[test]
@@ -79,11 +79,11 @@ fn batches_go_in_and_out() {
     run(&["decode", &encoded, "-o", &out]);
     assert_eq!(folder.files(), ["a.png", "b.png", "l.safetensors", "out-0.png", "out-1.png"]);
 
-    // Each picture is as if it were alone.
+    // Each image is as if it were alone.
     run(&["encode", &a, "-o", &encoded]);
     let alone = folder.path("alone.png");
     run(&["decode", &encoded, "-o", &alone]);
-    assert!(max_diff(&picture(&alone), &picture(&folder.path("out-0.png"))) < 0.01);
+    assert!(max_diff(&image(&alone), &image(&folder.path("out-0.png"))) < 0.01);
 }
 
 #[test]
@@ -112,7 +112,7 @@ fn a_draw_is_seeded_and_the_same_whatever_the_tiles() {
 #[test]
 fn other_grids_and_blends() {
     let folder = Folder::new();
-    let original = picture(root(PHOTOGRAPH).to_str().unwrap());
+    let original = image(root(PHOTOGRAPH).to_str().unwrap());
     for (name, settings) in [
         ("uniform", ["tiling.kind=uniform", "tiling.tile_px=192", "blend.kind=feather"]),
         ("splits", ["tiling.kind=uniform", "tiling.splits=[2, 3]", "blend.kind=cascade"]),
@@ -124,7 +124,7 @@ fn other_grids_and_blends() {
         args.extend(settings.iter().flat_map(|setting| ["--set", setting]));
         let printed = run(&args);
         assert!(!printed.contains("in 1 tile,"), "{printed}");
-        let psnr = metrics::psnr(&picture(&out), &original);
+        let psnr = metrics::psnr(&image(&out), &original);
         assert!(psnr > 26.0, "{name}: {psnr} dB");
     }
 }

@@ -44,13 +44,13 @@ fn example_configurations_can_be_planned() {
 #[test]
 fn a_large_plan_answers_at_once_and_without_weights() {
     let folder = Folder::new();
-    let [picture, drawing] = ["large.png", "plan.svg"].map(|name| folder.path(name));
-    image::GrayImage::new(4096, 4096).save(&picture).unwrap();
+    let [image, drawing] = ["large.png", "plan.svg"].map(|name| folder.path(name));
+    image::GrayImage::new(4096, 4096).save(&image).unwrap();
     std::fs::copy(root("models/demo-kl/config.json"), folder.path("config.json")).unwrap();
     let model = folder.0.path().to_str().unwrap();
 
     let start = Instant::now();
-    let printed = run(&["plan", &picture, "--model", model, "--svg", &drawing]);
+    let printed = run(&["plan", &image, "--model", model, "--svg", &drawing]);
     assert!(start.elapsed() < Duration::from_secs(30));
     for part in ["encode with kl", "484 = 22 rows x 22 columns", "43 redundant", "times untiled", "MiB", "\n...+..+"] {
         assert!(printed.contains(part), "{part}: {printed}");

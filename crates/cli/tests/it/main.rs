@@ -2,13 +2,13 @@
 
 mod clips;
 mod files;
+mod images;
 mod information;
 mod json_events;
 mod latents;
 mod outputs;
 mod parity;
 mod paths;
-mod pictures;
 mod refusals;
 #[cfg(feature = "remote")]
 mod remote;

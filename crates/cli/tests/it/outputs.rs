@@ -51,7 +51,7 @@ fn standard_input_and_output_give_the_bytes_of_files() {
         run(&["encode", PHOTOGRAPH, "-o", &out]);
         let output = piped(&["encode", "-", "-o", "-", "--output-format", kind], &fs::read(root(PHOTOGRAPH)).unwrap());
         assert_eq!(bytes_of(output), fs::read(&out).unwrap(), "{kind}");
-        // What was written is read again, whatever it is.
+        // Every output can be read again.
         assert!(String::from_utf8(bytes_of(piped(&["plan", "-"], &fs::read(&out).unwrap()))).unwrap().starts_with("decode with kl: 1x16x1x38x57"));
     }
     assert!(String::from_utf8(bytes_of(piped(&["roundtrip", "-"], &fs::read(root(PHOTOGRAPH)).unwrap()))).unwrap().starts_with("PSNR"));
@@ -66,7 +66,7 @@ fn pipes_that_cannot_be_read_or_written() {
         (2, vec!["decode", "-", "-o", "-"], &latents[..], ["--output-format", ""]),
         (2, vec!["decode", LATENTS, "-o", "/dev/null"], b"", ["--output-format", "/dev/null"]),
         (2, vec!["decode", LATENTS, "-o", "out.jpg", "--output-format", "npy"], b"", ["another kind", "out.jpg"]),
-        (2, vec!["encode", PHOTOGRAPH, "-o", "-", "--output-format", "png"], b"", ["a picture", ".safetensors"]),
+        (2, vec!["encode", PHOTOGRAPH, "-o", "-", "--output-format", "png"], b"", ["an image", ".safetensors"]),
         (2, vec!["roundtrip", PHOTOGRAPH, "--output-format", "png"], b"", ["--output", ""]),
         (2, vec!["decode", "-", "-o", "-", "--output-format", "png"], b"", ["standard input", "first bytes"]),
         (2, vec!["decode", "-", "-o", "-", "--output-format", "png"], b"hello, world", ["standard input", "first bytes"]),
@@ -122,9 +122,9 @@ fn devices_pipes_and_links_are_written_through() {
 fn inputs_are_not_destroyed() {
     let folder = Folder::new();
     let at = |name: &str| folder.path(name);
-    let [latents, picture, config, model] = ["l.safetensors", "p.png", "run.toml", "model"].map(at);
+    let [latents, image, config, model] = ["l.safetensors", "p.png", "run.toml", "model"].map(at);
     fs::copy(root(LATENTS), &latents).unwrap();
-    fs::copy(root(PHOTOGRAPH), &picture).unwrap();
+    fs::copy(root(PHOTOGRAPH), &image).unwrap();
     fs::write(&config, "[io]\njpeg_quality = 90\n").unwrap();
     fs::create_dir_all(at("model/vae")).unwrap();
     for name in ["config.json", "diffusion_pytorch_model.safetensors"] {
@@ -149,7 +149,7 @@ fn inputs_are_not_destroyed() {
     #[cfg(not(unix))]
     fs::hard_link(&latents, &linked).unwrap();
     let out = at("out.png");
-    let before: Vec<(String, Vec<u8>)> = [&latents, &picture, &config, &weights, &description, &frame, &second, &index, &shard, &variant]
+    let before: Vec<(String, Vec<u8>)> = [&latents, &image, &config, &weights, &description, &frame, &second, &index, &shard, &variant]
         .into_iter()
         .map(|path| (path.clone(), fs::read(path).unwrap()))
         .collect();
@@ -159,10 +159,10 @@ fn inputs_are_not_destroyed() {
         (vec!["decode", &latents, "-o", &hard], ["the input", "hard"]),
         (vec!["decode", &latents, "-o", &linked], ["the input", "linked"]),
         (vec!["decode", &linked, "-o", &latents], ["the input", "linked"]),
-        (vec!["encode", &picture, "-o", &weights, "--model", &weights], ["the model", "diffusion_pytorch_model"]),
-        (vec!["encode", &picture, "-o", &weights, "--model", &model], ["a file of the model", "diffusion_pytorch_model"]),
-        (vec!["encode", &picture, "-o", &shard, "--model", &index], ["a file of the model", "part-1"]),
-        (vec!["encode", &picture, "-o", &variant, "--model", &model], ["a file of the model", "fp16.sft"]),
+        (vec!["encode", &image, "-o", &weights, "--model", &weights], ["the model", "diffusion_pytorch_model"]),
+        (vec!["encode", &image, "-o", &weights, "--model", &model], ["a file of the model", "diffusion_pytorch_model"]),
+        (vec!["encode", &image, "-o", &shard, "--model", &index], ["a file of the model", "part-1"]),
+        (vec!["encode", &image, "-o", &variant, "--model", &model], ["a file of the model", "fp16.sft"]),
         (vec!["decode", &latents, "-o", &out, "--trace", &description, "--model", &model], ["a file of the model", "config.json"]),
         (vec!["decode", &latents, "-o", &out, "--trace", &description, "--model", &weights], ["the model's configuration", "config.json"]),
         (vec!["decode", &latents, "-o", &out, "--trace", &config, "--config", &config], ["the configuration", "run.toml"]),
@@ -170,7 +170,7 @@ fn inputs_are_not_destroyed() {
         (vec!["plan", &latents, "--svg", &latents], ["--svg", "the input"]),
         (vec!["decode", &latents, "-o", &out, "--trace", &out], ["--trace and -o", "out.png"]),
         (vec!["decode", &latents, "-o", &out, "--trace", "t.json", "--timeline", "./t.json"], ["--timeline and --trace", "t.json"]),
-        (vec!["roundtrip", &picture, "-o", &picture], ["the input", "p.png"]),
+        (vec!["roundtrip", &image, "-o", &image], ["the input", "p.png"]),
         (vec!["roundtrip", &second, &second, "-o", &numbered], ["the input", "p-0.png"]),
         (vec!["roundtrip", &frames, "-o", &frame, "--model", "models/demo-wan"], ["a frame of the input", "f1.png"]),
     ] {
@@ -195,11 +195,11 @@ fn places_that_take_no_output_are_told_before_the_work() {
     fs::write(at("full/x"), "x").unwrap();
     fs::write(at("file"), "x").unwrap();
     let long = at(&format!("{}.png", "n".repeat(300)));
-    // The model is not there, so whatever is told is told before it is opened.
+    // The model does not exist: the error comes before it is opened.
     let decode = |out: &str| refused_any(&["decode", LATENTS, "-o", out, "--model", "nowhere"]);
     for (out, said) in [
-        (at("folder.png"), "something in it"),
-        (at("full"), "something in it"),
+        (at("folder.png"), "not empty"),
+        (at("full"), "not empty"),
         (at("file"), "frames are written to a folder"),
         (at("new.png/"), "it is a folder"),
         (at("no/out.png"), "there is no folder"),
@@ -248,14 +248,14 @@ fn refused_any(args: &[&str]) -> String {
 #[test]
 fn a_rate_is_for_clips() {
     let folder = Folder::new();
-    for (name, said) in [("out.png", "a picture"), ("out.npy", "raw samples"), ("out.safetensors", "raw samples"), ("out", "frames")] {
+    for (name, said) in [("out.png", "an image"), ("out.npy", "raw samples"), ("out.safetensors", "raw samples"), ("out", "frames")] {
         let out = folder.path(name);
         assert!(refused(2, &["decode", LATENTS, "-o", &out, "--fps", "16"]).contains(said));
         assert!(refused(2, &["roundtrip", PHOTOGRAPH, "-o", &out, "--fps", "16"]).contains(said));
     }
     assert!(refused(2, &["roundtrip", PHOTOGRAPH, "--fps", "16"]).contains("-o"));
     assert!(refused(2, &["encode", PHOTOGRAPH, "-o", &folder.path("l.npy"), "--fps", "16"]).contains("no room"));
-    assert!(refused(2, &["encode", PHOTOGRAPH, "-o", &folder.path("l.safetensors"), "--fps", "16"]).contains("pictures"));
+    assert!(refused(2, &["encode", PHOTOGRAPH, "-o", &folder.path("l.safetensors"), "--fps", "16"]).contains("images"));
     run(&["decode", LATENTS, "-o", &folder.path("out.gif"), "--fps", "16"]);
     assert_eq!(folder.files(), ["out.gif"]);
 }
@@ -268,7 +268,7 @@ fn what_cannot_be_planned_is_refused_at_once() {
         (vec!["99999999999999999999999999x64"], "no size that can be planned"),
         (vec!["0x64"], "no size that can be planned"),
         (vec!["100000000x100000000"], "larger tiles"),
-        (vec!["100000000x100000000", "--set", "tiling.kind=off"], "than can be run"),
+        (vec!["100000000x100000000", "--set", "tiling.kind=off"], "too many values for one run"),
         (vec!["100000000x100000000", "--direction", "encode"], "larger tiles"),
         (vec!["1099511627776x1099511627776", "--set", "tiling.kind=off"], "can be planned"),
         (vec!["99999997x64x64", "--model", "models/demo-wan"], "frames"),

@@ -167,12 +167,12 @@ fn executors_and_workers_do_not_change_a_bit() {
 #[test]
 fn hashes_are_those_of_the_values() {
     let folder = Folder::new();
-    let [out, picture, back] = ["out.npy", "out.png", "back.npy"].map(|name| folder.path(name));
+    let [out, image, back] = ["out.npy", "out.png", "back.npy"].map(|name| folder.path(name));
     let printed = run(&["decode", "examples/latents/chelsea.safetensors", "-o", &out, "--hash"]);
     let hash = tilevae::io::sha256(&samples(&out).block);
     assert!(printed.contains(&format!("sha256 {hash}")), "{printed}");
     // The hash is of the samples, not of the file.
-    let printed = run(&["decode", "examples/latents/chelsea.safetensors", "-o", &picture, "--hash", "--format", "json"]);
+    let printed = run(&["decode", "examples/latents/chelsea.safetensors", "-o", &image, "--hash", "--format", "json"]);
     assert!(printed.contains(&format!("\"sha256\": \"{hash}\"")), "{printed}");
     let printed = run(&["encode", &out, "-o", &back, "--hash"]);
     assert!(printed.contains(&tilevae::io::sha256(&latents(&back).block)), "{printed}");
@@ -212,7 +212,7 @@ fn tiles_that_overflow_in_f16_are_run_again_in_f32() {
         1,
         &[&["decode", &large, "-o", &narrow, "--set", "model.dtype=f16", "--set", "model.on_non_finite=fail"], &common[..]].concat(),
     );
-    assert!(refused.contains("tile 0 failed: the answer to a finite input is not finite"), "{refused}");
+    assert!(refused.contains("tile 0 failed: the output for a finite input is not finite"), "{refused}");
 }
 
 #[test]

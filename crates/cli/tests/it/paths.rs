@@ -65,12 +65,12 @@ fn names_need_not_be_unicode() {
         assert!(output.status.code() == Some(2) && said.contains("model.path") && said.contains("not Unicode"), "{said}");
     }
     // A batch is numbered.
-    let pictures: Vec<PathBuf> = [&b"a\xfe.png"[..], b"b\xfe.png"].map(name).to_vec();
-    for picture in &pictures {
-        image::RgbImage::new(16, 16).save(picture).unwrap();
+    let images: Vec<PathBuf> = [&b"a\xfe.png"[..], b"b\xfe.png"].map(name).to_vec();
+    for image in &images {
+        image::RgbImage::new(16, 16).save(image).unwrap();
     }
     let mut args = vec![OsStr::new("roundtrip")];
-    args.extend(pictures.iter().map(|picture| picture.as_os_str()));
+    args.extend(images.iter().map(|image| image.as_os_str()));
     let out = name(b"r\xfe.png");
     args.extend([OsStr::new("-o"), out.as_os_str(), OsStr::new("--model"), model.as_os_str()]);
     let output = tilevae_in(&own, &args);

@@ -48,7 +48,7 @@ fn an_impossible_tile_is_refused_before_weights_are_read() {
     let message = refused(2, &["decode", EXAMPLE, "-o", &out, "--model", &model, "--set", "tiling.tile_px=12"]);
     assert!(message.contains("tile_px is 12"), "{message}");
     let message = refused(1, &["decode", EXAMPLE, "-o", &out, "--model", &model]);
-    assert!(message.contains("a text (`not weights`), no checkpoint"), "{message}");
+    assert!(message.contains("a text (`not weights`), not a checkpoint"), "{message}");
 }
 
 #[test]
@@ -101,10 +101,10 @@ fn inputs_and_outputs_that_cannot_be() {
         (2, vec!["decode", "examples/images/chelsea.png", "-o", &out], "kinds are .safetensors, .sft, .npy"),
         (2, vec!["decode", EXAMPLE, "-o", "out.bmp"], "kinds are"),
         (1, vec!["decode", EXAMPLE, "-o", "no/such/folder/out.png"], "no folder no/such/folder"),
-        (2, vec!["encode", "examples/images/chelsea.png", "-o", &out], "would be a picture"),
+        (2, vec!["encode", "examples/images/chelsea.png", "-o", &out], "would be an image"),
         (1, vec!["encode", EXAMPLE, "-o", "/tmp/never.safetensors"], "the samples have 16 channels, this model expects 3"),
-        (2, vec!["encode", EXAMPLE, EXAMPLE, "-o", "/tmp/never.safetensors"], "must all be pictures"),
-        (2, vec!["plan", "4096"], "no size in px"),
+        (2, vec!["encode", EXAMPLE, EXAMPLE, "-o", "/tmp/never.safetensors"], "must all be images"),
+        (2, vec!["plan", "4096"], "nor a size in px"),
         (1, vec!["decode", EXAMPLE, "-o", &out, "--config", "nowhere.toml"], "nowhere.toml cannot be read"),
         (2, vec!["decode", EXAMPLE, "-o", &out, "--device", "tpu"], "unknown device `tpu`"),
     ] {

@@ -91,7 +91,7 @@ fn two_servers_and_this_process_give_the_same_bytes() {
 }
 
 #[test]
-fn an_untiled_picture_comes_back_in_eight_bits() {
+fn an_untiled_image_comes_back_in_eight_bits() {
     let server = Server::start(&[], "");
     let folder = Folder::new();
     let decode = |out: &str, more: &[&str]| {

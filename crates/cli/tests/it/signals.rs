@@ -82,7 +82,7 @@ impl Running {
     }
 }
 
-/// Latents of a picture of so many px a side.
+/// Latents of a square image, by its side in px.
 fn large(folder: &Folder, px: usize) -> String {
     let path = folder.path("large.safetensors");
     let latents = HostTensor::from_fn([1, 16, 1, px / 8, px / 8], |[_, c, _, y, x]| ((c * 31 + y * 17 + x * 7) % 23) as f32 / 11.0 - 1.0);
@@ -121,7 +121,7 @@ fn people_are_told_that_the_run_stops() {
 
 #[test]
 fn a_second_signal_ends_it_at_once_and_leaves_nothing() {
-    // An empty folder for frames is there: what is written lies in it meanwhile.
+    // Frames are first written inside the empty folder that exists.
     let names = ["out.png", "out.safetensors", "out.gif", "out.y4m", "frames", "there"];
     for name in names.into_iter().chain(has_ffmpeg().then_some("out.mp4")) {
         let folder = Folder::new();

@@ -9,7 +9,7 @@ use super::{Folder, latents, refused, run, tilevae};
 
 const SMALL: &str = "crates/vae-wan/tests/data/wan21";
 
-/// An animation whose frames are shown for so many ms.
+/// An animation whose frames are shown for `delay` ms.
 fn gif(folder: &Folder, delays: &[u32]) -> String {
     let path = folder.path("in.gif");
     let mut encoder = GifEncoder::new(File::create(&path).unwrap());
@@ -62,7 +62,7 @@ fn rates_that_an_output_cannot_have_are_refused_or_told_before_the_work() {
     let message = refused(2, &args("0.001"));
     assert!(message.contains("--fps") && message.contains("out.gif"), "{message}");
     assert_eq!(folder.files(), ["in.gif"]);
-    // The fastest that there is takes the place of what is faster, and that is told.
+    // A rate that is too fast becomes the fastest one, with a warning.
     let output = tilevae(&args("120"));
     assert!(output.status.success());
     assert!(String::from_utf8_lossy(&output.stderr).contains("at most 100 frames a second"));

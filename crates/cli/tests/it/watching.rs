@@ -22,7 +22,7 @@ fn a_run_tells_its_events_as_json_lines() {
         assert!(result.contains(key), "{key}: {result}");
     }
     assert!(tilevae(&[&args[..], &["-q"]].concat()).stderr.is_empty());
-    // Without json nothing is said where nobody watches.
+    // Without JSON nothing is printed when standard error is no terminal.
     assert!(tilevae(&args[..args.len() - 2]).stderr.is_empty());
 }
 
@@ -37,13 +37,8 @@ fn traces_and_timelines_hold_every_stage() {
         assert_eq!(text.matches(&format!("\"name\":\"{stage} #")).count(), 6, "{stage}");
     }
     assert!(text.starts_with("{\"traceEvents\":[") && text.contains("\"name\":\"process_name\"") && text.contains("cpu/1"));
-    let picture = std::fs::read_to_string(&timeline).unwrap();
-    assert!(
-        picture.starts_with("<svg")
-            && picture.contains("cpu/0")
-            && picture.contains("blending")
-            && picture.matches("decode: compute tile").count() == 6
-    );
+    let image = std::fs::read_to_string(&timeline).unwrap();
+    assert!(image.starts_with("<svg") && image.contains("cpu/0") && image.contains("blending") && image.matches("decode: compute tile").count() == 6);
 
     run(&[&["roundtrip", "examples/clips/chelsea.gif", "--model", "models/demo-wan"], &files[..]].concat());
     let text = std::fs::read_to_string(&trace).unwrap();

@@ -53,7 +53,7 @@ pub(super) struct Job<'a> {
 }
 
 impl Job<'_> {
-    /// Runs all tasks, for so many blocks of output channels.
+    /// Runs all tasks, each for this many blocks of output channels.
     pub(super) fn run<const OUT: usize, T: TileAlgorithm<OUT>>(&self, blocks: usize) {
         let rows = T::UNROLLED * self.channels_in.div_ceil(LANES);
         let threads = rayon::current_num_threads();

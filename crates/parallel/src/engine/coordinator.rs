@@ -15,7 +15,7 @@ pub(crate) struct Coordinator<'a, 'p> {
     pub(crate) shared: Arc<Shared>,
     pub(crate) workers: Arc<[Worker]>,
     pub(crate) output: RunOutput<'a, 'p>,
-    /// Workers that did not come back.
+    /// Workers that hang.
     pub(crate) is_given_up: Vec<bool>,
     pub(crate) grace: Duration,
 }
@@ -85,7 +85,7 @@ impl Coordinator<'_, '_> {
         Ok(())
     }
 
-    /// Gives up workers that do not come back.
+    /// Gives up workers that hang.
     fn give_up_stalled(&mut self) -> Result<(), ExecError> {
         let mut state = self.shared.state();
         let stalled = state.scheduler.stalled(self.shared.recorder.now());
@@ -112,13 +112,13 @@ impl Coordinator<'_, '_> {
         Err(error)
     }
 
-    /// Waits for the threads of all workers but those that do not come back.
+    /// Joins the threads of all workers that do not hang.
     pub(crate) fn join(&mut self, threads: Vec<Vec<JoinHandle<()>>>) {
         let begun = Instant::now();
         for (worker, threads) in threads.into_iter().enumerate() {
             while !self.is_given_up[worker] && !threads.iter().all(JoinHandle::is_finished) {
                 if begun.elapsed() > self.grace {
-                    tracing::warn!("{} does not come back from its tile; it is left behind", self.workers[worker].name);
+                    tracing::warn!("{} hangs on its tile and is abandoned", self.workers[worker].name);
                     self.workers[worker].lock.abandon(self.shared.run);
                     break;
                 }

@@ -25,7 +25,7 @@ pub(crate) struct WorkerPipeline {
     pub(crate) messages: Sender<Message>,
 }
 
-/// The batch that is computed, with what the operation remembers of it. The worker is locked meanwhile.
+/// The batch in computation, with the state of the operation. It holds the worker's lock.
 struct Begun<'a> {
     batch: Arc<TileBatch>,
     /// Begun with the first piece.

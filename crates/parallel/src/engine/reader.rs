@@ -33,7 +33,7 @@ impl Reader<'_> {
         while let Some(batch) = shared.next_batch(*worker, POLL) {
             if let Some(other) = batch.also_on {
                 let [name, other] = [*worker, other].map(|worker| &workers[worker].name);
-                tracing::warn!("{other} has given no sign of life for long; {name} runs its tile {}, too", batch.tiles[0]);
+                tracing::warn!("{other} makes no progress; {name} also runs its tile {}", batch.tiles[0]);
             }
             let started = Message::Started { worker: *worker, tiles: batch.tiles.clone() };
             if messages.send(started).is_err() || !self.read(&batch)? {

@@ -15,7 +15,7 @@ pub(crate) struct Shared {
     pub(crate) state: Mutex<SchedulerState>,
     /// For each worker: notified when there may be a tile for it.
     pub(crate) changed: Vec<Condvar>,
-    /// Stopped when the run ends, for whatever reason.
+    /// Stopped when the run ends, for any reason.
     pub(crate) stop: Stop,
     pub(crate) recorder: Arc<Recorder>,
     pub(crate) run: RunId,

@@ -85,7 +85,7 @@ struct WorkerState {
     /// Work a second, once measured.
     speed: Option<f64>,
     running: Vec<Running>,
-    /// What was taken from it while it was inside its operation, and that it has not come back from.
+    /// Batches that were reassigned while the worker was still inside its operation on them.
     abandoned: Vec<Running>,
     last_finish: Duration,
     faults_in_a_row: usize,
@@ -102,7 +102,7 @@ struct WorkerState {
 struct Running {
     tiles: Vec<usize>,
     start: Duration,
-    /// Whether the worker had other tiles meanwhile.
+    /// Whether the worker had other tiles at that time.
     had_company: bool,
     clock: Clock,
 }
@@ -194,7 +194,7 @@ impl Scheduler {
         running.map(|running| running.clock.enter(now)).is_some()
     }
 
-    /// The worker has come back from a stage of these tiles, with or without success.
+    /// The worker has left a stage of these tiles, with or without success.
     pub(crate) fn leave(&mut self, worker: usize, tiles: &[usize], now: Duration) {
         let state = &mut self.workers[worker];
         if let Some(running) = state.running.iter_mut().chain(&mut state.abandoned).find(|running| running.tiles == tiles) {

@@ -1,4 +1,4 @@
-//! Workers that do not come back, and those that step in for them.
+//! Workers that hang, and workers that take over their tiles.
 
 use std::time::Duration;
 
@@ -49,7 +49,7 @@ impl Scheduler {
         self.tiles[tile].stepped_in.len() > self.rules.retries && self.is_silent(tile, now)
     }
 
-    /// Workers that do not come back, each with a tile. They have been inside their operation for longer than the timeout, or without one, for many times
+    /// Workers that hang, each with a tile. They have been inside their operation for longer than the timeout, or without one, for many times
     /// the time that the measured speeds suggest; or they are silent and the workers that stepped in for them have failed.
     pub(crate) fn stalled(&self, now: Duration) -> Vec<(usize, usize)> {
         let slowest = self.workers.iter().filter_map(|worker| worker.speed).fold(f64::INFINITY, f64::min);

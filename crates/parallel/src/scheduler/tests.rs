@@ -159,7 +159,7 @@ fn a_tile_that_does_not_fit_beside_others_runs_alone() {
     assert_eq!(scheduler.finished(0, &[0], seconds(1)), [0]);
     assert_eq!([assign(&mut scheduler), assign(&mut scheduler)], [run(1), Assignment::Wait]);
     assert_eq!(scheduler.finished(0, &[1], seconds(1)), [1]);
-    // Smaller ones still run beside each other.
+    // Smaller tiles still run concurrently.
     assert_eq!([assign(&mut scheduler), assign(&mut scheduler)], [run(2), run(3)]);
     // Alone, what does not fit is too large.
     let mut scheduler = Scheduler::new(vec![2.0; 3], vec![0; 3], vec![None], Rules { at_once: 2, ..RULES });
@@ -248,7 +248,7 @@ fn tiles_over_time_are_taken_away() {
     assert_eq!(scheduler.stalled(seconds(801)), [(0, 0)]);
     assert_eq!(scheduler.give_up(0), [0]);
     assert!(scheduler.stalled(seconds(10_000)).is_empty() && !scheduler.is_hopeless());
-    assert!(scheduler.finished(0, &[0], seconds(802)).is_empty(), "it comes too late");
+    assert!(scheduler.finished(0, &[0], seconds(802)).is_empty(), "the result comes too late");
     assert_eq!((scheduler.assign(0, seconds(802)), scheduler.assign(1, seconds(802))), (Assignment::Leave, run(0)));
     assert!(scheduler.enter(1, &[0], seconds(802)));
     assert_eq!(scheduler.stalled(seconds(802 + 101)), [(1, 0)]);

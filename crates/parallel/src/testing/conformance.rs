@@ -137,7 +137,7 @@ struct Given {
     workers: usize,
     operation: Arc<Scripted>,
     stop_at_piece: Option<usize>,
-    /// The party that panics after so many calls.
+    /// The party that panics after a number of calls.
     panics: Option<(Party, usize)>,
 }
 
@@ -174,7 +174,7 @@ fn run(executor: &(impl Executor + Clone + 'static), given: Given) -> Result<Out
     })
 }
 
-/// Panics after so many calls, if at all.
+/// Panics after a number of calls, if one is given.
 #[derive(Debug)]
 struct Bomb(Option<AtomicUsize>);
 

@@ -76,10 +76,10 @@ fn a_worker_whose_device_is_lost_is_retired_at_once() {
 fn a_worker_without_a_tile_steps_in_after_a_failure() {
     let source = clip();
     let plan = TilePlan::new(&tiling::Off, Geometry::image(Scale::Up(1)), source.extent()).unwrap();
-    for deed in [Behavior::Answer, Behavior::Fail, Behavior::OutOfMemory, Behavior::LoseDevice] {
-        let sound = matches!(deed, Behavior::Answer);
+    for behavior in [Behavior::Answer, Behavior::Fail, Behavior::OutOfMemory, Behavior::LoseDevice] {
+        let sound = matches!(behavior, Behavior::Answer);
         for executor in [MultiDevice::default(), MultiDevice::pipelined()] {
-            let workers = [scripted("first", move |_| deed), good("second"), good("third")];
+            let workers = [scripted("first", move |_| behavior), good("second"), good("third")];
             let mut canvas = Canvas::default();
             let compositor = Compositor::new(&plan, &Cascade, &mut canvas);
             let stats = executor.run(Job { plan: &plan, source: &source, workers: &workers, compositor, stop: &Stop::default() }, &mut ()).unwrap();
@@ -191,7 +191,7 @@ fn a_run_ends_with_an_error_when_a_tile_fails_everywhere() {
 
 #[test]
 fn answers_that_are_not_finite_are_run_again_in_a_wider_dtype() {
-    // Every third tile overflows after its first frame, whoever runs it.
+    // Every third tile overflows after its first frame, on every worker.
     struct Narrow16;
 
     impl TileOp for Narrow16 {
@@ -235,7 +235,7 @@ fn a_worker_that_does_not_come_back_is_left_behind() {
         ];
         let (answer, stats) = run(&executor, &workers).unwrap();
         assert_eq!(answer, right_answer());
-        assert!(stats.workers[0].retired.as_ref().is_some_and(|cause| cause.contains("lost did not come back")), "{stats:?}");
+        assert!(stats.workers[0].retired.as_ref().is_some_and(|cause| cause.contains("lost did not finish")), "{stats:?}");
         assert!(begun.elapsed() < Duration::from_secs(20));
         let error = run(&executor, &[scripted("lost", |_| Behavior::AnswerAfter(Duration::from_hours(1)))]).unwrap_err();
         assert!(matches!(error, ExecError::Stalled { .. }), "{error}");

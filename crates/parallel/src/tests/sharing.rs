@@ -228,7 +228,7 @@ fn a_worker_that_hangs_in_one_run_is_no_trap_for_the_next() {
             let stats =
                 run_on(&executor, &[later.clone(), scripted("other", |_| Behavior::AnswerAfter(ms(1)))], &Stop::default(), &mut ()).unwrap().1;
             assert_eq!((stats.workers[0].tiles, stats.workers[1].tiles), (0, plan.tiles.len()));
-            // Once it has come back, it is used again.
+            // The worker is used again once it returns.
             gate.release();
             while run_on(&Sequential, std::slice::from_ref(&later), &Stop::default(), &mut ()).is_err() {}
         });

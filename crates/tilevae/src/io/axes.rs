@@ -173,7 +173,7 @@ pub(super) fn resolve(shape: &[usize], direction: Direction, spec: &VaeSpec, io:
     };
     match (io.axes, io.packed_size_px.filter(|_| direction == Direction::Decode)) {
         (Some(_), Some(_)) => {
-            return Err(Unread::Unfit("io.axes and io.packed_size_px exclude each other; packed latents have axes of their own".to_owned()));
+            return Err(Unread::Unfit("io.axes and io.packed_size_px exclude each other; packed latents have fixed axes".to_owned()));
         }
         (Some(axes), None) => {
             let wrong = || Unread::Unfit(format!("io.axes = \"{axes}\" names {} axes, it has {}", axes.rank, shape.len()));
@@ -207,7 +207,7 @@ pub(super) fn resolve(shape: &[usize], direction: Direction, spec: &VaeSpec, io:
     match (&readings[..], may_be_packed) {
         ([(_, reading)], false) => Ok(*reading),
         ([], true) => Err(Unread::Ambiguous(format!(
-            "these are latents in packed patches of 2x2 px, whose height and width are not told: set io.packed_size_px = [height, width], the size of the picture in px; {}",
+            "the latents are packed patches of 2x2 px without height and width: set io.packed_size_px = [height, width], the size of the image in px; {}",
             sizes(shape[shape.len() - 2], spec)
         ))),
         ([], false) => match Reading::of_axes(if shape.len() == 4 { Axes::BCHW } else { Axes::BCTHW }, shape) {
@@ -236,12 +236,12 @@ pub(super) fn resolve(shape: &[usize], direction: Direction, spec: &VaeSpec, io:
 fn described([b, _, t, h, w]: [usize; 5]) -> String {
     let of = |count: usize, one: &str, many: &str| if count == 1 { format!("one {one}") } else { format!("{count} {many}") };
     match (b, t) {
-        (_, 1) => format!("{} of {h}x{w}", of(b, "picture", "pictures")),
+        (_, 1) => format!("{} of {h}x{w}", of(b, "image", "images")),
         _ => format!("{} of {t} frames of {h}x{w}", of(b, "clip", "clips")),
     }
 }
 
-/// Height and width in latent px of a picture, as in diffusers' `FluxPipeline._unpack_latents`.
+/// Height and width in latent px of an image, as in diffusers' `FluxPipeline._unpack_latents`.
 fn latent_px(px: usize, spec: &VaeSpec) -> usize {
     px / (2 * spec.spatial_ratio) * 2
 }
@@ -257,26 +257,26 @@ fn packed(shape: &[usize], PerAxis([height, width]): PerAxis<usize>, channels: u
     }
     let [h, w] = [height, width].map(|px| latent_px(px, spec));
     if (h / 2).checked_mul(w / 2) != Some(tokens) {
-        let told = sizes(tokens, spec);
+        let candidates = sizes(tokens, spec);
         return Err(Unread::Unfit(format!(
-            "io.packed_size_px = [{height}, {width}] makes {} patches of 2x2 latent px; {told}",
+            "io.packed_size_px = [{height}, {width}] makes {} patches of 2x2 latent px; {candidates}",
             (h / 2).saturating_mul(w / 2)
         )));
     }
     Ok(Reading { sides: [batch, channels, 1, h, w], layout: Layout::Packed })
 }
 
-/// Sizes in px of pictures that have so many tokens, the squarest first.
+/// Sizes in px of images with this number of tokens, the squarest first.
 fn sizes(tokens: usize, spec: &VaeSpec) -> String {
     let px = 2 * spec.spatial_ratio;
-    // Nobody has pictures of more; and a header may say anything.
+    // Nobody has images of more; and a header may say anything.
     let root = if tokens <= 1 << 32 { tokens.isqrt() } else { 1 };
     let pairs: Vec<[usize; 2]> =
         (1..=root).rev().filter(|short| tokens.is_multiple_of(*short)).map(|short| [short, tokens / short]).take(4).collect();
     let name = |[a, b]: [usize; 2]| format!("{}x{}", a.saturating_mul(px), b.saturating_mul(px));
     let names: Vec<String> =
         pairs.into_iter().flat_map(|[a, b]| if a == b { vec![name([a, b])] } else { vec![name([a, b]), name([b, a])] }).collect();
-    format!("{tokens} of them are a picture of {} px (height x width)", names.join(", "))
+    format!("{tokens} of them are an image of {} px (height x width)", names.join(", "))
 }
 
 #[cfg(test)]
@@ -327,8 +327,8 @@ mod tests {
     #[test]
     fn what_can_be_read_in_several_ways_is_asked_for() {
         for (shape, spec, fragments) in [
-            (&[16, 16, 8, 12][..], video(16), &["\"bchw\" (16 pictures of 8x12)", "\"cthw\" (one clip of 16 frames of 8x12)", "\"tchw\""][..]),
-            (&[21, 16, 8, 12], video(16), &["\"bchw\" (21 pictures", "\"tchw\" (one clip of 21 frames"]),
+            (&[16, 16, 8, 12][..], video(16), &["\"bchw\" (16 images of 8x12)", "\"cthw\" (one clip of 16 frames of 8x12)", "\"tchw\""][..]),
+            (&[21, 16, 8, 12], video(16), &["\"bchw\" (21 images", "\"tchw\" (one clip of 21 frames"]),
             (&[16, 10, 64], image(16), &["\"chw\"", "io.packed_size_px"]),
             (&[1, 24, 64], image(16), &["io.packed_size_px", "24 of them", "64x96, 96x64", "16x384"]),
             (&[24, 64], image(16), &["io.packed_size_px"]),
@@ -368,7 +368,7 @@ mod tests {
         }
     }
 
-    /// Values that tell where they belong.
+    /// Values that encode their position.
     fn value([b, c, t, y, x]: [usize; 5]) -> f32 {
         (b * 10000 + c * 1000 + t * 100 + y * 10 + x) as f32
     }

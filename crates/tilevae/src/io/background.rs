@@ -4,7 +4,7 @@ use std::str::FromStr;
 use image::DynamicImage;
 use serde::{Deserialize, Serialize};
 
-/// What the transparent px of pictures and clips are laid over, for models whose samples have no alpha.
+/// What the transparent px of images and clips are laid over, for models whose samples have no alpha.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum Background {
@@ -70,7 +70,7 @@ pub(super) fn is_transparent(image: &DynamicImage) -> bool {
     }
 }
 
-/// A picture laid over a colour, by the values that are stored.
+/// An image laid over a colour, by the values that are stored.
 pub(super) fn laid_over(image: DynamicImage, color: [u8; 3]) -> DynamicImage {
     let mix = |value: u16, below: u16, alpha: u16, largest: u16| {
         let [value, below, alpha, largest] = [value, below, alpha, largest].map(u64::from);
@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn alpha_is_the_share_of_the_picture() {
+    fn alpha_is_the_share_of_the_image() {
         let image = RgbaImage::from_pixel(1, 1, Rgba([200, 100, 0, 51]));
         let over = laid_over(DynamicImage::ImageRgba8(image), [0, 255, 10]);
         assert_eq!(over.into_rgb8().get_pixel(0, 0).0, [40, 224, 8]);

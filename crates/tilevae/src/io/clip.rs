@@ -2,7 +2,7 @@ use std::path::Path;
 
 use tiling::{BoxError, HostTensor, Region, TileSource};
 
-use super::pictures::open_picture;
+use super::images::open_image;
 use super::pixels::{DroppedAlpha, Pixels};
 use super::sample_file::{Depth, FrameStore};
 use super::{Background, ClipInfo, FormatKind, Fps, FrameReader, IoError, endings, format_of};
@@ -20,7 +20,7 @@ pub struct Clip {
 }
 
 impl Clip {
-    /// Reads a clip, or a picture of one or more frames, with `channels` channels (1: grey, 3: colour, 4: colour and alpha), to be padded to multiples of
+    /// Reads a clip, or an image of one or more frames, with `channels` channels (1: grey, 3: colour, 4: colour and alpha), to be padded to multiples of
     /// `ratio` px.
     ///
     /// # Errors
@@ -51,7 +51,7 @@ impl Clip {
         for frame in reader.frames()? {
             let frame = frame?;
             let got = [frame.height() as usize, frame.width() as usize];
-            let pixels = Pixels::new(frame, channels, background, || dropped.add(path)).ok_or_else(|| IoError::NotAPicture {
+            let pixels = Pixels::new(frame, channels, background, || dropped.add(path)).ok_or_else(|| IoError::NotAImage {
                 path: path.to_owned(),
                 channels,
                 frames: 1,
@@ -61,7 +61,7 @@ impl Clip {
                 None => store.insert(FrameStore::new(got, channels, Depth::of(&pixels))?),
             };
             if got != store.size() {
-                return Err(IoError::PictureSize { path: path.to_owned(), got, expected: store.size() });
+                return Err(IoError::ImageSize { path: path.to_owned(), got, expected: store.size() });
             }
             store.push(pixels)?;
         }
@@ -71,7 +71,7 @@ impl Clip {
         Ok(Self { store, channels, fps, padded })
     }
 
-    /// Size, number of frames and rate of a clip or picture. Its frames are counted, and not decoded: what is damaged within them is found when they are read.
+    /// Size, number of frames and rate of a clip or image. Its frames are counted, and not decoded: what is damaged within them is found when they are read.
     ///
     /// # Errors
     /// When it cannot be read, is incomplete, or has no frames.
@@ -118,11 +118,11 @@ impl TileSource for Clip {
     }
 }
 
-/// Opens a clip, or a picture of one or more frames. Pictures are recognised by content, whatever their name.
+/// Opens a clip, or an image of one or more frames. Images are recognised by content.
 pub(super) fn open_clip(path: &Path) -> Result<Box<dyn FrameReader>, IoError> {
     let format = format_of(path)?;
     let reader = match format.kind() {
-        FormatKind::Picture => return open_picture(path),
+        FormatKind::Image => return open_image(path),
         FormatKind::Clip => format.open(path)?.into_frames(),
         FormatKind::Tensors => None,
     };
@@ -205,8 +205,8 @@ mod tests {
         assert_eq!(values, [10.0, 20.0, 30.0].map(|value: f32| value / 127.5 - 1.0));
         image::GrayImage::from_pixel(3, 2, image::Luma([1])).save(folder.path().join("f11.png")).unwrap();
         let other = Clip::read(folder.path(), 1, 1).err().unwrap();
-        assert!(matches!(&other, IoError::PictureSize { path, .. } if path.ends_with("f11.png")), "{other}");
-        // A picture that is no frame is not left out without a word.
+        assert!(matches!(&other, IoError::ImageSize { path, .. } if path.ends_with("f11.png")), "{other}");
+        // An image that is no frame is not left out without a word.
         for name in ["f11.gif", "f11.bmp"] {
             std::fs::rename(folder.path().join("f11.png"), folder.path().join(name)).unwrap();
             let error = Clip::read(folder.path(), 1, 1).err().unwrap();

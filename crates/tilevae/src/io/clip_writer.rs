@@ -99,7 +99,7 @@ pub(super) mod testing {
         (0..CANVAS * CANVAS).flat_map(|place| [(3 * place) as u8 ^ level; 3]).collect()
     }
 
-    /// A disk with room for so many bytes.
+    /// A disk with room for this number of bytes.
     pub(in crate::io) struct Limited(pub(in crate::io) usize);
 
     impl std::io::Write for Limited {

@@ -44,7 +44,7 @@ impl Delays {
         self.all += time;
     }
 
-    /// The rate at which as many frames last as long.
+    /// The constant rate with the same total duration.
     pub(super) fn fps(&self) -> Option<Fps> {
         match self.common {
             Some([numerator, denominator]) => Fps::of(1000 * u128::from(denominator), numerator.into()),

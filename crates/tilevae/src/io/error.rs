@@ -8,7 +8,7 @@ use crate::NonFinite;
 #[non_exhaustive]
 pub enum IoError {
     /// A file name with an ending that no format claims.
-    #[error("{} is not a kind of file that can be used here; kinds are {kinds}", path.display())]
+    #[error("{} has a format that cannot be used here; formats are {kinds}", path.display())]
     UnknownKind {
         /// The file.
         path: PathBuf,
@@ -31,7 +31,7 @@ pub enum IoError {
         /// Why.
         source: std::io::Error,
     },
-    /// A file whose content is damaged, whatever it holds.
+    /// A file with damaged content of any kind.
     #[error("{} is damaged or not what its name says: {message}", path.display())]
     Damaged {
         /// The file.
@@ -104,7 +104,7 @@ pub enum IoError {
         found: NonFinite,
     },
     /// A disk without room.
-    #[error("{} has room for {}, {} are needed", folder.display(), bytes(*free), bytes(*needed))]
+    #[error("{} has {} free, {} are needed", folder.display(), bytes(*free), bytes(*needed))]
     NoSpace {
         /// Where it would have to be.
         folder: PathBuf,
@@ -113,7 +113,7 @@ pub enum IoError {
         /// Bytes that are free.
         free: u64,
     },
-    /// A tensor that is no picture and no clip.
+    /// A tensor that is no image and no clip.
     #[error("`{name}` in {} has the shape {shape:?}; expected [batch, channels, height, width] or [batch, channels, frames, height, width]", path.display())]
     Rank {
         /// The file.
@@ -142,21 +142,21 @@ pub enum IoError {
         missing: String,
     },
     /// Several frames where one is taken.
-    #[error("{} has {frames} frames, and one is taken here: models of pictures and batches take single pictures; give it alone to a model of video, or save a frame of it as a picture", path.display())]
+    #[error("{} has {frames} frames, where one is expected: image models and batches take single images; encode it alone with a video model, or save one frame as an image", path.display())]
     Animated {
         /// The file.
         path: PathBuf,
         /// Its frames.
         frames: usize,
     },
-    /// A file that is no picture, among several.
-    #[error("{} is no picture: several inputs must all be pictures of one batch; the frames of a clip lie in a folder, and raw samples come as one file", path.display())]
+    /// A file that is no image, among several.
+    #[error("{} is not an image: several inputs must be images of one batch; give a clip as one folder or file, and raw samples as one file", path.display())]
     NotOneBatch {
         /// The file.
         path: PathBuf,
     },
     /// More px than a kind of file can hold.
-    #[error("{} cannot have {} x {} px (height, width): such files end at {limit} px a side; write {}", path.display(), size[0], size[1], if size.iter().all(|&side| side < i32::MAX as usize) { "a .png, .tif, .safetensors or .npy file" } else { "a .safetensors or .npy file" })]
+    #[error("{} cannot have {} x {} px (height, width): the format's limit is {limit} px a side; write {}", path.display(), size[0], size[1], if size.iter().all(|&side| side < i32::MAX as usize) { "a .png, .tif, .safetensors or .npy file" } else { "a .safetensors or .npy file" })]
     TooLarge {
         /// The file.
         path: PathBuf,
@@ -166,14 +166,14 @@ pub enum IoError {
         limit: usize,
     },
     /// More bytes than a kind of file can hold.
-    #[error("{} cannot have {bytes} bytes of px: such files end at 4 GiB; write a .png, .safetensors or .npy file", path.display())]
+    #[error("{} cannot have {bytes} bytes of px: the format's limit is 4 GiB; write a .png, .safetensors or .npy file", path.display())]
     TooManyBytes {
         /// The file.
         path: PathBuf,
         /// What is asked for.
         bytes: u64,
     },
-    /// A picture that cannot be encoded.
+    /// An image that cannot be encoded.
     #[error("{} cannot be encoded", path.display())]
     Encode {
         /// The file.
@@ -181,17 +181,17 @@ pub enum IoError {
         /// Why.
         source: image::ImageError,
     },
-    /// A picture that cannot be decoded.
+    /// An image that cannot be decoded.
     #[error("{} cannot be decoded", path.display())]
-    Picture {
+    Image {
         /// The file.
         path: PathBuf,
         /// Why.
         source: image::ImageError,
     },
-    /// Pictures of several sizes in one batch.
-    #[error("{} is {got:?} px (height, width), the pictures before it are {expected:?}", path.display())]
-    PictureSize {
+    /// Images of several sizes in one batch.
+    #[error("{} is {got:?} px (height, width), but the previous images are {expected:?}", path.display())]
+    ImageSize {
         /// The file.
         path: PathBuf,
         /// Its size.
@@ -199,12 +199,12 @@ pub enum IoError {
         /// The size of the first.
         expected: [usize; 2],
     },
-    /// A number of channels or frames that a kind of picture cannot show.
+    /// A number of channels or frames that a kind of image cannot show.
     #[error(
-        "{} cannot show {channels} channels and {frames} frames; pictures show one frame, clips three channels: write {} instead",
+        "{} cannot show {channels} channels and {frames} frames; images show one frame, clips three channels: write {} instead",
         path.display(), if *frames > 1 && *channels <= 3 { "a folder (a name without ending), a .y4m, .gif or .mp4 file" } else { "a .safetensors or .npy file" }
     )]
-    NotAPicture {
+    NotAImage {
         /// The file.
         path: PathBuf,
         /// Channels of the samples.
@@ -234,7 +234,7 @@ pub enum IoError {
         message: String,
     },
     /// A rate that a kind of clip cannot have.
-    #[error("{} cannot have {fps} frames a second: {limits}; another rate is given with --fps", path.display())]
+    #[error("{} cannot have {fps} frames a second: {limits}; set another rate with --fps", path.display())]
     Rate {
         /// The clip.
         path: PathBuf,
@@ -244,7 +244,7 @@ pub enum IoError {
         limits: &'static str,
     },
     /// A folder for frames that holds other things.
-    #[error("{} is a folder with something in it; frames are written to a new or empty one", path.display())]
+    #[error("{} is a folder that is not empty; frames are written to a new or empty folder", path.display())]
     FolderInUse {
         /// The folder.
         path: PathBuf,
@@ -274,13 +274,13 @@ pub enum IoError {
         source: std::io::Error,
     },
     /// A pipe whose name does not say what it holds, nor its content.
-    #[error("{} holds nothing that can be told by its first bytes: tensors (safetensors, npy), pictures and clips can", path.display())]
+    #[error("{} has no known format: its first bytes are those of no tensor (safetensors, npy), image or clip file", path.display())]
     UnknownContent {
         /// The pipe.
         path: PathBuf,
     },
     /// Bytes that would come from or go to a terminal.
-    #[error("{} is a terminal; use a pipe, or give the name of a file", path.display())]
+    #[error("{} is a terminal; use a pipe or a file", path.display())]
     Terminal {
         /// The input or output.
         path: PathBuf,
@@ -298,7 +298,7 @@ pub enum IoError {
         file: PathBuf,
     },
     /// Two outputs in one place.
-    #[error("{option} and {other} would both write {}; choose another name for one", path.display())]
+    #[error("{option} and {other} would both write {}; choose different names", path.display())]
     WrittenTwice {
         /// The option that names one output.
         option: String,
@@ -315,25 +315,25 @@ pub enum IoError {
         /// What it is.
         written_as: &'static str,
     },
-    /// A rate for pictures.
-    #[error("--fps is the rate of a clip; what is encoded are pictures")]
-    RateOfPictures,
+    /// A rate for images.
+    #[error("--fps is the rate of a clip, and the inputs are images")]
+    RateOfImages,
     /// A format of latents without metadata, asked to note a rate.
-    #[error("--fps is noted in .safetensors files; {} has no room for it", path.display())]
+    #[error("--fps is stored in .safetensors files; {} cannot store it", path.display())]
     NoMetadata {
         /// The output.
         path: PathBuf,
     },
     /// Latents in a format that is not one of tensors.
-    #[error("{} would be {}; latents are written as .safetensors or .npy", path.display(), if *kind == FormatKind::Picture { "a picture" } else { "a clip" })]
+    #[error("{} is {}; latents are written as .safetensors or .npy", path.display(), if *kind == FormatKind::Image { "an image" } else { "a clip" })]
     NotLatents {
         /// The output.
         path: PathBuf,
         /// What its format holds.
         kind: FormatKind,
     },
-    /// Several pictures or clips for one pipe.
-    #[error("a batch of {items} is written to as many files, which {} is not; write raw samples", shown(path))]
+    /// Several images or clips for one pipe.
+    #[error("a batch of {items} needs {items} files, and {} is one; write raw samples", shown(path))]
     BatchToStream {
         /// The output.
         path: PathBuf,
@@ -341,19 +341,19 @@ pub enum IoError {
         items: usize,
     },
     /// A name of one format where another is asked for.
-    #[error("the name {} says another kind than --output-format; leave one out", path.display())]
+    #[error("the ending of {} contradicts --output-format; leave one out", path.display())]
     OtherFormat {
         /// The output.
         path: PathBuf,
     },
     /// A name that says no format.
-    #[error("the name {} does not say what is written; add --output-format png, safetensors or another", path.display())]
+    #[error("the name {} has no file ending; add --output-format png, safetensors or another", path.display())]
     UnnamedFormat {
         /// The output.
         path: PathBuf,
     },
     /// Standard input for several inputs.
-    #[error("standard input holds one input; name the others as files")]
+    #[error("only one input can be standard input")]
     OneStandardInput,
     /// A round trip of a model that gives other channels than it takes.
     #[error("the model takes {taken} channels and gives {given}: they cannot be compared")]
@@ -383,7 +383,7 @@ impl IoError {
             Self::WouldReplace { .. }
                 | Self::WrittenTwice { .. }
                 | Self::NotAClip { .. }
-                | Self::RateOfPictures
+                | Self::RateOfImages
                 | Self::NoMetadata { .. }
                 | Self::NotLatents { .. }
                 | Self::BatchToStream { .. }
@@ -403,7 +403,7 @@ impl IoError {
                 | Self::TooLarge { .. }
                 | Self::TooManyBytes { .. }
                 | Self::UnknownKind { .. }
-                | Self::NotAPicture { .. }
+                | Self::NotAImage { .. }
                 | Self::OneTensor { .. }
                 | Self::UnknownContent { .. }
                 | Self::Terminal { .. }

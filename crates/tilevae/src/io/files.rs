@@ -20,7 +20,7 @@ impl Files {
         for input in inputs {
             let input = input.as_ref();
             files.read("the input", input);
-            for frame in files_in(input).filter(|file| format_of(file).is_ok_and(Format::is_picture)) {
+            for frame in files_in(input).filter(|file| format_of(file).is_ok_and(Format::is_image)) {
                 files.read("a frame of the input", &frame);
             }
         }

@@ -14,8 +14,8 @@ use super::{Fps, IoError, Origin};
 pub enum FormatKind {
     /// Raw tensors: latents or samples as floats.
     Tensors,
-    /// A picture, or an animated one.
-    Picture,
+    /// An image, or an animated one.
+    Image,
     /// A clip: several frames.
     Clip,
 }
@@ -31,17 +31,17 @@ pub struct Limits {
     pub bytes: u64,
     /// The most tensors in one file.
     pub tensors: usize,
-    /// Whether size and rate of the samples are noted beside latents (see [`Origin`]).
+    /// Whether size and rate of the samples are stored with latents (see [`Origin`]).
     pub metadata: bool,
 }
 
 impl Limits {
     /// No limits, which is how tensors are.
     pub const NONE: Self = Self { channels: &[], side_px: usize::MAX, bytes: u64::MAX, tensors: usize::MAX, metadata: true };
-    /// Those of pictures: grey, RGB or RGBA. Sides are numbers of 31 bits, and so are those of frames in memory.
-    pub const PICTURE: Self = Self { channels: &[1, 3, 4], side_px: i32::MAX as usize, ..Self::NONE };
+    /// Those of images: grey, RGB or RGBA. Sides are numbers of 31 bits, and so are those of frames in memory.
+    pub const IMAGE: Self = Self { channels: &[1, 3, 4], side_px: i32::MAX as usize, ..Self::NONE };
     /// Those of clips: grey or RGB.
-    pub const CLIP: Self = Self { channels: &[1, 3], ..Self::PICTURE };
+    pub const CLIP: Self = Self { channels: &[1, 3], ..Self::IMAGE };
 }
 
 /// A kind of file: how it is named, recognised, read and written. [`register_format!`](crate::register_format) makes one known to everything that reads or
@@ -53,7 +53,7 @@ pub trait Format: Sync {
     /// The name. Where it is one of the endings, files can be written under any name, and `--output-format` takes it.
     fn name(&self) -> &'static str;
 
-    /// Endings of file names, lower-case, without the dot; the first is given to inputs without a name, recognised by content.
+    /// Endings of file names, lower-case, without the dot; the first is given to inputs (unnamed), recognised by content.
     fn endings(&self) -> &'static [&'static str];
 
     /// What files hold.
@@ -69,9 +69,9 @@ pub trait Format: Sync {
         false
     }
 
-    /// Whether a file of one frame is a picture: those of animations can be, beside pictures.
-    fn is_picture(&self) -> bool {
-        self.kind() == FormatKind::Picture
+    /// Whether a file with one frame is an image, as for formats of animations too.
+    fn is_image(&self) -> bool {
+        self.kind() == FormatKind::Image
     }
 
     /// Whether files can be written.
@@ -83,7 +83,7 @@ pub trait Format: Sync {
     fn limits(&self) -> Limits {
         match self.kind() {
             FormatKind::Tensors => Limits::NONE,
-            FormatKind::Picture => Limits::PICTURE,
+            FormatKind::Image => Limits::IMAGE,
             FormatKind::Clip => Limits::CLIP,
         }
     }
@@ -121,7 +121,7 @@ impl PartialEq for dyn Format {
 pub enum Reader {
     /// Named tensors.
     Tensors(Box<dyn TensorReader>),
-    /// The frames of a picture, an animation or a clip.
+    /// The frames of an image, an animation or a clip.
     Frames(Box<dyn FrameReader>),
 }
 
@@ -153,7 +153,7 @@ pub trait TensorReader: fmt::Debug + Send + Sync {
     /// Their headers.
     fn headers(&self) -> &[TensorHeader];
 
-    /// Texts that the file holds beside them, by key.
+    /// Texts of the file's metadata, by key.
     fn metadata(&self) -> HashMap<String, String> {
         HashMap::new()
     }
@@ -179,7 +179,7 @@ pub struct ClipInfo {
 /// The frames of a clip, one after the other. After an error comes nothing.
 pub type Frames = Box<dyn Iterator<Item = Result<DynamicImage, IoError>>>;
 
-/// A picture or a clip of which the structure is known.
+/// An image or a clip of which the structure is known.
 pub trait FrameReader: Send {
     /// Size, number of frames and rate.
     fn info(&self) -> ClipInfo;
@@ -209,7 +209,7 @@ pub fn until_error(mut next: impl FnMut() -> Result<Option<DynamicImage>, IoErro
 pub struct Target<'a> {
     /// Where.
     pub path: &'a Path,
-    /// `[batch, channels, frames, height, width]` of each tensor, or of the samples; of pictures and clips, `batch` is 1.
+    /// `[batch, channels, frames, height, width]` of each tensor, or of the samples; of images and clips, `batch` is 1.
     pub shape: [usize; 5],
     /// The names of the tensors, all of that shape. A sink takes them joined along the batch axis.
     pub tensors: &'a [&'a str],
@@ -263,7 +263,7 @@ macro_rules! register_format {
     };
 }
 
-/// All formats of the program: tensors, pictures and clips, those of this crate before others. Where several claim one ending, the first has it.
+/// All formats of the program: tensors, images and clips, those of this crate before others. Where several claim one ending, the first has it.
 pub fn formats() -> &'static [&'static dyn Format] {
     static FORMATS: OnceLock<Vec<&'static dyn Format>> = OnceLock::new();
     FORMATS.get_or_init(|| {
@@ -273,7 +273,7 @@ pub fn formats() -> &'static [&'static dyn Format] {
     })
 }
 
-/// The format of a name, whatever the case of its letters; its endings are names, too.
+/// The format of a name or ending, ignoring case.
 pub fn format_named(name: &str) -> Option<&'static dyn Format> {
     let name = name.to_ascii_lowercase();
     formats().iter().copied().find(|format| format.name() == name || format.endings().contains(&&*name))
@@ -309,7 +309,7 @@ pub(super) fn format_by_content(head: &[u8], mut filter: impl FnMut(&'static dyn
     formats().iter().copied().find(|format| filter(*format) && format.matches(head))
 }
 
-/// The first bytes of a file, by which formats are told.
+/// The first bytes of a file, by which its format is recognised.
 pub(super) fn head_of(path: &Path) -> Result<Vec<u8>, IoError> {
     let mut head = Vec::new();
     let read = std::fs::File::open(path).and_then(|file| file.take(64).read_to_end(&mut head));
@@ -332,8 +332,8 @@ pub fn check_output(format: &dyn Format, path: &Path, shape: [usize; 5]) -> Resu
     let [_, channels, frames, height, width] = shape;
     let limits = format.limits();
     let has_channels = limits.channels.is_empty() || limits.channels.contains(&channels);
-    if !has_channels || (frames != 1 && format.kind() == FormatKind::Picture) {
-        return Err(IoError::NotAPicture { path: path.to_owned(), channels, frames });
+    if !has_channels || (frames != 1 && format.kind() == FormatKind::Image) {
+        return Err(IoError::NotAImage { path: path.to_owned(), channels, frames });
     }
     if height.max(width) > limits.side_px {
         return Err(IoError::TooLarge { path: path.to_owned(), size: [height, width], limit: limits.side_px });
@@ -413,7 +413,7 @@ mod tests {
             assert!(check(name, 7, 9, 1 << 40, 1 << 20).is_ok());
         }
         for (name, channels, frames) in [("a.jpg", 4, 1), ("a.png", 2, 1), ("a.png", 3, 5), ("a.gif", 4, 2), ("frames", 5, 1)] {
-            assert!(matches!(check(name, channels, frames, 8, 8), Err(IoError::NotAPicture { .. })), "{name}");
+            assert!(matches!(check(name, channels, frames, 8, 8), Err(IoError::NotAImage { .. })), "{name}");
         }
         assert!(check("a.png", 4, 1, 8, 8).is_ok() && check("frames", 3, 9, 8, 8).is_ok());
     }

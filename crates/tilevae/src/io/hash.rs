@@ -69,7 +69,7 @@ mod tests {
         }
         let hash = hashing.sha256().unwrap();
         assert_eq!((canvas.into_block(), hash), (samples.clone(), sha256(&samples)));
-        // As any other tool tells it: of 1, 2 and 3 as f32.
+        // Computed by another tool, of 1, 2 and 3 as f32.
         let three = HostTensor::new([1, 1, 1, 1, 3], vec![1.0, 2.0, 3.0]).unwrap();
         assert_eq!(sha256(&three), "8e628779e6a74ee0b36991c10158f63cafec7d340ad4e075592502c8708524dd");
     }

@@ -62,7 +62,7 @@ impl Planning for (&Config, &Model) {
 /// What a job has written.
 #[derive(Debug, Clone)]
 pub struct Written {
-    /// The files; several for a batch of pictures or clips.
+    /// The files; several for a batch of images or clips.
     pub files: Vec<PathBuf>,
     /// `[batch, channels, frames, height, width]` of what was written.
     pub shape: [usize; 5],
@@ -72,7 +72,7 @@ pub struct Written {
     pub sha256: Option<String>,
 }
 
-/// Latents of a file to a picture, a clip or raw samples.
+/// Latents of a file to an image, a clip or raw samples.
 ///
 /// Frames and px that an encode has added are left out where the file of latents tells it; raw samples keep their padding px. The rate of a clip is the
 /// output's, else that which the latents remember, else [`Fps::DEFAULT`].
@@ -96,7 +96,7 @@ impl DecodeJob {
         Self::with_files(planning, latents, output, false, &mut files)
     }
 
-    /// The same with files that a program has gathered, the output's path among them; `hashes` asks for the SHA-256 of the samples.
+    /// The same with the files of a program, the output's path among them; `hashes` asks for the SHA-256 of the samples.
     ///
     /// # Errors
     /// Those of [`new`](Self::new).
@@ -173,7 +173,7 @@ impl Decoded {
     }
 }
 
-/// Pictures, a clip or raw samples to a file of latents, which remembers the size of pictures, the number of frames that were padded, and the rate.
+/// Images, a clip or raw samples to a file of latents, which remembers the size of images, the number of frames that were padded, and the rate.
 pub struct EncodeJob {
     plan: RunPlan,
     samples: Samples,
@@ -200,8 +200,8 @@ impl EncodeJob {
         let io = &planning.config().io;
         let tensors = output.latent_tensors(io)?;
         let samples = Samples::read(samples, planning.spec(), io)?;
-        if output.fps().is_some() && matches!(samples, Samples::Pictures(_)) {
-            return Err(IoError::RateOfPictures.into());
+        if output.fps().is_some() && matches!(samples, Samples::Images(_)) {
+            return Err(IoError::RateOfImages.into());
         }
         let fitted = FittedFrames::new(samples.source(), planning.spec().frames, io.frames)?;
         let plan = planning.plan(Direction::Encode, fitted.shape())?;
@@ -234,7 +234,7 @@ impl EncodeJob {
         let fitted = FittedFrames::new(samples.source(), pipeline.spec().frames, pipeline.config().io.frames)?;
         let encoded = pipeline.encode_planned(&plan, &fitted, options)?;
         let frames = fitted.is_padded().then(|| fitted.own_frames());
-        let origin = Origin { size: samples.picture_size(), frames, fps: output.fps().or(samples.fps()) };
+        let origin = Origin { size: samples.image_size(), frames, fps: output.fps().or(samples.fps()) };
         Ok(EncodedFile { encoded, output, tensors, rank: samples.rank(), origin })
     }
 }
@@ -282,7 +282,7 @@ pub struct RoundTrip {
     pub files: Vec<PathBuf>,
     /// `[batch, channels, frames, height, width]` of what was compared.
     pub shape: [usize; 5],
-    /// How near the samples are to what comes back.
+    /// The comparison of the samples with the decoded ones.
     pub comparison: Comparison,
     /// What the encode took.
     pub encode: RunStats,
@@ -301,7 +301,7 @@ impl RoundTripJob {
         Self::with_files(planning, samples, output, &mut files)
     }
 
-    /// The same with files that a program has gathered, the output's path among them.
+    /// The same with the files of a program, the output's path among them.
     ///
     /// # Errors
     /// Those of [`new`](Self::new).
@@ -315,7 +315,7 @@ impl RoundTripJob {
         if spec.input_channels != spec.output_channels {
             return Err(IoError::Channels { taken: spec.input_channels, given: spec.output_channels }.into());
         }
-        // A side that is no multiple of the ratio comes back shorter from raw samples, and longer (padded) from a picture.
+        // A side that is no multiple of the ratio is decoded shorter from raw samples, and longer (padded) from an image.
         let size = samples.size();
         let [height, width] = [0, 1].map(|axis| size[axis].min(decode.output_shape[3 + axis]));
         let shape = [batch, spec.output_channels, fitted.own_frames(), height, width];
@@ -377,7 +377,7 @@ impl RoundTripJob {
                 let region = Region { start: [frame, 0, 0], size: [1, height, width] };
                 let original = fitted.read(&region).map_err(of_source)?;
                 let mut back = self.decoded.read(&region).map_err(of_source)?;
-                if self.samples.picture_size().is_some() {
+                if self.samples.image_size().is_some() {
                     back.data_mut().iter_mut().for_each(|value| *value = value.clamp(-1.0, 1.0));
                 }
                 comparison.add(&original, &back);
@@ -395,7 +395,7 @@ impl RoundTripJob {
     }
 }
 
-/// Whether `whole` is `size` padded to a multiple of `ratio`: then a picture that once had that size may be cropped to it.
+/// Whether `whole` is `size` padded to a multiple of `ratio`: then an image that once had that size may be cropped to it.
 fn is_padding(size: [usize; 2], whole: [usize; 2], ratio: usize) -> bool {
     (0..2).all(|axis| size[axis] > 0 && size[axis].next_multiple_of(ratio) == whole[axis])
 }

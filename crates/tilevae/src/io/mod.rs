@@ -1,7 +1,7 @@
-//! Files in and out: raw tensors, pictures and clips.
+//! Files in and out: raw tensors, images and clips.
 //!
 //! A [`Format`] knows one kind of file, its endings and limits, how it is recognised, read and written; every linked crate may register more. A [`DecodeJob`]
-//! or [`EncodeJob`] takes files to a file: it plans first, so that what cannot be is refused before weights load. Outputs are written beside their place and
+//! or [`EncodeJob`] takes files to a file: it plans first, so that errors come before weights load. Outputs are written under a temporary name and
 //! renamed when they are complete.
 
 mod axes;
@@ -15,11 +15,11 @@ mod format;
 mod formats;
 mod fps;
 mod hash;
+mod image_writer;
+mod images;
 mod job;
 mod output;
 mod pending;
-mod picture_writer;
-mod pictures;
 mod pixels;
 mod sample_file;
 mod samples;
@@ -39,11 +39,11 @@ pub use format::{
 };
 pub use fps::Fps;
 pub use hash::{HashingSink, sha256};
+pub use image_writer::{ImageWriter, Pixels8};
+pub use images::{Images, image_size};
 pub use job::{DecodeJob, Decoded, EncodeJob, EncodedFile, Planning, RoundTrip, RoundTripJob, Written};
 pub use output::Output;
 pub use pending::{Spooled, is_standard_output, is_stream, remove_pending, written_file};
-pub use picture_writer::{PictureWriter, Pixels8};
-pub use pictures::{Pictures, picture_size};
 pub use sample_file::SampleFile;
 pub use samples::{Input, Samples, planned_shape};
 pub use space::check_space;

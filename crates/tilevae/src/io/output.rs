@@ -60,9 +60,9 @@ impl Output {
     pub fn with_fps(self, fps: Option<Fps>) -> Result<Self, IoError> {
         let written_as = match self.format.kind() {
             _ if fps.is_none() => return Ok(self),
-            FormatKind::Clip if self.format.is_folder() => "frames, each a picture",
+            FormatKind::Clip if self.format.is_folder() => "frames, each an image",
             FormatKind::Clip => return Ok(Self { fps, ..self }),
-            FormatKind::Picture => "a picture",
+            FormatKind::Image => "an image",
             FormatKind::Tensors => "raw samples",
         };
         Err(IoError::NotAClip { path: self.path, written_as })
@@ -79,7 +79,7 @@ impl Output {
         Ok(Self { fps, ..self })
     }
 
-    /// Where it is written; a batch of pictures or clips gets numbers.
+    /// Where it is written; a batch of images or clips gets numbers.
     pub fn path(&self) -> &Path {
         &self.path
     }

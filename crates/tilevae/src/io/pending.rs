@@ -1,7 +1,7 @@
 //! Outputs that get their name when they are whole.
 //!
-//! Where the system has files without a name (Linux), that is what they are until then. Elsewhere, and where another program opens them by name, they lie in
-//! a hidden folder beside their place, which is removed when they are given up.
+//! Where the system has files (unnamed) (Linux), that is what they are until then. Elsewhere, and where another program opens them by name, they lie in
+//! a hidden folder next to their destination, which is removed when they are abandoned.
 
 use std::fs::{self, File};
 use std::io::{self, IsTerminal, Read, Seek, Write};
@@ -167,7 +167,7 @@ impl PendingFile {
         }
     }
 
-    /// The name that it has meanwhile, with the ending of its path, when it was begun with one.
+    /// The temporary name, with the ending of its path if it was begun with one.
     pub(super) fn name(&self) -> Option<PathBuf> {
         self.hidden.as_ref().map(|hidden| named_in(hidden, &self.path))
     }
@@ -189,7 +189,7 @@ impl PendingFile {
                 io::copy(&mut self.file, &mut File::options().write(true).open(&self.path)?).map(drop)
             };
         };
-        // Some file systems tell only now that there was no room.
+        // Some file systems report a full disk only here.
         self.file.sync_all()?;
         if let Ok(before) = fs::metadata(target) {
             // Where they cannot be kept, those of a new file do.
@@ -201,7 +201,7 @@ impl PendingFile {
                 (hidden, name)
             }
             None if place(|| link(&self.file, target)).is_ok() => return Ok(()),
-            // A file without a name cannot take another's.
+            // A file (unnamed) cannot take another's.
             None => {
                 let hidden = Hidden::new(folder_of(target))?;
                 let name = named_in(&hidden, &self.path);
@@ -224,7 +224,7 @@ fn named_in(Hidden(folder): &Hidden, path: &Path) -> PathBuf {
     folder.join(path.file_name().unwrap_or("output".as_ref()))
 }
 
-/// A file without a name, where the file system has such.
+/// A file (unnamed), where the file system has such.
 #[cfg(target_os = "linux")]
 fn unnamed(folder: &Path) -> Option<File> {
     use rustix::fs::{Mode, OFlags, open};
@@ -236,7 +236,7 @@ fn unnamed(_: &Path) -> Option<File> {
     None
 }
 
-/// Gives a file without a name one that no other has.
+/// Gives a file (unnamed) one that no other has.
 #[cfg(target_os = "linux")]
 fn link(file: &File, name: &Path) -> io::Result<()> {
     use std::os::fd::AsRawFd;
@@ -384,7 +384,7 @@ mod tests {
     fn files_have_no_name_until_they_are_whole() {
         let folder = tempfile::tempdir().unwrap();
         if unnamed(folder.path()).is_none() {
-            println!("skipped: the file system of temporary files has no files without a name");
+            println!("skipped: the file system of temporary files has no files (unnamed)");
             return;
         }
         let pending = PendingFile::new(&folder.path().join("out.txt")).unwrap();

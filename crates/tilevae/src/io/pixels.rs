@@ -14,23 +14,23 @@ pub(super) enum Pixels {
 }
 
 impl Pixels {
-    /// The px of a picture with `channels` channels (1: grey, 3: RGB, 4: RGBA), if it can be shown so. Where the channels have no alpha, transparent px are
+    /// The px of an image with `channels` channels (1: grey, 3: RGB, 4: RGBA), if it can be shown so. Where the channels have no alpha, transparent px are
     /// laid over `background`; without one, `on_dropped_alpha` is called.
-    pub(super) fn new(mut picture: DynamicImage, channels: usize, background: Background, on_dropped_alpha: impl FnOnce()) -> Option<Self> {
-        if channels < 4 && is_transparent(&picture) {
+    pub(super) fn new(mut image: DynamicImage, channels: usize, background: Background, on_dropped_alpha: impl FnOnce()) -> Option<Self> {
+        if channels < 4 && is_transparent(&image) {
             match background {
                 Background::None => on_dropped_alpha(),
-                Background::Color(color) => picture = laid_over(picture, color),
+                Background::Color(color) => image = laid_over(image, color),
             }
         }
-        let is_deep = picture.color().bytes_per_pixel() / picture.color().channel_count() > 1;
+        let is_deep = image.color().bytes_per_pixel() / image.color().channel_count() > 1;
         Some(match (channels, is_deep) {
-            (1, false) => Self::Eight(picture.into_luma8().into_raw()),
-            (3, false) => Self::Eight(picture.into_rgb8().into_raw()),
-            (4, false) => Self::Eight(picture.into_rgba8().into_raw()),
-            (1, true) => Self::Sixteen(picture.into_luma16().into_raw()),
-            (3, true) => Self::Sixteen(picture.into_rgb16().into_raw()),
-            (4, true) => Self::Sixteen(picture.into_rgba16().into_raw()),
+            (1, false) => Self::Eight(image.into_luma8().into_raw()),
+            (3, false) => Self::Eight(image.into_rgb8().into_raw()),
+            (4, false) => Self::Eight(image.into_rgba8().into_raw()),
+            (1, true) => Self::Sixteen(image.into_luma16().into_raw()),
+            (3, true) => Self::Sixteen(image.into_rgb16().into_raw()),
+            (4, true) => Self::Sixteen(image.into_rgba16().into_raw()),
             _ => return None,
         })
     }
@@ -46,7 +46,7 @@ impl Pixels {
     }
 }
 
-/// Pictures whose alpha is dropped, for one warning about all of them.
+/// Images whose alpha is dropped, for one warning about all of them.
 #[derive(Debug, Default)]
 pub(super) struct DroppedAlpha {
     first: Option<PathBuf>,

@@ -238,7 +238,7 @@ mod tests {
             let region = Region { start, size };
             assert_eq!(file.read(&region).unwrap(), samples.region(&region));
         }
-        // A file of fewer frames and a smaller picture keeps what it has room for.
+        // A file of fewer frames and a smaller image keeps what it has room for.
         let mut small = SampleFile::scratch([2, 3, 2, 4, 5]).unwrap();
         small.take([0; 3], all, samples.clone()).unwrap();
         let region = Region { start: [0; 3], size: [2, 4, 5] };

@@ -4,15 +4,15 @@ use tiling::{HostTensor, TileSource};
 use vae_core::{FrameRule, VaeSpec};
 
 use super::clip::open_clip;
-use super::pictures::open_picture;
-use super::{Clip, ClipInfo, FormatKind, Fps, IoError, Pictures, Spooled, Tensor, Tensors, format_of, is_stream};
+use super::images::open_image;
+use super::{Clip, ClipInfo, FormatKind, Fps, Images, IoError, Spooled, Tensor, Tensors, format_of, is_stream};
 use crate::{Direction, Error, FittedFrames, IoConfig};
 
 /// What is encoded.
 #[derive(Debug)]
 pub enum Samples {
-    /// A batch of pictures.
-    Pictures(Pictures),
+    /// A batch of images.
+    Images(Images),
     /// A clip.
     Clip(Clip),
     /// A raw tensor.
@@ -20,8 +20,8 @@ pub enum Samples {
 }
 
 impl Samples {
-    /// Reads what a model encodes: one file of raw samples, one clip, or a batch of pictures. Animated pictures (GIF, WebP, PNG) and TIFF files of several
-    /// pages are clips for models of video; for models of pictures, and in a batch, they are refused. `-` is standard input.
+    /// Reads what a model encodes: one file of raw samples, one clip, or a batch of images. Animated images (GIF, WebP, PNG) and TIFF files of several
+    /// pages are clips for models of video; for models of images, and in a batch, they are refused. `-` is standard input.
     ///
     /// # Errors
     /// When a file cannot be read, does not go with the others or the model, or holds more frames than the model takes.
@@ -38,14 +38,14 @@ impl Samples {
             return Ok(samples);
         }
         for path in &paths {
-            if !format_of(path)?.is_picture() {
+            if !format_of(path)?.is_image() {
                 return Err(IoError::NotOneBatch { path: path.clone() });
             }
         }
-        Ok(Self::Pictures(Pictures::read_over(&paths, spec.input_channels, spec.spatial_ratio, io.background)?))
+        Ok(Self::Images(Images::read_over(&paths, spec.input_channels, spec.spatial_ratio, io.background)?))
     }
 
-    /// Reads a file by itself; none for a picture that a model of pictures takes, which is a batch of one.
+    /// Reads a file by itself; none for an image that a model of images takes, which is a batch of one.
     fn read_one(path: &Path, spec: &VaeSpec, io: &IoConfig) -> Result<Option<Self>, IoError> {
         let (channels, ratio, background) = (spec.input_channels, spec.spatial_ratio, io.background);
         let format = format_of(path)?;
@@ -53,27 +53,27 @@ impl Samples {
         let is_video = spec.frames != FrameRule::Image;
         Ok(Some(match format.kind() {
             FormatKind::Tensors => Self::Tensor(Tensors::read(path)?.input(Direction::Encode, spec, io)?.read()?),
-            FormatKind::Clip if is_video || !format.is_picture() => {
+            FormatKind::Clip if is_video || !format.is_image() => {
                 let reader = open_clip(path)?;
                 check_frames(path, reader.info(), spec)?;
                 Self::Clip(Clip::from_reader(path, reader, channels, ratio, background)?)
             }
-            FormatKind::Picture if is_video => {
-                let reader = open_picture(path)?;
+            FormatKind::Image if is_video => {
+                let reader = open_image(path)?;
                 if reader.info().frames > 1 {
                     Self::Clip(Clip::from_reader(path, reader, channels, ratio, background)?)
                 } else {
-                    Self::Pictures(Pictures::from_readers(std::iter::once(Ok((path.to_owned(), reader))), channels, ratio, background)?)
+                    Self::Images(Images::from_readers(std::iter::once(Ok((path.to_owned(), reader))), channels, ratio, background)?)
                 }
             }
             _ => return Ok(None),
         }))
     }
 
-    /// The samples, padded to whole latent px where they are pictures or a clip.
+    /// The samples, padded to whole latent px where they are images or a clip.
     pub fn source(&self) -> &dyn TileSource {
         match self {
-            Self::Pictures(pictures) => pictures,
+            Self::Images(images) => images,
             Self::Clip(clip) => clip,
             Self::Tensor(tensor) => &tensor.block,
         }
@@ -82,7 +82,7 @@ impl Samples {
     /// 4 (without frames) or 5: the rank in which latents of them are written.
     pub fn rank(&self) -> usize {
         match self {
-            Self::Pictures(_) => 4,
+            Self::Images(_) => 4,
             Self::Clip(_) => 5,
             Self::Tensor(tensor) => tensor.rank,
         }
@@ -91,13 +91,13 @@ impl Samples {
     /// Height and width before padding, in px.
     pub fn size(&self) -> [usize; 2] {
         let [_, _, _, height, width] = self.source().shape();
-        self.picture_size().unwrap_or([height, width])
+        self.image_size().unwrap_or([height, width])
     }
 
-    /// The same of pictures and clips, which are padded.
-    pub fn picture_size(&self) -> Option<[usize; 2]> {
+    /// The same of images and clips, which are padded.
+    pub fn image_size(&self) -> Option<[usize; 2]> {
         match self {
-            Self::Pictures(pictures) => Some(pictures.size()),
+            Self::Images(images) => Some(images.size()),
             Self::Clip(clip) => Some(clip.size()),
             Self::Tensor(_) => None,
         }
@@ -107,7 +107,7 @@ impl Samples {
     pub fn fps(&self) -> Option<Fps> {
         match self {
             Self::Clip(clip) => clip.fps(),
-            Self::Pictures(_) | Self::Tensor(_) => None,
+            Self::Images(_) | Self::Tensor(_) => None,
         }
     }
 }
@@ -138,9 +138,9 @@ impl Input {
         }
     }
 
-    /// What a run would take of the input: the direction and the shape `[batch, channels, frames, height, width]`. No values and no px are read.
+    /// What a run would take of the input: the direction and the shape `[batch, channels, frames, height, width]`. No values are read.
     ///
-    /// Without a direction, latents are decoded, and everything else is encoded. Pictures and clips count as their latents in a decode.
+    /// Without a direction, latents are decoded, and everything else is encoded. Images and clips count as their latents in a decode.
     ///
     /// # Errors
     /// When it cannot be read, or the model does not take it.
@@ -171,7 +171,7 @@ impl Input {
 /// encode, padded to whole latent px and fitted to the frames that a model takes, or the latents of them.
 ///
 /// # Errors
-/// When the model does not take so many frames.
+/// When the model does not take that number of frames.
 pub fn planned_shape(frames: usize, size: [usize; 2], direction: Direction, spec: &VaeSpec, io: &IoConfig) -> Result<[usize; 5], Error> {
     let clip = HostTensor::zeros([1, 0, frames, 1, 1]);
     let frames = FittedFrames::new(&clip, spec.frames, io.frames)?.shape()[2];
@@ -254,12 +254,12 @@ mod tests {
             assert!(matches!(probe(&path, &image), Err(IoError::Animated { frames: 5, .. })));
         }
         for path in [pages(&folder, "page.tif", &[8]), gif(&folder, "still.gif", 1)] {
-            let Ok(Samples::Pictures(pictures)) = read(&[path.clone(), path.clone()], &image, Background::None) else { panic!("{path:?}") };
-            assert_eq!(pictures.shape(), [2, 3, 1, 8, 8]);
-            assert!(matches!(read(&[path], &image, Background::None), Ok(Samples::Pictures(_))));
+            let Ok(Samples::Images(images)) = read(&[path.clone(), path.clone()], &image, Background::None) else { panic!("{path:?}") };
+            assert_eq!(images.shape(), [2, 3, 1, 8, 8]);
+            assert!(matches!(read(&[path], &image, Background::None), Ok(Samples::Images(_))));
         }
         let error = read(&[pages(&folder, "sizes.tif", &[8, 16])], &video, Background::None).unwrap_err();
-        assert!(matches!(error, IoError::PictureSize { .. }), "{error}");
+        assert!(matches!(error, IoError::ImageSize { .. }), "{error}");
         let frames = folder.path().join("frames");
         std::fs::create_dir(&frames).unwrap();
         for name in ["1.png", "2.png"] {

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::IoError;
 
-/// Checks that `bytes` more find room in a folder. Where the system does not tell, they do.
+/// Checks that a folder has room for `bytes` more. Passes where the system does not report it.
 ///
 /// # Errors
 /// [`IoError::NoSpace`].
@@ -36,7 +36,7 @@ fn free_beside(file: &File) -> Option<u64> {
     rustix::fs::fstatvfs(file).ok().and_then(free_of)
 }
 
-/// File systems without blocks do not tell.
+/// File systems without blocks report nothing.
 #[cfg(unix)]
 fn free_of(room: rustix::fs::StatVfs) -> Option<u64> {
     (room.f_blocks > 0).then(|| room.f_bavail.saturating_mul(room.f_frsize))

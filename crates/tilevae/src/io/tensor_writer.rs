@@ -12,7 +12,7 @@ use super::{FormatKind, Fps, IoError, Target, Writer, output_format_of};
 /// What a file of latents says of the samples that they come from, in its metadata (`tilevae.height` and so on).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Origin {
-    /// Height and width of the picture, in px.
+    /// Height and width of the image, in px.
     pub size: Option<[usize; 2]>,
     /// Frames of the clip.
     pub frames: Option<usize>,
@@ -94,7 +94,7 @@ impl TensorWriter {
         let [batch, c, t, h, w] = target.shape;
         let shape = [batch.saturating_mul(target.tensors.len()), c, t, h, w];
         let pending = PendingFile::new(&path)?;
-        // More than any disk holds is more than a header can tell.
+        // Sizes that overflow the header's integers.
         reserve(pending.file(), &pending.lies_in(), bytes_of(shape))?;
         let header = header(&written_shape(target.shape, target.rank)).map_err(error)?;
         reserve(pending.file(), &pending.lies_in(), bytes_of(shape).saturating_add(header.len() as u64))?;

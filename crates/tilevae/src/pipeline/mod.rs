@@ -29,7 +29,9 @@ pub fn open_model(config: &Config) -> Result<Model, Error> {
 
 /// A model with its weights on the configured devices.
 ///
-/// A pipeline holds no state of a run: many threads may run it at once. A worker runs one tile at a time, and runs that share a worker take turns.
+/// A pipeline holds no state of a run: many threads may run it at once. A worker runs one tile at a time, and runs that share a worker alternate tile by tile.
+/// Runs that are called on threads of a rayon pool do not wait for other runs, because the pool may need these threads to finish the others: their tiles share
+/// the worker.
 #[derive(Debug)]
 pub struct Pipeline {
     config: Config,
@@ -180,8 +182,8 @@ impl Pipeline {
 
     /// Runs zeros through every GPU at once, in a tile of each shape of the plan, so that kernels are compiled and tuned before the run.
     ///
-    /// A GPU that fails here fails in the run, too, where other workers take over its tiles; so a failure is only logged, and so is a GPU that does not
-    /// come back within ten minutes.
+    /// A GPU that fails here also fails in the run, where other workers take over its tiles; so a failure is only logged, and so is a GPU that takes more than
+    /// ten minutes. The warm-up does not wait for runs that use the GPUs.
     pub fn warm_up(&self, plan: &RunPlan, stop: &Stop) {
         let workers = self.workers(plan, false, stop);
         let gpus = self.worker_slots.iter().zip(workers).filter(|(slot, _)| vae_core::adapter(&self.replicas[slot.device].vae.device()).is_some());

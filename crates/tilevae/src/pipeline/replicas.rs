@@ -24,7 +24,7 @@ pub(crate) struct Replica {
 #[derive(Debug)]
 pub(crate) struct WideReplicas {
     model: Model,
-    /// One for each device, whatever the number of its workers.
+    /// One per device, for all of its workers.
     loaded: Mutex<Vec<Arc<dyn Vae>>>,
 }
 

@@ -24,7 +24,7 @@ fn f16_is_computed_in_f32_where_the_model_asks_for_it() {
     assert!(pipeline(SD, "f16").spec().force_upcast);
     assert_eq!(decode(SD, "f16", 4), decode(SD, "f32", 4));
     assert_ne!(decode(SD, "bf16", 4), decode(SD, "f32", 4));
-    // Processors compute in f32 unless they are told not to.
+    // `auto` is f32 on CPUs.
     assert_eq!(decode(DEMO, "auto", 16), decode(DEMO, "f32", 16));
     assert_ne!(decode(DEMO, "f16", 16), decode(DEMO, "f32", 16));
 }
@@ -87,7 +87,7 @@ fn files_without_a_configuration_find_their_family() {
         let alone = folder.path().join(source.file_name().unwrap());
         std::fs::copy(&source, &alone).unwrap();
         let config = Config::from_toml(&format!("model.path = {alone:?}")).unwrap();
-        // The groups of norms are not told by shapes: small models of `kl` are refused with the published 32, but by `kl`.
+        // Shapes do not show the groups of norms: `kl` assumes the published 32, which do not fit small models.
         let family = match open_model(&config) {
             Ok(model) => model.entry.name.to_owned(),
             Err(error) if error.to_string().contains("norm_num_groups") => "kl".to_owned(),
@@ -150,7 +150,7 @@ impl BlendPolicy for Later {
     }
 }
 
-/// Panics at whatever it is asked.
+/// Panics at every call.
 #[derive(Debug)]
 struct Broken;
 
@@ -289,5 +289,37 @@ fn an_encode_to_a_sink_gives_the_latents_of_an_encode_in_memory() {
         if let Some([mean, log_variance]) = encoded.moments {
             assert_eq!((mean, log_variance.shape()), (encoded.latents.clone(), encoded.latents.shape()));
         }
+    }
+}
+
+/// Cancels a run once a tile is finished.
+struct StopAfterTile(Stop);
+
+impl Progress for StopAfterTile {
+    fn on_event(&mut self, event: &parallel::Event) {
+        if matches!(event, parallel::Event::TileFinished { .. }) {
+            self.0.stop();
+        }
+    }
+}
+
+#[test]
+fn a_cancelled_run_leaves_the_other_runs_of_its_pipeline_alone() {
+    for executor in ["sequential", "multi-device", "pipelined"] {
+        let config = format!("model.path = {DEMO:?}\ntiling.tile_px = 32\nexecutor.kind = {executor:?}");
+        let pipeline = Pipeline::load(&Config::from_toml(&config).unwrap()).unwrap();
+        let latents = latents(16);
+        let expected = pipeline.decode(&latents, RunOptions::default()).unwrap();
+        thread::scope(|scope| {
+            let cancelled = scope.spawn(|| {
+                let stop = Stop::default();
+                let mut progress = StopAfterTile(stop.clone());
+                pipeline.decode(&latents, RunOptions::default().with_progress(&mut progress).with_stop(stop))
+            });
+            let completed = scope.spawn(|| pipeline.decode(&latents, RunOptions::default()));
+            assert!(cancelled.join().unwrap().unwrap_err().is_stop(), "{executor}");
+            assert_eq!(completed.join().unwrap().unwrap(), expected, "{executor}");
+        });
+        assert_eq!(pipeline.decode(&latents, RunOptions::default()).unwrap(), expected, "{executor}");
     }
 }

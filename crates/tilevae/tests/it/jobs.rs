@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use tilevae::io::{
-    self, ClipInfo, DecodeJob, EncodeJob, Format, FormatKind, FrameReader, Frames, IoError, Output, PictureWriter, Pixels8, Reader, RoundTripJob,
+    self, ClipInfo, DecodeJob, EncodeJob, Format, FormatKind, FrameReader, Frames, ImageWriter, IoError, Output, Pixels8, Reader, RoundTripJob,
     Target, Tensors, Writer, until_error,
 };
 use tilevae::{Config, Pipeline, RunOptions};
@@ -23,7 +23,7 @@ const LATENTS: &str = "examples/latents/chelsea.safetensors";
 const PHOTOGRAPH: &str = "examples/images/chelsea.png";
 
 #[test]
-fn latents_become_a_picture() -> Result<(), Box<dyn std::error::Error>> {
+fn latents_become_a_image() -> Result<(), Box<dyn std::error::Error>> {
     let folder = tempfile::tempdir()?;
     let path = folder.path().join("out.png");
 
@@ -33,13 +33,13 @@ fn latents_become_a_picture() -> Result<(), Box<dyn std::error::Error>> {
 
     // The latents remember the size of the photograph, which is no multiple of 8.
     assert_eq!((&written.files[..], written.shape), (&[path.clone()][..], [1, 3, 1, 300, 451]));
-    assert_eq!(io::picture_size(&path)?, [300, 451]);
+    assert_eq!(io::image_size(&path)?, [300, 451]);
     assert_eq!(fs::read_dir(folder.path())?.count(), 1);
     Ok(())
 }
 
 #[test]
-fn a_picture_becomes_latents() -> Result<(), Box<dyn std::error::Error>> {
+fn an_image_becomes_latents() -> Result<(), Box<dyn std::error::Error>> {
     let folder = tempfile::tempdir()?;
     let path = folder.path().join("out.safetensors");
 
@@ -53,7 +53,7 @@ fn a_picture_becomes_latents() -> Result<(), Box<dyn std::error::Error>> {
 }
 
 #[test]
-fn a_picture_goes_there_and_back() -> Result<(), Box<dyn std::error::Error>> {
+fn an_image_goes_there_and_back() -> Result<(), Box<dyn std::error::Error>> {
     let folder = tempfile::tempdir()?;
     let path = folder.path().join("out.npy");
 
@@ -80,13 +80,13 @@ fn what_cannot_be_is_refused_without_weights() {
     assert!(error.to_string().contains("cannot be written"), "{error}");
     let error =
         EncodeJob::new(&(&config, &model), &[root("examples/clips/chelsea.gif")], &Output::latents(folder.path().join("o.npy"), None).unwrap());
-    assert!(error.err().unwrap().to_string().contains("frames, and one is taken here"));
+    assert!(error.err().unwrap().to_string().contains("frames, where one is expected"));
     assert!(matches!(Output::latents(folder.path().join("o.png"), None), Err(IoError::NotLatents { .. })));
     assert_eq!(job(&folder.path().join("out.png")).unwrap().output_shape, [1, 3, 1, 304, 456]);
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
 }
 
-/// A picture as text: height, width, then a line for each row of grey levels in hexadecimal.
+/// An image as text: height, width, then a line for each row of grey levels in hexadecimal.
 struct Hex;
 
 tilevae::register_format!(Hex);
@@ -101,7 +101,7 @@ impl Format for Hex {
     }
 
     fn kind(&self) -> FormatKind {
-        FormatKind::Picture
+        FormatKind::Image
     }
 
     fn matches(&self, head: &[u8]) -> bool {
@@ -110,18 +110,18 @@ impl Format for Hex {
 
     fn open(&self, path: &Path) -> Result<Reader, IoError> {
         let text = fs::read_to_string(path).map_err(|source| IoError::Read { path: path.to_owned(), source })?;
-        let damaged = || IoError::Damaged { path: path.to_owned(), message: "it is no hexadecimal picture".to_owned() };
+        let damaged = || IoError::Damaged { path: path.to_owned(), message: "it is no hexadecimal image".to_owned() };
         let mut lines = text.lines();
         let header = lines.next().and_then(|line| line.strip_prefix("hex ")?.split_once(' ')).ok_or_else(damaged)?;
         let [height, width] = [header.0, header.1].map(|side| side.parse().unwrap_or(0));
         let digits: String = lines.collect();
         let levels = (0..digits.len() / 2).map_while(|at| u8::from_str_radix(digits.get(2 * at..2 * at + 2)?, 16).ok());
         let image = image::GrayImage::from_raw(width, height, levels.collect()).ok_or_else(damaged)?;
-        Ok(Reader::Frames(Box::new(HexPicture(image))))
+        Ok(Reader::Frames(Box::new(HexImage(image))))
     }
 
     fn create(&self, target: &Target<'_>) -> Result<Box<dyn Writer>, IoError> {
-        Ok(Box::new(PictureWriter::new(target, |Pixels8 { bytes, size: [height, width], .. }| {
+        Ok(Box::new(ImageWriter::new(target, |Pixels8 { bytes, size: [height, width], .. }| {
             let pixels = bytes.chunks(bytes.len() / (height * width) as usize);
             let levels: Vec<String> = pixels.map(|pixel| format!("{:02x}", pixel[0])).collect();
             Ok(format!("hex {height} {width}\n{}\n", levels.join("")).into_bytes())
@@ -129,9 +129,9 @@ impl Format for Hex {
     }
 }
 
-struct HexPicture(image::GrayImage);
+struct HexImage(image::GrayImage);
 
-impl FrameReader for HexPicture {
+impl FrameReader for HexImage {
     fn info(&self) -> ClipInfo {
         ClipInfo { size: [self.0.height() as usize, self.0.width() as usize], frames: 1, fps: None }
     }
@@ -145,18 +145,18 @@ impl FrameReader for HexPicture {
 #[test]
 fn a_format_from_outside_is_written_and_read() -> Result<(), Box<dyn std::error::Error>> {
     let folder = tempfile::tempdir()?;
-    let [picture, latents] = ["out.hex", "out.npy"].map(|name| folder.path().join(name));
+    let [image, latents] = ["out.hex", "out.npy"].map(|name| folder.path().join(name));
     let pipeline = Pipeline::load(&config())?;
-    let job = DecodeJob::new(&pipeline, root(LATENTS), &Output::samples(&picture, None)?)?;
+    let job = DecodeJob::new(&pipeline, root(LATENTS), &Output::samples(&image, None)?)?;
     job.run(&pipeline, RunOptions::default())?;
-    assert!(fs::read_to_string(&picture)?.starts_with("hex 300 451\n"));
-    // Its content tells it, whatever its name.
+    assert!(fs::read_to_string(&image)?.starts_with("hex 300 451\n"));
+    // The format is recognised by content.
     let renamed = folder.path().join("renamed.png");
-    fs::rename(&picture, &renamed)?;
+    fs::rename(&image, &renamed)?;
     let job = EncodeJob::new(&pipeline, &[renamed], &Output::latents(&latents, None)?)?;
     job.run(&pipeline, RunOptions::default())?;
     assert_eq!(Tensors::read(&latents)?.latents()?.block.shape(), [1, 16, 1, 38, 57]);
-    assert_eq!(io::format_named("hex").map(Format::kind), Some(FormatKind::Picture));
+    assert_eq!(io::format_named("hex").map(Format::kind), Some(FormatKind::Image));
     assert!(io::endings(Format::is_written).contains(".tiff, .hex, .y4m"));
     Ok(())
 }

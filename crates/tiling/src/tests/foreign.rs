@@ -1,4 +1,4 @@
-//! What downstream crates bring: grids, blends and sinks that do not keep to what is agreed are told so, and nothing panics.
+//! Grids, blend policies and sinks of other crates that break their contract: the result is an error, never a panic.
 
 use super::{noise, toy};
 use crate::{

@@ -22,7 +22,7 @@ pub struct Backend {
     pub(crate) driver: Option<&'static dyn Driver>,
 }
 
-/// How a name tells apart the devices of one backend.
+/// How names distinguish the devices of one backend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Addressing {
     /// There is one device: `cpu`.
@@ -121,7 +121,7 @@ pub(crate) trait Driver: Sync {
         None
     }
 
-    /// Whether compiled kernels are kept from run to run. Backends that share a cache may all be told.
+    /// Whether compiled kernels are kept from run to run. Backends that share a cache may all be set.
     fn keep_kernels(&self, _keep: bool) {}
 }
 

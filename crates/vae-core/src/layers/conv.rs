@@ -204,6 +204,39 @@ impl Conv3d {
     }
 }
 
+/// A convolution over frames, for each px by itself (torch, `Conv1d`). Which frames it sees is up to the caller: see [`TemporalWindow`].
+#[derive(Module, Debug)]
+pub struct Conv1d {
+    /// `[out, in, kernel_frames]`.
+    pub weight: Param<Tensor<3>>,
+    /// `[out]`.
+    pub bias: Option<Param<Tensor<1>>>,
+}
+
+impl Conv1d {
+    /// A kernel of `frames` frames, with or without a bias.
+    pub fn new([channels_in, channels_out]: [usize; 2], frames: std::num::NonZeroUsize, bias: bool, device: &Device) -> Self {
+        Self { weight: parameter([channels_out, channels_in, frames.get()], device), bias: bias.then(|| parameter([channels_out], device)) }
+    }
+
+    /// # Shapes
+    /// `[b, in, t, h, w]` to `[b, out, t', h, w]`.
+    ///
+    /// # Panics
+    /// When the input has another number of channels.
+    pub fn forward(&self, x: Features, window: TemporalWindow) -> Features {
+        let [channels_out, channels_in, frames] = self.weight.dims();
+        let convolution = Convolution {
+            weight: self.weight.val().reshape([channels_out, channels_in, frames, 1, 1]),
+            bias: self.bias.as_ref().map(Param::val),
+            stride: [1, 1],
+            padding: Padding::NONE,
+            window,
+        };
+        x.convolve(&convolution, None)
+    }
+}
+
 fn split<const PARTS: usize>(convolution: &Convolution, x: &Features) -> [Features; PARTS] {
     let channels = convolution.weight.dims()[0] / PARTS;
     std::array::from_fn(|part| {
@@ -230,7 +263,7 @@ pub struct Linear {
 }
 
 impl Linear {
-    /// A map from `channels` to as many.
+    /// A map from `channels` to `channels`.
     pub fn square(channels: usize, device: &Device) -> Self {
         Self { weight: parameter([channels, channels], device), bias: parameter([channels], device) }
     }
@@ -282,5 +315,28 @@ mod tests {
         let options = Conv3dOptions { kernel: [0, 1, 1], stride: [1, 1], padding: Padding::NONE, bias: false };
         assert!(matches!(Conv3d::new([3, 4], options, &device), Err(VaeError::Spec { .. })));
         assert!(Conv2d::new([3, 4], Conv2dOptions { kernel: [7, 2], stride: [3, 1], ..Conv2dOptions::default() }, &device).is_ok());
+    }
+
+    #[cfg(feature = "flex")]
+    #[test]
+    fn conv1d_is_burns_conv1d_of_each_px() {
+        use burn::tensor::module::conv1d;
+        use burn::tensor::ops::ConvOptions;
+        use burn::tensor::{Distribution, Tolerance};
+
+        let device = Device::flex();
+        let mut convolution = Conv1d::new([5, 7], 3.try_into().unwrap(), true, &device);
+        convolution.weight = Param::from_tensor(Tensor::random([7, 5, 3], Distribution::Default, &device));
+        convolution.bias = Some(Param::from_tensor(Tensor::random([7], Distribution::Default, &device)));
+        let x: Tensor<5> = Tensor::random([2, 5, 6, 3, 4], Distribution::Default, &device);
+        let context = crate::Context::default();
+        let window = TemporalWindow { context: 2, stride: 2 };
+        let got: Tensor<5> = convolution.forward(Features::new(x.clone(), &context), window).into();
+        // Px to the batch: [b * h * w, in, t].
+        let rows = x.permute([0, 3, 4, 1, 2]).reshape([24, 5, 6]);
+        let bias = convolution.bias.as_ref().map(Param::val);
+        let expected = conv1d(rows, convolution.weight.val(), bias, ConvOptions::new([2], [0], [1], 1));
+        let expected: Tensor<5> = expected.reshape([2, 3, 4, 7, 2]).permute([0, 3, 4, 1, 2]);
+        got.into_data().assert_approx_eq::<f32>(&expected.into_data(), Tolerance::absolute(1e-5));
     }
 }

@@ -7,7 +7,7 @@ use crate::operators::erased::{AnyData, AnyOperators};
 use crate::operators::{Activation, Convolution, GroupMoments, GroupNormParameters};
 use crate::{Context, backends};
 
-/// What layers pass on: channels of pictures or frames `[b, c, t, h, w]`, stored as the operators of their device and dtype store them. Clones share memory.
+/// What layers pass on: channels of images or frames `[b, c, t, h, w]`, stored as the operators of their device and dtype store them. Clones share memory.
 ///
 /// The operators are chosen once, where a tensor comes in. In f32 on Burn's CPU backend norms, activations and upsampling wait until a convolution reads them.
 #[derive(Clone)]

@@ -6,7 +6,7 @@ mod conv;
 mod features;
 mod norm;
 
-pub use conv::{Conv2d, Conv2dOptions, Conv3d, Conv3dOptions, Linear};
+pub use conv::{Conv1d, Conv2d, Conv2dOptions, Conv3d, Conv3dOptions, Linear};
 pub use features::Features;
 pub use norm::{GroupNorm, RmsNorm};
 

@@ -5,7 +5,7 @@ use super::features::Features;
 use crate::operators::{Activation, GroupNormParameters};
 use crate::parameter::parameter;
 
-/// Group normalisation of each frame, with statistics in f32 whatever the dtype of the input (torch, `GroupNorm`).
+/// Group normalisation of each frame, with statistics in f32 for every dtype of the input (torch, `GroupNorm`).
 #[derive(Module, Debug)]
 pub struct GroupNorm {
     /// `[channels]`.

@@ -75,7 +75,7 @@ impl TemporalWindow {
     /// A frame of the output for each frame of the input.
     pub const EACH: Self = Self { context: 0, stride: 1 };
 
-    /// Frames of the output for so many of the input.
+    /// Frames of the output for a number of input frames.
     pub fn frames(self, frames: usize) -> usize {
         frames.saturating_sub(self.context).div_ceil(self.stride)
     }

@@ -13,7 +13,7 @@ pub struct GroupNormParameters {
     pub bias: Tensor<1>,
 }
 
-/// Count, mean and variance of the values of each group of channels, in each frame of each batch item: of a whole picture, or of several tiles of it.
+/// Count, mean and variance of the values of each group of channels, in each frame of each batch item: of a whole image, or of several tiles of it.
 #[cfg_attr(feature = "flex", expect(clippy::large_enum_variant, reason = "few exist at a time"))]
 #[derive(Debug, Clone)]
 pub enum GroupMoments {

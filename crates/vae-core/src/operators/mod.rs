@@ -1,4 +1,4 @@
-//! What the layers of a VAE compute, and who computes it.
+//! The operations that the layers of a VAE consist of, and their implementations.
 //!
 //! [`Operators`] has a method for each operation. By default each goes through Burn's own operators on a tensor ([`Plain`]), which are the reference for tests;
 //! implementations override what they do better, and choose how they store features:

@@ -70,7 +70,7 @@ fn convolve_frames(primitives: &impl Primitives, x: Tensor<5>, convolution: &Con
     let padding = [(top, bottom), (left, right)];
     if kernel_frames == 1 {
         let options = ConvOptions::new_with_padding(stride, padding, [1, 1], 1);
-        return frames(primitives.conv2d(pictures(every(x, window.stride)), weight.squeeze_dim(2), bias, options), b);
+        return frames(primitives.conv2d(images(every(x, window.stride)), weight.squeeze_dim(2), bias, options), b);
     }
     let x = if missing == 0 { x } else { Tensor::cat(vec![Tensor::zeros([b, c, missing, h, w], (&x.device(), x.dtype())), x], 2) };
     if [kernel_height, kernel_width] == [1, 1] && stride == [1, 1] && padding == [(0, 0); 2] {
@@ -91,13 +91,13 @@ fn every(x: Tensor<5>, stride: usize) -> Tensor<5> {
     Tensor::cat(frames.collect(), 2)
 }
 
-/// Frames as pictures: `[b * t, c, h, w]`.
-fn pictures(x: Tensor<5>) -> Tensor<4> {
+/// Frames as images: `[b * t, c, h, w]`.
+fn images(x: Tensor<5>) -> Tensor<4> {
     let [b, c, t, h, w] = x.dims();
     if t == 1 { x.reshape([b, c, h, w]) } else { x.swap_dims(1, 2).reshape([b * t, c, h, w]) }
 }
 
-/// The inverse of [`pictures`], for pictures of any size and number of channels.
+/// The inverse of [`images`], for images of any size and number of channels.
 fn frames(y: Tensor<4>, b: usize) -> Tensor<5> {
     let [bt, c, h, w] = y.dims();
     let t = bt / b.max(1);
@@ -108,7 +108,7 @@ fn frames(y: Tensor<4>, b: usize) -> Tensor<5> {
 pub(super) fn group_moments(x: Tensor<5>, groups: usize) -> TensorMoments {
     let [b, c, t, h, w] = x.dims();
     let values = c / groups * h * w;
-    let grouped = pictures(x).cast(FloatDType::F32).reshape([b * t, groups, values]);
+    let grouped = images(x).cast(FloatDType::F32).reshape([b * t, groups, values]);
     let (variance, mean) = grouped.var_mean_bias(2);
     TensorMoments { count: values as f64, values: Tensor::stack(vec![mean.squeeze_dim::<2>(2), variance.squeeze_dim(2)], 0) }
 }
@@ -117,7 +117,7 @@ pub(super) fn group_moments(x: Tensor<5>, groups: usize) -> TensorMoments {
 pub(super) fn apply_group_norm(x: Tensor<5>, moments: &TensorMoments, norm: &GroupNormParameters, activation: Activation) -> Tensor<5> {
     let dtype = x.dtype();
     let [b, c, t, h, w] = x.dims();
-    let grouped = pictures(x).cast(FloatDType::F32).reshape([b * t, norm.groups, c / norm.groups * h * w]);
+    let grouped = images(x).cast(FloatDType::F32).reshape([b * t, norm.groups, c / norm.groups * h * w]);
     let [mean, variance] = moments.mean_and_variance().map(|moment| moment.unsqueeze_dim::<3>(2));
     let normal = (grouped - mean) / (variance + norm.epsilon).sqrt();
     let affine = |parameter: &Tensor<1>| parameter.clone().cast(FloatDType::F32).reshape([1, c, 1, 1]);
@@ -176,7 +176,7 @@ pub(super) fn activate<const D: usize>(x: Tensor<D>, activation: Activation) -> 
 pub(super) fn upsample_nearest2x(x: Tensor<5>) -> Tensor<5> {
     let b = x.dims()[0];
     let options = InterpolateOptions::new(InterpolateMode::Nearest).with_scale_factor([2.0, 2.0]);
-    frames(module::interpolate(pictures(x), options), b)
+    frames(module::interpolate(images(x), options), b)
 }
 
 /// See [`Operators::interleave_frames`](super::Operators::interleave_frames).

@@ -22,17 +22,17 @@ const OTHERS: [(&[u8], &str, &str); 15] = [
     (b"\x28\xb5\x2f\xfd", UNPACK.0, UNPACK.1),
     (b"7z\xbc\xaf", UNPACK.0, UNPACK.1),
     (b"Rar!", UNPACK.0, UNPACK.1),
-    (b"\x89PNG", PICTURE.0, PICTURE.1),
-    (b"\xff\xd8\xff", PICTURE.0, PICTURE.1),
-    (b"RIFF", PICTURE.0, PICTURE.1),
+    (b"\x89PNG", IMAGE.0, IMAGE.1),
+    (b"\xff\xd8\xff", IMAGE.0, IMAGE.1),
+    (b"RIFF", IMAGE.0, IMAGE.1),
     (b"%PDF", "a PDF document", HAND_OVER),
     (b"\x7fELF", "a program", HAND_OVER),
 ];
 const HAND_OVER: &str = "give a .safetensors file, or one that `torch.save` has written";
 const UNPACK: (&str, &str) = ("a compressed archive", "unpack it first");
-const PICTURE: (&str, &str) = ("a picture or a video", HAND_OVER);
+const IMAGE: (&str, &str) = ("an image or a video", HAND_OVER);
 
-/// What a file holds, told by how it begins.
+/// The content of a file, recognised by its first bytes.
 pub(crate) fn content(file: &Source) -> Result<Content, WeightError> {
     let fault = |fault: Fault| Err(fault.at(&file.path));
     let head = file.head(512)?;

@@ -1,7 +1,7 @@
-//! Tensors in files, told by what a file holds and not by its name: safetensors, and what `torch.save` has written.
+//! Tensors in files, recognised by content and not by name: safetensors, and files of `torch.save`.
 //!
 //! [`read_tensors`] reads names, shapes and types; values are read one tensor at a time, when they are asked for. Nothing in a pickle is executed. What a
-//! reader holds stays below four times the file and 64 MiB, whatever the file says.
+//! reader holds stays below four times the file and 64 MiB, for any content.
 
 mod content;
 mod pickle;
@@ -28,7 +28,7 @@ const MAX_REPEATED_BYTES: u64 = 16 << 20;
 /// Bytes that are read and converted at once.
 const CHUNK: usize = 1 << 20;
 
-/// What a file holds: its tensors, in no particular order, and the texts that safetensors files hold beside them.
+/// The content of a file: its tensors, in no particular order, and the metadata texts of safetensors files.
 #[derive(Debug, Clone)]
 pub struct TensorFile {
     /// The tensors, whose values are not read yet.
@@ -48,7 +48,7 @@ pub fn read_tensors(path: &Path) -> Result<Vec<StoredTensor>, WeightError> {
 /// Opens a safetensors file, or a file that `torch.save` has written (`.pt`, `.pth`, `.ckpt`, `.bin`).
 ///
 /// Of a pickle, dictionaries in dictionaries become names with dots (`state_dict.encoder.conv_in.weight`), entries of lists are counted, and a tensor that
-/// was saved by itself has the name `""`; what is no tensor is passed over.
+/// was saved by itself has the name `""`; other values are skipped.
 ///
 /// # Errors
 /// [`WeightError::Io`]; [`WeightError::Damaged`] for what is cut or contradicts itself; [`WeightError::NotWeights`] and [`WeightError::Unsupported`] for
@@ -224,7 +224,7 @@ impl StoredTensor {
         self.name = name;
     }
 
-    /// Of as many values.
+    /// With the same number of values.
     pub(crate) fn reshape(&mut self, shape: Vec<usize>) {
         if self.strides.is_none() {
             self.shape = shape;
@@ -262,7 +262,7 @@ impl StoredTensor {
 
     fn check(&self, found: crc32fast::Hasher) -> Result<(), WeightError> {
         if self.checksum.is_some_and(|checksum| checksum != found.finalize()) {
-            return Err(Fault::Damaged(format!("the values of `{}` are not those whose checksum was noted", self.name)).at(&self.file.path));
+            return Err(Fault::Damaged(format!("the values of `{}` do not match their checksum", self.name)).at(&self.file.path));
         }
         Ok(())
     }
@@ -330,7 +330,7 @@ impl Source {
         }
     }
 
-    /// The first bytes, `len` if there are so many.
+    /// The first `len` bytes, or all if there are fewer.
     fn head(&self, len: u64) -> Result<Vec<u8>, WeightError> {
         let mut bytes = Vec::new();
         self.read_into(0, len.min(self.len), &mut bytes)?;

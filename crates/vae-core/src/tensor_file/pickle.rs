@@ -1,4 +1,4 @@
-//! A machine for the pickles that `torch.save` writes. It makes dictionaries, lists, numbers, strings and tensors; whatever else a pickle names stays a
+//! A machine for the pickles that `torch.save` writes. It makes dictionaries, lists, numbers, strings and tensors; anything else that a pickle names stays a
 //! name, and nothing is called.
 //!
 //! Source of the opcodes: CPython's `pickletools.py`.

@@ -12,7 +12,7 @@ fn data(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name)
 }
 
-/// The tensors of a file that holds `bytes`, whatever its name.
+/// The tensors of a file with the content `bytes`.
 fn read(bytes: &[u8]) -> Result<BTreeMap<String, StoredTensor>, WeightError> {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("file.bin");
@@ -171,15 +171,15 @@ fn what_is_cut_or_contradicts_itself_is_damaged() {
 fn other_files_are_called_by_their_names() {
     let long_text = "ä".repeat(400);
     for (content, what) in [
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n".as_slice(), "a Git LFS pointer, no checkpoint; `git lfs pull`"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n".as_slice(), "a Git LFS pointer, not a checkpoint; `git lfs pull`"),
         (b"<!DOCTYPE html><html>", "a web page"),
         (b"\xef\xbb\xbf \r\n<html lang=\"en\">", "a web page"),
         (b"Entry not found", "a text (`Entry not found`)"),
         (long_text.as_bytes(), "a text"),
         (br#"{"error":"Invalid username or password."}"#, "a JSON file"),
         (b"GGUF\x03\0\0\0", "a GGUF file"),
-        (b"\x1f\x8b\x08\0", "a compressed archive, no checkpoint; unpack it"),
-        (b"\x89PNG\r\n\x1a\n", "a picture"),
+        (b"\x1f\x8b\x08\0", "a compressed archive, not a checkpoint; unpack it"),
+        (b"\x89PNG\r\n\x1a\n", "an image"),
         (b"\x80\x03}q\0.", "a pickle that `torch.save` has not written"),
         (&[7; 100], "of an unknown kind (it begins with 07 07 07"),
     ] {

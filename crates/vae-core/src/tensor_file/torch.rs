@@ -65,7 +65,7 @@ pub(super) fn zip_tensors(file: &Arc<Source>) -> Result<Vec<StoredTensor>, Fault
         if start.checked_add(len).is_none_or(|end| end > file.len) {
             return Err(Fault::Damaged(format!("its entry `{name}` reaches past its end")));
         }
-        // `torch.save` notes no checksum when it is told so.
+        // `torch.save` can be set to write no checksums.
         let checksum = Some(entry.crc32()).filter(|&checksum| checksum != 0);
         places.insert(name.strip_prefix("data/").unwrap_or(name).to_owned(), Place { start, len, checksum });
     }

@@ -1,4 +1,4 @@
-//! Single files as they lie about: nests of names, types, endings, and whose configuration lies beside them.
+//! Single files as people have them: prefixes of names, dtypes, endings, and configurations in the same folder.
 
 use std::fs;
 use std::io::Write;
@@ -13,7 +13,7 @@ use vae_core::{Model, Registry, RegistryError, Vae, VaeError};
 
 use super::{ENTRY, data, golden, open};
 
-const NESTS: [&str; 11] = [
+const PREFIXES: [&str; 11] = [
     "",
     "vae.",
     "first_stage_model.",
@@ -39,11 +39,11 @@ fn ldm() -> Vec<RawTensor> {
         .collect()
 }
 
-fn below(nest: &str, tensors: &[RawTensor]) -> Vec<RawTensor> {
-    tensors.iter().map(|(name, dtype, shape, bytes)| (format!("{nest}{name}"), dtype.clone(), shape.clone(), bytes.clone())).collect()
+fn below(prefix: &str, tensors: &[RawTensor]) -> Vec<RawTensor> {
+    tensors.iter().map(|(name, dtype, shape, bytes)| (format!("{prefix}{name}"), dtype.clone(), shape.clone(), bytes.clone())).collect()
 }
 
-/// What lies in whole checkpoints beside a VAE, in types that are not read.
+/// Other components of whole checkpoints, in dtypes that are not read.
 fn others() -> Vec<RawTensor> {
     ["F8_E4M3", "F8_E8M0", "I4", "F6_E2M3", "U64", "C64", "Q3_K"]
         .map(|dtype| {
@@ -66,11 +66,11 @@ fn load_with(path: &Path, config: &Path) -> Arc<dyn Vae> {
 fn a_vae_is_found_in_any_nest_beside_anything() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("all-in-one.sft");
-    for nest in NESTS {
+    for prefix in PREFIXES {
         for (layout, tensors) in [("diffusers", diffusers()), ("ldm", ldm())] {
-            write_safetensors(&file, &[below(nest, &tensors), others()].concat());
+            write_safetensors(&file, &[below(prefix, &tensors), others()].concat());
             let decoded = decode(load_with(&file, &data("sd/config.json")));
-            assert_close(&decoded, &golden("sd").block("1x4x4.untiled.decoded"), 2e-4, &format!("{layout} below `{nest}`"));
+            assert_close(&decoded, &golden("sd").block("1x4x4.untiled.decoded"), 2e-4, &format!("{layout} below `{prefix}`"));
         }
     }
 }
@@ -182,7 +182,7 @@ fn what_is_no_checkpoint_is_called_by_its_name() {
     }
     let hub = refused(Path::new("stabilityai/sdxl-vae"));
     assert!(
-        hub.contains("there is no `stabilityai/sdxl-vae` here") && hub.contains("hf download stabilityai/sdxl-vae --local-dir sdxl-vae"),
+        hub.contains("there is no file or folder `stabilityai/sdxl-vae`") && hub.contains("hf download stabilityai/sdxl-vae --local-dir sdxl-vae"),
         "{hub}"
     );
     assert!(refused(&folder.path().join("stabilityai/sd-vae-ft-mse")).contains("hf download stabilityai/sd-vae-ft-mse"));
@@ -213,7 +213,7 @@ fn logged<T>(f: impl FnOnce() -> T) -> (T, String) {
     (answer, text)
 }
 
-/// A folder with one file of weights, whose norms have 32 groups as inferred configurations say, and a configuration beside it.
+/// A folder with one file of weights, whose norms have 32 groups as in inferred configurations, and a configuration.
 fn neighbours(config: &Value) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     write_safetensors(&folder.path().join("vae-ft-mse.safetensors"), &wide());
@@ -244,7 +244,7 @@ fn config(scaling_factor: f64) -> Value {
 }
 
 #[test]
-fn a_configuration_beside_a_file_counts_when_nothing_contradicts_it() {
+fn a_configuration_in_the_folder_is_used_unless_contradicted() {
     let scaling = |folder: &tempfile::TempDir, file: &str| {
         let (model, log) = logged(|| open(&folder.path().join(file)));
         assert_eq!(log.lines().count(), 1, "{log}");
@@ -252,33 +252,33 @@ fn a_configuration_beside_a_file_counts_when_nothing_contradicts_it() {
     };
     let file = "vae-ft-mse.safetensors";
 
-    // It agrees with the tensors and with what they look like.
+    // The configuration fits the tensors and the inferred scaling.
     let (used, log) = scaling(&neighbours(&config(0.18215)), file);
     assert_eq!(used, 0.18215);
     assert!(log.contains("INFO") && log.contains("scaling_factor 0.18215 (Stable Diffusion 1.x and 2.x)") && log.contains("config.json"), "{log}");
 
-    // It may be the file's own, or not: used, and told.
+    // The scaling cannot be verified: used with a warning.
     let (used, log) = scaling(&neighbours(&config(0.13025)), file);
     assert_eq!(used, 0.13025);
     assert!(log.contains("WARN") && log.contains("scaling_factor 0.13025 (SDXL)") && log.contains("model.config"), "{log}");
 
-    // Another file has a better claim to it.
-    for rival in ["diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors", "sdxl_vae.ckpt"] {
+    // Another weight file of the folder may own it.
+    for other in ["diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors", "sdxl_vae.ckpt"] {
         let folder = neighbours(&config(0.13025));
-        fs::write(folder.path().join(rival), "").unwrap();
+        fs::write(folder.path().join(other), "").unwrap();
         let (used, log) = scaling(&folder, file);
         assert_eq!(used, 0.18215);
-        assert!(log.contains("WARN") && log.contains(&format!("scaling_factor 0.13025 (SDXL)) may be that of {rival}")), "{log}");
+        assert!(log.contains("WARN") && log.contains(&format!("scaling_factor 0.13025 (SDXL)) may belong to {other}")), "{log}");
         assert!(log.contains("with scaling_factor 0.18215"), "{log}");
     }
-    // The same model in another kind of file has not.
+    // Other formats of the same model do not count.
     let folder = neighbours(&config(0.13025));
     for name in ["vae-ft-mse.fp16.ckpt", "vae-ft-mse-00001-of-00002.safetensors", "vae-ft-mse.sft", "README.md"] {
         fs::write(folder.path().join(name), "").unwrap();
     }
     assert_eq!(scaling(&folder, file).0, 0.13025);
 
-    // It is that of `diffusion_pytorch_model*`, whatever it says.
+    // A file named `diffusion_pytorch_model*` always owns it.
     let folder = neighbours(&config(0.13025));
     for own in ["diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors"] {
         fs::copy(folder.path().join(file), folder.path().join(own)).unwrap();
@@ -287,27 +287,27 @@ fn a_configuration_beside_a_file_counts_when_nothing_contradicts_it() {
         assert!(log.contains("INFO") && log.contains("scaling_factor 0.13025 (SDXL)"), "{log}");
     }
 
-    // What else lies in the file says better what it is.
+    // Other components in the file determine the scaling.
     let folder = neighbours(&config(0.18215));
-    let beside = ("conditioner.embedders.1.model.ln_final.bias".to_owned(), "F32".to_owned(), vec![1], vec![0; 4]);
-    write_safetensors(&folder.path().join("xl.safetensors"), &[below("first_stage_model.", &wide()), vec![beside]].concat());
+    let other = ("conditioner.embedders.1.model.ln_final.bias".to_owned(), "F32".to_owned(), vec![1], vec![0; 4]);
+    write_safetensors(&folder.path().join("xl.safetensors"), &[below("first_stage_model.", &wide()), vec![other]].concat());
     fs::remove_file(folder.path().join(file)).unwrap();
     let (used, log) = scaling(&folder, "xl.safetensors");
     assert_eq!(used, 0.13025);
-    assert!(log.contains("INFO") && log.contains("scaling_factor 0.18215 (Stable Diffusion 1.x and 2.x)) is not that of the model"), "{log}");
+    assert!(log.contains("INFO") && log.contains("scaling_factor 0.18215 (Stable Diffusion 1.x and 2.x)) contradicts the other components"), "{log}");
 }
 
 #[test]
-fn a_configuration_of_something_else_is_passed_over_with_a_word() {
+fn a_configuration_of_another_model_is_ignored_with_a_warning() {
     let mut wider = config(0.13025);
     wider["block_out_channels"] = json!([64, 64, 64, 64]);
     let mut wrong = config(0.13025);
     wrong["norm_num_groups"] = json!(0);
     for (given, word) in [
-        (json!({"_class_name": "UNet2DConditionModel", "sample_size": 64}).to_string(), "UNet2DConditionModel, no VAE"),
+        (json!({"_class_name": "UNet2DConditionModel", "sample_size": 64}).to_string(), "UNet2DConditionModel, which is not a VAE"),
         (json!({"_class_name": "AutoencoderKLFlux2"}).to_string(), "AutoencoderKLFlux2, which is not implemented"),
-        (json!({"architectures": ["CLIPTextModel"]}).to_string(), "does not say of what class it is"),
-        (wider.to_string(), "does not agree with the tensors"),
+        (json!({"architectures": ["CLIPTextModel"]}).to_string(), "does not name its class"),
+        (wider.to_string(), "does not fit the tensors"),
         (wrong.to_string(), "norm_num_groups"),
         ("{".to_owned(), "not valid JSON"),
     ] {
@@ -315,15 +315,15 @@ fn a_configuration_of_something_else_is_passed_over_with_a_word() {
         fs::write(folder.path().join("config.json"), given).unwrap();
         let (model, log) = logged(|| open(&folder.path().join("vae-ft-mse.safetensors")));
         assert_eq!(model.config["scaling_factor"], json!(0.18215));
-        assert!(log.lines().count() == 1 && log.contains("WARN") && log.contains(word) && log.contains("and not used"), "{log}");
+        assert!(log.lines().count() == 1 && log.contains("WARN") && log.contains(word) && log.contains("so it is not used"), "{log}");
     }
-    // A VAE's tensors of diffusers' name beside a UNet's configuration.
+    // A VAE named as by diffusers in the folder of a UNet's configuration.
     let folder = neighbours(&json!({"_class_name": "UNet2DConditionModel"}));
     let own = folder.path().join("diffusion_pytorch_model.safetensors");
     fs::rename(folder.path().join("vae-ft-mse.safetensors"), &own).unwrap();
     let (_, log) = logged(|| open(&own));
-    assert!(log.contains("UNet2DConditionModel, no VAE"), "{log}");
-    // A UNet is none, and a VAE that is not implemented is not taken for one that is.
+    assert!(log.contains("UNet2DConditionModel, which is not a VAE"), "{log}");
+    // A UNet is refused, and so is a VAE that is not implemented.
     let registry = Registry::from_entries([&ENTRY]).unwrap();
     write_safetensors(&own, &others());
     let refused = |path: &Path| Model::open(&registry, path, "auto", None).map(|_| ()).unwrap_err();
@@ -334,7 +334,7 @@ fn a_configuration_of_something_else_is_passed_over_with_a_word() {
 }
 
 #[test]
-fn flux_2_is_not_taken_for_its_like() {
+fn flux_2_is_not_recognised_as_flux_1() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("ae.safetensors");
     write_safetensors(&file, &[wide(), vec![("bn.running_mean".to_owned(), "F32".to_owned(), vec![1], vec![0; 4])]].concat());
@@ -350,7 +350,7 @@ fn unknown_fields_are_a_warning() {
     let folder = neighbours(&fields);
     let (_, log) = logged(|| open(&folder.path().join("vae-ft-mse.safetensors")));
     let warning = log.lines().find(|line| line.contains("WARN")).unwrap();
-    assert!(warning.contains("config.json has fields that the family kl does not know, and they are passed over: brand_new"), "{log}");
+    assert!(warning.contains("config.json has fields that the family kl does not have; they are ignored: brand_new"), "{log}");
     fields["latent_channels"] = json!("four");
     let error = ENTRY.spec(&fields).unwrap_err();
     assert!(matches!(&error, VaeError::Config(source) if source.to_string().contains("`latent_channels`")), "{error:?}");

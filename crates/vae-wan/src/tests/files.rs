@@ -9,10 +9,10 @@ use vae_core::{Checkpoint, Model, Registry, VaeError};
 
 use super::{ENTRIES, data};
 
-const NESTS: [&str; 9] = ["", "vae.", "first_stage_model.", "module.", "model.", "ema.", "module.first_stage_model.", "model.vae.", "ema.module."];
+const PREFIXES: [&str; 9] = ["", "vae.", "first_stage_model.", "module.", "model.", "ema.", "module.first_stage_model.", "model.vae.", "ema.module."];
 
-fn below(nest: &str, tensors: &[RawTensor]) -> Vec<RawTensor> {
-    tensors.iter().map(|(name, dtype, shape, bytes)| (format!("{nest}{name}"), dtype.clone(), shape.clone(), bytes.clone())).collect()
+fn below(prefix: &str, tensors: &[RawTensor]) -> Vec<RawTensor> {
+    tensors.iter().map(|(name, dtype, shape, bytes)| (format!("{prefix}{name}"), dtype.clone(), shape.clone(), bytes.clone())).collect()
 }
 
 fn model(path: &Path, config: Option<&Path>) -> Model {
@@ -35,12 +35,12 @@ fn a_vae_is_found_in_any_nest_beside_anything() {
         ("qwen", "diffusion_pytorch_model.safetensors", false),
     ] {
         let tensors = read_safetensors(&data(config).join(weights));
-        for nest in NESTS {
-            write_safetensors(&file, &[below(nest, &tensors), vec![beside.clone()]].concat());
+        for prefix in PREFIXES {
+            write_safetensors(&file, &[below(prefix, &tensors), vec![beside.clone()]].concat());
             let given = data(config).join("config.json");
-            model(&file, Some(&given)).load(&Device::flex(), DType::F32).unwrap_or_else(|error| panic!("{config} below `{nest}`: {error}"));
+            model(&file, Some(&given)).load(&Device::flex(), DType::F32).unwrap_or_else(|error| panic!("{config} below `{prefix}`: {error}"));
             if is_inferred {
-                model(&file, None).load(&Device::flex(), DType::F32).unwrap_or_else(|error| panic!("{config} below `{nest}`: {error}"));
+                model(&file, None).load(&Device::flex(), DType::F32).unwrap_or_else(|error| panic!("{config} below `{prefix}`: {error}"));
             }
         }
     }

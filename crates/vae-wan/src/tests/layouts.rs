@@ -6,7 +6,7 @@ use vae_core::VaeOp;
 
 use super::{data, golden, load, open};
 
-/// Copies a checkpoint of the original layout to a folder of its own, beside a configuration if asked.
+/// Copies a checkpoint of the original layout to a new folder, with a configuration if asked.
 fn original(config: &str, file: &str, with_config: bool) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     fs::copy(data(config).join(file), folder.path().join(file)).unwrap();

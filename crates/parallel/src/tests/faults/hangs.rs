@@ -79,7 +79,7 @@ fn an_error_stops_operations_on_other_workers() {
     }
 }
 
-/// Runs tiles on workers of which some may not come back.
+/// Runs tiles on workers of which some may hang.
 fn run_with(silence: Duration, plan: TilePlan, workers: Vec<Worker>, in_flight: Option<usize>, stop: Stop) -> Result<RunStats, ExecError> {
     within(move || {
         let executor = MultiDevice { in_flight: in_flight.and_then(NonZeroUsize::new), ..MultiDevice::default() };

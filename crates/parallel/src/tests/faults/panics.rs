@@ -91,11 +91,20 @@ fn a_panic_ends_the_run_with_an_error_that_names_the_party() {
     // Events of failures.
     for executor in many(|_| ()) {
         for event in ["tile_failed", "worker_retired"] {
-            let given = Given {
-                progress: Box::new(Bomb::after(0, event)),
-                workers: vec![scripted("bad", |_| Behavior::LoseDevice), good("b")],
-                ..Given::default()
-            };
+            // The good worker waits until the bad one has a tile: otherwise it might finish the run alone.
+            let has_tile = Arc::new(AtomicBool::new(false));
+            let seen = has_tile.clone();
+            let bad = scripted("bad", move |_| {
+                has_tile.store(true, Ordering::SeqCst);
+                Behavior::LoseDevice
+            });
+            let good = scripted("good", move |_| {
+                while !seen.load(Ordering::SeqCst) {
+                    sleep(ms(1));
+                }
+                Behavior::Answer
+            });
+            let given = Given { progress: Box::new(Bomb::after(0, event)), workers: vec![bad, good], ..Given::default() };
             let error = outcome(&executor, given).unwrap_err();
             assert!(matches!(&error, ExecError::PartyPanicked(Panicked { who: Party::Listener, .. })), "{error}");
         }

@@ -82,7 +82,7 @@ fn a_single_worker_has_all_retries() {
     }
 }
 
-/// Has memory for so many pieces at once.
+/// Has memory for a limited number of pieces at once.
 struct Narrowed {
     room: usize,
     held: Arc<AtomicUsize>,

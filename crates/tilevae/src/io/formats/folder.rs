@@ -3,14 +3,14 @@ use std::path::{Path, PathBuf};
 
 use image::{ExtendedColorType, ImageFormat};
 
+use super::super::image_writer::not_encoded;
+use super::super::images::{image_size, read_image};
 use super::super::pending::PendingFolder;
-use super::super::picture_writer::not_encoded;
-use super::super::pictures::{picture_size, read_picture};
 use super::super::{
     ClipInfo, ClipWriter, Format, FormatKind, FrameReader, FrameWriter, Frames, IoError, Reader, Target, Writer, endings, format_of, until_error,
 };
 
-/// A folder of pictures, numbered by their names; written as PNG.
+/// A folder of images, numbered by their names; written as PNG.
 pub(super) struct Folder;
 
 impl Format for Folder {
@@ -34,7 +34,7 @@ impl Format for Folder {
     fn open(&self, path: &Path) -> Result<Reader, IoError> {
         let files = list(path)?;
         let first = files.first().ok_or_else(|| IoError::NoFrames { path: path.to_owned() })?;
-        Ok(Reader::Frames(Box::new(Pictures { size: picture_size(first)?, files })))
+        Ok(Reader::Frames(Box::new(Images { size: image_size(first)?, files })))
     }
 
     fn create(&self, target: &Target<'_>) -> Result<Box<dyn Writer>, IoError> {
@@ -42,12 +42,12 @@ impl Format for Folder {
     }
 }
 
-struct Pictures {
+struct Images {
     size: [usize; 2],
     files: Vec<PathBuf>,
 }
 
-impl FrameReader for Pictures {
+impl FrameReader for Images {
     fn info(&self) -> ClipInfo {
         ClipInfo { size: self.size, frames: self.files.len(), fps: None }
     }
@@ -56,9 +56,9 @@ impl FrameReader for Pictures {
         let (expected, mut files) = (self.size, self.files.into_iter());
         Ok(until_error(move || {
             let Some(path) = files.next() else { return Ok(None) };
-            let image = read_picture(&path)?;
+            let image = read_image(&path)?;
             let got = [image.height() as usize, image.width() as usize];
-            if got == expected { Ok(Some(image)) } else { Err(IoError::PictureSize { path, got, expected }) }
+            if got == expected { Ok(Some(image)) } else { Err(IoError::ImageSize { path, got, expected }) }
         }))
     }
 }
@@ -70,14 +70,14 @@ fn list(path: &Path) -> Result<Vec<PathBuf>, IoError> {
     for entry in std::fs::read_dir(path).map_err(read)? {
         let entry = entry.map_err(read)?;
         let (name, frame) = (entry.file_name().to_string_lossy().into_owned(), entry.path());
-        // macOS puts a file `._NAME` beside NAME on foreign file systems.
+        // macOS writes a file `._NAME` for NAME on foreign file systems.
         if name.starts_with('.') || !frame.is_file() {
             continue;
         }
-        if format_of(&frame).is_ok_and(|format| format.kind() == FormatKind::Picture) {
+        if format_of(&frame).is_ok_and(|format| format.kind() == FormatKind::Image) {
             frames.push((name, frame));
         } else if ImageFormat::from_path(&frame).is_ok() {
-            return Err(IoError::UnknownKind { path: frame, kinds: endings(|format| format.kind() == FormatKind::Picture) });
+            return Err(IoError::UnknownKind { path: frame, kinds: endings(|format| format.kind() == FormatKind::Image) });
         }
     }
     frames.sort_by(|(a, _), (b, _)| natural(a).cmp(&natural(b)).then_with(|| a.cmp(b)));

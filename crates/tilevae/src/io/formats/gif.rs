@@ -33,7 +33,7 @@ impl Format for Gif {
         begins_as(head, ImageFormat::Gif)
     }
 
-    fn is_picture(&self) -> bool {
+    fn is_image(&self) -> bool {
         true
     }
 
@@ -62,7 +62,7 @@ struct Animation {
 }
 
 impl Animation {
-    /// Walks over the blocks; no px are decoded.
+    /// Reads the block structure without decoding px.
     fn open(path: &Path) -> Result<Self, IoError> {
         let file = File::open(path).map_err(|source| IoError::Read { path: path.to_owned(), source })?;
         let mut options = DecodeOptions::new();
@@ -91,11 +91,11 @@ impl FrameReader for Animation {
         check_px(&path, size).map_err(|fault| fault.of(&path))?;
         delays.warn(&path);
         let file = File::open(&path).map_err(|source| IoError::Read { path: path.clone(), source })?;
-        let picture = |source| IoError::Picture { path: path.clone(), source };
-        let mut decoder = GifDecoder::new(BufReader::new(file)).map_err(picture)?;
+        let image = |source| IoError::Image { path: path.clone(), source };
+        let mut decoder = GifDecoder::new(BufReader::new(file)).map_err(image)?;
         let mut limits = DecoderLimits::no_limits();
         limits.max_alloc = Some(READ_LIMIT);
-        decoder.set_limits(limits).map_err(picture)?;
+        decoder.set_limits(limits).map_err(image)?;
         let mut images = decoder.into_frames().enumerate();
         Ok(until_error(move || match images.next() {
             None => Ok(None),
@@ -136,7 +136,7 @@ fn check_px(path: &Path, size: [usize; 2]) -> Result<(), Fault> {
         while left > 0 {
             let part = left.min(indices.len() as u64);
             if !decoder.fill_buffer(&mut indices[..part as usize]).map_err(of_gif)? {
-                return Err(Fault::incomplete("its data ends before the picture does"));
+                return Err(Fault::incomplete("its data ends before the image does"));
             }
             left -= part;
         }
@@ -150,7 +150,7 @@ fn check_px(path: &Path, size: [usize; 2]) -> Result<(), Fault> {
 
 fn of_gif(error: gif::DecodingError) -> Fault {
     match error {
-        gif::DecodingError::UnexpectedEof => Fault::incomplete("its data ends before the picture does"),
+        gif::DecodingError::UnexpectedEof => Fault::incomplete("its data ends before the image does"),
         gif::DecodingError::Io(error) => Fault::from(ImageError::IoError(error)),
         other => Fault::Damaged(other.to_string()),
     }

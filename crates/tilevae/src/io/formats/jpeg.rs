@@ -1,4 +1,4 @@
-//! Whether the data of a JPEG picture is all there.
+//! Whether the data of a JPEG image is all there.
 //!
 //! Decoders fill up what is missing with grey and say nothing. This goes through the entropy-coded data as they do (ITU-T T.81, annexes B, F and G), and keeps
 //! no more of it than which coefficients are not zero, on which the length of a progressive refinement depends.
@@ -9,8 +9,8 @@ use std::path::Path;
 use image::ImageFormat;
 use image::codecs::jpeg::{JpegDecoder, JpegEncoder};
 
-use super::super::{Format, FormatKind, IoError, Limits, PictureWriter, Reader, Target, Writer};
-use super::{Fault, Header, Picture, begins_as, content_of, one_frame, opened, plausible};
+use super::super::{Format, FormatKind, ImageWriter, IoError, Limits, Reader, Target, Writer};
+use super::{Fault, Header, Image, begins_as, content_of, one_frame, opened, plausible};
 
 /// JPEG, baseline and progressive.
 pub(super) struct Jpeg;
@@ -25,7 +25,7 @@ impl Format for Jpeg {
     }
 
     fn kind(&self) -> FormatKind {
-        FormatKind::Picture
+        FormatKind::Image
     }
 
     fn matches(&self, head: &[u8]) -> bool {
@@ -33,7 +33,7 @@ impl Format for Jpeg {
     }
 
     fn limits(&self) -> Limits {
-        Limits { channels: &[1, 3], side_px: 65_535, ..Limits::PICTURE }
+        Limits { channels: &[1, 3], side_px: 65_535, ..Limits::IMAGE }
     }
 
     fn open(&self, path: &Path) -> Result<Reader, IoError> {
@@ -43,13 +43,13 @@ impl Format for Jpeg {
             let header = Header::of(&mut JpegDecoder::new(Cursor::new(&content))?)?;
             // What is not gone through is left to the decoder; every block of 64 px takes a bit at least.
             plausible(header.decoded, header.px / 512, content.len() as u64)?;
-            Ok(Picture::new(path, &header, &[], move || one_frame(JpegDecoder::new(Cursor::new(content))?)))
+            Ok(Image::new(path, &header, &[], move || one_frame(JpegDecoder::new(Cursor::new(content))?)))
         })
     }
 
     fn create(&self, target: &Target<'_>) -> Result<Box<dyn Writer>, IoError> {
         let quality = target.jpeg_quality.clamp(1, 100);
-        Ok(Box::new(PictureWriter::new(target, move |pixels| {
+        Ok(Box::new(ImageWriter::new(target, move |pixels| {
             let mut encoded = Vec::new();
             let [height, width] = pixels.size;
             JpegEncoder::new_with_quality(&mut encoded, quality).encode(pixels.bytes, width, height, pixels.color)?;
@@ -61,14 +61,14 @@ impl Format for Jpeg {
 /// Scans that a decoder goes through, so that a small file does not keep it busy for hours.
 const MOST_SCANS: usize = 100;
 
-/// Checks that every block of a picture has its data and that the picture is ended.
+/// Checks that every block of an image has its data and that the image is ended.
 ///
 /// # Errors
 /// With what is missing or wrong.
 pub(super) fn check(data: &[u8]) -> Result<(), Fault> {
     let mut walk = Walk { data, at: 0, frame: None, tables: Default::default(), restart_interval: 0, scans: 0 };
     if data.get(..2) != Some(&[0xFF, 0xD8]) {
-        return Err(Fault::damaged("it does not begin as a JPEG picture does"));
+        return Err(Fault::damaged("it does not begin as a JPEG image does"));
     }
     loop {
         let Some(marker) = next_marker(data, &mut walk.at) else { return Err(walk.ends_early()) };
@@ -82,7 +82,7 @@ pub(super) fn check(data: &[u8]) -> Result<(), Fault> {
         match marker {
             0xC0..=0xC2 => walk.start_frame(segment, marker == 0xC2)?,
             0xC3 | 0xC5..=0xC7 | 0xC9..=0xCB | 0xCD..=0xCF => {
-                return Err(Fault::unsupported("a JPEG picture with lossless, hierarchical or arithmetic coding"));
+                return Err(Fault::unsupported("a JPEG image with lossless, hierarchical or arithmetic coding"));
             }
             0xC4 => walk.define_tables(segment)?,
             0xDD => walk.restart_interval = segment.first_chunk().map_or(0, |&bytes| u16::from_be_bytes(bytes).into()),
@@ -92,7 +92,7 @@ pub(super) fn check(data: &[u8]) -> Result<(), Fault> {
     }
 }
 
-/// The next marker, whatever lies before it.
+/// The next marker; bytes before it are skipped.
 fn next_marker(data: &[u8], at: &mut usize) -> Option<u8> {
     loop {
         *at += data.get(*at..)?.iter().position(|&byte| byte == 0xFF)? + 1;
@@ -160,7 +160,7 @@ impl<'a> Walk<'a> {
     }
 
     fn end(&self) -> Result<(), Fault> {
-        let Some(frame) = &self.frame else { return Err(Fault::damaged("it holds no picture")) };
+        let Some(frame) = &self.frame else { return Err(Fault::damaged("it holds no image")) };
         match frame.components.iter().position(|component| !component.is_begun) {
             None => Ok(()),
             Some(_) if self.scans == 0 => Err(Fault::incomplete("its data ends before the first row")),
@@ -234,7 +234,7 @@ impl<'a> Walk<'a> {
             let [dc, ac] = [&self.tables[0][dc], &self.tables[1][ac]].map(Option::as_ref);
             let is_missing = (!is_ac && !band.is_refinement && dc.is_none()) || ((is_ac || !frame.is_progressive) && ac.is_none());
             if is_missing {
-                return Err(Fault::unsupported("a JPEG picture without Huffman tables of its own"));
+                return Err(Fault::unsupported("a JPEG image without Huffman tables of its own"));
             }
             if is_ac && !frame.components[place].is_begun {
                 return Err(wrong());
@@ -246,7 +246,7 @@ impl<'a> Walk<'a> {
         let mut scan = Scan { bits, band, scanned, run: 0, restart_interval: self.restart_interval };
         let [height, width] = frame.size;
         let [tall, wide] = frame.sampling;
-        // A component that comes alone has units of one block, and no more of them than it takes to cover the picture.
+        // A component that comes alone has units of one block, and no more of them than it takes to cover the image.
         let [down, across] = if let [(place, ..)] = scan.scanned[..] { frame.components[place].sampling } else { [1, 1] };
         let units = [(height * down).div_ceil(8 * tall), (width * across).div_ceil(8 * wide)];
         for unit in 0..units[0] * units[1] {
@@ -439,7 +439,7 @@ impl Bits<'_> {
                 return Err(Stop::Wrong);
             }
             self.take(size)?;
-            // A bit for each coefficient that is not zero, until as many zeros are passed over.
+            // One bit per nonzero coefficient, until the run of zeros is skipped.
             while k <= band.last {
                 if before >> k & 1 == 1 {
                     self.take(1)?;

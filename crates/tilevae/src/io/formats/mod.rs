@@ -1,6 +1,6 @@
 //! The formats of this crate, one a file.
 //!
-//! A picture is read whole or not at all: what decoders pass over without a word (a file that was cut off, frames after the first, a header that promises more
+//! An image is read whole or not at all: what decoders pass over without a word (a file that was cut off, frames after the first, a header that promises more
 //! px than its data can make) is looked for here.
 
 mod folder;
@@ -48,10 +48,10 @@ crate::register_format!(gif::Gif);
 crate::register_format!(video::Video);
 crate::register_format!(folder::Folder);
 
-/// The most memory that one picture may take to read.
+/// The most memory that one image may take to read.
 const READ_LIMIT: u64 = 8 << 30;
 
-/// Pictures of so many bytes are decoded whatever the size of their files.
+/// Images up to this number of bytes are decoded, independent of the file size.
 const SMALL: u64 = 16 << 20;
 
 /// What is wrong with a file, before its name is added.
@@ -94,7 +94,7 @@ impl Fault {
             Self::Damaged(message) => IoError::Damaged { path, message },
             Self::Unsupported(what) => IoError::Unsupported { path, message: format!("it is {what}") },
             Self::NotSupported(message) => IoError::Unsupported { path, message },
-            Self::Decoder(source) => IoError::Picture { path, source },
+            Self::Decoder(source) => IoError::Image { path, source },
             Self::Read(source) => IoError::Read { path, source },
         }
     }
@@ -104,7 +104,7 @@ impl From<ImageError> for Fault {
     fn from(error: ImageError) -> Self {
         match error {
             ImageError::IoError(source) if source.kind() == std::io::ErrorKind::UnexpectedEof => {
-                Self::incomplete("its data ends before the picture does")
+                Self::incomplete("its data ends before the image does")
             }
             // What the system did not say is what a decoder found.
             ImageError::IoError(source) if source.raw_os_error().is_none() => Self::Damaged(source.to_string()),
@@ -125,13 +125,13 @@ impl From<std::io::Error> for Fault {
     }
 }
 
-/// Refuses a picture of `decoded` bytes that takes `needed` bytes of data at least, and has `data`.
+/// Refuses an image of `decoded` bytes that takes `needed` bytes of data at least, and has `data`.
 fn plausible(decoded: u64, needed: u64, data: u64) -> Result<(), Fault> {
     if decoded > SMALL && needed > data {
         return Err(Fault::Damaged(format!("its header promises more px than {data} bytes of data can hold")));
     }
     if decoded > READ_LIMIT {
-        return Err(Fault::unsupported("a picture of more than 8 GiB"));
+        return Err(Fault::unsupported("an image of more than 8 GiB"));
     }
     Ok(())
 }
@@ -149,23 +149,23 @@ fn content_of(path: &Path) -> Result<Vec<u8>, Fault> {
 }
 
 /// Decoded frames.
-type Images = Box<dyn Iterator<Item = Result<DynamicImage, Fault>>>;
+type DecodedFrames = Box<dyn Iterator<Item = Result<DynamicImage, Fault>>>;
 
-/// A picture or an animation whose structure has been found sound.
-struct Picture {
+/// An image or an animation whose structure has been found sound.
+struct Image {
     path: PathBuf,
     /// Height and width as they are stored.
     size: [usize; 2],
     orientation: Orientation,
     frames: usize,
-    /// How long each frame is shown; none of pages and pictures.
+    /// How long each frame is shown; none of pages and images.
     delays: Delays,
-    decode: Box<dyn FnOnce() -> Result<Images, Fault> + Send>,
+    decode: Box<dyn FnOnce() -> Result<DecodedFrames, Fault> + Send>,
 }
 
-impl Picture {
-    /// A picture of which `decode` gives the frames; with `delays`, an animation of as many.
-    fn new(path: &Path, header: &Header, delays: &[Delay], decode: impl FnOnce() -> Result<Images, Fault> + Send + 'static) -> Self {
+impl Image {
+    /// An image whose frames come from `decode`; with `delays`, an animation.
+    fn new(path: &Path, header: &Header, delays: &[Delay], decode: impl FnOnce() -> Result<DecodedFrames, Fault> + Send + 'static) -> Self {
         Self {
             path: path.to_owned(),
             size: header.size,
@@ -177,7 +177,7 @@ impl Picture {
     }
 }
 
-impl FrameReader for Picture {
+impl FrameReader for Image {
     fn info(&self) -> ClipInfo {
         let [height, width] = self.size;
         let size = if self.orientation.to_exif() >= 5 { [width, height] } else { [height, width] };
@@ -197,7 +197,7 @@ impl FrameReader for Picture {
     }
 }
 
-/// What a decoder knows of a picture before its px.
+/// What a decoder knows of an image before its px.
 struct Header {
     /// Height and width.
     size: [usize; 2],
@@ -220,32 +220,32 @@ impl Header {
 }
 
 /// The one frame of a decoder.
-fn one_frame(decoder: impl ImageDecoder) -> Result<Images, Fault> {
+fn one_frame(decoder: impl ImageDecoder) -> Result<DecodedFrames, Fault> {
     let image = DynamicImage::from_decoder(decoder)?;
     Ok(Box::new(std::iter::once(Ok(image))))
 }
 
 /// What `open` opens, its fault with the name of the file.
-fn opened(path: &Path, open: impl FnOnce() -> Result<Picture, Fault>) -> Result<Reader, IoError> {
-    open().map(|picture| Reader::Frames(Box::new(picture))).map_err(|fault| fault.of(path))
+fn opened(path: &Path, open: impl FnOnce() -> Result<Image, Fault>) -> Result<Reader, IoError> {
+    open().map(|image| Reader::Frames(Box::new(image))).map_err(|fault| fault.of(path))
 }
 
-/// Whether a file that begins so is a picture of a format.
+/// Whether a file that begins so is an image of a format.
 fn begins_as(head: &[u8], format: ImageFormat) -> bool {
     image::guess_format(head).is_ok_and(|found| found == format)
 }
 
-/// What is said of a file that no format of pictures knows.
-pub(super) fn unknown_picture(path: &Path, head: &[u8]) -> IoError {
+/// What is said of a file that no format of images knows.
+pub(super) fn unknown_image(path: &Path, head: &[u8]) -> IoError {
     let fault = match image::guess_format(head) {
         _ if head.is_empty() => Fault::incomplete("it is empty"),
-        Ok(other) => Fault::Unsupported(format!("a {other:?} picture (save it as PNG)")),
-        Err(_) => Fault::damaged("it begins like no kind of picture that is known here"),
+        Ok(other) => Fault::Unsupported(format!("a {other:?} image (save it as PNG)")),
+        Err(_) => Fault::damaged("it begins like no kind of image that is known here"),
     };
     fault.of(path)
 }
 
-/// Encodes a picture in a format of the `image` crate.
+/// Encodes an image in a format of the `image` crate.
 fn encoded(pixels: &Pixels8<'_>, format: ImageFormat) -> Result<Vec<u8>, ImageError> {
     let mut encoded = Cursor::new(Vec::new());
     let [height, width] = pixels.size;

@@ -153,7 +153,7 @@ impl NpyHeader {
         });
         let is_fortran = entry("fortran_order").and_then(py_literal::Value::as_boolean);
         let (Some(shape), Some(is_fortran), Some(dtype)) = (shape, is_fortran, entry("descr")) else {
-            return damaged("its header does not tell shape, order and type of an array");
+            return damaged("its header does not give shape, order and type of an array");
         };
         let dtype = float(dtype);
         let width = dtype.as_ref().map_or(0, Float::bytes);
@@ -201,7 +201,7 @@ impl Float {
         self.dtype.size().unwrap_or_default()
     }
 
-    /// Reads `count` values in f32. The caller has seen to it that there may be so many.
+    /// Reads `count` values in f32. The caller has checked the count.
     fn read(&self, reader: &mut dyn Read, count: usize) -> io::Result<Vec<f32>> {
         let width = self.bytes();
         let mut values = Vec::with_capacity(count);

@@ -5,8 +5,8 @@ use std::path::Path;
 use image::codecs::png::PngDecoder;
 use image::{AnimationDecoder, Delay, DynamicImage, ImageDecoder, ImageFormat, Limits as DecoderLimits};
 
-use super::super::{Format, FormatKind, IoError, PictureWriter, Reader, Target, Writer};
-use super::{Fault, Header, Picture, READ_LIMIT, SMALL, begins_as, encoded, one_frame, open_file, opened, plausible};
+use super::super::{Format, FormatKind, ImageWriter, IoError, Reader, Target, Writer};
+use super::{Fault, Header, Image, READ_LIMIT, SMALL, begins_as, encoded, one_frame, open_file, opened, plausible};
 
 /// PNG, animated ones (APNG) among them.
 pub(super) struct Png;
@@ -21,7 +21,7 @@ impl Format for Png {
     }
 
     fn kind(&self) -> FormatKind {
-        FormatKind::Picture
+        FormatKind::Image
     }
 
     fn matches(&self, head: &[u8]) -> bool {
@@ -35,7 +35,7 @@ impl Format for Png {
             let header = Header::of(&mut decoder(path, memory)?)?;
             plausible(header.decoded, 0, length)?;
             let (owned, is_animated) = (path.to_owned(), delays.len() > 1);
-            Ok(Picture::new(path, &header, &delays, move || {
+            Ok(Image::new(path, &header, &delays, move || {
                 let decoder = decoder(&owned, memory)?;
                 if !is_animated {
                     return one_frame(decoder);
@@ -50,7 +50,7 @@ impl Format for Png {
     }
 
     fn create(&self, target: &Target<'_>) -> Result<Box<dyn Writer>, IoError> {
-        Ok(Box::new(PictureWriter::new(target, |pixels| encoded(pixels, ImageFormat::Png))))
+        Ok(Box::new(ImageWriter::new(target, |pixels| encoded(pixels, ImageFormat::Png))))
     }
 }
 
@@ -66,16 +66,16 @@ fn decoder(path: &Path, memory: u64) -> Result<PngDecoder<BufReader<File>>, Faul
 
 /// What is known of a PNG file before it is decoded.
 struct Checked {
-    /// How long each frame of an animation is shown; nothing for a picture.
+    /// How long each frame of an animation is shown; nothing for an image.
     delays: Vec<Delay>,
-    /// Memory that the decoder may take for rows and for what is no px: a compressed colour profile could unfold to anything.
+    /// Memory limit of the decoder for rows and metadata: a compressed colour profile can expand without bound.
     memory: u64,
 }
 
-/// Checks that all chunks of a PNG file of `length` bytes are there and can hold the picture.
+/// Checks that all chunks of a PNG file of `length` bytes are there and can hold the image.
 fn check(file: &mut (impl Read + Seek), length: u64) -> Result<Checked, Fault> {
     let (mut at, mut declared, mut delays, mut data) = (8, 0, Vec::new(), 0);
-    // Bytes of the decoded picture, and of its rows.
+    // Bytes of the decoded image, and of its rows.
     let mut sizes = [0; 2];
     let mut width = 0;
     loop {

@@ -4,9 +4,9 @@ use image::ImageFormat;
 use image::codecs::pnm::PnmDecoder;
 
 use super::super::{Format, FormatKind, IoError, Reader};
-use super::{Header, Picture, begins_as, one_frame, open_file, opened, plausible};
+use super::{Header, Image, begins_as, one_frame, open_file, opened, plausible};
 
-/// Portable anymaps (netpbm), read under the names of other pictures.
+/// Portable anymaps (netpbm), read under the names of other images.
 pub(super) struct Pnm;
 
 impl Format for Pnm {
@@ -19,7 +19,7 @@ impl Format for Pnm {
     }
 
     fn kind(&self) -> FormatKind {
-        FormatKind::Picture
+        FormatKind::Image
     }
 
     fn matches(&self, head: &[u8]) -> bool {
@@ -36,7 +36,7 @@ impl Format for Pnm {
             let header = Header::of(&mut PnmDecoder::new(file)?)?;
             plausible(header.decoded, header.px / 8, length)?;
             let owned = path.to_owned();
-            Ok(Picture::new(path, &header, &[], move || one_frame(PnmDecoder::new(open_file(&owned)?.0)?)))
+            Ok(Image::new(path, &header, &[], move || one_frame(PnmDecoder::new(open_file(&owned)?.0)?)))
         })
     }
 }

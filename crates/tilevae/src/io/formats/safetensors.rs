@@ -8,7 +8,7 @@ use super::super::axes::Axes;
 use super::super::tensor_writer::TensorWriter;
 use super::super::{Format, FormatKind, IoError, Reader, Target, Writer};
 
-/// Named tensors and texts beside them.
+/// Named tensors and metadata texts.
 pub(super) struct Safetensors;
 
 impl Format for Safetensors {

@@ -6,31 +6,31 @@ use image::{GrayImage, ImageEncoder, Rgb, RgbImage, RgbaImage};
 use jpeg_encoder::{ColorType, Encoder, SamplingFactor};
 use tempfile::TempDir;
 
-use super::super::pictures::{open_picture, picture_size, read_picture};
+use super::super::images::{image_size, open_image, read_image};
 use super::super::{Fps, IoError};
 use super::*;
 
 /// A file with a name that says nothing.
 fn file(folder: &TempDir, content: &[u8]) -> PathBuf {
-    let path = folder.path().join("picture");
+    let path = folder.path().join("image");
     std::fs::write(&path, content).unwrap();
     path
 }
 
 fn read(folder: &TempDir, content: &[u8]) -> Result<DynamicImage, IoError> {
-    read_picture(&file(folder, content))
+    read_image(&file(folder, content))
 }
 
 fn frames(folder: &TempDir, content: &[u8]) -> Result<(Vec<RgbaImage>, Option<Fps>), IoError> {
-    let picture = open_picture(&file(folder, content))?;
-    let info = picture.info();
-    let frames = picture.frames()?.map(|frame| Ok(frame?.into_rgba8())).collect::<Result<Vec<_>, IoError>>()?;
+    let image = open_image(&file(folder, content))?;
+    let info = image.info();
+    let frames = image.frames()?.map(|frame| Ok(frame?.into_rgba8())).collect::<Result<Vec<_>, IoError>>()?;
     assert_eq!(frames.len(), info.frames);
     Ok((frames, info.fps))
 }
 
 /// Waves and noise.
-fn picture(width: u32, height: u32) -> RgbImage {
+fn image(width: u32, height: u32) -> RgbImage {
     RgbImage::from_fn(width, height, |x, y| Rgb([(9 * x + 5 * y) as u8, (x * x + 3 * y) as u8, ((x * 7) ^ (y * 31)) as u8]))
 }
 
@@ -43,7 +43,7 @@ fn encode(image: &DynamicImage, format: ImageFormat) -> Vec<u8> {
 /// JPEG files of all kinds, by name.
 fn jpegs() -> Vec<(String, Vec<u8>)> {
     let mut files = Vec::new();
-    let (color, grey) = (picture(45, 37), GrayImage::from_fn(45, 37, |x, y| image::Luma([(x * 5 + y * y) as u8])));
+    let (color, grey) = (image(45, 37), GrayImage::from_fn(45, 37, |x, y| image::Luma([(x * 5 + y * y) as u8])));
     for (sampling, name) in [(SamplingFactor::F_1_1, "4:4:4"), (SamplingFactor::F_2_1, "4:2:2"), (SamplingFactor::F_2_2, "4:2:0")] {
         for is_progressive in [false, true] {
             for restart in [0, 4] {
@@ -100,7 +100,7 @@ fn holes_in_jpegs_are_found() {
 
 /// One file of each kind, none of which may be cut anywhere.
 fn kinds() -> Vec<(&'static str, Vec<u8>)> {
-    let color = DynamicImage::ImageRgb8(picture(23, 19));
+    let color = DynamicImage::ImageRgb8(image(23, 19));
     let alpha = DynamicImage::ImageRgba8(color.to_rgba8());
     let deep = DynamicImage::ImageRgb16(color.to_rgb16());
     vec![
@@ -119,7 +119,7 @@ fn kinds() -> Vec<(&'static str, Vec<u8>)> {
 }
 
 #[test]
-fn no_kind_of_picture_may_be_cut() {
+fn no_kind_of_image_may_be_cut() {
     let folder = tempfile::tempdir().unwrap();
     for (name, content) in kinds() {
         let whole = frames(&folder, &content).unwrap_or_else(|error| panic!("{name}: {error}"));
@@ -134,7 +134,7 @@ fn no_kind_of_picture_may_be_cut() {
 #[test]
 fn damage_to_a_png_is_found() {
     let folder = tempfile::tempdir().unwrap();
-    let content = encode(&DynamicImage::ImageRgb8(picture(23, 19)), ImageFormat::Png);
+    let content = encode(&DynamicImage::ImageRgb8(image(23, 19)), ImageFormat::Png);
     let whole = read(&folder, &content).unwrap();
     for place in 0..content.len() {
         for bit in [0, 5] {
@@ -294,7 +294,7 @@ fn bits_and_planes_are_put_in_order() {
 #[test]
 fn headers_promise_no_more_than_data_can_hold() {
     let folder = tempfile::tempdir().unwrap();
-    let small = DynamicImage::ImageRgb8(picture(16, 16));
+    let small = DynamicImage::ImageRgb8(image(16, 16));
     let mut bombs = Vec::new();
     let mut png = encode(&small, ImageFormat::Png);
     png[16..24].copy_from_slice(&[0, 0, 0xFF, 0xFF, 0, 0, 0xFF, 0xFF]);
@@ -327,7 +327,7 @@ fn headers_promise_no_more_than_data_can_hold() {
 }
 
 #[test]
-fn pictures_of_one_colour_are_read_however_small_their_files() {
+fn images_of_one_colour_are_read_however_small_their_files() {
     let folder = tempfile::tempdir().unwrap();
     let flat = RgbImage::from_pixel(4096, 4096, Rgb([10, 200, 30]));
     let mut png = Vec::new();
@@ -351,24 +351,24 @@ fn pictures_of_one_colour_are_read_however_small_their_files() {
 }
 
 #[test]
-fn pictures_are_turned_as_they_say() {
+fn images_are_turned_as_they_say() {
     let folder = tempfile::tempdir().unwrap();
     let mut content = Vec::new();
     let mut encoder = Encoder::new(&mut content, 95);
     encoder.add_app_segment(1, b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0".to_vec()).unwrap();
     encoder.encode(&[[250; 48], [0; 48]].concat(), 16, 2, ColorType::Rgb).unwrap();
-    assert_eq!(picture_size(&file(&folder, &content)).unwrap(), [16, 2]);
+    assert_eq!(image_size(&file(&folder, &content)).unwrap(), [16, 2]);
     let image = read(&folder, &content).unwrap().into_rgb8();
     assert!(image.get_pixel(1, 5).0[0] > 200 && image.get_pixel(0, 5).0[0] < 50);
 }
 
 #[test]
-fn what_is_no_picture_is_told() {
+fn what_is_no_image_is_told() {
     let folder = tempfile::tempdir().unwrap();
     for (content, part) in [
         (&b""[..], "it is empty"),
-        (b"<!DOCTYPE html><html>", "begins like no kind of picture"),
-        (b"BM not a picture that is known", "Bmp"),
+        (b"<!DOCTYPE html><html>", "begins like no kind of image"),
+        (b"BM not an image that is known", "Bmp"),
         (b"\0\0\0\x1Cftypavif\0\0\0\0avifmif1miaf", "Avif"),
     ] {
         let error = read(&folder, content).unwrap_err().to_string();

@@ -10,8 +10,8 @@ use tiff::tags::Tag;
 use tiff::{ColorType, TiffError};
 
 use super::super::delays::Delays;
-use super::super::{Format, FormatKind, IoError, Limits, PictureWriter, Reader, Target, Writer};
-use super::{Fault, Picture, READ_LIMIT, SMALL, begins_as, encoded, jpeg, open_file, opened, plausible};
+use super::super::{Format, FormatKind, ImageWriter, IoError, Limits, Reader, Target, Writer};
+use super::{Fault, Image, READ_LIMIT, SMALL, begins_as, encoded, jpeg, open_file, opened, plausible};
 
 /// TIFF and BigTIFF of one or more pages.
 pub(super) struct Tiff;
@@ -26,7 +26,7 @@ impl Format for Tiff {
     }
 
     fn kind(&self) -> FormatKind {
-        FormatKind::Picture
+        FormatKind::Image
     }
 
     fn matches(&self, head: &[u8]) -> bool {
@@ -35,14 +35,14 @@ impl Format for Tiff {
 
     fn limits(&self) -> Limits {
         // Places in a file are numbers of 32 bits. The headers of its strips are small against the rest.
-        Limits { bytes: u64::from(u32::MAX / 64 * 63), ..Limits::PICTURE }
+        Limits { bytes: u64::from(u32::MAX / 64 * 63), ..Limits::IMAGE }
     }
 
     fn open(&self, path: &Path) -> Result<Reader, IoError> {
         opened(path, || {
             let (file, length) = open_file(path)?;
             let pages = Pages::open(file, length)?;
-            Ok(Picture {
+            Ok(Image {
                 path: path.to_owned(),
                 size: pages.size,
                 orientation: pages.orientation,
@@ -54,7 +54,7 @@ impl Format for Tiff {
     }
 
     fn create(&self, target: &Target<'_>) -> Result<Box<dyn Writer>, IoError> {
-        Ok(Box::new(PictureWriter::new(target, |pixels| encoded(pixels, ImageFormat::Tiff))))
+        Ok(Box::new(ImageWriter::new(target, |pixels| encoded(pixels, ImageFormat::Tiff))))
     }
 }
 
@@ -62,7 +62,7 @@ impl From<TiffError> for Fault {
     fn from(error: TiffError) -> Self {
         match error {
             TiffError::IoError(error) => Self::from(image::ImageError::IoError(error)),
-            TiffError::UnsupportedError(error) => Self::Unsupported(format!("a TIFF picture of a kind that is not known here ({error})")),
+            TiffError::UnsupportedError(error) => Self::Unsupported(format!("a TIFF image of a kind that is not known here ({error})")),
             error => Self::Damaged(error.to_string()),
         }
     }
@@ -189,7 +189,7 @@ fn page(decoder: &mut Decoder<BufReader<File>>, length: u64) -> Result<DynamicIm
         _ => None,
     };
     if let Some(kind) = kind {
-        return Err(Fault::Unsupported(format!("a TIFF picture of {kind} (save it as grey or RGB)")));
+        return Err(Fault::Unsupported(format!("a TIFF image of {kind} (save it as grey or RGB)")));
     }
     let color = decoder.colortype()?;
     let bits = color.bit_depth();
@@ -201,13 +201,13 @@ fn page(decoder: &mut Decoder<BufReader<File>>, length: u64) -> Result<DynamicIm
     };
     if number != "unsigned integers" || !matches!(bits, 1 | 2 | 4 | 8 | 16) {
         return Err(Fault::Unsupported(format!(
-            "a TIFF picture of {bits}-bit {number} (save it with 8 or 16 bits, unsigned, or its samples from -1 to 1 as .npy or .safetensors)"
+            "a TIFF image of {bits}-bit {number} (save it with 8 or 16 bits, unsigned, or its samples from -1 to 1 as .npy or .safetensors)"
         )));
     }
     let extra: Vec<u16> = decoder.find_tag_unsigned_vec(Tag::ExtraSamples)?.unwrap_or_default();
     let channels = match color {
         _ if compression == 7 && !matches!(color, ColorType::Gray(8) | ColorType::RGB(8) | ColorType::RGBA(8)) => {
-            return Err(Fault::unsupported("a TIFF picture with JPEG data of other than grey and RGB (save it without JPEG)"));
+            return Err(Fault::unsupported("a TIFF image with JPEG data of other than grey and RGB (save it without JPEG)"));
         }
         ColorType::Gray(_) => 1,
         ColorType::Multiband { num_samples: 2, .. } if matches!(extra[..], [1 | 2]) => 2,
@@ -215,7 +215,7 @@ fn page(decoder: &mut Decoder<BufReader<File>>, length: u64) -> Result<DynamicIm
         ColorType::RGBA(8 | 16) | ColorType::CMYK(8 | 16) => 4,
         _ => {
             return Err(Fault::Unsupported(format!(
-                "a TIFF picture of {} channels of {bits} bits (save it as grey, RGB or RGBA)",
+                "a TIFF image of {} channels of {bits} bits (save it as grey, RGB or RGBA)",
                 color.num_samples()
             )));
         }
@@ -224,7 +224,7 @@ fn page(decoder: &mut Decoder<BufReader<File>>, length: u64) -> Result<DynamicIm
     // Channels beyond those of colours are left out, where the decoder can.
     if samples != channels && ([predictor, planes] != [1, 1] || samples < channels) {
         return Err(Fault::Unsupported(format!(
-            "a TIFF picture of {samples} channels, of which {channels} are colours (save it as grey, RGB or RGBA)"
+            "a TIFF image of {samples} channels, of which {channels} are colours (save it as grey, RGB or RGBA)"
         )));
     }
     check_data(decoder, length, compression, u64::from(bits) * samples)?;
@@ -234,7 +234,7 @@ fn page(decoder: &mut Decoder<BufReader<File>>, length: u64) -> Result<DynamicIm
     let mut values = match result {
         DecodingResult::U8(values) => Values::Eight(values),
         DecodingResult::U16(values) => Values::Sixteen(values),
-        _ => return Err(Fault::Unsupported(format!("a TIFF picture of {bits}-bit {number}"))),
+        _ => return Err(Fault::Unsupported(format!("a TIFF image of {bits}-bit {number}"))),
     };
     if let Values::Eight(packed) = &mut values
         && bits < 8
@@ -275,7 +275,7 @@ fn page(decoder: &mut Decoder<BufReader<File>>, length: u64) -> Result<DynamicIm
         (Values::Eight(values), _) => RgbImage::from_raw(width, height, colours.plain(values, 3, u8::MAX.into())).map(DynamicImage::ImageRgb8),
         (Values::Sixteen(values), _) => ImageBuffer::from_raw(width, height, colours.plain(values, 3, u16::MAX.into())).map(DynamicImage::ImageRgb16),
     };
-    image.ok_or_else(|| Fault::incomplete("its data ends before the picture does"))
+    image.ok_or_else(|| Fault::incomplete("its data ends before the image does"))
 }
 
 /// What the values of a px are.
@@ -310,12 +310,12 @@ fn check_data(decoder: &mut Decoder<BufReader<File>>, length: u64, compression: 
     let [offsets, counts] = [decoder.get_tag_u64_vec(offsets)?, decoder.get_tag_u64_vec(counts)?];
     let what = if tiles.is_some() { "tile" } else { "strip" };
     if tiles.is_some_and(|side| side > width.saturating_mul(2).max(SMALL / 64)) {
-        return Err(Fault::damaged("its tiles are far larger than the picture"));
+        return Err(Fault::damaged("its tiles are far larger than the image"));
     }
     let mut data = 0_u64;
     for (place, (&offset, &count)) in offsets.iter().zip(&counts).enumerate() {
         data = data.saturating_add(count);
-        // What is not compressed is as long as it must be, whatever is written here.
+        // Uncompressed strips have a known length; this field is ignored.
         if compression != 1 && offset.saturating_add(count) > length {
             return Err(Fault::Incomplete(format!("its {what} {} of {} reaches past the end of the file", place + 1, offsets.len())));
         }
@@ -337,13 +337,13 @@ fn check_data(decoder: &mut Decoder<BufReader<File>>, length: u64, compression: 
         let tables = decoder.find_tag(Tag::JPEGTables)?.map(tiff::decoder::ifd::Value::into_u8_vec).transpose()?.unwrap_or_default();
         for (&offset, &count) in offsets.iter().zip(&counts) {
             let file = decoder.inner();
-            let mut picture = Vec::new();
-            Fault::reading(file.seek(SeekFrom::Start(offset)).and_then(|_| file.take(count).read_to_end(&mut picture)))?;
-            // Tables are a JPEG file without a picture, and the picture one without tables.
+            let mut image = Vec::new();
+            Fault::reading(file.seek(SeekFrom::Start(offset)).and_then(|_| file.take(count).read_to_end(&mut image)))?;
+            // Tables are a JPEG file without an image, and the image one without tables.
             if let Some(tables) = tables.len().checked_sub(2).and_then(|end| tables.get(..end)) {
-                picture.splice(..picture.len().min(2), tables.iter().copied());
+                image.splice(..image.len().min(2), tables.iter().copied());
             }
-            jpeg::check(&picture)?;
+            jpeg::check(&image)?;
         }
     }
     Ok(())

@@ -4,8 +4,8 @@ use std::path::Path;
 use image::codecs::webp::WebPDecoder;
 use image::{Delay, DynamicImage, ImageDecoder, ImageFormat, RgbaImage, imageops};
 
-use super::super::{Format, FormatKind, IoError, Limits, PictureWriter, Reader, Target, Writer};
-use super::{Fault, Header, Picture, begins_as, content_of, encoded, one_frame, opened};
+use super::super::{Format, FormatKind, ImageWriter, IoError, Limits, Reader, Target, Writer};
+use super::{Fault, Header, Image, begins_as, content_of, encoded, one_frame, opened};
 
 /// WebP, animated ones among them; written without loss.
 pub(super) struct WebP;
@@ -20,7 +20,7 @@ impl Format for WebP {
     }
 
     fn kind(&self) -> FormatKind {
-        FormatKind::Picture
+        FormatKind::Image
     }
 
     fn matches(&self, head: &[u8]) -> bool {
@@ -28,7 +28,7 @@ impl Format for WebP {
     }
 
     fn limits(&self) -> Limits {
-        Limits { side_px: 16_383, ..Limits::PICTURE }
+        Limits { side_px: 16_383, ..Limits::IMAGE }
     }
 
     fn open(&self, path: &Path) -> Result<Reader, IoError> {
@@ -38,7 +38,7 @@ impl Format for WebP {
             let header = Header::of(&mut WebPDecoder::new(Cursor::new(&content))?)?;
             check_px(header.px, animation.is_some(), content.len() as u64)?;
             let delays = animation.as_ref().map(Animation::delays).unwrap_or_default();
-            Ok(Picture::new(path, &header, &delays, move || match animation {
+            Ok(Image::new(path, &header, &delays, move || match animation {
                 Some(animation) => Ok(Box::new(animation.read(Cursor::new(content)))),
                 None => one_frame(WebPDecoder::new(Cursor::new(content))?),
             }))
@@ -46,12 +46,12 @@ impl Format for WebP {
     }
 
     fn create(&self, target: &Target<'_>) -> Result<Box<dyn Writer>, IoError> {
-        Ok(Box::new(PictureWriter::new(target, |pixels| encoded(pixels, ImageFormat::WebP))))
+        Ok(Box::new(ImageWriter::new(target, |pixels| encoded(pixels, ImageFormat::WebP))))
     }
 }
 
 /// The animation in a WebP file. Decoders leave out frames that are not there, and one does not clear what a frame asks to be cleared: so each frame is
-/// decoded as a picture of its own, and put on the canvas here.
+/// decoded as an image of its own, and put on the canvas here.
 #[derive(Debug)]
 struct Animation {
     /// Width and height.
@@ -75,19 +75,17 @@ struct Frame {
     data: (u64, u64),
 }
 
-/// Refuses a picture of `px` px in `length` bytes. One of one colour takes next to nothing, and the decoder takes memory for all px at once: nothing tells one
+/// Refuses an image of `px` px in `length` bytes. One of one colour takes next to nothing, and the decoder takes memory for all px at once: nothing tells one
 /// from a file that is made to exhaust it.
 fn check_px(px: u64, is_animated: bool, length: u64) -> Result<(), Fault> {
     let often = if is_animated { 2 } else { 1 };
     if px * often > (1 << 22) + 1024 * length {
-        return Err(Fault::Unsupported(format!(
-            "a WebP picture of {px} px in {length} bytes, which might be made to exhaust memory (save it as PNG)"
-        )));
+        return Err(Fault::Unsupported(format!("a WebP image of {px} px in {length} bytes, which might be made to exhaust memory (save it as PNG)")));
     }
     Ok(())
 }
 
-/// Width and height of a lossy picture, from the first ten bytes of its chunk.
+/// Width and height of a lossy image, from the first ten bytes of its chunk.
 fn lossy_size(bytes: &[u8]) -> [u32; 2] {
     [[bytes[6], bytes[7]], [bytes[8], bytes[9]]].map(|side| u32::from(u16::from_le_bytes(side) & 0x3FFF))
 }
@@ -98,7 +96,7 @@ fn number(bytes: &[u8]) -> u32 {
 }
 
 impl Animation {
-    /// Checks that the content of a file is all there, and leaves out what follows its end: decoders read on. Nothing for a single picture.
+    /// Checks that the content of a file is all there, and leaves out what follows its end: decoders read on. Nothing for a single image.
     fn find(content: &mut Vec<u8>) -> Result<Option<Self>, Fault> {
         let length = content.len() as u64;
         let total = content.get(4..).and_then(<[u8]>::first_chunk).map_or(12, |&size| 8 + u64::from(u32::from_le_bytes(size)));
@@ -108,13 +106,13 @@ impl Animation {
         content.truncate(total as usize);
         let mut file = Cursor::new(content);
         let mut bytes = [0; 24];
-        // Decoders read the first chunk, whatever the file says of its length.
+        // Decoders read the first chunk, ignoring the length of the file's header.
         if total < 20 {
             return Err(Fault::Damaged(format!("its header says that it has {total} bytes")));
         }
         let mut at = 12;
         let mut animation: Option<Self> = None;
-        let mut has_picture = false;
+        let mut has_image = false;
         // px of what is decoded at once.
         let mut px = 0;
         while at + 8 <= total {
@@ -140,13 +138,13 @@ impl Animation {
                     }
                 }
                 (b"VP8L", None) if size >= 5 => {
-                    has_picture = true;
+                    has_image = true;
                     Fault::reading(file.read_exact(&mut bytes[..5]))?;
                     let sides = u32::from_le_bytes([bytes[1], bytes[2], bytes[3], bytes[4]]);
                     px = px.max(u64::from((sides & 0x3FFF) + 1) * u64::from((sides >> 14 & 0x3FFF) + 1));
                 }
                 (b"VP8 ", None) if size >= 10 => {
-                    has_picture = true;
+                    has_image = true;
                     Fault::reading(file.read_exact(&mut bytes[..10]))?;
                     let [width, height] = lossy_size(&bytes).map(u64::from);
                     px = px.max(width * height);
@@ -168,7 +166,7 @@ impl Animation {
         }
         check_px(px, animation.is_some(), total)?;
         match animation {
-            None if !has_picture => Err(Fault::incomplete("it holds no picture")),
+            None if !has_image => Err(Fault::incomplete("it holds no image")),
             Some(Self { frames, .. }) if frames.is_empty() => Err(Fault::incomplete("it is an animation without a frame")),
             animation => Ok(animation),
         }
@@ -186,7 +184,7 @@ impl Animation {
         let mut to_clear: Option<Frame> = None;
         self.frames.into_iter().map(move |frame| {
             let [left, top] = frame.place.map(i64::from);
-            let image = picture(&mut file, &frame)?;
+            let image = image(&mut file, &frame)?;
             if let Some(Frame { place, size, .. }) = to_clear {
                 imageops::replace(&mut canvas, &RgbaImage::new(size[0], size[1]), place[0].into(), place[1].into());
             }
@@ -202,8 +200,8 @@ impl Animation {
     }
 }
 
-/// A frame as a picture.
-fn picture(file: &mut (impl Read + Seek), frame: &Frame) -> Result<RgbaImage, Fault> {
+/// A frame as an image.
+fn image(file: &mut (impl Read + Seek), frame: &Frame) -> Result<RgbaImage, Fault> {
     let wrong_size = || Fault::damaged("a frame has not the size that its header says");
     let (begin, size) = frame.data;
     let mut data = Vec::new();
@@ -220,7 +218,7 @@ fn picture(file: &mut (impl Read + Seek), frame: &Frame) -> Result<RgbaImage, Fa
             }
             at = begin + (u32::from_le_bytes([s0, s1, s2, s3]) as usize).next_multiple_of(2);
         }
-        // Alpha lies beside the picture only where an extended header says so.
+        // Only files with an extended header have a separate alpha chunk.
         content.extend(b"VP8X\x0A\0\0\0\x10\0\0\0");
         for side in frame.size {
             content.extend(&(side - 1).to_le_bytes()[..3]);

@@ -197,7 +197,7 @@ fn damaged_files_are_errors() {
         (npy(1, "'<f4'", "False", "(99999999999, 99999999999)", &zeros), "more values than any file"),
         (npy(1, "'<f4'", "False", "(1, 4, 1, 1)", &zeros), "takes 16 bytes"),
         (npy(1, "'<f4'", "False", "(1, 2, 1, 1)", &zeros), "takes 8 bytes"),
-        (npy(1, "'<f4'", "False", "(-1, 4)", &zeros), "does not tell"),
+        (npy(1, "'<f4'", "False", "(-1, 4)", &zeros), "does not give"),
         (npy(1, "'<f4'", "False", &"(".repeat(5000), &zeros), "no description"),
         ([&b"\x93NUMPY"[..], &[2, 0, 255, 255, 255, 255]].concat(), "its header takes 4294967295 bytes"),
         (b"\x93NUMPY".to_vec(), "cut off"),
@@ -243,7 +243,7 @@ fn what_torch_saves_is_read() {
         let tensor = tensors.input(Direction::Decode, &two, &config("")).unwrap().read().unwrap();
         assert_eq!((tensor.block.shape(), tensor.block.data()), ([1, 2, 1, 2, 3], &expected[..]));
     }
-    // What nodes of ComfyUI hand around, its rows and columns exchanged in memory.
+    // Latents as nodes of ComfyUI pass them, with rows and columns exchanged in memory.
     let nested = Tensors::read(&data.join("latents.pt")).unwrap().input(Direction::Decode, &two, &config("")).unwrap().read().unwrap();
     assert_eq!(nested.block, HostTensor::from_fn([1, 2, 1, 2, 3], |[_, c, _, y, x]| expected[c * 6 + x * 2 + y]));
     for name in ["kinds.pt", "kinds-4.pt", "kinds-legacy.pt"] {

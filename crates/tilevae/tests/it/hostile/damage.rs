@@ -50,7 +50,7 @@ pub(crate) fn damaged(seeds: &[Vec<u8>], rng: &mut ChaCha8Rng) -> Vec<u8> {
         }
     }
     if rng.random() {
-        mend(&mut bytes);
+        fix_checksums(&mut bytes);
     }
     bytes
 }
@@ -265,7 +265,7 @@ fn other_value(value: &Value, rng: &mut ChaCha8Rng) -> Value {
 }
 
 /// Sets the checksums of a PNG or a zip archive.
-pub(crate) fn mend(bytes: &mut [u8]) {
+pub(crate) fn fix_checksums(bytes: &mut [u8]) {
     if bytes.starts_with(b"\x89PNG\r\n\x1a\n") {
         mend_png(bytes);
     } else if bytes.starts_with(b"PK") {
@@ -293,7 +293,7 @@ fn mend_zip(bytes: &mut [u8]) {
     };
     let entries: Vec<usize> = (0..bytes.len().saturating_sub(46)).filter(|&place| bytes[place..].starts_with(b"PK\x01\x02")).collect();
     for entry in entries {
-        let mut mend = || {
+        let mut fix_checksums = || {
             let (method, size, local) = (read(bytes, entry + 10, 2)?, read(bytes, entry + 20, 4)?, read(bytes, entry + 42, 4)?);
             let start = local + 30 + read(bytes, local + 26, 2)? + read(bytes, local + 28, 2)?;
             let sum = crc32fast::hash(bytes.get(start..start + size).filter(|_| method == 0)?).to_le_bytes();
@@ -301,6 +301,6 @@ fn mend_zip(bytes: &mut [u8]) {
             bytes.get_mut(local + 14..local + 18)?.copy_from_slice(&sum);
             Some(())
         };
-        let _ = mend();
+        let _ = fix_checksums();
     }
 }

@@ -13,7 +13,7 @@ pub(crate) const fn allowed(length: usize) -> usize {
     4 * length + (64 << 20)
 }
 
-/// Bytes that are given, so that a fault is seen and told; beyond them allocations fail.
+/// Bytes that can be allocated, so that a fault is reported; beyond them allocations fail.
 const CEILING: usize = 1 << 30;
 
 /// Panics since the last look, caught or not.
@@ -23,14 +23,14 @@ static PANICS: Mutex<Vec<String>> = Mutex::new(Vec::new());
 pub(crate) fn watch_panics() {
     std::panic::set_hook(Box::new(|panic| {
         let thread = std::thread::current();
-        let text = format!("{panic} (thread {})", thread.name().unwrap_or("without a name"));
+        let text = format!("{panic} (thread {})", thread.name().unwrap_or("(unnamed)"));
         PANICS.lock().unwrap_or_else(PoisonError::into_inner).push(text);
     }));
 }
 
 /// What came of reading `path`, and what was wrong in doing so. `length` counts the bytes of the file and of what lies beside it.
 pub(crate) fn read(way: &Way, path: &Path, length: usize) -> (Result<(), String>, Vec<String>) {
-    let (outcome, peak) = peak_of(CEILING, || catch_unwind(AssertUnwindSafe(|| way.read(path).map_err(|error| told(error.as_ref())))));
+    let (outcome, peak) = peak_of(CEILING, || catch_unwind(AssertUnwindSafe(|| way.read(path).map_err(|error| message(error.as_ref())))));
     let mut faults = std::mem::take(&mut *PANICS.lock().unwrap_or_else(PoisonError::into_inner));
     if peak > allowed(length) {
         faults.push(format!("{peak} bytes of memory for {length} bytes of files, {} allowed", allowed(length)));
@@ -39,7 +39,7 @@ pub(crate) fn read(way: &Way, path: &Path, length: usize) -> (Result<(), String>
 }
 
 /// An error and its causes, as users see them.
-fn told(error: &(dyn Error + 'static)) -> String {
+fn message(error: &(dyn Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

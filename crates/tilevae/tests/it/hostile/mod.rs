@@ -1,7 +1,7 @@
-//! Damaged files and texts: whatever comes in, nothing panics, hangs, or takes more memory than four times the file and 64 MiB.
+//! Damaged files and texts: no input panics, hangs, or takes more memory than four times the file and 64 MiB.
 //!
 //! `seeds/` holds small valid files, a folder for each way in (`tools/make_seeds.py` makes them), `found/` what once went wrong. A test reads both, and then
-//! a few thousand damaged seeds, in a process of its own, so that a crash can be told like any other fault. A case depends on its number and the seed alone.
+//! a few thousand damaged seeds, in a process of its own, so that a crash is reported like any other fault. A case depends on its number and the seed alone.
 //! `TILEVAE_FUZZ_CASES` and `TILEVAE_FUZZ_SEED` set others; `TILEVAE_FUZZ_FIRST` begins with a later one.
 
 mod counting;
@@ -158,14 +158,14 @@ fn faults(name: &str, cases: u64, time: Duration) -> Vec<String> {
 /// A way in that does what its bytes say, to see that it is seen.
 const FAULTY: Way = Way::new("faulty", "case.txt", |path| {
     match &*fs::read_to_string(path)? {
-        "panic" => panic!("as told"),
-        "caught" => drop(std::panic::catch_unwind(|| panic!("as told"))),
-        "thread" => drop(std::thread::spawn(|| panic!("as told")).join()),
+        "panic" => panic!("on purpose"),
+        "caught" => drop(std::panic::catch_unwind(|| panic!("on purpose"))),
+        "thread" => drop(std::thread::spawn(|| panic!("on purpose")).join()),
         "memory" => drop(std::hint::black_box(vec![0_u8; 70 << 20])),
         "enormous" => drop(std::hint::black_box(vec![0_u8; 70 << 40])),
         "endless" => std::thread::sleep(TIME),
         "deep" => drop(std::hint::black_box(deeper(1))),
-        "refused" => return Err("as told".into()),
+        "refused" => return Err("on purpose".into()),
         _ => {}
     }
     Ok(())
@@ -179,14 +179,14 @@ fn deeper(depth: u64) -> u64 {
 fn faults_are_seen() {
     let found = faults("faulty", 0, Duration::from_secs(1));
     for (kind, expected) in [
-        ("caught", "as told"),
+        ("caught", "on purpose"),
         ("deep", "overflow"),
         ("endless", "took longer than 1 s"),
         ("enormous", "memory allocation of"),
         ("memory", "bytes of memory"),
-        ("panic", "as told"),
-        ("refused", "a valid file is refused: as told"),
-        ("thread", "as told"),
+        ("panic", "on purpose"),
+        ("refused", "a valid file is refused: on purpose"),
+        ("thread", "on purpose"),
     ] {
         let fault = found.iter().find(|fault| fault.starts_with(&format!("seed {kind}.txt: ")));
         assert!(fault.is_some_and(|fault| fault.contains(expected)), "{kind}: {found:?}");
@@ -244,7 +244,7 @@ fn cases() {
 
     measure::watch_panics();
     let mut faults = fs::File::create(folder.join(FAULTS)).unwrap();
-    let mut tell = |label: &str, fault: &str| {
+    let mut report = |label: &str, fault: &str| {
         let kept = keep(&file, way, label);
         writeln!(faults, "{label}: {}; {}", fault.replace('\n', " "), kept.display()).unwrap();
     };
@@ -271,7 +271,7 @@ fn cases() {
         watchdog.end();
         let invalid = outcome.err().filter(|_| is_valid).map(|error| format!("a valid file is refused: {error}"));
         for fault in wrong.into_iter().chain(invalid) {
-            tell(&label, &fault);
+            report(&label, &fault);
             count += 1;
         }
         if count >= ENOUGH {

@@ -3,7 +3,7 @@
 use std::error::Error;
 use std::path::{Path, PathBuf};
 
-use tilevae::io::{self, Clip, Fps, Pictures, Tensors};
+use tilevae::io::{self, Clip, Fps, Images, Tensors};
 use tilevae::tiling::Region;
 use tilevae::vae_core::{DeviceName, FrameRule};
 use tilevae::{Config, Direction, FittedFrames, FrameRemainder, Pipeline, RunOptions, RunPlan, TileSource, VaeSpec, open_model, parse_override};
@@ -16,13 +16,13 @@ pub(crate) struct Way {
     pub(crate) name: &'static str,
     /// The name that its bytes lie under.
     pub(crate) file: &'static str,
-    /// What lies beside them.
+    /// Other files in the same folder.
     pub(crate) beside: &'static [(&'static str, &'static [u8])],
     read: fn(&Path) -> Outcome,
 }
 
 impl Way {
-    /// A way with nothing beside its bytes.
+    /// A way without other files.
     #[allow(dead_code, reason = "the targets of cargo-fuzz make none")]
     pub(crate) const fn new(name: &'static str, file: &'static str, read: fn(&Path) -> Outcome) -> Self {
         Self { name, file, beside: &[], read }
@@ -48,10 +48,10 @@ ways! {
     "npy" as "case.npy": tensors;
     "npz" as "case.npz": tensors;
     "torch" as "case.pt": tensors;
-    "png" as "case.png": picture;
-    "jpeg" as "case.jpg": picture;
-    "webp" as "case.webp": picture;
-    "tiff" as "case.tiff": picture;
+    "png" as "case.png": image;
+    "jpeg" as "case.jpg": image;
+    "webp" as "case.webp": image;
+    "tiff" as "case.tiff": image;
     "apng" as "case.png": clip;
     "webp-clip" as "case.webp": clip;
     "tiff-pages" as "case.tiff": clip;
@@ -107,14 +107,14 @@ fn tensors(path: &Path) -> Outcome {
     use_of(&tensor.block, Direction::Decode)
 }
 
-fn picture(path: &Path) -> Outcome {
-    let size = io::picture_size(path);
+fn image(path: &Path) -> Outcome {
+    let size = io::image_size(path);
     for channels in [1, 4] {
-        drop(Pictures::read(&[path.to_owned()], channels, 8));
+        drop(Images::read(&[path.to_owned()], channels, 8));
     }
-    let pictures = Pictures::read(&[path.to_owned()], 3, 8)?;
-    assert_eq!(size?, pictures.size(), "a picture is as large as its header says");
-    use_of(&pictures, Direction::Encode)
+    let images = Images::read(&[path.to_owned()], 3, 8)?;
+    assert_eq!(size?, images.size(), "an image is as large as its header says");
+    use_of(&images, Direction::Encode)
 }
 
 fn clip(path: &Path) -> Outcome {
@@ -209,7 +209,7 @@ fn size(path: &Path) -> Outcome {
     Ok(())
 }
 
-/// Where the bytes of a way are to be put: a folder in `parent`, with what lies beside them.
+/// The place for the bytes of a way: a folder in `parent` with the other files.
 pub(crate) fn place(way: &Way, parent: &Path) -> std::io::Result<PathBuf> {
     let folder = parent.join(way.name);
     std::fs::create_dir_all(&folder)?;

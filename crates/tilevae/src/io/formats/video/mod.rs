@@ -70,7 +70,7 @@ fn argument(path: &Path) -> PathBuf {
     if path.is_relative() { Path::new(".").join(path) } else { path.to_owned() }
 }
 
-/// The first stream of video that is no picture on the cover.
+/// The first stream of video that is no image on the cover.
 const STREAM: [&str; 2] = ["-map", "0:V:0"];
 
 /// Arguments that read a file, and say at which level each message is.
@@ -167,7 +167,7 @@ enum Timing {
 }
 
 impl Timing {
-    /// Every frame once, whatever its time.
+    /// Every frame once, ignoring timestamps.
     fn arguments(self) -> [&'static str; 2] {
         match self {
             Self::New => ["-fps_mode", "passthrough"],
@@ -282,7 +282,7 @@ impl FrameReader for Stream {
         ClipInfo { size, frames: self.overview.frames, fps: self.fps }
     }
 
-    /// Frames come as netpbm pictures, which say their size, turned as the video says.
+    /// Frames are netpbm images, which have their size in the header, rotated by the video's metadata.
     fn frames(self: Box<Self>) -> Result<Frames, IoError> {
         let Self { program, path, overview, decoded, fps } = *self;
         let Some(video) = &overview.said.video else {
@@ -359,8 +359,8 @@ impl Decoding {
                 self.frames += 1;
                 Ok(Some(frame))
             }
-            // It went away within a frame: what it said tells more.
-            Err(source) => Err(self.end().err().unwrap_or_else(|| IoError::Picture { path: self.path.clone(), source })),
+            // ffmpeg ended within a frame: its messages explain more.
+            Err(source) => Err(self.end().err().unwrap_or_else(|| IoError::Image { path: self.path.clone(), source })),
         }
     }
 
@@ -472,7 +472,7 @@ impl Encoding {
     fn write(&mut self, pixels: &[u8]) -> Result<(), IoError> {
         let Some(stdin) = &mut self.stdin else { return Ok(()) };
         self.process.waiting().during(|| stdin.write_all(pixels)).map_err(|source| {
-            // It went away: what it said tells more than the broken pipe.
+            // ffmpeg ended: its messages explain more than the broken pipe.
             self.end().err().unwrap_or_else(|| IoError::Write { path: self.path.clone(), source })
         })
     }

@@ -1,4 +1,4 @@
-//! A run of ffmpeg that ends, whatever it does: its complaints are read while it works, and it is killed when it does not go on.
+//! A bounded run of ffmpeg: its standard error is read while it runs, and it is killed when it makes no progress.
 
 use std::ffi::{OsStr, OsString};
 use std::io::{BufRead, BufReader, ErrorKind, Read};
@@ -172,7 +172,7 @@ impl Drop for Process {
     }
 }
 
-/// What tells the guard that a program is waited for.
+/// Tells the watchdog that the caller waits for the program.
 #[derive(Clone)]
 pub(super) struct Waiting(Arc<Watch>);
 

@@ -1,7 +1,7 @@
 //! Uncompressed video with a header of one line (`YUV4MPEG2`, of mjpegtools; as ffmpeg extends it).
 
 mod header;
-mod picture;
+mod planes;
 #[cfg(test)]
 mod tests;
 
@@ -13,7 +13,7 @@ use image::DynamicImage;
 use yuv::{YuvChromaSubsampling, YuvConversionMode, YuvPlanarImageMut, YuvRange, rgb_to_yuv444};
 
 use self::header::Header;
-use self::picture::{picture, standard};
+use self::planes::{image, standard};
 use super::video::Matrix;
 use crate::io::pending::PendingFile;
 use crate::io::space::reserve;
@@ -72,7 +72,7 @@ impl Source {
         Ok(Self { path: path.to_owned(), file, header, frames: 0 })
     }
 
-    /// Whether a frame follows. Its header is passed over.
+    /// Whether a frame follows. Its header is skipped.
     fn frame_follows(&mut self) -> Result<bool, IoError> {
         let read = |source| IoError::Read { path: self.path.clone(), source };
         let Some(line) = line(&mut self.file).map_err(read)? else { return Ok(false) };
@@ -167,7 +167,7 @@ impl Source {
             Err(error) => return Err(IoError::Read { path: self.path.clone(), source: error }),
         }
         self.frames += 1;
-        picture(&self.header, &frame).map(Some).ok_or_else(|| IoError::Unsupported {
+        image(&self.header, &frame).map(Some).ok_or_else(|| IoError::Unsupported {
             path: self.path.clone(),
             message: format!("it has frames of {}x{} px (height, width)", self.header.height, self.header.width),
         })

@@ -98,7 +98,7 @@ fn grey_and_alpha_are_read_in_all_their_bits() {
     for depth in [8, 9, 10, 12, 14, 16] {
         let kind = if depth == 8 { "mono".to_owned() } else { format!("mono{depth}") };
         let scale = 1_usize << (depth - 8);
-        // Black, a value that only so many bits have, and white.
+        // Black, a value that needs this bit depth, and white.
         let path = write(folder.path(), &format!("W3 H1 C{kind}"), &[bytes([16 * scale, 100 * scale + scale / 2 + 1, 235 * scale], depth)]);
         let image = first(&path);
         assert!(!image.color().has_color(), "{kind}");

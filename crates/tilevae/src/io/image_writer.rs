@@ -7,7 +7,7 @@ use vae_core::to_eight_bits;
 
 use super::{IoError, Target, Writer, write_atomically};
 
-/// An 8-bit picture.
+/// An 8-bit image.
 pub struct Pixels8<'a> {
     /// Interleaved channels, row by row.
     pub bytes: &'a [u8],
@@ -17,11 +17,11 @@ pub struct Pixels8<'a> {
     pub color: ExtendedColorType,
 }
 
-/// Encodes a picture to the bytes of a file.
+/// Encodes an image to the bytes of a file.
 type Encode = Box<dyn Fn(&Pixels8<'_>) -> Result<Vec<u8>, ImageError> + Send>;
 
-/// A [`Writer`] of an 8-bit picture: collects its px and encodes them when all are there.
-pub struct PictureWriter {
+/// A [`Writer`] of an 8-bit image: collects its px and encodes them when all are there.
+pub struct ImageWriter {
     path: PathBuf,
     encode: Encode,
     pixels: Vec<u8>,
@@ -30,15 +30,15 @@ pub struct PictureWriter {
     size: [usize; 2],
 }
 
-impl PictureWriter {
-    /// A picture that `encode` makes the bytes of.
+impl ImageWriter {
+    /// An image that `encode` makes the bytes of.
     pub fn new(target: &Target<'_>, encode: impl Fn(&Pixels8<'_>) -> Result<Vec<u8>, ImageError> + Send + 'static) -> Self {
         let [_, channels, _, height, width] = target.shape;
         Self { path: target.path.to_owned(), encode: Box::new(encode), pixels: Vec::new(), channels, size: [height, width] }
     }
 }
 
-impl Sink for PictureWriter {
+impl Sink for ImageWriter {
     fn take(&mut self, [_, top, left]: [usize; 3], _: [usize; 3], piece: HostTensor) -> Result<(), BoxError> {
         let [_, channels, _, rows, columns] = piece.shape();
         let [height, width] = self.size;
@@ -62,7 +62,7 @@ impl Sink for PictureWriter {
     }
 }
 
-impl Writer for PictureWriter {
+impl Writer for ImageWriter {
     fn finish(self: Box<Self>) -> Result<(), IoError> {
         let color = match self.channels {
             1 => ExtendedColorType::L8,

@@ -1,4 +1,4 @@
-//! Plans as pictures: letters and SVG.
+//! Plans as images: letters and SVG.
 
 use svg::Document;
 use svg::node::element::{Rectangle, Text};
@@ -18,19 +18,19 @@ pub(crate) fn ascii(plan: &TilePlan) -> String {
         (0..letters).map(middle).map(|at| spans.iter().filter(|span| (span.start..span.end()).contains(&at)).count()).collect()
     };
     let across = covers(&plan.columns, columns, width);
-    let mut picture = String::new();
+    let mut image = String::new();
     for tall in covers(&plan.rows, rows, height) {
         for wide in &across {
             let count = tall * wide;
-            picture.push(match count {
+            image.push(match count {
                 0 | 1 => '.',
                 2 | 3 => '+',
                 _ => '#',
             });
         }
-        picture.push('\n');
+        image.push('\n');
     }
-    picture
+    image
 }
 
 /// The most tiles that a drawing shows.

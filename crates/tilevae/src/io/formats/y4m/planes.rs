@@ -12,7 +12,7 @@ pub(super) fn standard(matrix: Matrix) -> YuvStandardMatrix {
 }
 
 /// A frame in RGB: grey where it has no colour, with alpha where it has that, in 16 bits where it has more than 8.
-pub(super) fn picture(header: &Header, frame: &[u8]) -> Option<DynamicImage> {
+pub(super) fn image(header: &Header, frame: &[u8]) -> Option<DynamicImage> {
     let (width, height) = (header.width, header.height);
     let [luma_bytes, colour_bytes, alpha_bytes] = header.plane_bytes()?;
     let (luma, rest) = frame.split_at_checked(luma_bytes)?;

@@ -18,7 +18,7 @@ fn animation(folder: &Folder, name: &str, frames: u8) -> String {
 }
 
 #[test]
-fn half_a_picture_is_none() {
+fn half_a_image_is_none() {
     let folder = Folder::new();
     let [path, out] = ["photo.jpg", "l.safetensors"].map(|name| folder.path(name));
     RgbImage::from_fn(64, 64, |x, y| Rgb([(x * y) as u8, (3 * x) as u8, (5 * y) as u8])).save(&path).unwrap();
@@ -32,10 +32,10 @@ fn half_a_picture_is_none() {
 }
 
 #[test]
-fn animated_pictures_are_clips() {
+fn animated_images_are_clips() {
     let folder = Folder::new();
     let out = folder.path("l.safetensors");
-    // A picture by its name.
+    // An image by its name.
     for path in [animation(&folder, "a.png", 5), animation(&folder, "a.gif", 5)] {
         run(&["encode", &path, "-o", &out, "--model", VIDEO]);
         assert_eq!(latents(&out).block.shape(), [1, 4, 2, 2, 2]);

@@ -4,15 +4,15 @@ use image::DynamicImage;
 use tiling::{BoxError, HostTensor, Region, TileSource};
 
 use super::format::{format_by_content, head_of};
-use super::formats::unknown_picture;
+use super::formats::unknown_image;
 use super::pixels::{DroppedAlpha, Pixels};
 use super::{Background, Format, FrameReader, IoError};
 
-/// Pictures of one size, as a source of samples from -1 to 1. They stay in 8 or 16 bits; a tile is made into floats when it is read.
+/// Images of one size, as a source of samples from -1 to 1. They stay in 8 or 16 bits; a tile is made into floats when it is read.
 ///
 /// Where a side is not a multiple of what the model takes, the last row and column are repeated.
 #[derive(Debug)]
-pub struct Pictures {
+pub struct Images {
     pixels: Vec<Pixels>,
     channels: usize,
     /// Height and width of the files.
@@ -21,8 +21,8 @@ pub struct Pictures {
     padded: [usize; 2],
 }
 
-impl Pictures {
-    /// Reads pictures with `channels` channels (1: grey, 3: colour, 4: colour and alpha), to be padded to multiples of `ratio` px.
+impl Images {
+    /// Reads images with `channels` channels (1: grey, 3: colour, 4: colour and alpha), to be padded to multiples of `ratio` px.
     ///
     /// # Errors
     /// When one cannot be read to its end or is animated, or their sizes differ.
@@ -35,12 +35,12 @@ impl Pictures {
     /// # Errors
     /// As those of [`read`](Self::read).
     pub fn read_over(paths: &[PathBuf], channels: usize, ratio: usize, background: Background) -> Result<Self, IoError> {
-        Self::from_readers(paths.iter().map(|path| Ok((path.clone(), open_picture(path)?))), channels, ratio, background)
+        Self::from_readers(paths.iter().map(|path| Ok((path.clone(), open_image(path)?))), channels, ratio, background)
     }
 
-    /// Reads opened pictures, each with its name.
+    /// Reads opened images, each with its name.
     pub(super) fn from_readers(
-        pictures: impl Iterator<Item = Result<(PathBuf, Box<dyn FrameReader>), IoError>>,
+        images: impl Iterator<Item = Result<(PathBuf, Box<dyn FrameReader>), IoError>>,
         channels: usize,
         ratio: usize,
         background: Background,
@@ -48,16 +48,16 @@ impl Pictures {
         let mut pixels = Vec::new();
         let mut common = None;
         let mut dropped = DroppedAlpha::default();
-        for picture in pictures {
-            let (path, reader) = picture?;
-            let picture = only_frame(&path, reader)?;
-            let got = [picture.height() as usize, picture.width() as usize];
+        for image in images {
+            let (path, reader) = image?;
+            let image = only_frame(&path, reader)?;
+            let got = [image.height() as usize, image.width() as usize];
             let expected = *common.get_or_insert(got);
             if got != expected {
-                return Err(IoError::PictureSize { path, got, expected });
+                return Err(IoError::ImageSize { path, got, expected });
             }
-            let not_shown = IoError::NotAPicture { path: path.clone(), channels, frames: 1 };
-            pixels.push(Pixels::new(picture, channels, background, || dropped.add(&path)).ok_or(not_shown)?);
+            let not_shown = IoError::NotAImage { path: path.clone(), channels, frames: 1 };
+            pixels.push(Pixels::new(image, channels, background, || dropped.add(&path)).ok_or(not_shown)?);
         }
         dropped.warn();
         let size = common.unwrap_or_default();
@@ -70,35 +70,35 @@ impl Pictures {
     }
 }
 
-/// Height and width of a picture, in px, from its structure.
+/// Height and width of an image, in px, from its structure.
 ///
 /// # Errors
 /// When it cannot be read.
-pub fn picture_size(path: &Path) -> Result<[usize; 2], IoError> {
-    open_picture(path).map(|picture| picture.info().size)
+pub fn image_size(path: &Path) -> Result<[usize; 2], IoError> {
+    open_image(path).map(|image| image.info().size)
 }
 
-/// Opens a picture or an animation, by its content, whatever its name says.
-pub(super) fn open_picture(path: &Path) -> Result<Box<dyn FrameReader>, IoError> {
+/// Opens an image or an animation, recognised by content.
+pub(super) fn open_image(path: &Path) -> Result<Box<dyn FrameReader>, IoError> {
     let head = head_of(path)?;
-    let format = format_by_content(&head, Format::is_picture).ok_or_else(|| unknown_picture(path, &head))?;
-    format.open(path)?.into_frames().ok_or_else(|| unknown_picture(path, &head))
+    let format = format_by_content(&head, Format::is_image).ok_or_else(|| unknown_image(path, &head))?;
+    format.open(path)?.into_frames().ok_or_else(|| unknown_image(path, &head))
 }
 
-/// A picture that has one frame.
-pub(super) fn read_picture(path: &Path) -> Result<DynamicImage, IoError> {
-    only_frame(path, open_picture(path)?)
+/// An image that has one frame.
+pub(super) fn read_image(path: &Path) -> Result<DynamicImage, IoError> {
+    only_frame(path, open_image(path)?)
 }
 
-fn only_frame(path: &Path, picture: Box<dyn FrameReader>) -> Result<DynamicImage, IoError> {
-    let frames = picture.info().frames;
+fn only_frame(path: &Path, image: Box<dyn FrameReader>) -> Result<DynamicImage, IoError> {
+    let frames = image.info().frames;
     if frames > 1 {
         return Err(IoError::Animated { path: path.to_owned(), frames });
     }
-    picture.frames()?.next().unwrap_or_else(|| Err(IoError::NoFrames { path: path.to_owned() }))
+    image.frames()?.next().unwrap_or_else(|| Err(IoError::NoFrames { path: path.to_owned() }))
 }
 
-impl TileSource for Pictures {
+impl TileSource for Images {
     fn shape(&self) -> [usize; 5] {
         [self.pixels.len(), self.channels, 1, self.padded[0], self.padded[1]]
     }
