@@ -43,7 +43,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let config = Config::from_toml(r#"model.path = "models/demo-kl""#)?;
     let pipeline = Pipeline::load(&config)?.with_grid(Direction::Decode, Arc::new(Strips { height: 16, overlap: 4 }));
     let latents = Tensors::read("examples/latents/chelsea.safetensors".as_ref())?;
-    let latents = latents.input(Direction::Decode, pipeline.spec(), &config.io)?.read()?.block;
+    let latents = latents.input(Direction::Decode, pipeline.spec(), &config.io)?.read()?.values;
 
     let plan = pipeline.plan(Direction::Decode, latents.shape())?;
     let stats = pipeline.run(&plan, &latents, &mut Parts, RunOptions::default())?;

@@ -21,7 +21,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     )?;
     let pipeline = Pipeline::load(&config)?;
     let latents = Tensors::read("examples/latents/chelsea.safetensors".as_ref())?;
-    let latents = latents.input(Direction::Decode, pipeline.spec(), &config.io)?.read()?.block;
+    let latents = latents.input(Direction::Decode, pipeline.spec(), &config.io)?.read()?.values;
 
     let [first, second] = thread::scope(|scope| {
         let runs = [(); 2].map(|()| scope.spawn(|| pipeline.decode(&latents, RunOptions::default())));

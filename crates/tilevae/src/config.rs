@@ -16,24 +16,24 @@ use crate::{Count, Error};
 /// The embedded configuration that holds every default.
 const DEFAULT: &str = include_str!("default.toml");
 
-/// Keys that have another name now: their section, and their names then and now.
+/// Renamed keys: section, old name, new name.
 const RENAMED: [(&str, &str, &str); 1] = [("model", "on_nan", "on_non_finite")];
 
-/// What a run is made of. Layers: the defaults, a file, single keys; later ones win.
+/// The configuration of a run. Its layers are the defaults, a file and single keys; later ones override earlier ones.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// Which model.
+    /// The model.
     pub model: ModelConfig,
-    /// Where it runs.
+    /// The devices that run it.
     pub devices: DevicesConfig,
-    /// How it is cut.
+    /// The grid of tiles.
     pub tiling: GridConfig,
-    /// How tiles meet.
+    /// The blend policy of overlaps.
     pub blend: BlendConfig,
-    /// In which order tiles run.
+    /// The executor that runs the tiles.
     pub executor: ExecutorConfig,
-    /// What goes in and out.
+    /// Input and output.
     pub io: IoConfig,
 }
 
@@ -45,16 +45,16 @@ pub struct ModelConfig {
     pub path: PathBuf,
     /// `auto`, or a family's name.
     pub family: String,
-    /// What is computed with.
+    /// The dtype of weights and compute.
     pub dtype: DtypeConfig,
-    /// A `config.json` in place of the checkpoint's own.
+    /// A `config.json` that replaces the checkpoint's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub config: Option<PathBuf>,
-    /// How near to direct products f32 is computed on the CPU.
+    /// The algorithm of f32 convolutions on the CPU.
     pub precision: Precision,
-    /// What becomes of a tile whose answer in 16 bits is not finite.
+    /// What to do with a tile whose 16-bit output is not finite.
     pub on_non_finite: OnNonFinite,
-    /// Latent frames of a clip that run at once, after the first.
+    /// Latent frames of a clip that run at once after the first.
     pub frames_per_chunk: NonZeroUsize,
 }
 
@@ -62,7 +62,7 @@ pub struct ModelConfig {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum DtypeConfig {
-    /// As the checkpoint stores it; on processors f32.
+    /// That of the checkpoint; f32 on CPUs.
     Auto,
     /// 32 bits.
     F32,
@@ -72,13 +72,13 @@ pub enum DtypeConfig {
     Bf16,
 }
 
-/// What becomes of a tile whose answer in 16 bits is not finite, though its input is.
+/// What to do with a tile whose 16-bit output is not finite although its input is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OnNonFinite {
-    /// It is run again in f32, with weights that are loaded then.
+    /// Run it again in f32; the f32 weights are loaded when first needed.
     Upcast,
-    /// It is a failure.
+    /// Treat it as a failure.
     Fail,
 }
 
@@ -89,24 +89,24 @@ pub struct DevicesConfig {
     /// Names of devices.
     #[serde(rename = "use")]
     pub names: Vec<DeviceName>,
-    /// What becomes of a run when one of them is not there.
+    /// What to do when a device is missing.
     pub on_missing: OnMissing,
     /// Whether tensor cores may round f32 to TF32.
     pub tf32: bool,
-    /// The dtype of single devices, in place of the model's.
+    /// The dtype of single devices, overriding that of the model.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub dtype: BTreeMap<DeviceName, DtypeConfig>,
-    /// How the device `cpu` is shared out.
+    /// The workers of the device `cpu`.
     pub cpu: CpuConfig,
 }
 
-/// What becomes of a run when a device is not there.
+/// What to do when a device is missing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OnMissing {
-    /// It is an error.
+    /// Return an error.
     Fail,
-    /// The others do the work.
+    /// Continue with the other devices.
     Skip,
 }
 
@@ -116,7 +116,7 @@ pub enum OnMissing {
 pub struct CpuConfig {
     /// Workers, each of which runs one tile at a time.
     pub workers: Count,
-    /// Threads of each.
+    /// Threads of each worker.
     pub threads_per_worker: Count,
 }
 
@@ -124,26 +124,26 @@ pub struct CpuConfig {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct IoConfig {
-    /// Which latents go in and out.
+    /// The space of input and output latents.
     pub latent_space: LatentSpace,
-    /// What an encode takes from the posterior.
+    /// What an encode returns of the posterior.
     pub posterior: Posterior,
-    /// The seed of a draw.
+    /// The seed of [`Posterior::Sample`].
     pub seed: u64,
-    /// What becomes of sample frames that do not fill a latent frame.
+    /// What to do with sample frames that do not fill a latent frame.
     pub frames: FrameRemainder,
-    /// What becomes of latents and raw samples that are NaN or infinite.
+    /// What to do with NaN and infinite input values.
     pub on_non_finite: OnNonFiniteInput,
-    /// The tensor to read of a file that holds several.
+    /// The tensor to read from a file with several.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tensor: Option<String>,
-    /// The axes of a tensor that is read.
+    /// The axes of the input tensor.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub axes: Option<Axes>,
     /// Height and width of the image whose latents are read as packed patches.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub packed_size_px: Option<PerAxis<usize>>,
-    /// What transparent px are laid over.
+    /// The colour behind transparent px.
     pub background: Background,
     /// The quality of JPEG files, 1 to 100.
     #[serde(deserialize_with = "jpeg_quality")]
@@ -156,40 +156,40 @@ fn jpeg_quality<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u8, D::Err
     quality.ok_or_else(|| de::Error::invalid_value(de::Unexpected::Signed(value), &"a whole number from 1 to 100"))
 }
 
-/// What becomes of latents and raw samples that are NaN or infinite.
+/// What to do with NaN and infinite input values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OnNonFiniteInput {
-    /// They are an error.
+    /// Return an error.
     Refuse,
-    /// They are run as they are.
+    /// Run them unchanged.
     Allow,
 }
 
-/// What becomes of sample frames that do not fill a latent frame.
+/// What to do with sample frames that do not fill a latent frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum FrameRemainder {
-    /// Such a clip is an error.
+    /// Refuse the clip.
     Refuse,
-    /// They are left out.
+    /// Drop them.
     Drop,
-    /// The last frame is repeated until a latent frame is full; a decode of latents whose file says so cuts the repetitions off.
+    /// Repeat the last frame until a latent frame is full. The latents file records the number, and a decode removes the copies.
     Pad,
 }
 
-/// Which latents go in and out.
+/// The space of latents.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LatentSpace {
     /// Latents as pipelines return them: scaled and shifted.
     Diffusion,
-    /// The model's own.
+    /// The VAE's own.
     Vae,
 }
 
 impl Config {
-    /// The defaults, overlaid by TOML text.
+    /// The defaults, overridden by TOML text.
     ///
     /// # Errors
     /// When the text is not TOML or has keys or values that do not exist.
@@ -197,7 +197,7 @@ impl Config {
         Self::from_layers([parse(text, "the given configuration")?])
     }
 
-    /// The defaults, overlaid by a file (whose relative paths start at its folder) when given, then by single keys (see [`parse_override`]).
+    /// The defaults, overridden by a file, if given, and then by single keys (see [`parse_override`]). Relative paths of a file start at its folder.
     ///
     /// # Errors
     /// When the file cannot be read, is not TOML, or a layer has keys or values that do not exist.
@@ -236,7 +236,7 @@ impl Config {
             }
         }
         serde_path_to_error::deserialize(merged.clone()).map_err(|error| {
-            let (key, message) = guilty_key(&merged, &error.path().to_string(), error.inner().message());
+            let (key, message) = wrong_key(&merged, &error.path().to_string(), error.inner().message());
             let message = explain(&message, ["tiling.", "blend.", "executor."].iter().any(|section| key.starts_with(section)));
             Error::ConfigValue { key, message }
         })
@@ -250,7 +250,7 @@ impl Config {
     /// This configuration as TOML.
     ///
     /// # Errors
-    /// When a path is not Unicode, as TOML has to be.
+    /// When a path is not Unicode, which TOML requires.
     pub fn to_toml(&self) -> Result<String, Error> {
         for (key, path) in [("model.path", Some(&self.model.path)), ("model.config", self.model.config.as_ref())] {
             if let Some(path) = path.filter(|path| path.to_str().is_none()) {
@@ -271,7 +271,7 @@ fn parse(text: &str, origin: &str) -> Result<Table, Error> {
     text.parse().map_err(|source| Error::TomlSyntax { origin: origin.to_owned(), source: Box::new(source) })
 }
 
-/// Lays `upper` over `lower`. A section whose `kind` changes starts afresh: the other kind's keys mean nothing to it.
+/// Merges `upper` into `lower`. A section whose `kind` changes loses the keys of the other kind.
 fn merge(lower: &mut Table, upper: Table) {
     for (key, value) in upper {
         match (lower.get_mut(&key), value) {
@@ -288,13 +288,13 @@ fn merge(lower: &mut Table, upper: Table) {
     }
 }
 
-/// The first layer that is wrong in this way.
+/// Adds to `error` the first layer that causes it.
 fn with_origin(error: Error, layers: &[(String, Table)]) -> Error {
-    let is_it = |count: &usize| {
+    let causes_it = |count: &usize| {
         let so_far = layers[..*count].iter().map(|(_, layer)| layer.clone());
         Config::from_layers(so_far).is_err_and(|other| other.to_string() == error.to_string())
     };
-    match (1..=layers.len()).find(is_it) {
+    match (1..=layers.len()).find(causes_it) {
         Some(count) => Error::ConfigSource { origin: layers[count - 1].0.clone(), error: Box::new(error) },
         None => error,
     }
@@ -309,9 +309,9 @@ fn override_text(table: &Table) -> String {
     }
 }
 
-/// Sections with a `kind` say only that one of their keys is wrong: which, shows when each is read alone.
-fn guilty_key(merged: &Table, key: &str, message: &str) -> (String, String) {
-    let fault = |section: Table| {
+/// The wrong key of a section with a `kind`, found by reading each key alone, because the error of the section does not name it.
+fn wrong_key(merged: &Table, key: &str, message: &str) -> (String, String) {
+    let error_of = |section: Table| {
         let section = Value::Table(section);
         let read = match key {
             "tiling" => GridConfig::deserialize(section).map(drop),
@@ -327,17 +327,17 @@ fn guilty_key(merged: &Table, key: &str, message: &str) -> (String, String) {
         kind.into_iter().chain([(name.to_owned(), value.clone())]).collect::<Table>()
     };
     let found =
-        section.iter().filter(|(name, _)| *name != "kind").find_map(|(name, value)| Some((format!("{key}.{name}"), fault(alone(name, value))?)));
+        section.iter().filter(|(name, _)| *name != "kind").find_map(|(name, value)| Some((format!("{key}.{name}"), error_of(alone(name, value))?)));
     found.unwrap_or_else(|| (key.to_owned(), message.to_owned()))
 }
 
-/// What serde says, in words of this program, and the nearest of the names that are possible, `kind` among them for a key of a section that has one.
+/// The message of serde in the terms of a configuration, with the nearest known name; `kind` counts as one if `has_kind`.
 fn explain(message: &str, has_kind: bool) -> String {
     if message.contains("unit variant") {
-        return "it takes a string".to_owned();
+        return "expected a string".to_owned();
     }
     let mut words: Vec<&str> = message.split(' ').collect();
-    // Names of Rust's types say nothing to users.
+    // Rust types mean nothing to users.
     while let Some(at) = words.iter().position(|word| *word == "struct" || *word == "enum") {
         let is_tagged = words[..at].ends_with(&["internally", "tagged"]);
         let start = if is_tagged { at - 2 } else { at };
@@ -371,7 +371,7 @@ fn explain(message: &str, has_kind: bool) -> String {
     text
 }
 
-/// One layer from `section.key=value`. The value is TOML; what is not valid TOML is taken as a string, so `io.posterior=sample` needs no quotes.
+/// A layer from `section.key=value`. The value is TOML, or a string if it is not valid TOML, so `io.posterior=sample` needs no quotes.
 ///
 /// # Errors
 /// When there is no `=` or no key.
@@ -393,10 +393,10 @@ pub fn parse_override(given: &str) -> Result<Table, Error> {
     }
 }
 
-/// The most names in a key: more than sections have.
+/// The limit of names in a key, more than any section has.
 const DEEPEST: usize = 16;
 
-/// The names of a dotted key. Those in quotes may have dots, as in TOML; others need none for colons and slashes.
+/// The names of a dotted key. Names with dots are quoted, as in TOML; colons and slashes need no quotes.
 fn split_key(mut key: &str) -> Option<Vec<String>> {
     let mut names = Vec::new();
     loop {
@@ -488,7 +488,7 @@ mod tests {
         ] {
             let error = with(&[given]).unwrap_err();
             assert!(fragments.iter().all(|fragment| error.contains(fragment)), "{given}: {error}");
-            // In words of this program, and where it was said.
+            // In the terms of a configuration, with the origin.
             assert!(error.starts_with(&format!("--set {}", given.split('=').next().unwrap().trim())), "{given}: {error}");
             let of_rust = ["struct", "enum", "usize", "u64", "u8", "variant", "field"];
             assert!(of_rust.iter().all(|word| !error.contains(word)), "{given}: {error}");
@@ -514,7 +514,7 @@ mod tests {
         let tile = parse_override("tiling.tile_px=256").unwrap();
         let error = Config::from_sources(Some(&file), &[tile]).unwrap_err();
         assert!(error.is_usage() && error.to_string().starts_with(&format!("{}: ", file.display())), "{error}");
-        // What comes later makes it good.
+        // A later layer corrects it.
         assert!(Config::from_sources(Some(&file), &[parse_override("io.jpeg_quality=90").unwrap()]).is_ok());
     }
 

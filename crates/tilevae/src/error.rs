@@ -80,7 +80,7 @@ pub enum Error {
         got: [usize; 5],
     },
     /// A plan that was made for another model.
-    #[error("the plan is for another model: for the family {planned}, not {got}{}", if planned == got { " with another configuration" } else { "" })]
+    #[error("the plan is for another model: {}", if planned == got { format!("another configuration of the family {got}") } else { format!("the family {planned}, not {got}") })]
     PlanModel {
         /// The family that the plan was made for.
         planned: String,

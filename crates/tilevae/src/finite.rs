@@ -23,9 +23,9 @@ impl fmt::Display for NonFinite {
 }
 
 impl NonFinite {
-    /// Those of a block, if any.
-    pub fn in_block(block: &HostTensor) -> Option<Self> {
-        Self::in_part(block, [0; 3], block.shape())
+    /// Those of a tensor, if any.
+    pub fn in_tensor(tensor: &HostTensor) -> Option<Self> {
+        Self::in_part(tensor, [0; 3], tensor.shape())
     }
 
     /// Those of a part of an input of `shape`, whose first frame, row and column are `start`.
@@ -112,19 +112,19 @@ mod tests {
 
     #[test]
     fn what_is_not_finite_is_counted_and_found() {
-        let mut block = HostTensor::zeros([2, 3, 4, 5, 6]);
-        assert_eq!(NonFinite::in_block(&block), None);
-        assert_eq!(NonFinite::in_source(&block).unwrap(), None);
-        // By frames, the later one in the block comes first.
+        let mut tensor = HostTensor::zeros([2, 3, 4, 5, 6]);
+        assert_eq!(NonFinite::in_tensor(&tensor), None);
+        assert_eq!(NonFinite::in_source(&tensor).unwrap(), None);
+        // By frames, the later one in the tensor comes first.
         let places = [[0, 1, 3, 4, 5], [1, 0, 0, 0, 0], [1, 2, 3, 4, 5]];
         for ([b, c, t, y, x], value) in places.into_iter().zip([f32::NAN, f32::INFINITY, f32::NEG_INFINITY]) {
-            block.row_mut((b * 3 + c) * 4 + t, y)[x] = value;
+            tensor.row_mut((b * 3 + c) * 4 + t, y)[x] = value;
         }
         let expected = NonFinite { count: 3, of: 720, first: places[0] };
-        assert_eq!(NonFinite::in_block(&block), Some(expected));
-        assert_eq!(NonFinite::in_source(&block).unwrap(), Some(expected));
+        assert_eq!(NonFinite::in_tensor(&tensor), Some(expected));
+        assert_eq!(NonFinite::in_source(&tensor).unwrap(), Some(expected));
         assert!(expected.to_string().starts_with("3 of 720 values are NaN or infinite in f32, the first at [0, 1, 3, 4, 5]"));
-        let source = FiniteSource::new(&block);
+        let source = FiniteSource::new(&tensor);
         assert!(source.read(&Region { start: [1, 0, 0], size: [1, 5, 6] }).is_ok() && !source.has_failed());
         let error = source.read(&Region { start: [2, 3, 4], size: [2, 2, 2] }).unwrap_err();
         assert!(error.to_string().contains("[0, 1, 3, 4, 5]") && source.has_failed(), "{error}");

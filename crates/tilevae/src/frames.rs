@@ -57,12 +57,12 @@ impl TileSource for FittedFrames<'_> {
         let own = self.own_frames();
         let start = first.min(own - 1);
         let there = (first + count).min(own).max(start + 1) - start;
-        let block = self.samples.read(&Region { start: [start, y, x], size: [there, height, width] })?;
+        let tensor = self.samples.read(&Region { start: [start, y, x], size: [there, height, width] })?;
         if there == count {
-            return Ok(block);
+            return Ok(tensor);
         }
-        let last = block.frames(there - 1, 1);
-        let mut pieces = vec![block];
+        let last = tensor.frames(there - 1, 1);
+        let mut pieces = vec![tensor];
         pieces.extend((there..count).map(|_| last.clone()));
         Ok(HostTensor::join_frames(pieces))
     }

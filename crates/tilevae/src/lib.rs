@@ -9,7 +9,7 @@
 //! let config = Config::from_toml(r#"model.path = "models/demo-kl""#)?;
 //! let pipeline = Pipeline::load(&config)?;
 //! let latents = io::Tensors::read("latents.safetensors".as_ref())?.input(Direction::Decode, pipeline.spec(), &config.io)?.read()?;
-//! let samples = pipeline.decode(&latents.block, RunOptions::default())?;
+//! let samples = pipeline.decode(&latents.values, RunOptions::default())?;
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 

@@ -324,7 +324,7 @@ impl Default for Canvas {
 
 impl Canvas {
     /// The output; empty when no tile was blended.
-    pub fn into_block(self) -> HostTensor {
+    pub fn into_tensor(self) -> HostTensor {
         self.0
     }
 }

@@ -170,10 +170,10 @@ impl HostTensor {
         Self { shape: [b, c, t, height, width], data: self.data }
     }
 
-    /// Copies `source` to frame `t`, row `y`, column `x` of every batch item and channel of this block.
+    /// Copies `source` to frame `t`, row `y`, column `x` of every batch item and channel of this tensor.
     ///
     /// # Panics
-    /// When it reaches past the block, or has other channels.
+    /// When it reaches past the tensor, or has other channels.
     pub fn paste(&mut self, source: &Self, [t, y, x]: [usize; 3]) {
         let [_, _, frames, height, width] = source.shape;
         for plane in 0..source.planes() {

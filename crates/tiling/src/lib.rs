@@ -17,7 +17,7 @@
 //!     compositor.push(tile.index, source.region(&tile.input))?;
 //! }
 //! compositor.finish()?;
-//! assert_eq!(canvas.into_block(), source);
+//! assert_eq!(canvas.into_tensor(), source);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use bytemuck::Pod;
 
-/// A temporary file (unnamed), read and written at byte offsets. It is gone when it is dropped, or when the program ends, however that happens.
+/// An unnamed temporary file, read and written at byte offsets. It disappears when it is dropped or the program ends in any way.
 ///
 /// Reads and writes go to their own place and move no shared position, so that many threads may use one file at once without a lock. Values are stored
 /// in the machine's own byte order.

@@ -105,10 +105,10 @@ impl TileOp for VaeOp {
             DType::BF16 => widened(data.as_slice::<bf16>()?),
             _ => data.try_cast_as::<f32>()?.try_into_vec::<f32>()?,
         };
-        let block = HostTensor::new(shape, values).expect("a tensor has as many values as its shape says");
+        let tensor = HostTensor::new(shape, values).expect("a tensor has as many values as its shape says");
         Ok(match packed {
-            Some(channels) => unpack(&block, channels),
-            None => block,
+            Some(channels) => unpack(&tensor, channels),
+            None => tensor,
         })
     }
 

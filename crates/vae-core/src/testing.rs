@@ -120,7 +120,7 @@ pub fn run_tiled(op: &dyn TileOp, grid: &dyn Grid, input: &HostTensor) -> (HostT
         compositor.push(tile.index, answer).expect("the planned tile");
     }
     compositor.finish().expect("all tiles");
-    (canvas.into_block(), plan.tiles.len())
+    (canvas.into_tensor(), plan.tiles.len())
 }
 
 /// A tensor of a safetensors file: name, type as the format names it, shape, bytes. The type may be an unknown one.
@@ -172,7 +172,7 @@ impl Golden {
     }
 
     /// `[b, c, h, w]` (as one frame) or `[b, c, t, h, w]`, of f32 or f16.
-    pub fn block(&self, name: &str) -> HostTensor {
+    pub fn tensor(&self, name: &str) -> HostTensor {
         let tensors = self.tensors();
         let view = tensors.tensor(name).expect("a tensor of that name");
         let shape = match *view.shape() {

@@ -41,11 +41,11 @@ fn it_equals_diffusers_untiled_and_tiled() {
         let pipeline = pipeline(keys);
         let mut tiles = 0;
         for case in CASES {
-            let block = |what: &str| golden.block(&format!("{case}.{what}"));
-            let decoded = pipeline.decode(&block("latents"), RunOptions::default()).unwrap();
-            assert_close(&decoded, &block(&format!("{mode}.decoded")), 1e-4, &format!("{mode} decode of {case}"));
-            let encoded = pipeline.encode(&block("samples"), RunOptions::default()).unwrap();
-            assert_close(&encoded.latents, &block(&format!("{mode}.encoded")), 1e-4, &format!("{mode} encode of {case}"));
+            let tensor = |what: &str| golden.tensor(&format!("{case}.{what}"));
+            let decoded = pipeline.decode(&tensor("latents"), RunOptions::default()).unwrap();
+            assert_close(&decoded, &tensor(&format!("{mode}.decoded")), 1e-4, &format!("{mode} decode of {case}"));
+            let encoded = pipeline.encode(&tensor("samples"), RunOptions::default()).unwrap();
+            assert_close(&encoded.latents, &tensor(&format!("{mode}.encoded")), 1e-4, &format!("{mode} encode of {case}"));
             tiles = tiles.max(encoded.stats.tiles);
         }
         assert_eq!(tiles, most_tiles);
@@ -88,17 +88,17 @@ fn a_posterior_that_there_is_not_is_refused() {
 
 #[test]
 fn an_encode_goes_to_a_sink() {
-    let samples = golden().block("1x13x9.samples");
+    let samples = golden().tensor("1x13x9.samples");
     let pipeline = pipeline(TILED);
     let plan = pipeline.plan(Direction::Encode, samples.shape()).unwrap();
     let mut canvas = Canvas::default();
     assert_eq!(pipeline.run(&plan, &samples, &mut canvas, RunOptions::default()).unwrap().tiles, 6);
-    assert_close(&canvas.into_block(), &golden().block("1x13x9.tiled.encoded"), 1e-4, "an encode to a sink");
+    assert_close(&canvas.into_tensor(), &golden().tensor("1x13x9.tiled.encoded"), 1e-4, "an encode to a sink");
 }
 
 #[test]
 fn an_executor_of_its_own_gives_the_same_bytes() {
-    let latents = golden().block("1x13x9.latents");
+    let latents = golden().tensor("1x13x9.latents");
     let expected = pipeline(TILED).decode(&latents, RunOptions::default()).unwrap();
     let own = pipeline(TILED).with_executor(Box::new(Zigzag)).unwrap();
     assert_eq!(own.decode(&latents, RunOptions::default()).unwrap(), expected);

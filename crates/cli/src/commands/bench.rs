@@ -140,14 +140,14 @@ impl Input {
             return Ok(Self::HostTensor(HostTensor::new(shape, values).context("as many values as the shape says")?));
         }
         Ok(match direction {
-            Direction::Decode => Self::HostTensor(Tensors::read(path)?.input(direction, &model.spec, &config.io)?.read()?.block),
+            Direction::Decode => Self::HostTensor(Tensors::read(path)?.input(direction, &model.spec, &config.io)?.read()?.values),
             Direction::Encode => Self::Samples(Samples::read(&[path.to_owned()], &model.spec, &config.io)?),
         })
     }
 
     fn source(&self) -> &dyn TileSource {
         match self {
-            Self::HostTensor(block) => block,
+            Self::HostTensor(tensor) => tensor,
             Self::Samples(samples) => samples.source(),
         }
     }

@@ -52,7 +52,7 @@ fn the_example_latents_decode_into_any_kind_of_clip() {
     let folder = Folder::new();
     let raw = folder.path("raw.npy");
     run(&["decode", LATENTS, "-o", &raw, "--model", DEMO]);
-    let expected = samples(&raw).block;
+    let expected = samples(&raw).values;
     assert_eq!(expected.shape(), [1, 3, 17, 128, 192]);
     let psnr = metrics::psnr(&expected, &clip(root(CLIP).to_str().unwrap()));
     assert!(psnr > 25.0, "{psnr} dB");
@@ -82,7 +82,7 @@ fn a_clip_of_any_size_and_rate_comes_back_so() {
     assert_eq!(clip(&y4m).shape(), [1, 3, 5, 19, 30]);
     run(&["encode", &y4m, "-o", &encoded, "--model", SMALL]);
     let tensor = latents(&encoded);
-    assert_eq!((tensor.block.shape(), tensor.origin.size, tensor.origin.frames), ([1, 4, 2, 3, 4], Some([19, 30]), None));
+    assert_eq!((tensor.values.shape(), tensor.origin.size, tensor.origin.frames), ([1, 4, 2, 3, 4], Some([19, 30]), None));
     assert_eq!(tensor.origin.fps, Fps::new(24_000, 1001));
     run(&["decode", &encoded, "-o", &decoded, "--model", SMALL]);
     assert_eq!((clip(&decoded).shape(), fps(&decoded).as_deref()), ([1, 3, 5, 19, 30], Some("24000/1001")));
@@ -93,7 +93,7 @@ fn an_image_is_a_clip_of_one_frame() {
     let folder = Folder::new();
     let [encoded, image, animation] = ["l.safetensors", "out.png", "out.gif"].map(|name| folder.path(name));
     run(&["encode", "examples/images/chelsea.png", "-o", &encoded, "--model", SMALL]);
-    assert_eq!(latents(&encoded).block.shape(), [1, 4, 1, 38, 57]);
+    assert_eq!(latents(&encoded).values.shape(), [1, 4, 1, 38, 57]);
     run(&["decode", &encoded, "-o", &image, "--model", SMALL]);
     run(&["decode", &encoded, "-o", &animation, "--model", SMALL]);
     assert_eq!(clip(&animation).shape(), [1, 3, 1, 300, 451]);
@@ -113,7 +113,7 @@ fn a_remainder_of_frames_is_refused_dropped_or_filled_up() {
         let setting = format!("io.frames={remainder}");
         run(&["encode", &source, "-o", &encoded, "--model", SMALL, "--set", &setting]);
         let tensor = latents(&encoded);
-        (tensor.block.shape()[2], tensor.origin.frames)
+        (tensor.values.shape()[2], tensor.origin.frames)
     };
     let message = refused(2, &["encode", &source, "-o", &encoded, "--model", SMALL]);
     assert!(message.contains("\"drop\" for the first 5 frames") && message.contains("\"pad\" to repeat the last one up to 9"), "{message}");
@@ -123,7 +123,7 @@ fn a_remainder_of_frames_is_refused_dropped_or_filled_up() {
     assert_eq!(encode("pad"), (3, Some(7)));
     run(&["decode", &encoded, "-o", &decoded, "--model", SMALL]);
     run(&["decode", &encoded, "-o", &raw, "--model", SMALL]);
-    assert_eq!((clip(&decoded).shape()[2], samples(&raw).block.shape()[2]), (7, 7));
+    assert_eq!((clip(&decoded).shape()[2], samples(&raw).values.shape()[2]), (7, 7));
     for (remainder, frames) in [("drop", 5), ("pad", 7)] {
         let printed = run(&["roundtrip", &source, "--model", SMALL, "--set", &format!("io.frames={remainder}")]);
         assert!(printed.contains(&format!("{frames} frames")), "{printed}");
@@ -142,7 +142,7 @@ fn chunks_change_nothing() {
         let out = folder.path(&format!("{chunk}.npy"));
         let setting = format!("model.frames_per_chunk={chunk}");
         run(&["decode", LATENTS, "-o", &out, "--model", DEMO, "--set", &setting]);
-        samples(&out).block
+        samples(&out).values
     });
     assert!(outputs.iter().all(|output| max_diff(output, &outputs[0]) < 1e-4));
     assert!(refused(2, &["decode", LATENTS, "-o", "x.npy", "--model", DEMO, "--set", "model.frames_per_chunk=0"]).contains("frames_per_chunk"));

@@ -35,7 +35,7 @@ fn an_image_of_any_size_comes_back_in_its_size() {
     let [encoded, decoded, rounded] = ["l.safetensors", "d.png", "r.png"].map(|name| folder.path(name));
     run(&["encode", &odd, "-o", &encoded]);
     let tensor = latents(&encoded);
-    assert_eq!((tensor.block.shape(), tensor.origin.size), ([1, 16, 1, 5, 6], Some([37, 45])));
+    assert_eq!((tensor.values.shape(), tensor.origin.size), ([1, 16, 1, 5, 6], Some([37, 45])));
     run(&["decode", &encoded, "-o", &decoded]);
     let printed = run(&["roundtrip", &odd, "-o", &rounded]);
     assert!(printed.starts_with("PSNR ") && printed.contains("SSIM "), "{printed}");
@@ -47,7 +47,7 @@ fn an_image_of_any_size_comes_back_in_its_size() {
 fn raw_tensors_keep_their_rank_and_are_not_rounded() {
     let folder = Folder::new();
     let [flat, tall, npy, out] = ["flat.safetensors", "tall.safetensors", "l.npy", "out.safetensors"].map(|name| folder.path(name));
-    let latents = latents(root(EXAMPLE).to_str().unwrap()).block;
+    let latents = latents(root(EXAMPLE).to_str().unwrap()).values;
     write_tensors(flat.as_ref(), &[("latents", &latents)], 4, Origin::default()).unwrap();
     write_tensors(tall.as_ref(), &[("anything", &latents)], 5, Origin::default()).unwrap();
     write_tensors(npy.as_ref(), &[("latents", &latents)], 4, Origin::default()).unwrap();
@@ -55,14 +55,14 @@ fn raw_tensors_keep_their_rank_and_are_not_rounded() {
         run(&["decode", input, "-o", &out]);
         let tensor = samples(&out);
         assert_eq!(tensor.rank, rank);
-        tensor.block
+        tensor.values
     });
     assert_eq!(decoded[0].shape(), [1, 3, 1, 304, 456]);
     assert!(decoded[0] == decoded[1] && decoded[1] == decoded[2]);
 
     let again = folder.path("again.npy");
     run(&["decode", &flat, "-o", &again]);
-    assert_eq!(samples(&again).block, decoded[0]);
+    assert_eq!(samples(&again).values, decoded[0]);
     let printed = run(&["roundtrip", &out, "--format", "json"]);
     assert!(printed.contains("\"psnr_db\""), "{printed}");
 }
@@ -75,7 +75,7 @@ fn batches_go_in_and_out() {
         image::RgbImage::from_fn(24, 16, |x, y| image::Rgb([shade, (x * 9) as u8, (y * 9) as u8])).save(path).unwrap();
     }
     run(&["encode", &a, &b, "-o", &encoded]);
-    assert_eq!(latents(&encoded).block.shape(), [2, 16, 1, 2, 3]);
+    assert_eq!(latents(&encoded).values.shape(), [2, 16, 1, 2, 3]);
     run(&["decode", &encoded, "-o", &out]);
     assert_eq!(folder.files(), ["a.png", "b.png", "l.safetensors", "out-0.png", "out-1.png"]);
 
@@ -94,7 +94,7 @@ fn a_draw_is_seeded_and_the_same_whatever_the_tiles() {
         let mut args = vec!["encode", PHOTOGRAPH, "-o", &out];
         args.extend(settings.iter().flat_map(|setting| ["--set", setting]));
         run(&args);
-        latents(&out).block
+        latents(&out).values
     };
     let sample = "io.posterior=sample";
     let (mode, first) = (encode("mode.safetensors", &[]), encode("1.safetensors", &[sample]));

@@ -38,7 +38,7 @@ fn animated_images_are_clips() {
     // An image by its name.
     for path in [animation(&folder, "a.png", 5), animation(&folder, "a.gif", 5)] {
         run(&["encode", &path, "-o", &out, "--model", VIDEO]);
-        assert_eq!(latents(&out).block.shape(), [1, 4, 2, 2, 2]);
+        assert_eq!(latents(&out).values.shape(), [1, 4, 2, 2, 2]);
         let planned = run(&["plan", &path, "--model", VIDEO]);
         assert!(planned.contains("1x3x5x16x16"), "{planned}");
         for args in [vec!["encode", &path, "-o", &out], vec!["plan", &path], vec!["encode", &path, &path, "-o", &out, "--model", VIDEO]] {
@@ -60,18 +60,18 @@ fn alpha_is_told_once_and_laid_over_a_colour() {
     let output = tilevae(&["encode", &a, &b, "-o", &out]);
     let message = String::from_utf8(output.stderr).unwrap();
     assert!(output.status.success() && message.matches("io.background").count() == 1 && message.contains("a.png (and 1 more)"), "{message}");
-    let dropped = latents(&out).block;
+    let dropped = latents(&out).values;
     let output = tilevae(&["encode", &a, &b, "-o", &out, "--set", "io.background=white"]);
     assert!(output.status.success() && !String::from_utf8_lossy(&output.stderr).contains("transparent"));
-    let over = latents(&out).block;
+    let over = latents(&out).values;
 
     // What is opaque says nothing, and gives the same.
     RgbaImage::from_pixel(16, 16, Rgba([200, 100, 0, 255])).save(&a).unwrap();
     RgbImage::from_fn(16, 16, |x, _| if x < 8 { Rgb([255; 3]) } else { Rgb([200, 100, 0]) }).save(&b).unwrap();
     let output = tilevae(&["encode", &a, &b, "-o", &out]);
     assert!(!String::from_utf8_lossy(&output.stderr).contains("transparent"));
-    let opaque = latents(&out).block;
-    let half = |block: &HostTensor, item: usize| block.data()[item * block.data().len() / 2..(item + 1) * block.data().len() / 2].to_vec();
+    let opaque = latents(&out).values;
+    let half = |tensor: &HostTensor, item: usize| tensor.data()[item * tensor.data().len() / 2..(item + 1) * tensor.data().len() / 2].to_vec();
     assert_eq!([half(&dropped, 0), half(&over, 0)], [half(&opaque, 0), half(&opaque, 1)]);
 
     let message = refused(2, &["encode", &a, "-o", &out, "--set", "io.background=red"]);

@@ -46,7 +46,7 @@ fn without_weights(folder: &Folder, model: &str) -> String {
 #[test]
 fn latents_of_comfyui_are_decoded_whatever_their_name() {
     let folder = Folder::new();
-    let own = latents(root(EXAMPLE).to_str().unwrap()).block;
+    let own = latents(root(EXAMPLE).to_str().unwrap()).values;
     let [_, c, _, h, w] = own.shape();
     let [expected, out] = ["expected.npy", "out.npy"].map(|name| folder.path(name));
     let plain = folder.path("plain.npy");
@@ -56,7 +56,7 @@ fn latents_of_comfyui_are_decoded_whatever_their_name() {
         let file = folder.path(name);
         safetensors(&file, &[("latent_tensor", &[1, c, h, w], own.data()), ("latent_format_version_0", &[0], &[])]);
         run(&["decode", &file, "-o", &out]);
-        let difference = max_diff(&samples(&out).block, &samples(&expected).block);
+        let difference = max_diff(&samples(&out).values, &samples(&expected).values);
         assert!(difference < 1e-4, "{name}: {difference}");
     }
     assert!(refused(2, &["decode", &plain, "-o", &folder.path("out.latent")]).contains("kinds are .safetensors, .sft, .npy"));
@@ -76,8 +76,8 @@ fn clips_without_a_batch_are_clips() {
     }
     run(&["decode", &whole, "-o", &expected, "--model", WAN]);
     run(&["decode", &flat, "-o", &out, "--model", WAN, "--set", "io.axes=cthw"]);
-    assert_eq!(samples(&out).block, samples(&expected).block);
-    assert_eq!(samples(&out).block.shape(), [1, 3, 61, 32, 32]);
+    assert_eq!(samples(&out).values, samples(&expected).values);
+    assert_eq!(samples(&out).values.shape(), [1, 3, 61, 32, 32]);
 }
 
 #[test]
@@ -97,7 +97,7 @@ fn packed_latents_need_their_size() {
     assert!(message.contains("io.packed_size_px") && message.contains("32x48, 48x32"), "{message}");
     run(&["decode", &plain, "-o", &expected]);
     run(&["decode", &packed, "-o", &out, "--set", "io.packed_size_px=[32, 48]"]);
-    assert_eq!(samples(&out).block, samples(&expected).block);
+    assert_eq!(samples(&out).values, samples(&expected).values);
 }
 
 #[test]

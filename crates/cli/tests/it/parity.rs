@@ -13,7 +13,7 @@ fn golden(config: &str, name: &str) -> HostTensor {
     let one = Folder::new().path("one.safetensors");
     std::fs::create_dir_all(std::path::Path::new(&one).parent().unwrap()).unwrap();
     safetensors::serialize_to_file([("latents", file.tensor(name).unwrap())], None, one.as_ref()).unwrap();
-    latents(&one).block
+    latents(&one).values
 }
 
 #[test]
@@ -32,7 +32,7 @@ fn a_folder_of_save_pretrained_decodes_and_encodes_as_diffusers_does() {
             assert!(kind == "off" || !printed.contains("in 1 tile,"), "{printed}");
             let decoded = samples(&out);
             assert_eq!(decoded.rank, 4);
-            assert!(max_diff(&decoded.block, &golden(config, &format!("{case}.{mode}.decoded"))) <= 2e-4);
+            assert!(max_diff(&decoded.values, &golden(config, &format!("{case}.{mode}.decoded"))) <= 2e-4);
 
             run(&[
                 "encode",
@@ -54,7 +54,7 @@ fn a_folder_of_save_pretrained_decodes_and_encodes_as_diffusers_does() {
                 let one = Folder::new().path("one.safetensors");
                 std::fs::create_dir_all(std::path::Path::new(&one).parent().unwrap()).unwrap();
                 safetensors::serialize_to_file([("latents", file.tensor(ours).unwrap())], None, one.as_ref()).unwrap();
-                assert!(max_diff(&latents(&one).block, &golden(config, &format!("{case}.{mode}.{theirs}"))) <= 2e-4, "{config} {case} {ours}");
+                assert!(max_diff(&latents(&one).values, &golden(config, &format!("{case}.{mode}.{theirs}"))) <= 2e-4, "{config} {case} {ours}");
             }
         }
     }
@@ -81,9 +81,9 @@ fn clips_of_wan_decode_and_encode_as_diffusers_does() {
                 assert!(mode == "untiled" || !printed.contains("in 1 tile,"), "{printed}");
                 let decoded = samples(&out);
                 assert_eq!(decoded.rank, 5);
-                assert!(max_diff(&decoded.block, &golden(config, &format!("{case}.{mode}.decoded"))) <= 2e-4, "{config} {case} {mode}");
+                assert!(max_diff(&decoded.values, &golden(config, &format!("{case}.{mode}.decoded"))) <= 2e-4, "{config} {case} {mode}");
                 run(&[&["encode", &s, "-o", &back], &common[..]].concat());
-                assert!(max_diff(&latents(&back).block, &golden(config, &format!("{case}.{mode}.mean"))) <= 2e-4, "{config} {case} {mode}");
+                assert!(max_diff(&latents(&back).values, &golden(config, &format!("{case}.{mode}.mean"))) <= 2e-4, "{config} {case} {mode}");
             }
         }
     }
@@ -98,7 +98,7 @@ fn latent_spaces_differ_by_the_configured_scaling() {
     write_tensors(s.as_ref(), &[("samples", &golden("odd", "2x7x8.samples"))], 4, Origin::default()).unwrap();
     run(&["encode", "--model", model, &s, "-o", &own, "--set", "io.latent_space=vae"]);
     run(&["encode", "--model", model, &s, "-o", &passed]);
-    let (own, passed) = (latents(&own).block, latents(&passed).block);
+    let (own, passed) = (latents(&own).values, latents(&passed).values);
     let (mean, std, scaling) = ([0.1, -0.2, 0.3], [1.5, 0.7, 1.1], 0.18215);
     let [_, c, t, h, w] = own.shape();
     let expected = HostTensor::from_fn(own.shape(), |[b, channel, frame, y, x]| {
@@ -169,13 +169,13 @@ fn hashes_are_those_of_the_values() {
     let folder = Folder::new();
     let [out, image, back] = ["out.npy", "out.png", "back.npy"].map(|name| folder.path(name));
     let printed = run(&["decode", "examples/latents/chelsea.safetensors", "-o", &out, "--hash"]);
-    let hash = tilevae::io::sha256(&samples(&out).block);
+    let hash = tilevae::io::sha256(&samples(&out).values);
     assert!(printed.contains(&format!("sha256 {hash}")), "{printed}");
     // The hash is of the samples, not of the file.
     let printed = run(&["decode", "examples/latents/chelsea.safetensors", "-o", &image, "--hash", "--format", "json"]);
     assert!(printed.contains(&format!("\"sha256\": \"{hash}\"")), "{printed}");
     let printed = run(&["encode", &out, "-o", &back, "--hash"]);
-    assert!(printed.contains(&tilevae::io::sha256(&latents(&back).block)), "{printed}");
+    assert!(printed.contains(&tilevae::io::sha256(&latents(&back).values)), "{printed}");
 }
 
 #[test]
@@ -198,7 +198,7 @@ fn tiles_that_overflow_in_f16_are_run_again_in_f32() {
     let folder = Folder::new();
     let [large, wide, narrow] = ["large.npy", "wide.npy", "narrow.npy"].map(|name| folder.path(name));
     // Values near the largest of f16: finite, but no sum of them is.
-    let mut loud = latents(root("examples/latents/chelsea.safetensors").to_str().unwrap()).block;
+    let mut loud = latents(root("examples/latents/chelsea.safetensors").to_str().unwrap()).values;
     loud.data_mut().iter_mut().for_each(|value| *value *= 12_000.0);
     write_tensors(large.as_ref(), &[("latents", &loud)], 4, Origin::default()).unwrap();
     let common = ["--set", "io.latent_space=vae", "--set", "tiling.tile_px=128"];
@@ -229,7 +229,7 @@ fn fast_convolutions_are_near_direct_ones() {
         };
         let decoded = pair("decode", &latents);
         let encoded = pair("encode", &decoded[1]);
-        for [fast, strict] in [decoded.map(|path| samples(&path).block), encoded.map(|path| super::latents(&path).block)] {
+        for [fast, strict] in [decoded.map(|path| samples(&path).values), encoded.map(|path| super::latents(&path).values)] {
             // The same values would mean that one of them is not what it says.
             let worst = max_diff(&fast, &strict);
             assert!(worst > 0.0 && worst <= 5e-4, "{model}: {worst}");
@@ -244,7 +244,7 @@ fn half_types_compute_near_f32() {
     let [a, b] = ["a.safetensors", "b.safetensors"].map(|name| folder.path(name));
     run(&["decode", "examples/latents/chelsea.safetensors", "-o", &a, "--set", "tiling.kind=off"]);
     run(&["decode", "examples/latents/chelsea.safetensors", "-o", &b, "--set", "tiling.kind=off", "--set", "model.dtype=f16"]);
-    let psnr = tilevae::metrics::psnr(&samples(&a).block, &samples(&b).block);
+    let psnr = tilevae::metrics::psnr(&samples(&a).values, &samples(&b).values);
     assert!(psnr.is_finite() && psnr > 45.0, "{psnr}");
 }
 
@@ -258,5 +258,5 @@ fn ndarray_decodes_as_diffusers_does() {
     write_tensors(l.as_ref(), &[("latents", &golden("sd", "1x11x7.latents"))], 4, Origin::default()).unwrap();
     let model = model.to_str().unwrap();
     run(&["decode", "--model", model, &l, "-o", &out, "--device", "ndarray", "--set", "io.latent_space=vae"]);
-    assert!(max_diff(&samples(&out).block, &golden("sd", "1x11x7.tiled.decoded")) <= 2e-4);
+    assert!(max_diff(&samples(&out).values, &golden("sd", "1x11x7.tiled.decoded")) <= 2e-4);
 }

@@ -170,7 +170,7 @@ fn run(executor: &(impl Executor + Clone + 'static), given: Given) -> Result<Out
         let compositor = Compositor::new(&plan, &blend, &mut sink);
         let job = Job { plan: &plan, source: &source, workers: &workers, compositor, stop: &stop };
         let stats = catch(|| executor.run(job, &mut progress)).expect("a run does not unwind")?;
-        Ok(Outcome { output: sink.canvas.into_block(), stats, events: progress.0 })
+        Ok(Outcome { output: sink.canvas.into_tensor(), stats, events: progress.0 })
     })
 }
 

@@ -45,7 +45,7 @@ fn values_that_are_not_finite_in_the_input_are_no_failure() {
         for executor in executors {
             let mut canvas = Canvas::default();
             let (stats, _) = run_to(executor.as_ref(), &odd, &[good("a")], &mut canvas).unwrap();
-            assert!(stats.workers[0].faults == 0 && canvas.into_block().data().iter().any(|value| value.is_nan()));
+            assert!(stats.workers[0].faults == 0 && canvas.into_tensor().data().iter().any(|value| value.is_nan()));
         }
     });
 }

@@ -79,7 +79,7 @@ fn run(executor: &(impl Executor + Clone + 'static), workers: &[Worker]) -> Resu
     within(move || {
         let mut canvas = Canvas::default();
         let (stats, _) = run_to(&executor, &clip(), &workers, &mut canvas)?;
-        Ok((canvas.into_block(), stats))
+        Ok((canvas.into_tensor(), stats))
     })
 }
 

@@ -59,7 +59,7 @@ fn tiles_that_a_retired_worker_has_not_begun_go_to_others() {
             let compositor = Compositor::new(&plan, &Cascade, &mut canvas);
             let stats = executor.run(Job { plan: &plan, source: &source, workers: &workers, compositor, stop: &Stop::default() }, &mut ()).unwrap();
             assert!(stats.workers[0].retired.is_some() && stats.workers[1].tiles == plan.tiles.len(), "{:?}", stats.workers);
-            assert!(canvas.into_block().data().iter().zip(source.data()).all(|(got, given)| (got + given).abs() < 1e-4));
+            assert!(canvas.into_tensor().data().iter().zip(source.data()).all(|(got, given)| (got + given).abs() < 1e-4));
         });
     }
 }
@@ -85,7 +85,7 @@ fn a_worker_without_a_tile_steps_in_after_a_failure() {
             let stats = executor.run(Job { plan: &plan, source: &source, workers: &workers, compositor, stop: &Stop::default() }, &mut ()).unwrap();
             assert_eq!((stats.workers[0].tiles, stats.workers[0].faults), if sound { (1, 0) } else { (0, 1) });
             assert!(if sound { stats.workers.len() == 1 } else { stats.workers.iter().any(|worker| worker.tiles == 1) });
-            assert!(canvas.into_block().data().iter().zip(source.data()).all(|(answer, value)| *answer == -value));
+            assert!(canvas.into_tensor().data().iter().zip(source.data()).all(|(answer, value)| *answer == -value));
         }
     }
 }
@@ -126,7 +126,7 @@ fn a_device_without_memory_for_a_tile_still_runs_smaller_ones() {
             let compositor = Compositor::new(&plan, &Cascade, &mut canvas);
             let job = Job { plan: &plan, source: &source, workers: &workers, compositor, stop: &Stop::default() };
             let stats = executor.run(job, &mut ()).unwrap();
-            assert!(close(&canvas.into_block(), &negative()));
+            assert!(close(&canvas.into_tensor(), &negative()));
             assert!(stats.workers[0].faults > 0 && stats.workers[0].tiles >= 1 && stats.workers[0].retired.is_some(), "{stats:?}");
         }
         // Stacks that do not fit run as smaller ones.

@@ -74,7 +74,7 @@ fn run_on(executor: &dyn Executor, workers: &[Worker], stop: &Stop, progress: &m
     let (plan, clip, mut canvas) = (plan(), clip(), Canvas::default());
     let compositor = Compositor::new(&plan, &Cascade, &mut canvas);
     let stats = executor.run(Job { plan: &plan, source: &clip, workers, compositor, stop }, progress)?;
-    Ok((canvas.into_block(), stats))
+    Ok((canvas.into_tensor(), stats))
 }
 
 #[test]

@@ -104,17 +104,17 @@ impl TileSource for Clip {
         let ([first, top, left], [frames, height, width]) = (region.start, region.size);
         let last = self.size().map(|side| side - 1);
         let rows = [top.min(last[0]), (top + height - 1).min(last[0]) + 1];
-        let mut block = HostTensor::zeros([1, self.channels, frames, height, width]);
+        let mut tensor = HostTensor::zeros([1, self.channels, frames, height, width]);
         for frame in 0..frames {
             let pixels = self.store.rows(first + frame, rows)?;
             for channel in 0..self.channels {
                 for y in 0..height {
-                    let row = block.row_mut(channel * frames + frame, y);
+                    let row = tensor.row_mut(channel * frames + frame, y);
                     pixels.samples([last[1] + 1, self.channels], (top + y).min(last[0]) - rows[0], channel, left, row);
                 }
             }
         }
-        Ok(block)
+        Ok(tensor)
     }
 }
 

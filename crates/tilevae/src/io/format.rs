@@ -53,7 +53,7 @@ pub trait Format: Sync {
     /// The name. Where it is one of the endings, files can be written under any name, and `--output-format` takes it.
     fn name(&self) -> &'static str;
 
-    /// Endings of file names, lower-case, without the dot; the first is given to inputs (unnamed), recognised by content.
+    /// Endings of file names, lower-case, without the dot; the first is used for inputs without a name, which are recognised by content.
     fn endings(&self) -> &'static [&'static str];
 
     /// What files hold.

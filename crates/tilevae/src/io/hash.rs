@@ -5,9 +5,9 @@ use super::sample_file::little_endian;
 use super::{IoError, SampleFile};
 
 /// The SHA-256 of samples or latents: of their values as little-endian f32, row-major, in hexadecimal.
-pub fn sha256(block: &HostTensor) -> String {
+pub fn sha256(tensor: &HostTensor) -> String {
     let mut hasher = Sha256::new();
-    hasher.update(bytemuck::cast_slice::<u32, u8>(&little_endian(block.data())));
+    hasher.update(bytemuck::cast_slice::<u32, u8>(&little_endian(tensor.data())));
     format!("{:x}", hasher.finalize())
 }
 
@@ -68,7 +68,7 @@ mod tests {
             hashing.take(start, [3, 4, 5], samples.region(&tiling::Region { start, size })).unwrap();
         }
         let hash = hashing.sha256().unwrap();
-        assert_eq!((canvas.into_block(), hash), (samples.clone(), sha256(&samples)));
+        assert_eq!((canvas.into_tensor(), hash), (samples.clone(), sha256(&samples)));
         // Computed by another tool, of 1, 2 and 3 as f32.
         let three = HostTensor::new([1, 1, 1, 1, 3], vec![1.0, 2.0, 3.0]).unwrap();
         assert_eq!(sha256(&three), "8e628779e6a74ee0b36991c10158f63cafec7d340ad4e075592502c8708524dd");

@@ -4,7 +4,6 @@ use image::DynamicImage;
 use tiling::{BoxError, HostTensor, Region, TileSource};
 
 use super::format::{format_by_content, head_of};
-use super::formats::unknown_image;
 use super::pixels::{DroppedAlpha, Pixels};
 use super::{Background, Format, FrameReader, IoError};
 
@@ -85,7 +84,17 @@ pub(super) fn open_image(path: &Path) -> Result<Box<dyn FrameReader>, IoError> {
     format.open(path)?.into_frames().ok_or_else(|| unknown_image(path, &head))
 }
 
-/// An image that has one frame.
+/// The error for a file that no image format recognises.
+fn unknown_image(path: &Path, head: &[u8]) -> IoError {
+    let path = path.to_owned();
+    match image::guess_format(head) {
+        _ if head.is_empty() => IoError::Truncated { path, missing: "it is empty".to_owned() },
+        Ok(other) => IoError::Unsupported { path, message: format!("it is a {other:?} image (save it as PNG)") },
+        Err(_) => IoError::Damaged { path, message: "its first bytes are those of no known image format".to_owned() },
+    }
+}
+
+/// The only frame of an image.
 pub(super) fn read_image(path: &Path) -> Result<DynamicImage, IoError> {
     only_frame(path, open_image(path)?)
 }
@@ -105,15 +114,15 @@ impl TileSource for Images {
 
     fn read(&self, region: &Region) -> Result<HostTensor, BoxError> {
         let ([_, top, left], [_, height, width]) = (region.start, region.size);
-        let mut block = HostTensor::zeros([self.pixels.len(), self.channels, 1, height, width]);
+        let mut tensor = HostTensor::zeros([self.pixels.len(), self.channels, 1, height, width]);
         for (item, pixels) in self.pixels.iter().enumerate() {
             for channel in 0..self.channels {
                 for y in 0..height {
-                    let row = block.row_mut(item * self.channels + channel, y);
+                    let row = tensor.row_mut(item * self.channels + channel, y);
                     pixels.samples([self.size[1], self.channels], (top + y).min(self.size[0] - 1), channel, left, row);
                 }
             }
         }
-        Ok(block)
+        Ok(tensor)
     }
 }

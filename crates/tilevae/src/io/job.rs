@@ -145,10 +145,10 @@ impl DecodeJob {
         let Self { plan, latents, mut output, shape, hashes } = self;
         let (stats, sha256) = if hashes {
             let mut hashing = HashingSink::new(&mut output, plan.output_shape)?;
-            let stats = pipeline.run(&plan, &latents.block, &mut hashing, options)?;
+            let stats = pipeline.run(&plan, &latents.values, &mut hashing, options)?;
             (stats, Some(hashing.sha256()?))
         } else {
-            (pipeline.run(&plan, &latents.block, &mut output, options)?, None)
+            (pipeline.run(&plan, &latents.values, &mut output, options)?, None)
         };
         Ok(Decoded { output, shape, stats, sha256 })
     }

@@ -1,6 +1,6 @@
 //! Outputs that get their name when they are whole.
 //!
-//! Where the system has files (unnamed) (Linux), that is what they are until then. Elsewhere, and where another program opens them by name, they lie in
+//! Until then they are unnamed files where the system has such (Linux). Elsewhere, and where another program opens them by name, they are in
 //! a hidden folder next to their destination, which is removed when they are abandoned.
 
 use std::fs::{self, File};
@@ -201,7 +201,7 @@ impl PendingFile {
                 (hidden, name)
             }
             None if place(|| link(&self.file, target)).is_ok() => return Ok(()),
-            // A file (unnamed) cannot take another's.
+            // An unnamed file cannot take the name of an existing one.
             None => {
                 let hidden = Hidden::new(folder_of(target))?;
                 let name = named_in(&hidden, &self.path);
@@ -224,7 +224,7 @@ fn named_in(Hidden(folder): &Hidden, path: &Path) -> PathBuf {
     folder.join(path.file_name().unwrap_or("output".as_ref()))
 }
 
-/// A file (unnamed), where the file system has such.
+/// An unnamed file, where the file system supports it.
 #[cfg(target_os = "linux")]
 fn unnamed(folder: &Path) -> Option<File> {
     use rustix::fs::{Mode, OFlags, open};
@@ -236,7 +236,7 @@ fn unnamed(_: &Path) -> Option<File> {
     None
 }
 
-/// Gives a file (unnamed) one that no other has.
+/// Gives an unnamed file a unique name.
 #[cfg(target_os = "linux")]
 fn link(file: &File, name: &Path) -> io::Result<()> {
     use std::os::fd::AsRawFd;
@@ -384,7 +384,7 @@ mod tests {
     fn files_have_no_name_until_they_are_whole() {
         let folder = tempfile::tempdir().unwrap();
         if unnamed(folder.path()).is_none() {
-            println!("skipped: the file system of temporary files has no files (unnamed)");
+            println!("skipped: the file system of temporary files does not support unnamed files");
             return;
         }
         let pending = PendingFile::new(&folder.path().join("out.txt")).unwrap();

@@ -201,13 +201,13 @@ impl TileSource for SampleFile {
     fn read(&self, region: &Region) -> Result<HostTensor, BoxError> {
         let ([first, top, left], [frames, height, width]) = (region.start, region.size);
         let [b, c, ..] = self.shape;
-        let mut block = HostTensor::zeros([b, c, frames, height, width]);
+        let mut tensor = HostTensor::zeros([b, c, frames, height, width]);
         let at_once = if width == self.shape[4] { height.max(1) } else { 1 };
         for plane in 0..b * c {
             for frame in 0..frames {
                 for y in (0..height).step_by(at_once) {
                     let from = ((plane * frames + frame) * height + y) * width;
-                    let values = &mut block.data_mut()[from..from + at_once * width];
+                    let values = &mut tensor.data_mut()[from..from + at_once * width];
                     self.file.read_at(self.offset(plane, [first + frame, top + y, left]), values)?;
                     if cfg!(target_endian = "big") {
                         for value in values {
@@ -217,7 +217,7 @@ impl TileSource for SampleFile {
                 }
             }
         }
-        Ok(block)
+        Ok(tensor)
     }
 }
 

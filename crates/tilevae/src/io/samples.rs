@@ -75,7 +75,7 @@ impl Samples {
         match self {
             Self::Images(images) => images,
             Self::Clip(clip) => clip,
-            Self::Tensor(tensor) => &tensor.block,
+            Self::Tensor(tensor) => &tensor.values,
         }
     }
 
@@ -279,8 +279,8 @@ mod tests {
         RgbaImage::from_pixel(8, 8, Rgba([200, 100, 0, 51])).save(&path).unwrap();
         let first = |samples: Samples| {
             let region = Region { start: [0; 3], size: [1, 1, 1] };
-            let block = samples.source().read(&region);
-            block.unwrap().into_data().into_iter().map(|value| ((value + 1.0) * 127.5).round() as u8).collect::<Vec<_>>()
+            let tensor = samples.source().read(&region);
+            tensor.unwrap().into_data().into_iter().map(|value| ((value + 1.0) * 127.5).round() as u8).collect::<Vec<_>>()
         };
         for (background, expected) in [("none", [200, 100, 0]), ("black", [40, 20, 0]), ("white", [244, 224, 204]), ("#00ff0a", [40, 224, 8])] {
             for (spec, path) in [(&image, &path), (&video, &frames)] {
@@ -300,8 +300,8 @@ mod tests {
         let deep = image::ImageBuffer::<Rgb<u16>, _>::from_pixel(8, 8, Rgb([128, 129, 65_535 - 128]));
         DynamicImage::ImageRgb16(deep).save(folder.path().join("2.png")).unwrap();
         let Ok(Samples::Clip(clip)) = read(&[folder.path().to_owned()], &video, Background::None) else { panic!("no clip") };
-        let block = clip.read(&Region { start: [1, 0, 0], size: [1, 1, 1] }).unwrap();
-        let values: Vec<f32> = block.data().iter().map(|value| ((value + 1.0) * 127.5 * 1000.0).round() / 1000.0).collect();
+        let tensor = clip.read(&Region { start: [1, 0, 0], size: [1, 1, 1] }).unwrap();
+        let values: Vec<f32> = tensor.data().iter().map(|value| ((value + 1.0) * 127.5 * 1000.0).round() / 1000.0).collect();
         assert_eq!(values, [0.0, 1.0, 255.0]);
     }
 }

@@ -17,7 +17,7 @@ use crate::{Direction, IoConfig, LatentSpace, NonFinite, OnNonFiniteInput};
 #[derive(Debug, Clone)]
 pub struct Tensor {
     /// `[batch, channels, frames, height, width]`.
-    pub block: HostTensor,
+    pub values: HostTensor,
     /// 4 or 5: whether it was stored with an axis of frames.
     pub rank: usize,
     /// What the file says of the samples that latents come from.
@@ -181,10 +181,10 @@ impl Tensors {
             return Err(IoError::Dtype { path: self.path.clone(), name: header.name.clone(), dtype: dtype.clone() });
         }
         let values = self.reader.read(chosen)?;
-        let block = HostTensor::new(reading.sides, reading.arrange(values, header.is_fortran));
-        let block = block
+        let tensor = HostTensor::new(reading.sides, reading.arrange(values, header.is_fortran));
+        let tensor = tensor
             .ok_or_else(|| IoError::Damaged { path: self.path.clone(), message: "a tensor has not as many values as its shape says".to_owned() })?;
-        Ok(Tensor { block, rank: reading.rank(), origin: Origin::read(&self.metadata) })
+        Ok(Tensor { values: tensor, rank: reading.rank(), origin: Origin::read(&self.metadata) })
     }
 }
 
@@ -245,12 +245,12 @@ impl TensorInput {
         let Self { tensors, chosen, reading, factor, to_diffusion, on_non_finite, what } = self;
         let mut tensor = tensors.values(chosen, reading)?;
         if let Some(factor) = factor {
-            tensor.block.data_mut().iter_mut().for_each(|value| *value *= factor);
+            tensor.values.data_mut().iter_mut().for_each(|value| *value *= factor);
         }
         if let Some(norm) = to_diffusion {
-            norm.to_diffusion(&mut tensor.block);
+            norm.to_diffusion(&mut tensor.values);
         }
-        match NonFinite::in_block(&tensor.block).filter(|_| on_non_finite == OnNonFiniteInput::Refuse) {
+        match NonFinite::in_tensor(&tensor.values).filter(|_| on_non_finite == OnNonFiniteInput::Refuse) {
             Some(found) => Err(IoError::NonFinite { path: tensors.path, what, found }),
             None => Ok(tensor),
         }

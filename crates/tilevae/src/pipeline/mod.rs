@@ -228,7 +228,7 @@ impl Pipeline {
         let plan = self.plan(Direction::Decode, called(Party::Source, || latents.shape())?)?;
         let mut canvas = Canvas::default();
         self.run(&plan, latents, &mut canvas, options)?;
-        Ok(canvas.into_block())
+        Ok(canvas.into_tensor())
     }
 
     /// Encodes samples: a [`plan`](Self::plan) and its [`run`](Self::run), collected in memory.
@@ -254,7 +254,7 @@ impl Pipeline {
         let (mut latents, mut moments) = (Canvas::default(), <[Canvas; 2]>::default());
         let has_moments = plan.settings.posterior == Posterior::Moments;
         let stats = self.run_encode(plan, samples, &mut latents, has_moments.then_some(&mut moments), options)?;
-        Ok(Encoded { latents: latents.into_block(), moments: has_moments.then(|| moments.map(Canvas::into_block)), stats })
+        Ok(Encoded { latents: latents.into_tensor(), moments: has_moments.then(|| moments.map(Canvas::into_tensor)), stats })
     }
 
     fn run_decode(&self, plan: &RunPlan, latents: &dyn TileSource, sink: &mut dyn Sink, options: RunOptions<'_>) -> Result<RunStats, Error> {

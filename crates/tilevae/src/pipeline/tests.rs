@@ -246,7 +246,7 @@ fn grids_and_blends_may_be_the_callers_own() {
     assert_eq!(pipeline.run(&plan, &latents, &mut canvas, RunOptions::default()).unwrap().tiles, 2);
     let right = Region { start: [0, 0, 5], size: [1, 6, 5] };
     let alone = pipeline.with_grid(decode, Arc::new(tiling::Off)).decode(&latents.region(&right), RunOptions::default()).unwrap();
-    let shown = canvas.into_block().region(&Region { start: [0, 0, 40], size: [1, 48, 40] });
+    let shown = canvas.into_tensor().region(&Region { start: [0, 0, 40], size: [1, 48, 40] });
     assert_eq!(shown, alone);
 }
 
@@ -260,7 +260,7 @@ fn a_plan_of_another_input_or_model_is_refused() {
     let error = run(&demo.plan(Direction::Encode, [1, 3, 1, 48, 80]).unwrap());
     assert!(matches!(error, Error::PlanInput { what: "samples", .. }), "{error}");
     let error = run(&sd.plan(Direction::Decode, [1, 4, 1, 6, 10]).unwrap());
-    assert_eq!(error.to_string(), "the plan is for another model: for one of the family kl, this one is of the family kl with another configuration");
+    assert_eq!(error.to_string(), "the plan is for another model: another configuration of the family kl");
 }
 
 #[test]
@@ -284,7 +284,7 @@ fn an_encode_to_a_sink_gives_the_latents_of_an_encode_in_memory() {
         let stats = pipeline.run(&plan, &samples, &mut canvas, RunOptions::default()).unwrap();
         assert!(stats.tiles > 4);
         let encoded = pipeline.encode(&samples, RunOptions::default()).unwrap();
-        assert_eq!(canvas.into_block(), encoded.latents);
+        assert_eq!(canvas.into_tensor(), encoded.latents);
         assert_eq!(encoded.moments.is_some(), keys.contains("moments"));
         if let Some([mean, log_variance]) = encoded.moments {
             assert_eq!((mean, log_variance.shape()), (encoded.latents.clone(), encoded.latents.shape()));

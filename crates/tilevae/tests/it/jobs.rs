@@ -48,7 +48,7 @@ fn an_image_becomes_latents() -> Result<(), Box<dyn std::error::Error>> {
     let written = job.run(&pipeline, RunOptions::default())?;
 
     let latents = Tensors::read(&path)?.latents()?;
-    assert_eq!((latents.block.shape(), latents.rank, latents.origin.size), (written.shape, 4, Some([300, 451])));
+    assert_eq!((latents.values.shape(), latents.rank, latents.origin.size), (written.shape, 4, Some([300, 451])));
     Ok(())
 }
 
@@ -62,7 +62,7 @@ fn an_image_goes_there_and_back() -> Result<(), Box<dyn std::error::Error>> {
     let there_and_back = job.run(&pipeline, RunOptions::default())?;
 
     assert!(there_and_back.comparison.psnr() > 20.0, "{} dB", there_and_back.comparison.psnr());
-    assert_eq!(Tensors::read(&path)?.samples()?.block.shape(), there_and_back.shape);
+    assert_eq!(Tensors::read(&path)?.samples()?.values.shape(), there_and_back.shape);
     Ok(())
 }
 
@@ -155,7 +155,7 @@ fn a_format_from_outside_is_written_and_read() -> Result<(), Box<dyn std::error:
     fs::rename(&image, &renamed)?;
     let job = EncodeJob::new(&pipeline, &[renamed], &Output::latents(&latents, None)?)?;
     job.run(&pipeline, RunOptions::default())?;
-    assert_eq!(Tensors::read(&latents)?.latents()?.block.shape(), [1, 16, 1, 38, 57]);
+    assert_eq!(Tensors::read(&latents)?.latents()?.values.shape(), [1, 16, 1, 38, 57]);
     assert_eq!(io::format_named("hex").map(Format::kind), Some(FormatKind::Image));
     assert!(io::endings(Format::is_written).contains(".tiff, .hex, .y4m"));
     Ok(())

@@ -328,7 +328,7 @@ fn frames_may_come_in_pieces_and_strips_lie_in_a_file() {
                 compositor.push(index, answers[index].frames(1, 4)).unwrap();
             }
             compositor.finish().unwrap();
-            assert_eq!(canvas.into_block(), expected);
+            assert_eq!(canvas.into_tensor(), expected);
         }
     }
 }

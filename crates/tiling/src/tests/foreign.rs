@@ -67,7 +67,7 @@ fn a_grid_is_refused_or_all_its_tiles_can_be_composed() {
                 compositor.finish().unwrap();
                 let whole = toy(scale, &source);
                 let is_close = |(a, b): (&f32, &f32)| (a - b).abs() < 1e-6;
-                assert!(canvas.into_block().data().iter().zip(whole.data()).all(is_close), "{columns:?} {scale:?}");
+                assert!(canvas.into_tensor().data().iter().zip(whole.data()).all(is_close), "{columns:?} {scale:?}");
             }
         }
     };

@@ -3,6 +3,7 @@
 mod composing;
 mod foreign;
 mod grids;
+mod kinds;
 
 use crate::{BlendPolicy, Canvas, Compositor, Geometry, HostTensor, Scale, Sink, TilePlan};
 
@@ -32,7 +33,7 @@ fn toy(scale: Scale, tile: &HostTensor) -> HostTensor {
 fn compose(plan: &TilePlan, policy: &dyn BlendPolicy, answers: &[HostTensor], order: &[usize]) -> HostTensor {
     let mut canvas = Canvas::default();
     compose_to(plan, policy, answers, order, &mut canvas);
-    canvas.into_block()
+    canvas.into_tensor()
 }
 
 fn compose_to(plan: &TilePlan, policy: &dyn BlendPolicy, answers: &[HostTensor], order: &[usize], sink: &mut dyn Sink) {

@@ -54,7 +54,7 @@ fn others() -> Vec<RawTensor> {
 
 /// Decodes a golden case.
 fn decode(vae: Arc<dyn Vae>) -> tiling::HostTensor {
-    vae_core::VaeOp::decode(vae).apply(&golden("sd").block("1x4x4.latents")).unwrap()
+    vae_core::VaeOp::decode(vae).apply(&golden("sd").tensor("1x4x4.latents")).unwrap()
 }
 
 fn load_with(path: &Path, config: &Path) -> Arc<dyn Vae> {
@@ -70,7 +70,7 @@ fn a_vae_is_found_in_any_nest_beside_anything() {
         for (layout, tensors) in [("diffusers", diffusers()), ("ldm", ldm())] {
             write_safetensors(&file, &[below(prefix, &tensors), others()].concat());
             let decoded = decode(load_with(&file, &data("sd/config.json")));
-            assert_close(&decoded, &golden("sd").block("1x4x4.untiled.decoded"), 2e-4, &format!("{layout} below `{prefix}`"));
+            assert_close(&decoded, &golden("sd").tensor("1x4x4.untiled.decoded"), 2e-4, &format!("{layout} below `{prefix}`"));
         }
     }
 }
@@ -86,7 +86,7 @@ fn plain_tensors_win_over_their_averages() {
     for (plain, average) in [("", "ema."), ("model.", "model_ema."), ("module.vae.", "ema.vae."), ("state_dict.model.", "ema.")] {
         write_safetensors(&file, &[below(plain, &ldm()), below(average, &averages)].concat());
         let decoded = decode(load_with(&file, &data("sd/config.json")));
-        assert_close(&decoded, &golden("sd").block("1x4x4.untiled.decoded"), 2e-4, average);
+        assert_close(&decoded, &golden("sd").tensor("1x4x4.untiled.decoded"), 2e-4, average);
     }
 }
 

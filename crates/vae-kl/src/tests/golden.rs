@@ -25,17 +25,17 @@ fn check_whole(config: &str, dtype: DType, math_mode: MathMode, tolerance: f32) 
     let mut most_tiles = 0;
     for name in golden.names().iter().filter(|name| name.ends_with("decoded")) {
         let (case, kind) = name.strip_suffix(".decoded").unwrap().rsplit_once('.').unwrap();
-        let latents = golden.block(&format!("{case}.latents"));
+        let latents = golden.tensor(&format!("{case}.latents"));
         let (decoded, tiles) = tiled(&VaeOp::decode(vae.clone()).with_math_mode(math_mode), vae.spec(), &latents, kind);
-        assert_close(&decoded, &golden.block(name), tolerance, &format!("{config} {name}"));
-        assert!(dtype != DType::F32 || psnr(&decoded, &golden.block(name)) >= 90.0, "{config} {name}");
+        assert_close(&decoded, &golden.tensor(name), tolerance, &format!("{config} {name}"));
+        assert!(dtype != DType::F32 || psnr(&decoded, &golden.tensor(name)) >= 90.0, "{config} {name}");
         most_tiles = most_tiles.max(tiles);
 
-        let samples = golden.block(&format!("{case}.samples"));
+        let samples = golden.tensor(&format!("{case}.samples"));
         let (moments, _) = tiled(&VaeOp::encode(vae.clone()).with_math_mode(math_mode), vae.spec(), &samples, kind);
         let [mean, log_variance] = Posterior::split(&moments);
-        assert_close(&mean, &golden.block(&format!("{case}.{kind}.mean")), tolerance, &format!("{config} {case} {kind} mean"));
-        assert_close(&log_variance, &golden.block(&format!("{case}.{kind}.logvar")), tolerance, &format!("{config} {case} {kind} logvar"));
+        assert_close(&mean, &golden.tensor(&format!("{case}.{kind}.mean")), tolerance, &format!("{config} {case} {kind} mean"));
+        assert_close(&log_variance, &golden.tensor(&format!("{case}.{kind}.logvar")), tolerance, &format!("{config} {case} {kind} logvar"));
     }
     assert!(most_tiles >= 6, "no case of {config} was cut into tiles");
 }
@@ -68,8 +68,8 @@ fn half_types_are_near() {
     for dtype in computable(&[DType::F16, DType::BF16]) {
         let (tolerance, least) = if dtype == DType::F16 { (F16, 55.0) } else { (BF16, 36.0) };
         check_whole("flux", dtype, MathMode::default(), tolerance);
-        let decoded = VaeOp::decode(load(&data("flux"), dtype)).apply(&golden.block("1x10x9.latents")).unwrap();
-        let psnr = psnr(&decoded, &golden.block("1x10x9.untiled.decoded"));
+        let decoded = VaeOp::decode(load(&data("flux"), dtype)).apply(&golden.tensor("1x10x9.latents")).unwrap();
+        let psnr = psnr(&decoded, &golden.tensor("1x10x9.untiled.decoded"));
         assert!(psnr >= least, "{dtype:?}: {psnr} dB");
     }
 }
@@ -91,11 +91,11 @@ fn single_blocks_equal_diffusers() {
         let golden = golden(config);
         let modules = modules(config);
         let check = |name: &str, f: &dyn Fn(Features) -> Features| {
-            let input = golden.block(&format!("block.{name}.in"));
+            let input = golden.tensor(&format!("block.{name}.in"));
             let shape = input.shape();
             let y = Tensor::from(f(Features::new(Tensor::from_data(TensorData::new(input.into_data(), shape), &device()), &Context::default())));
             let got = HostTensor::new(y.dims(), y.into_data().try_into_vec().unwrap()).unwrap();
-            assert_close(&got, &golden.block(&format!("block.{name}.out")), F32, &format!("{config} {name}"));
+            assert_close(&got, &golden.tensor(&format!("block.{name}.out")), F32, &format!("{config} {name}"));
         };
         modules.check_blocks(&check);
     }

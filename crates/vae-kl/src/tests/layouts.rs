@@ -13,8 +13,8 @@ use super::{ENTRY, data, golden, load, open};
 fn decodes_as_golden(path: &Path) {
     use tiling::TileOp;
     let golden = golden("sd");
-    let decoded = vae_core::VaeOp::decode(load(path, DType::F32)).apply(&golden.block("1x4x4.latents")).unwrap();
-    assert_close(&decoded, &golden.block("1x4x4.untiled.decoded"), 2e-4, &path.display().to_string());
+    let decoded = vae_core::VaeOp::decode(load(path, DType::F32)).apply(&golden.tensor("1x4x4.latents")).unwrap();
+    assert_close(&decoded, &golden.tensor("1x4x4.untiled.decoded"), 2e-4, &path.display().to_string());
 }
 
 /// The original layout says nothing of the groups of its norms: 32 in every published model, 16 in these small ones.

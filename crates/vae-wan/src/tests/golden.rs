@@ -4,7 +4,7 @@ use vae_core::layers::Features;
 use vae_core::testing::{Golden, assert_close, computable, device, is_on_cpu, math_modes, psnr, run_tiled};
 use vae_core::{Clamp, Components, Context, MathMode, Posterior, VaeOp};
 
-use super::{data, golden, load, open, to_block, to_tensor};
+use super::{data, golden, load, open, to_host, to_tensor};
 use crate::cache::FrameCache;
 use crate::{AutoencoderKlWan, WanConfig};
 
@@ -38,21 +38,21 @@ fn for_every_case(config: &str, dtype: DType, math_mode: MathMode, frames_per_ch
     let (mut most_tiles, mut most_encode_tiles, mut frames) = (0, 0, Vec::new());
     for name in golden.names().iter().filter(|name| name.ends_with("decoded")) {
         let (case, kind) = name.strip_suffix(".decoded").unwrap().rsplit_once('.').unwrap();
-        let latents = golden.block(&format!("{case}.latents"));
+        let latents = golden.tensor(&format!("{case}.latents"));
         let (mut decoded, tiles) =
             run(&VaeOp::decode(vae.clone()).with_math_mode(math_mode).with_frames_per_chunk(frames_per_chunk), config, 1, &latents, kind);
         spec.clamp.apply(&mut decoded, tiles > 1);
-        check(&decoded, &golden.block(name), name);
+        check(&decoded, &golden.tensor(name), name);
         most_tiles = most_tiles.max(tiles);
         frames.push(decoded.shape()[2]);
 
-        let samples = golden.block(&format!("{case}.samples"));
+        let samples = golden.tensor(&format!("{case}.samples"));
         let (moments, tiles) =
             run(&VaeOp::encode(vae.clone()).with_math_mode(math_mode).with_frames_per_chunk(frames_per_chunk), config, spec.patch, &samples, kind);
         most_encode_tiles = most_encode_tiles.max(tiles);
         let [mean, log_variance] = Posterior::split(&moments);
-        check(&mean, &golden.block(&format!("{case}.{kind}.mean")), &format!("{case}.{kind}.mean"));
-        check(&log_variance, &golden.block(&format!("{case}.{kind}.logvar")), &format!("{case}.{kind}.logvar"));
+        check(&mean, &golden.tensor(&format!("{case}.{kind}.mean")), &format!("{case}.{kind}.mean"));
+        check(&log_variance, &golden.tensor(&format!("{case}.{kind}.logvar")), &format!("{case}.{kind}.logvar"));
     }
     assert!(most_tiles >= 6 && most_encode_tiles >= 3, "{config}: {most_tiles} and {most_encode_tiles} tiles");
     assert!(frames.contains(&1) && frames.contains(&5) && (config == "qwen" || frames.contains(&13)), "{frames:?}");
@@ -90,7 +90,7 @@ fn qwen_image_equals_diffusers() {
     assert_eq!(spec.clamp, Clamp::Untiled);
     // Without this, a tiled decode that clamps would pass.
     let golden = golden("qwen");
-    assert!(golden.names().iter().any(|name| name.ends_with("tiled.decoded") && golden.block(name).data().iter().any(|value| value.abs() > 1.0)));
+    assert!(golden.names().iter().any(|name| name.ends_with("tiled.decoded") && golden.tensor(name).data().iter().any(|value| value.abs() > 1.0)));
 }
 
 #[test]
@@ -135,8 +135,8 @@ fn features(block: HostTensor) -> Features {
 
 /// Checks a layer on one golden input.
 fn check(golden: &Golden, name: &str, layer: &dyn Fn(Features) -> Features) {
-    let got = layer(features(golden.block(&format!("block.{name}.in"))));
-    assert_close(&to_block(got.into()), &golden.block(&format!("block.{name}.out")), F32, name);
+    let got = layer(features(golden.tensor(&format!("block.{name}.in"))));
+    assert_close(&to_host(got.into()), &golden.tensor(&format!("block.{name}.out")), F32, name);
 }
 
 /// Checks a layer with memory on three chunks, one after the other: its first call, its second and one with memory of another.
@@ -144,8 +144,8 @@ fn check_stream(golden: &Golden, name: &str, layer: &dyn Fn(Features, &mut Frame
     let mut cache = FrameCache::default();
     for step in 0..3 {
         cache.rewind();
-        let got = layer(features(golden.block(&format!("block.{name}.{step}.in"))), &mut cache);
-        assert_close(&to_block(got.into()), &golden.block(&format!("block.{name}.{step}.out")), F32, &format!("{name} {step}"));
+        let got = layer(features(golden.tensor(&format!("block.{name}.{step}.in"))), &mut cache);
+        assert_close(&to_host(got.into()), &golden.tensor(&format!("block.{name}.{step}.out")), F32, &format!("{name} {step}"));
     }
 }
 

@@ -22,7 +22,7 @@ const ORIGINALS: [(&str, &str, &str); 2] = [("wan21", "original.pth", "2x2x7x4")
 fn the_original_layouts_give_the_same_answer() {
     for (config, file, case) in ORIGINALS {
         let golden = golden(config);
-        let (latents, samples) = (golden.block(&format!("{case}.latents")), golden.block(&format!("{case}.samples")));
+        let (latents, samples) = (golden.tensor(&format!("{case}.latents")), golden.tensor(&format!("{case}.samples")));
         let answers = |vae: &std::sync::Arc<dyn vae_core::Vae>| {
             let decode = VaeOp::decode(vae.clone());
             let encode = VaeOp::encode(vae.clone());

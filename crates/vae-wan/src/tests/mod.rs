@@ -37,6 +37,6 @@ fn to_tensor(block: HostTensor) -> Tensor<5> {
     Tensor::from_data(TensorData::new(block.into_data(), shape), &device())
 }
 
-fn to_block(tensor: Tensor<5>) -> HostTensor {
+fn to_host(tensor: Tensor<5>) -> HostTensor {
     HostTensor::new(tensor.dims(), tensor.into_data().try_into_vec().unwrap()).unwrap()
 }

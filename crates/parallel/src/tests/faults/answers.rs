@@ -88,7 +88,7 @@ fn pieces_that_do_not_follow_each_other_are_failures() {
         each(|run, count| {
             let bad = Worker::new("bad", Arc::new(Chunked(pieces)));
             let error = run(Given { workers: vec![bad.clone(); count], ..Given::default() }).unwrap_err();
-            assert!(error.in_one_line().contains("in the pieces"), "{index}: {}", error.in_one_line());
+            assert!(error.in_one_line().contains("into the pieces"), "{index}: {}", error.in_one_line());
             if count > 1 {
                 let mut workers = workers(count);
                 workers[0] = bad;

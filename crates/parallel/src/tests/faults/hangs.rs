@@ -88,7 +88,7 @@ fn run_with(silence: Duration, plan: TilePlan, workers: Vec<Worker>, in_flight: 
         let compositor = Compositor::new(&plan, &Cascade, &mut canvas);
         let job = Job { plan: &plan, source: &clip, workers: &workers, compositor, stop: &stop };
         let stats = engine::run(settings, job, &mut ())?;
-        assert!(close(&canvas.into_block(), &negative()));
+        assert!(close(&canvas.into_tensor(), &negative()));
         Ok(stats)
     })
 }

@@ -1,7 +1,7 @@
 //! The formats of this crate, one a file.
 //!
-//! An image is read whole or not at all: what decoders pass over without a word (a file that was cut off, frames after the first, a header that promises more
-//! px than its data can make) is looked for here.
+//! An image is read completely or refused: what decoders ignore silently (a truncated file, frames after the first, a header with more px than the data can
+//! hold) is checked here.
 
 mod folder;
 mod gif;
@@ -61,11 +61,11 @@ enum Fault {
     Incomplete(String),
     /// What is wrong.
     Damaged(String),
-    /// What it is: sound, and not known here.
+    /// What the file is: sound, and not supported.
     Unsupported(String),
-    /// The same, with what is to be said of it.
+    /// The same as a whole sentence.
     NotSupported(String),
-    /// What a decoder says.
+    /// The error of a decoder.
     Decoder(ImageError),
     Read(std::io::Error),
 }
@@ -106,7 +106,7 @@ impl From<ImageError> for Fault {
             ImageError::IoError(source) if source.kind() == std::io::ErrorKind::UnexpectedEof => {
                 Self::incomplete("its data ends before the image does")
             }
-            // What the system did not say is what a decoder found.
+            // An error without an OS code comes from a decoder.
             ImageError::IoError(source) if source.raw_os_error().is_none() => Self::Damaged(source.to_string()),
             ImageError::IoError(source) => Self::Read(source),
             source => Self::Decoder(source),
@@ -233,16 +233,6 @@ fn opened(path: &Path, open: impl FnOnce() -> Result<Image, Fault>) -> Result<Re
 /// Whether a file that begins so is an image of a format.
 fn begins_as(head: &[u8], format: ImageFormat) -> bool {
     image::guess_format(head).is_ok_and(|found| found == format)
-}
-
-/// What is said of a file that no format of images knows.
-pub(super) fn unknown_image(path: &Path, head: &[u8]) -> IoError {
-    let fault = match image::guess_format(head) {
-        _ if head.is_empty() => Fault::incomplete("it is empty"),
-        Ok(other) => Fault::Unsupported(format!("a {other:?} image (save it as PNG)")),
-        Err(_) => Fault::damaged("it begins like no kind of image that is known here"),
-    };
-    fault.of(path)
 }
 
 /// Encodes an image in a format of the `image` crate.

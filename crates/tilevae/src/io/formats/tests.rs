@@ -367,7 +367,7 @@ fn what_is_no_image_is_told() {
     let folder = tempfile::tempdir().unwrap();
     for (content, part) in [
         (&b""[..], "it is empty"),
-        (b"<!DOCTYPE html><html>", "begins like no kind of image"),
+        (b"<!DOCTYPE html><html>", "no known image format"),
         (b"BM not an image that is known", "Bmp"),
         (b"\0\0\0\x1Cftypavif\0\0\0\0avifmif1miaf", "Avif"),
     ] {

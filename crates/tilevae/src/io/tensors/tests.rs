@@ -62,8 +62,8 @@ fn input(bytes: Vec<u8>, spec: &VaeSpec, settings: &str) -> Result<HostTensor, S
         let input = from_bytes(&folder, "in.latent", &bytes)?.input(Direction::Decode, spec, &config.io)?;
         let shape = input.shape();
         let tensor = input.read()?;
-        assert_eq!(tensor.block.shape(), shape);
-        Ok(tensor.block)
+        assert_eq!(tensor.values.shape(), shape);
+        Ok(tensor.values)
     };
     read().map_err(|error: IoError| error.to_string())
 }
@@ -241,15 +241,15 @@ fn what_torch_saves_is_read() {
     std::fs::write(&renamed, &bytes).unwrap();
     for tensors in [Tensors::read(&bare).unwrap(), Tensors::read(&renamed).unwrap()] {
         let tensor = tensors.input(Direction::Decode, &two, &config("")).unwrap().read().unwrap();
-        assert_eq!((tensor.block.shape(), tensor.block.data()), ([1, 2, 1, 2, 3], &expected[..]));
+        assert_eq!((tensor.values.shape(), tensor.values.data()), ([1, 2, 1, 2, 3], &expected[..]));
     }
     // Latents as nodes of ComfyUI pass them, with rows and columns exchanged in memory.
     let nested = Tensors::read(&data.join("latents.pt")).unwrap().input(Direction::Decode, &two, &config("")).unwrap().read().unwrap();
-    assert_eq!(nested.block, HostTensor::from_fn([1, 2, 1, 2, 3], |[_, c, _, y, x]| expected[c * 6 + x * 2 + y]));
+    assert_eq!(nested.values, HostTensor::from_fn([1, 2, 1, 2, 3], |[_, c, _, y, x]| expected[c * 6 + x * 2 + y]));
     for name in ["kinds.pt", "kinds-4.pt", "kinds-legacy.pt"] {
         let open = |settings: &str| {
             let input = Tensors::read(&data.join(name)).unwrap().input(Direction::Decode, &VaeSpec::image(3, 1, 8), &config(settings))?;
-            Ok::<_, IoError>(input.read()?.block)
+            Ok::<_, IoError>(input.read()?.values)
         };
         let message = open("tensor = 'state_dict.complex64'").unwrap_err().to_string();
         assert!(message.contains("complex64") && message.contains("expected f64"), "{message}");
@@ -291,7 +291,7 @@ fn batches_are_told_from_clips() {
         write_tensors(&path, &[("samples", &samples)], 4, Origin::default()).unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), written);
         let read = Tensors::read(&path).unwrap().samples().unwrap();
-        assert_eq!((read.block, read.rank), (samples.clone(), 4));
+        assert_eq!((read.values, read.rank), (samples.clone(), 4));
     }
     // A batch that a video model could take for frames says that it is one.
     let video = VaeSpec { frames: FrameRule::Causal { ratio: 4 }, ..spec() };

@@ -104,7 +104,7 @@ fn tensors(path: &Path) -> Outcome {
     drop(Tensors::read(path)?.samples());
     let spec = VaeSpec::image(3, 4, 8);
     let tensor = Tensors::read(path)?.input(Direction::Decode, &spec, &Config::default().io)?.read()?;
-    use_of(&tensor.block, Direction::Decode)
+    use_of(&tensor.values, Direction::Decode)
 }
 
 fn image(path: &Path) -> Outcome {

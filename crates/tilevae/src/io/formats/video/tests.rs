@@ -316,7 +316,7 @@ fn difference(a: &HostTensor, b: &HostTensor, width: usize) -> f32 {
     assert_eq!(frames, b.shape()[2]);
     let places = (0..6).map(|field| (2 * field + 1) * width / 12);
     let places: Vec<usize> = places.collect();
-    let of = |block: &HostTensor, plane: usize, x: usize| block.row(plane, rows / 2)[x];
+    let of = |tensor: &HostTensor, plane: usize, x: usize| tensor.row(plane, rows / 2)[x];
     (0..3 * frames)
         .flat_map(|plane| places.iter().map(move |&x| (plane, x)))
         .map(|(plane, x)| (of(a, plane, x) - of(b, plane, x)).abs())
