@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize, Serializer};
 /// A number, or `auto`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Count {
-    /// As many as are best.
+    /// The best number for the machine.
     Auto,
     /// This many.
     Exactly(NonZeroUsize),

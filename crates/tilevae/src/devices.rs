@@ -15,7 +15,7 @@ pub struct DeviceInfo {
     pub name: DeviceName,
     /// The backend, and the name of the GPU.
     pub description: String,
-    /// Its memory in bytes, where that can be known.
+    /// Its memory in bytes, if known.
     pub memory: Option<u64>,
 }
 
@@ -37,11 +37,11 @@ pub fn list_devices() -> Vec<DeviceInfo> {
 pub struct OpenDevice {
     /// Its name.
     pub name: DeviceName,
-    /// Burn's handle.
+    /// The device in Burn.
     pub device: Device,
 }
 
-/// Opens the configured devices, all at once. Those that are missing are an error, or left out with a warning, as the configuration says.
+/// Opens the configured devices, all at once. A missing device is an error, or skipped with a warning (`devices.on_missing`).
 ///
 /// # Errors
 /// When a device is missing, or all are.

@@ -4,20 +4,20 @@ use vae_core::{DeviceName, Model};
 
 use crate::{Config, DtypeConfig, Error, OpenDevice};
 
-/// The dtype that each device computes in. `devices.dtype` of a device takes the place of `model.dtype`.
+/// The dtype that each device computes in. `devices.dtype` of a device overrides `model.dtype`.
 ///
 /// | configured | dtype |
 /// |---|---|
 /// | `f32` | f32 |
 /// | `f16` | f16; f32 with a warning, if the model sets `force_upcast`; an error, if the device does not compute in f16 |
 /// | `bf16` | bf16; an error, if the device does not compute in bf16 |
-/// | `auto`, CPU | f32, in which CPUs are fastest |
+/// | `auto`, CPU | f32, the fastest dtype of CPUs |
 /// | `auto`, others | f16 or bf16, if the weights are stored in it (bf16 for 8 bits), the device computes in it and, for f16, the model does not set `force_upcast`; else f32 |
 ///
 /// f16 with `force_upcast` becomes f32 as in diffusers' pipelines for SDXL.
 ///
 /// # Errors
-/// When a device does not compute in the dtype that is asked for, or the stored dtype cannot be read.
+/// When a device does not compute in the configured dtype, or the stored dtype cannot be read.
 pub(crate) fn dtypes(config: &Config, model: &Model, devices: &[OpenDevice]) -> Result<Vec<DType>, Error> {
     let mut overruled = Vec::new();
     let mut dtypes = Vec::new();
@@ -68,7 +68,7 @@ fn automatic(model: &Model, name: &DeviceName, device: &Device) -> Result<DType,
     Ok(DType::F32)
 }
 
-/// `dtype`, which `key` asks for, if the device computes in it.
+/// `dtype`, configured by `key`, if the device computes in it.
 fn supported(dtype: DType, name: &DeviceName, device: &Device, key: &str) -> Result<DType, Error> {
     if computes_in(device, dtype) {
         return Ok(dtype);

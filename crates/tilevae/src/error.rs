@@ -5,27 +5,27 @@ use vae_core::{DeviceName, RegistryError, VaeError, WeightError};
 
 use crate::NonFinite;
 
-/// What a run can be refused for, or fail with.
+/// Why a run is refused or fails.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// A configuration that is not valid TOML.
     #[error("{} is not valid TOML", origin)]
     TomlSyntax {
-        /// The file, or what else was read.
+        /// The file or other source.
         origin: String,
         /// Where and why.
         source: Box<toml::de::Error>,
     },
-    /// A key or value that no configuration has.
+    /// An unknown key or a wrong value.
     #[error("the configuration is wrong at `{key}`: {message}")]
     ConfigValue {
         /// The section or key.
         key: String,
-        /// What was found, and what is possible.
+        /// What was found, and what is expected.
         message: String,
     },
-    /// A configuration that is wrong, with where it comes from.
+    /// An error of a configuration, with its origin.
     #[error("{origin}: {error}")]
     ConfigSource {
         /// The file, or the override.
@@ -49,21 +49,21 @@ pub enum Error {
         /// Why.
         source: std::io::Error,
     },
-    /// A clip that leaves a remainder of frames.
+    /// A clip with a remainder of frames.
     #[error(
         "a clip of {got} frames does not fill its last latent frame (this model takes 1 + {ratio}k); set io.frames to \"drop\" for the first {fewer} frames, or to \"pad\" to repeat the last one up to {more} and cut them off again on the way back"
     )]
     Frames {
-        /// Frames that came.
+        /// Frames of the clip.
         got: usize,
         /// Sample frames in a latent frame.
         ratio: usize,
-        /// The nearest number below that leaves none.
+        /// The nearest smaller number without a remainder.
         fewer: usize,
-        /// The nearest number above.
+        /// The nearest larger number.
         more: usize,
     },
-    /// More than can be addressed.
+    /// More values than can be addressed.
     #[error("{} (batch, channels, frames, height, width) are too many values for one run; use a smaller size", shape.map(|side| side.to_string()).join("x"))]
     TooLarge {
         /// `[batch, channels, frames, height, width]`.
@@ -95,7 +95,7 @@ pub enum Error {
         /// How many, and where.
         found: NonFinite,
     },
-    /// An input that could not be looked through.
+    /// An input that could not be read for the check of its values.
     #[error("the {what} cannot be read")]
     Source {
         /// `latents` or `samples`.
@@ -110,18 +110,18 @@ pub enum Error {
         device: DeviceName,
         /// The feature.
         feature: &'static str,
-        /// Devices that are there.
+        /// The available devices.
         available: String,
     },
-    /// A device that is not there.
+    /// A missing device.
     #[error("there is no {device} on this machine; there are: {available}")]
     DeviceAbsent {
         /// The device.
         device: DeviceName,
-        /// Devices that are there.
+        /// The available devices.
         available: String,
     },
-    /// A device that is there but cannot be opened; or one of another machine that does not answer, or refuses.
+    /// A device that exists but cannot be opened, or a remote one that does not answer or refuses the connection.
     #[error("{device} cannot be used: {message}")]
     DeviceUnusable {
         /// The device.
@@ -135,10 +135,10 @@ pub enum Error {
         /// Why.
         message: String,
     },
-    /// Threads that the system does not give.
+    /// Threads that cannot be started.
     #[error("{threads} threads cannot be started: {message}")]
     Threads {
-        /// How many were asked for.
+        /// The number of threads.
         threads: usize,
         /// Why.
         message: String,
@@ -164,12 +164,12 @@ pub enum Error {
 }
 
 impl Error {
-    /// What a run that a [`Stop`](crate::Stop) ended gives.
+    /// The error of a run that a [`Stop`](crate::Stop) ended.
     pub fn stopped() -> Self {
         Self::Run(ExecError::Stopped)
     }
 
-    /// What the error is about, in a word for programs: `configuration`, `input`, `device`, `model`, `grid`, `file`, `interrupted` or `run`.
+    /// The subject of the error, for programs: `configuration`, `input`, `device`, `model`, `grid`, `file`, `interrupted` or `run`.
     pub fn kind(&self) -> &'static str {
         match self {
             Self::TomlSyntax { .. }
@@ -195,7 +195,7 @@ impl Error {
         matches!(self, Self::Run(ExecError::Stopped))
     }
 
-    /// Whether the user asked for something impossible, found before any tile was run, as against a run that failed.
+    /// Whether arguments or configuration are wrong, which is found before any tile runs. False for a run that failed.
     pub fn is_usage(&self) -> bool {
         match self {
             Self::TomlSyntax { .. }

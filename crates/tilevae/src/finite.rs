@@ -10,7 +10,7 @@ pub struct NonFinite {
     pub count: usize,
     /// Values in all.
     pub of: usize,
-    /// Where the first lies: `[batch, channel, frame, row, column]`, row-major.
+    /// The position of the first: `[batch, channel, frame, row, column]`, row-major.
     pub first: [usize; 5],
 }
 
@@ -23,15 +23,15 @@ impl fmt::Display for NonFinite {
 }
 
 impl NonFinite {
-    /// Those of a tensor, if any.
+    /// The non-finite values of a tensor, if any.
     pub fn in_tensor(tensor: &HostTensor) -> Option<Self> {
         Self::in_part(tensor, [0; 3], tensor.shape())
     }
 
-    /// Those of a part of an input of `shape`, whose first frame, row and column are `start`.
+    /// The same for a part of an input of `shape`, with its first frame, row and column.
     fn in_part(part: &HostTensor, start: [usize; 3], shape: [usize; 5]) -> Option<Self> {
         let values = part.data();
-        // Without branches, so that it takes no time worth speaking of.
+        // Without branches, so that it vectorises.
         let count = values.iter().map(|value| usize::from(!value.is_finite())).sum();
         if count == 0 {
             return None;
@@ -46,14 +46,14 @@ impl NonFinite {
         Some(Self { count, of: shape.iter().product(), first })
     }
 
-    /// Those of a whole source, if any.
+    /// The non-finite values of a whole source, if any.
     ///
     /// # Errors
-    /// Whatever kept it from being read.
+    /// When the source cannot be read.
     pub fn in_source(source: &dyn TileSource) -> Result<Option<Self>, BoxError> {
         let shape = source.shape();
         let [b, c, frames, height, width] = shape;
-        // Rows that are read at once, so that memory does not grow with the image.
+        // Rows per read: a bound on memory.
         let rows = ((1 << 22) / (b * c * width).max(1)).clamp(1, height.max(1));
         let mut found: Option<Self> = None;
         for frame in 0..frames {
@@ -72,7 +72,7 @@ impl NonFinite {
     }
 }
 
-/// A source that refuses to hand out what is not finite.
+/// A source that returns an error for values that are not finite.
 pub(crate) struct FiniteSource<'a> {
     source: &'a dyn TileSource,
     has_failed: AtomicBool,

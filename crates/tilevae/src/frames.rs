@@ -3,17 +3,17 @@ use vae_core::{FrameRule, VaeError};
 
 use crate::{Error, FrameRemainder};
 
-/// A clip with as many frames as a model takes: some of the last left out, or the last one repeated.
+/// A clip with a number of frames that a model takes: its last frames are dropped, or the last one is repeated.
 pub struct FittedFrames<'a> {
     samples: &'a dyn TileSource,
     frames: usize,
 }
 
 impl<'a> FittedFrames<'a> {
-    /// Brings `samples` to a number of frames that `rule` encodes without a remainder.
+    /// Fits the number of frames of `samples` to `rule`.
     ///
     /// # Errors
-    /// [`Error::Frames`] when there is one and it is to be refused, and when there are no frames at all.
+    /// [`Error::Frames`] when there is a remainder and `remainder` refuses it, and when there are no frames.
     pub fn new(samples: &'a dyn TileSource, rule: FrameRule, remainder: FrameRemainder) -> Result<Self, Error> {
         let got = samples.shape()[2];
         if got == 0 {
@@ -30,7 +30,7 @@ impl<'a> FittedFrames<'a> {
         Ok(Self { samples, frames })
     }
 
-    /// Frames of the clip that are among those read.
+    /// Frames of the result that are the clip's own.
     pub fn own_frames(&self) -> usize {
         self.frames.min(self.samples.shape()[2])
     }

@@ -168,8 +168,8 @@ fn outputs_that_cannot_be() {
     for (args, fragment) in [
         (vec!["decode", LATENTS, "-o", &source], "not empty"),
         (vec!["decode", LATENTS, "-o", "out.png"], "a folder (a name without ending), a .y4m, .gif or .mp4"),
-        (vec!["encode", &source, "-o", "out.gif"], "would be a clip"),
-        (vec!["encode", &source, CLIP, "-o", "never.npy"], "must all be images"),
+        (vec!["encode", &source, "-o", "out.gif"], "is a clip"),
+        (vec!["encode", &source, CLIP, "-o", "never.npy"], "must be images of one batch"),
         (vec!["decode", LATENTS, "-o", "out.gif", "--fps", "fast"], "frames a second"),
     ] {
         let message = refused(2, &[&args[..], &["--model", DEMO]].concat());

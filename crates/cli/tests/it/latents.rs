@@ -59,7 +59,7 @@ fn latents_of_comfyui_are_decoded_whatever_their_name() {
         let difference = max_diff(&samples(&out).values, &samples(&expected).values);
         assert!(difference < 1e-4, "{name}: {difference}");
     }
-    assert!(refused(2, &["decode", &plain, "-o", &folder.path("out.latent")]).contains("kinds are .safetensors, .sft, .npy"));
+    assert!(refused(2, &["decode", &plain, "-o", &folder.path("out.latent")]).contains("formats are .safetensors, .sft, .npy"));
 }
 
 #[test]

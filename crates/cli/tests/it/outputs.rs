@@ -65,7 +65,7 @@ fn pipes_that_cannot_be_read_or_written() {
     for (code, args, input, fragments) in [
         (2, vec!["decode", "-", "-o", "-"], &latents[..], ["--output-format", ""]),
         (2, vec!["decode", LATENTS, "-o", "/dev/null"], b"", ["--output-format", "/dev/null"]),
-        (2, vec!["decode", LATENTS, "-o", "out.jpg", "--output-format", "npy"], b"", ["another kind", "out.jpg"]),
+        (2, vec!["decode", LATENTS, "-o", "out.jpg", "--output-format", "npy"], b"", ["contradicts", "out.jpg"]),
         (2, vec!["encode", PHOTOGRAPH, "-o", "-", "--output-format", "png"], b"", ["an image", ".safetensors"]),
         (2, vec!["roundtrip", PHOTOGRAPH, "--output-format", "png"], b"", ["--output", ""]),
         (2, vec!["decode", "-", "-o", "-", "--output-format", "png"], b"", ["standard input", "first bytes"]),
@@ -254,7 +254,7 @@ fn a_rate_is_for_clips() {
         assert!(refused(2, &["roundtrip", PHOTOGRAPH, "-o", &out, "--fps", "16"]).contains(said));
     }
     assert!(refused(2, &["roundtrip", PHOTOGRAPH, "--fps", "16"]).contains("-o"));
-    assert!(refused(2, &["encode", PHOTOGRAPH, "-o", &folder.path("l.npy"), "--fps", "16"]).contains("no room"));
+    assert!(refused(2, &["encode", PHOTOGRAPH, "-o", &folder.path("l.npy"), "--fps", "16"]).contains("cannot store it"));
     assert!(refused(2, &["encode", PHOTOGRAPH, "-o", &folder.path("l.safetensors"), "--fps", "16"]).contains("images"));
     run(&["decode", LATENTS, "-o", &folder.path("out.gif"), "--fps", "16"]);
     assert_eq!(folder.files(), ["out.gif"]);
@@ -272,7 +272,7 @@ fn what_cannot_be_planned_is_refused_at_once() {
         (vec!["100000000x100000000", "--direction", "encode"], "larger tiles"),
         (vec!["1099511627776x1099511627776", "--set", "tiling.kind=off"], "can be planned"),
         (vec!["99999997x64x64", "--model", "models/demo-wan"], "frames"),
-        (vec!["64x64", "--set", "devices.use=[]"], "no device is named"),
+        (vec!["64x64", "--set", "devices.use=[]"], "no device is configured"),
         (vec!["64x64", "--set", "devices.cpu.workers=2"], "executor.kind = \"sequential\""),
         (vec!["6400x6400", "--set", "tiling.overlap=0.999999"], "nearest legal value"),
         (vec!["64000x64000", "--set", "tiling.kind=uniform", "--set", "tiling.tile_px=256", "--set", "tiling.overlap=0.999999"], "overlap"),
@@ -284,7 +284,7 @@ fn what_cannot_be_planned_is_refused_at_once() {
             assert!(message.contains(said), "{command} {args:?}: {message}");
         }
     }
-    assert!(refused(2, &["bench", "4000000x4000000", "--set", "tiling.kind=off"]).contains("no room in memory"));
+    assert!(refused(2, &["bench", "4000000x4000000", "--set", "tiling.kind=off"]).contains("does not fit in memory"));
     // What can be planned is planned, however large.
     for args in [
         &["plan", "90000x90000"] as &[&str],

@@ -150,7 +150,7 @@ fn more_threads_than_machines_have_are_refused() {
 #[test]
 fn standard_input_is_named_once() {
     let message = refused(2, &["encode", "-", "/dev/stdin", "-o", "never.npy"]);
-    assert!(message.contains("standard input holds one input"), "{message}");
+    assert!(message.contains("only one input can be standard input"), "{message}");
 }
 
 #[test]

@@ -63,7 +63,7 @@ fn a_missing_default_model_says_what_to_do() {
     let folder = Folder::new();
     let output = std::process::Command::new(env!("CARGO_BIN_EXE_tilevae")).args(["plan", "64x64"]).current_dir(folder.0.path()).output().unwrap();
     assert_eq!(output.status.code(), Some(2));
-    assert!(String::from_utf8(output.stderr).unwrap().contains("name one with --model"));
+    assert!(String::from_utf8(output.stderr).unwrap().contains("use --model"));
 }
 
 #[test]
@@ -97,13 +97,13 @@ fn inputs_and_outputs_that_cannot_be() {
     let out = folder.path("out.png");
     for (code, args, fragment) in [
         (1, vec!["decode", "nowhere.safetensors", "-o", &out], "cannot be read"),
-        (2, vec!["decode", "README.md", "-o", &out], "kinds are"),
-        (2, vec!["decode", "examples/images/chelsea.png", "-o", &out], "kinds are .safetensors, .sft, .npy"),
-        (2, vec!["decode", EXAMPLE, "-o", "out.bmp"], "kinds are"),
+        (2, vec!["decode", "README.md", "-o", &out], "formats are"),
+        (2, vec!["decode", "examples/images/chelsea.png", "-o", &out], "formats are .safetensors, .sft, .npy"),
+        (2, vec!["decode", EXAMPLE, "-o", "out.bmp"], "formats are"),
         (1, vec!["decode", EXAMPLE, "-o", "no/such/folder/out.png"], "no folder no/such/folder"),
-        (2, vec!["encode", "examples/images/chelsea.png", "-o", &out], "would be an image"),
+        (2, vec!["encode", "examples/images/chelsea.png", "-o", &out], "is an image"),
         (1, vec!["encode", EXAMPLE, "-o", "/tmp/never.safetensors"], "the samples have 16 channels, this model expects 3"),
-        (2, vec!["encode", EXAMPLE, EXAMPLE, "-o", "/tmp/never.safetensors"], "must all be images"),
+        (2, vec!["encode", EXAMPLE, EXAMPLE, "-o", "/tmp/never.safetensors"], "must be images of one batch"),
         (2, vec!["plan", "4096"], "nor a size in px"),
         (1, vec!["decode", EXAMPLE, "-o", &out, "--config", "nowhere.toml"], "nowhere.toml cannot be read"),
         (2, vec!["decode", EXAMPLE, "-o", &out, "--device", "tpu"], "unknown device `tpu`"),

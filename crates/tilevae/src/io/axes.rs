@@ -1,4 +1,4 @@
-//! Which axis of a stored tensor is which.
+//! The order of the axes of stored tensors.
 
 use std::fmt;
 use std::str::FromStr;
@@ -111,7 +111,7 @@ enum Layout {
 /// Why a shape has no reading.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Unread {
-    /// There are several, or a size is missing: what to say, and how.
+    /// There are several, or a size is missing: the message with the remedy.
     Ambiguous(String),
     /// There is none.
     Unfit(String),
@@ -130,7 +130,7 @@ impl Reading {
         }
     }
 
-    /// Brings values to the order of batch, channels, frames, height and width.
+    /// Permutes values to batch, channels, frames, height and width.
     pub(super) fn arrange(&self, values: Vec<f32>, is_fortran: bool) -> Vec<f32> {
         let [batch, channels, _, height, width] = self.sides;
         if let Layout::Axes(axes) = self.layout {
@@ -162,7 +162,7 @@ fn gathered(values: &[f32], sides: [usize; 5], index: impl Fn([usize; 5]) -> usi
     tiling::HostTensor::from_fn(sides, |at| values[index(at)]).into_data()
 }
 
-/// How a tensor of `shape` is to be read: as the configuration says, else as the file (`hint`) or the only way that fits the model.
+/// The reading of a tensor of `shape`: that of the configuration, else that of the file (`hint`), else the only one that fits the model.
 pub(super) fn resolve(shape: &[usize], direction: Direction, spec: &VaeSpec, io: &IoConfig, hint: Option<Axes>) -> Result<Reading, Unread> {
     if shape.contains(&0) {
         return Err(Unread::Unfit("it has no values".to_owned()));
@@ -187,7 +187,7 @@ pub(super) fn resolve(shape: &[usize], direction: Direction, spec: &VaeSpec, io:
     if let Some(reading) = hint.and_then(|hint| read(&hint)) {
         return Ok(reading);
     }
-    // Whatever writes five axes writes them as they are here, so that it is no guess where they fit. Four axes have no such custom.
+    // Five axes are always stored in this order by other programs; four axes are not.
     let known: &[&[Axes]] = match shape.len() {
         5 => &[&[Axes::BCTHW], &[Axes::BTCHW]],
         4 => &[&[Axes::BCHW, Axes::CTHW, Axes::TCHW]],
@@ -269,7 +269,7 @@ fn packed(shape: &[usize], PerAxis([height, width]): PerAxis<usize>, channels: u
 /// Sizes in px of images with this number of tokens, the squarest first.
 fn sizes(tokens: usize, spec: &VaeSpec) -> String {
     let px = 2 * spec.spatial_ratio;
-    // Nobody has images of more; and a header may say anything.
+    // A bound on the search, as headers may be damaged.
     let root = if tokens <= 1 << 32 { tokens.isqrt() } else { 1 };
     let pairs: Vec<[usize; 2]> =
         (1..=root).rev().filter(|short| tokens.is_multiple_of(*short)).map(|short| [short, tokens / short]).take(4).collect();
@@ -340,7 +340,7 @@ mod tests {
         assert_eq!(read(&[16, 16, 8, 12], &video(16), "axes = 'bchw'"), Ok([16, 16, 1, 8, 12]));
         assert_eq!(read(&[8, 12, 16], &video(16), "axes = 'hwc'"), Ok([1, 16, 1, 8, 12]));
         assert_eq!(read(&[1, 24, 64], &image(16), "packed_size_px = [64, 96]"), Ok([1, 16, 1, 8, 12]));
-        // As in diffusers, what is beyond whole patches is left out.
+        // As in diffusers, a remainder of less than a patch is dropped.
         assert_eq!(read(&[1, 24, 64], &image(16), "packed_size_px = [72, 111]"), Ok([1, 16, 1, 8, 12]));
     }
 

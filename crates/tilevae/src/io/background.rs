@@ -4,11 +4,11 @@ use std::str::FromStr;
 use image::DynamicImage;
 use serde::{Deserialize, Serialize};
 
-/// What the transparent px of images and clips are laid over, for models whose samples have no alpha.
+/// The colour behind the transparent px of images and clips, for models without an alpha channel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum Background {
-    /// Nothing: alpha is dropped and colours are taken as they are stored, as PIL's `convert("RGB")` and so diffusers' `load_image` do.
+    /// None: alpha is dropped and the stored colours are kept, as PIL's `convert("RGB")` and so diffusers' `load_image` do.
     #[default]
     None,
     /// Red, green and blue.

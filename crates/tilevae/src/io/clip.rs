@@ -7,7 +7,7 @@ use super::pixels::{DroppedAlpha, Pixels};
 use super::sample_file::{Depth, FrameStore};
 use super::{Background, ClipInfo, FormatKind, Fps, FrameReader, IoError, endings, format_of};
 
-/// A clip as a source of samples from -1 to 1. Its frames are read as a stream and lie in a scratch file; a tile is made into floats when it is read.
+/// A clip as a source of samples from -1 to 1. Its frames are streamed to a scratch file; a tile is converted to floats when it is read.
 ///
 /// Where a side is not a multiple of what the model takes, the last row and column are repeated.
 #[derive(Debug)]
@@ -71,7 +71,7 @@ impl Clip {
         Ok(Self { store, channels, fps, padded })
     }
 
-    /// Size, number of frames and rate of a clip or image. Its frames are counted, and not decoded: what is damaged within them is found when they are read.
+    /// Size, number of frames and rate of a clip or image. Frames are counted but not decoded: damage within them is found when they are read.
     ///
     /// # Errors
     /// When it cannot be read, is incomplete, or has no frames.
@@ -206,7 +206,7 @@ mod tests {
         image::GrayImage::from_pixel(3, 2, image::Luma([1])).save(folder.path().join("f11.png")).unwrap();
         let other = Clip::read(folder.path(), 1, 1).err().unwrap();
         assert!(matches!(&other, IoError::ImageSize { path, .. } if path.ends_with("f11.png")), "{other}");
-        // An image that is no frame is not left out without a word.
+        // An image that is not part of the animation is reported.
         for name in ["f11.gif", "f11.bmp"] {
             std::fs::rename(folder.path().join("f11.png"), folder.path().join(name)).unwrap();
             let error = Clip::read(folder.path(), 1, 1).err().unwrap();

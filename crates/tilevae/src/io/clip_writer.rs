@@ -13,7 +13,7 @@ pub trait FrameWriter: Send {
     /// When it cannot be written.
     fn write(&mut self, pixels: &[u8]) -> Result<(), IoError>;
 
-    /// Puts the clip in its place.
+    /// Publishes the clip.
     ///
     /// # Errors
     /// When it cannot be written to its end.

@@ -4,12 +4,12 @@ use image::Delay;
 
 use super::Fps;
 
-/// A frame that is shown for less, in microseconds, asks for no haste: old files have 0, and browsers wait.
+/// Shorter delays, in microseconds, are replaced, as browsers do: old files have 0.
 const LEAST: u64 = 11_000;
-/// How long they wait, in microseconds.
+/// The replacement, in microseconds.
 const OF_NONE: u64 = 100_000;
 
-/// How long the frames of an animation are shown.
+/// The delays of the frames of an animation.
 #[derive(Debug, Default)]
 pub(super) struct Delays {
     frames: u64,
@@ -52,7 +52,7 @@ impl Delays {
         }
     }
 
-    /// Says when the frames of `path` are shown for unequal times. Those of one rate differ by a tick where it is no whole number of ticks.
+    /// Warns when the frames of `path` have unequal delays. A difference of one tick is rounding.
     pub(super) fn warn(&self, path: &Path) {
         const TICK: u64 = 10_000;
         if self.longest > self.shortest + TICK

@@ -15,7 +15,7 @@ pub enum IoError {
         /// File name endings.
         kinds: String,
     },
-    /// A file that cannot be opened, or not to its end.
+    /// A file that cannot be opened or read.
     #[error("{} cannot be read", path.display())]
     Read {
         /// The file.
@@ -39,12 +39,12 @@ pub enum IoError {
         /// What the reader found.
         message: String,
     },
-    /// A file that is sound and not one that can be read.
+    /// A sound file of a kind that is not supported.
     #[error("{} cannot be used here: {message}", path.display())]
     Unsupported {
         /// The file.
         path: PathBuf,
-        /// What it is, and the way out.
+        /// What it is, and the remedy.
         message: String,
     },
     /// A tensor file that lacks the tensor.
@@ -58,10 +58,10 @@ pub enum IoError {
         path: PathBuf,
         /// The name that was looked for.
         wanted: String,
-        /// The names that are there.
+        /// The names in the file.
         found: Vec<String>,
     },
-    /// A file with several tensors that may be meant.
+    /// A file with several candidate tensors.
     #[error("{} holds several tensors that may be the latents: {}; set io.tensor to the name of one", path.display(), found.join(", "))]
     SeveralTensors {
         /// The file.
@@ -69,7 +69,7 @@ pub enum IoError {
         /// Their names.
         found: Vec<String>,
     },
-    /// A tensor whose axes can be taken for several.
+    /// A tensor whose axes are ambiguous.
     #[error("`{name}` in {} has the shape {shape:?}: {message}", path.display())]
     Ambiguous {
         /// The file.
@@ -78,10 +78,10 @@ pub enum IoError {
         name: String,
         /// Its shape.
         shape: Vec<usize>,
-        /// What it could be, and how to say what it is.
+        /// The candidates, and the setting that selects one.
         message: String,
     },
-    /// A tensor that cannot be what the model takes.
+    /// A tensor whose shape does not fit the model.
     #[error("`{name}` in {} has the shape {shape:?}: {message}", path.display())]
     Shape {
         /// The file.
@@ -103,10 +103,10 @@ pub enum IoError {
         /// How many, and where.
         found: NonFinite,
     },
-    /// A disk without room.
+    /// A full disk.
     #[error("{} has {} free, {} are needed", folder.display(), bytes(*free), bytes(*needed))]
     NoSpace {
-        /// Where it would have to be.
+        /// The folder.
         folder: PathBuf,
         /// Bytes that are needed.
         needed: u64,
@@ -262,18 +262,18 @@ pub enum IoError {
     Ffmpeg {
         /// The file.
         path: PathBuf,
-        /// What it said.
+        /// Its message.
         message: String,
     },
-    /// No room for what has to wait.
+    /// A failure of a scratch file.
     #[error("the scratch file in {} failed; the variable TMPDIR names another folder", folder.display())]
     Scratch {
-        /// Where it lies.
+        /// Its folder.
         folder: PathBuf,
         /// Why.
         source: std::io::Error,
     },
-    /// A pipe whose name does not say what it holds, nor its content.
+    /// A pipe of unknown format.
     #[error("{} has no known format: its first bytes are those of no tensor (safetensors, npy), image or clip file", path.display())]
     UnknownContent {
         /// The pipe.
@@ -297,7 +297,7 @@ pub enum IoError {
         /// The input.
         file: PathBuf,
     },
-    /// Two outputs in one place.
+    /// Two outputs with one path.
     #[error("{option} and {other} would both write {}; choose different names", path.display())]
     WrittenTwice {
         /// The option that names one output.
@@ -318,7 +318,7 @@ pub enum IoError {
     /// A rate for images.
     #[error("--fps is the rate of a clip, and the inputs are images")]
     RateOfImages,
-    /// A format of latents without metadata, asked to note a rate.
+    /// A rate for a format of latents without metadata.
     #[error("--fps is stored in .safetensors files; {} cannot store it", path.display())]
     NoMetadata {
         /// The output.
@@ -340,13 +340,13 @@ pub enum IoError {
         /// Items of the batch.
         items: usize,
     },
-    /// A name of one format where another is asked for.
+    /// A file name whose ending contradicts the given format.
     #[error("the ending of {} contradicts --output-format; leave one out", path.display())]
     OtherFormat {
         /// The output.
         path: PathBuf,
     },
-    /// A name that says no format.
+    /// A file name without a format.
     #[error("the name {} has no file ending; add --output-format png, safetensors or another", path.display())]
     UnnamedFormat {
         /// The output.
@@ -355,7 +355,7 @@ pub enum IoError {
     /// Standard input for several inputs.
     #[error("only one input can be standard input")]
     OneStandardInput,
-    /// A round trip of a model that gives other channels than it takes.
+    /// A round trip with a model whose output has other channels than its input.
     #[error("the model takes {taken} channels and gives {given}: they cannot be compared")]
     Channels {
         /// Channels of the samples that are encoded.
@@ -363,7 +363,7 @@ pub enum IoError {
         /// Channels of the samples that are decoded.
         given: usize,
     },
-    /// A format that holds one tensor, asked to hold more.
+    /// Several tensors for a format that holds one.
     #[error("{} can hold one tensor; write a .safetensors file for latents, mean and logvar", path.display())]
     OneTensor {
         /// The file.
@@ -372,7 +372,7 @@ pub enum IoError {
 }
 
 impl IoError {
-    /// What the error is about, in a word for programs: `arguments` where inputs and outputs do not go together, else `file`.
+    /// The subject of the error, for programs: `arguments` where inputs and outputs do not fit together, else `file`.
     pub fn kind(&self) -> &'static str {
         if self.is_of_arguments() { "arguments" } else { "file" }
     }
@@ -394,7 +394,7 @@ impl IoError {
         )
     }
 
-    /// Whether something was asked for that no file could give, as against a file that failed.
+    /// Whether the arguments are wrong for any file. False where a file is at fault.
     pub fn is_usage(&self) -> bool {
         matches!(
             self,
@@ -416,7 +416,7 @@ impl IoError {
     }
 }
 
-/// A file as people call it.
+/// The display name of a file.
 fn shown(path: &Path) -> String {
     if path == Path::new("-") { "standard output".to_owned() } else { path.display().to_string() }
 }

@@ -6,7 +6,7 @@ use vae_core::Checkpoint;
 use super::{Format, IoError, format_of, is_standard_output, written_file};
 use crate::Config;
 
-/// The files of a job. What it writes must destroy nothing that it reads, nor another output.
+/// The files of a job. Its outputs must replace neither its inputs nor each other.
 #[derive(Debug)]
 pub struct Files {
     read: Vec<File>,
@@ -33,7 +33,7 @@ impl Files {
             files.read("the model's configuration", &model.path.with_file_name("config.json"));
         }
         let read_of_model = Checkpoint::open(&model.path, None).map(|checkpoint| checkpoint.files()).unwrap_or_default();
-        // Also what is not read today.
+        // Also files that are not read at present.
         let beside =
             [model.path.clone(), model.path.join("vae")].into_iter().flat_map(|folder| files_in(&folder).filter(|file| is_of_checkpoint(file)));
         for file in read_of_model.into_iter().chain(beside) {
@@ -64,7 +64,7 @@ impl Files {
         Ok(())
     }
 
-    /// Whether an output takes standard output.
+    /// Whether an output is standard output.
     pub fn take_stdout(&self) -> bool {
         self.written.iter().any(|file| is_standard_output(&file.path))
     }
@@ -75,7 +75,7 @@ impl Files {
 struct File {
     what: String,
     path: PathBuf,
-    /// Where it lies or will lie, links followed.
+    /// Its path, with links resolved.
     place: Option<PathBuf>,
     /// Its device and number there, which hard links share.
     number: Option<[u64; 2]>,

@@ -9,7 +9,7 @@ use tiling::Sink;
 
 use super::{Fps, IoError, Origin};
 
-/// What files of a format hold.
+/// The kind of content of a format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum FormatKind {
     /// Raw tensors: latents or samples as floats.
@@ -36,11 +36,11 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// No limits, which is how tensors are.
+    /// No limits, as for tensors.
     pub const NONE: Self = Self { channels: &[], side_px: usize::MAX, bytes: u64::MAX, tensors: usize::MAX, metadata: true };
-    /// Those of images: grey, RGB or RGBA. Sides are numbers of 31 bits, and so are those of frames in memory.
+    /// The limits of images: grey, RGB or RGBA, and sides of 31 bits.
     pub const IMAGE: Self = Self { channels: &[1, 3, 4], side_px: i32::MAX as usize, ..Self::NONE };
-    /// Those of clips: grey or RGB.
+    /// The limits of clips: grey or RGB.
     pub const CLIP: Self = Self { channels: &[1, 3], ..Self::IMAGE };
 }
 
@@ -50,13 +50,13 @@ impl Limits {
 /// Every method but `name`, `endings` and `kind` has a default; a format that is only written leaves out [`open`](Self::open), one that is only read
 /// [`create`](Self::create) and says so in [`is_written`](Self::is_written).
 pub trait Format: Sync {
-    /// The name. Where it is one of the endings, files can be written under any name, and `--output-format` takes it.
+    /// The name. If it is also an ending, files can be written under any name, and `--output-format` accepts it.
     fn name(&self) -> &'static str;
 
     /// Endings of file names, lower-case, without the dot; the first is used for inputs without a name, which are recognised by content.
     fn endings(&self) -> &'static [&'static str];
 
-    /// What files hold.
+    /// The kind of content.
     fn kind(&self) -> FormatKind;
 
     /// Whether a file is of this format, by its first bytes, of which 64 are given unless the file is shorter.
@@ -99,7 +99,7 @@ pub trait Format: Sync {
     /// Begins a file. Nothing is at its place until [`Writer::finish`].
     ///
     /// # Errors
-    /// When it cannot be begun, or cannot hold what the target says.
+    /// When it cannot be created, or cannot hold the target.
     fn create(&self, target: &Target<'_>) -> Result<Box<dyn Writer>, IoError> {
         Err(IoError::UnknownKind { path: target.path.to_owned(), kinds: endings(Format::is_written) })
     }
@@ -176,10 +176,10 @@ pub struct ClipInfo {
     pub fps: Option<Fps>,
 }
 
-/// The frames of a clip, one after the other. After an error comes nothing.
+/// The frames of a clip, in order. An error is the last item.
 pub type Frames = Box<dyn Iterator<Item = Result<DynamicImage, IoError>>>;
 
-/// An image or a clip of which the structure is known.
+/// An image or clip whose structure has been read.
 pub trait FrameReader: Send {
     /// Size, number of frames and rate.
     fn info(&self) -> ClipInfo;
@@ -204,10 +204,10 @@ pub fn until_error(mut next: impl FnMut() -> Result<Option<DynamicImage>, IoErro
     }))
 }
 
-/// What is to be written.
+/// The file to write.
 #[derive(Debug, Clone, Copy)]
 pub struct Target<'a> {
-    /// Where.
+    /// The path.
     pub path: &'a Path,
     /// `[batch, channels, frames, height, width]` of each tensor, or of the samples; of images and clips, `batch` is 1.
     pub shape: [usize; 5],
@@ -215,7 +215,7 @@ pub struct Target<'a> {
     pub tensors: &'a [&'a str],
     /// 4 (without frames) or 5: the rank in which tensors are written.
     pub rank: usize,
-    /// What is noted of the samples that latents come from.
+    /// Metadata about the samples that latents were encoded from.
     pub origin: Origin,
     /// Frames a second of a clip.
     pub fps: Fps,
@@ -232,7 +232,7 @@ impl<'a> Target<'a> {
 
 /// A file that is being written: a sink of values from -1 to 1, cropped at the right, the bottom and the end to the target's shape where more comes.
 pub trait Writer: Sink + Send {
-    /// Puts the file in its place.
+    /// Publishes the file.
     ///
     /// # Errors
     /// When it cannot be written to its end.
@@ -291,7 +291,7 @@ pub fn format_of(path: &Path) -> Result<&'static dyn Format, IoError> {
     found.ok_or_else(|| IoError::UnknownKind { path: path.to_owned(), kinds: endings(Format::is_written) })
 }
 
-/// The same of a file that is to be written.
+/// The same for a file that will be written.
 ///
 /// # Errors
 /// [`IoError::UnknownKind`].
@@ -304,7 +304,7 @@ pub fn output_format_of(path: &Path) -> Result<&'static dyn Format, IoError> {
     Err(IoError::UnknownKind { path: path.to_owned(), kinds })
 }
 
-/// The format of a file that begins so.
+/// The format of a file with these first bytes.
 pub(super) fn format_by_content(head: &[u8], mut filter: impl FnMut(&'static dyn Format) -> bool) -> Option<&'static dyn Format> {
     formats().iter().copied().find(|format| filter(*format) && format.matches(head))
 }
@@ -327,7 +327,7 @@ pub fn endings(filter: impl Fn(&'static dyn Format) -> bool) -> String {
 /// Checks that samples of `shape` (`[batch, channels, frames, height, width]`) can be written to a file of a format, before work is spent on them.
 ///
 /// # Errors
-/// When the format has no such number of channels or frames, or ends at fewer px.
+/// When the format cannot hold that number of channels, frames or px.
 pub fn check_output(format: &dyn Format, path: &Path, shape: [usize; 5]) -> Result<(), IoError> {
     let [_, channels, frames, height, width] = shape;
     let limits = format.limits();

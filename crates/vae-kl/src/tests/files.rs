@@ -63,7 +63,7 @@ fn load_with(path: &Path, config: &Path) -> Arc<dyn Vae> {
 }
 
 #[test]
-fn a_vae_is_found_in_any_nest_beside_anything() {
+fn a_vae_is_found_under_any_prefix_next_to_anything() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("all-in-one.sft");
     for prefix in PREFIXES {

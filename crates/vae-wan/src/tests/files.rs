@@ -24,7 +24,7 @@ fn fields(config: &str) -> Value {
 }
 
 #[test]
-fn a_vae_is_found_in_any_nest_beside_anything() {
+fn a_vae_is_found_under_any_prefix_next_to_anything() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("all-in-one.safetensors");
     let beside = ("model.diffusion_model.blocks.0.weight".to_owned(), "F8_E4M3".to_owned(), vec![2], vec![0; 2]);

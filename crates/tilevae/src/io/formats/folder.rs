@@ -30,7 +30,7 @@ impl Format for Folder {
         true
     }
 
-    /// Looks at the first frame's header alone.
+    /// Reads the header of the first frame only.
     fn open(&self, path: &Path) -> Result<Reader, IoError> {
         let files = list(path)?;
         let first = files.first().ok_or_else(|| IoError::NoFrames { path: path.to_owned() })?;
@@ -84,7 +84,7 @@ fn list(path: &Path) -> Result<Vec<PathBuf>, IoError> {
     Ok(frames.into_iter().map(|(_, frame)| frame).collect())
 }
 
-/// A key by which names are in the order that people expect: text by text and number by number, each number as large as it is.
+/// A key for the natural order of names: numbers compare by value.
 fn natural(name: &str) -> Vec<(&str, usize, &str)> {
     let mut rest = name;
     let mut parts = Vec::new();
@@ -99,7 +99,7 @@ fn natural(name: &str) -> Vec<(&str, usize, &str)> {
     parts
 }
 
-/// Writes `frame-00000.png`, … to a folder that gets its name when all are there.
+/// Writes `frame-00000.png`, … to a folder that is renamed when it is complete.
 struct FolderWriter {
     path: PathBuf,
     pending: PendingFolder,
@@ -119,7 +119,7 @@ impl FrameWriter for FolderWriter {
         let file = self.pending.folder().join(format!("frame-{:05}.png", self.count));
         self.count += 1;
         let [height, width] = self.size.map(|side| side as u32);
-        // An encoder that writes to a file by itself says nothing when the end does not fit on the disk.
+        // The encoder does not report a full disk when it writes to a file itself.
         let mut encoded = Cursor::new(Vec::new());
         image::write_buffer_with_format(&mut encoded, pixels, width, height, ExtendedColorType::Rgb8, ImageFormat::Png)
             .map_err(|error| not_encoded(&self.path, error))?;

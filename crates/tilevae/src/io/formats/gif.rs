@@ -53,7 +53,7 @@ impl Format for Gif {
 /// Delays of a GIF are in hundredths of a second.
 const TICKS_PER_SECOND: u64 = 100;
 
-/// A file whose blocks are known.
+/// A file whose block structure has been read.
 struct Animation {
     path: PathBuf,
     size: [usize; 2],
@@ -109,7 +109,7 @@ impl FrameReader for Animation {
 
 /// Refuses a file whose canvas is larger than its frames can fill.
 ///
-/// A code of 12 bits can stand for 4096 px, so that the size of a file says little: what is large is gone through before memory is taken for it.
+/// A code of 12 bits can expand to 4096 px, so the file size bounds little: large images are decoded once without memory before it is allocated.
 fn check_px(path: &Path, size: [usize; 2]) -> Result<(), Fault> {
     let [height, width] = size.map(|side| side as u64);
     if height * width == 0 {
