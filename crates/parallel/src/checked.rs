@@ -97,7 +97,7 @@ pub(crate) fn chunks(op: &dyn TileOp, scale: FrameScale, tile: usize, frames: us
     if is_whole { Ok(chunks) } else { Err(ExecError::Chunks { tile, frames, got: chunks.into_iter().take(8).collect() }) }
 }
 
-/// What the answer to the pieces of a tile so far has to be.
+/// What the output of the pieces of a tile so far has to be.
 pub(crate) struct Expected {
     /// Batch items: those of the input, times the tiles of a stack.
     pub(crate) batch: usize,
@@ -107,12 +107,12 @@ pub(crate) struct Expected {
     pub(crate) frames_before: usize,
     /// Whether it is the last piece.
     pub(crate) is_last: bool,
-    /// Frames, height and width of the whole answer.
+    /// Frames, height and width of the whole output.
     pub(crate) whole: [usize; 3],
 }
 
 impl Expected {
-    /// Checks a piece of the answer for a tile.
+    /// Checks a piece of the output of a tile.
     ///
     /// # Errors
     /// When its shape is wrong: no piece has more frames than belong to the input so far, and all pieces together have the frames of the whole.

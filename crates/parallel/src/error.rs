@@ -66,13 +66,13 @@ pub enum ExecError {
         /// What the panic said.
         message: String,
     },
-    /// The answer for a tile has values that are not finite, though its input has none.
+    /// The output of a tile has values that are not finite, though its input has none.
     #[error("tile {tile} failed: the output for a finite input is not finite")]
     NotFinite {
         /// The tile's index.
         tile: usize,
     },
-    /// The operation takes a tile in pieces that do not follow each other, or leave out frames that the answer needs.
+    /// The operation takes a tile in pieces that do not follow each other, or leave out frames that the output needs.
     #[error("tile {tile} failed: the operation divides its {frames} frames into the pieces {got:?}")]
     Chunks {
         /// The tile's index.
@@ -82,7 +82,7 @@ pub enum ExecError {
         /// The pieces, or the first of them.
         got: Vec<Range<usize>>,
     },
-    /// The answer for a tile has another shape than the operation's geometry says, or other batch items than the input.
+    /// The output of a tile has another shape than the operation's geometry says, or other batch items than the input.
     #[error("tile {tile} failed: the output is {got:?} (batch, channels, frames, height, width), expected {expected:?} (frames, height, width)")]
     AnswerShape {
         /// The tile's index.

@@ -53,7 +53,7 @@ pub enum Event {
         /// The cause.
         message: String,
     },
-    /// The answer for a tile is not finite; the tile is run again in a wider dtype.
+    /// The output of a tile is not finite; the tile is run again in a wider dtype.
     TileUpcast {
         /// The worker.
         worker: usize,

@@ -113,7 +113,7 @@ impl<'a, 'p> RunOutput<'a, 'p> {
     }
 
     pub(crate) fn tile_upcast(&mut self, worker: usize, tile: usize) -> Result<(), ExecError> {
-        tracing::warn!("the answer for tile {tile} is not finite; it is run again in a wider dtype");
+        tracing::warn!("the output of tile {tile} is not finite; it is run again in a wider dtype");
         self.upcast_tiles += 1;
         self.progress.on_event(&Event::TileUpcast { worker, tile })
     }
@@ -131,7 +131,7 @@ impl<'a, 'p> RunOutput<'a, 'p> {
         tiles.iter().try_for_each(|&tile| self.progress.on_event(&Event::TileFailed { worker, tile, message: message.to_owned() }))
     }
 
-    /// Blends the frames of a tile's answer from the `first` on, without those that came in an earlier attempt.
+    /// Blends the frames of a tile's output from the `first` on, without those that came in an earlier attempt.
     pub(crate) fn piece(&mut self, tile: usize, first: usize, piece: HostTensor) -> Result<(), ExecError> {
         let count = piece.shape()[2];
         let known = self.known[tile].saturating_sub(first).min(count);

@@ -10,7 +10,7 @@ use crate::{ExecError, Stage, Worker};
 
 /// Runs single tiles of a job, on any thread. Clones belong to one run.
 ///
-/// Every call of the operation and of the source is guarded: a panic is an error. Every answer is checked: its shape, and that it is finite where its
+/// Every call of the operation and of the source is guarded: a panic is an error. Every output is checked: its shape, and that it is finite where its
 /// input is.
 #[derive(Clone)]
 pub struct TileRunner<'a> {
@@ -33,7 +33,7 @@ pub(crate) enum Update {
         worker: usize,
         tile: usize,
     },
-    /// Frames of the answer from the `first` on.
+    /// Frames of the output from the `first` on.
     Piece {
         tile: usize,
         first: usize,
@@ -72,12 +72,12 @@ impl<'a> TileRunner<'a> {
     }
 
     /// Runs the tile `tile` of the plan on the worker `worker`, once that has no other tile in work, and hands `emit` what [`RunOutput::update`] is to
-    /// receive, in this order. An answer that is not finite is computed again in the worker's wider dtype, if it has one.
+    /// receive, in this order. An output that is not finite is computed again in the worker's wider dtype, if it has one.
     ///
     /// A tile may be run again after an error; [`RunOutput::update`] takes each of its frames once.
     ///
     /// # Errors
-    /// When the source or the operation fails, panics, or gives something of a wrong shape, when the answer is not finite, with [`ExecError::Stopped`]
+    /// When the source or the operation fails, panics, or gives something of a wrong shape, when the output is not finite, with [`ExecError::Stopped`]
     /// when the run was stopped, or with the error of `emit`.
     ///
     /// [`RunOutput::update`]: crate::RunOutput::update

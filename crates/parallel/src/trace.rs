@@ -24,7 +24,7 @@ pub struct Span {
     pub tile: usize,
     /// Tiles in the stack.
     pub stacked: usize,
-    /// The piece's first frame: of the tile's input, or, of [`Stage::Blend`], of its answer.
+    /// The piece's first frame: of the tile's input, or, of [`Stage::Blend`], of its output.
     pub frame: usize,
     /// From the beginning of the run.
     pub start: Duration,
@@ -42,9 +42,9 @@ pub enum Stage {
     Upload,
     /// Runs the operation. On a device that works asynchronously, part of that time shows up in [`Download`](Self::Download).
     Compute,
-    /// Copies the answer back.
+    /// Copies the output back.
     Download,
-    /// Blends the answer and hands what is finished to the sink.
+    /// Blends the output and hands what is finished to the sink.
     Blend,
 }
 

@@ -12,7 +12,7 @@ use crate::{Axis, BlendPolicy, BoxError, CompositeError, Corner, HostTensor, Par
 pub struct Compositor<'a> {
     plan: &'a TilePlan,
     policy: &'a dyn BlendPolicy,
-    /// The policy's answers, once it was asked.
+    /// The values of the policy, once computed.
     blend: Option<Blend>,
     sink: &'a mut dyn Sink,
     /// Frames of each tile that have come.
@@ -32,7 +32,7 @@ pub struct Compositor<'a> {
     right: VecDeque<Kept>,
 }
 
-/// A blend policy's answers.
+/// The values of a blend policy.
 struct Blend {
     corner: Corner,
     /// The weights of the earlier and the later tile for each px of an overlap, by axis and length of the overlap.
@@ -91,7 +91,7 @@ impl<'a> Compositor<'a> {
         Ok(())
     }
 
-    /// Takes the next frames of the answer for the tile `index`. A piece that is refused changes nothing. After a failure of the sink no more may be pushed.
+    /// Takes the next frames of the output of the tile `index`. A piece that is refused changes nothing. After a failure of the sink no more may be pushed.
     ///
     /// # Errors
     /// When the tile is complete already, or has another shape than the plan says, when the sink fails or panics, or as [`prepare`](Self::prepare).

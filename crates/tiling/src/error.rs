@@ -153,7 +153,7 @@ pub enum GridError {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CompositeError {
-    /// The answer for a tile has another size than the plan says.
+    /// The output of a tile has another size than the plan says.
     #[error("tile {tile} came back as {got:?} (frames, height, width), the plan says {expected:?}")]
     TileShape {
         /// The tile's index.

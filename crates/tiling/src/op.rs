@@ -7,8 +7,8 @@ use crate::{BoxError, Geometry, HostTensor, Region, Stop};
 /// The operation that runs on each tile. Executors and the compositor know nothing else of a model.
 ///
 /// A tile passes in pieces of whole frames, and each piece in stages: [`upload`](Self::upload) to the device, a call of the [`TileRun`], and
-/// [`download`](Self::download) of the answer. Executors may run the stages of different pieces at once, on different threads. An operation keeps no
-/// state between tiles: the answer for a tile depends on that tile alone.
+/// [`download`](Self::download) of the output. Executors may run the stages of different pieces at once, on different threads. An operation keeps no
+/// state between tiles: the output of a tile depends on that tile alone.
 pub trait TileOp: Send + Sync {
     /// How an input region maps to an output region.
     fn geometry(&self) -> Geometry;
@@ -26,10 +26,10 @@ pub trait TileOp: Send + Sync {
         Ok(DevicePiece::new(piece))
     }
 
-    /// Begins a tile. Once `stop` is stopped, the answer is not needed any more: long computations should check it and fail.
+    /// Begins a tile. Once `stop` is stopped, the output is not needed any more: long computations should check it and fail.
     fn begin(&self, stop: &Stop) -> TileRun<'_>;
 
-    /// Copies a piece of an answer back. By default it is a [`HostTensor`] already. Every piece has the batch items of the tile; together the pieces have the
+    /// Copies a piece of an output back. By default it is a [`HostTensor`] already. Every piece has the batch items of the tile; together the pieces have the
     /// frames, height and width of [`geometry`](Self::geometry).
     ///
     /// # Errors
@@ -46,7 +46,7 @@ pub trait TileOp: Send + Sync {
         Ok(())
     }
 
-    /// The whole answer for a whole tile.
+    /// The whole output for a whole tile.
     ///
     /// # Errors
     /// When any stage fails.
@@ -60,10 +60,10 @@ pub trait TileOp: Send + Sync {
     }
 }
 
-/// The work on one tile: called with its pieces in order, returns a piece of the answer for each. It owns what it remembers of earlier pieces.
+/// The work on one tile: called with its pieces in order, returns a piece of the output for each. It owns what it remembers of earlier pieces.
 pub type TileRun<'a> = Box<dyn FnMut(DevicePiece) -> Result<DevicePiece, BoxError> + Send + 'a>;
 
-/// A piece of a tile or of an answer in the form that an operation works on, for instance a tensor of a device.
+/// A piece of a tile or of an output in the form that an operation works on, for instance a tensor of a device.
 pub struct DevicePiece {
     value: Box<dyn Any + Send>,
     bytes: Option<usize>,

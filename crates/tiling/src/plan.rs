@@ -11,7 +11,7 @@ pub struct Tile {
     pub grid_position: [usize; 2],
     /// The input region that it reads.
     pub input: Region,
-    /// The output region of its answer, before blending and cropping.
+    /// The output region, before blending and cropping.
     pub output: Region,
     /// Rows shared with the tile above and columns shared with the tile to the left, in output px.
     pub overlap: [usize; 2],

@@ -18,12 +18,12 @@ pub enum VaeError {
         /// Channels of the model.
         expected: usize,
     },
-    /// An answer of a decoder or an encoder with a number of channels that its [`VaeSpec`](crate::VaeSpec) does not predict: a fault of the family.
+    /// An output of a decoder or an encoder with a number of channels that its [`VaeSpec`](crate::VaeSpec) does not predict: a fault of the family.
     #[error("the {component} returned {got} channels, its spec predicts {expected}")]
     AnswerChannels {
         /// `decoder` or `encoder`.
         component: &'static str,
-        /// Channels of the answer.
+        /// Channels of the output.
         got: usize,
         /// Channels by the spec.
         expected: usize,

@@ -1,6 +1,6 @@
 use serde::{Deserialize, Serialize};
 
-/// How much rounding error an answer in f32 may have in exchange for speed. For convolutions on the CPU.
+/// How much rounding error an output in f32 may have in exchange for speed. For convolutions on the CPU.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {

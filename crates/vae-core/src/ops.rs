@@ -47,7 +47,7 @@ impl VaeOp {
         Self { math_mode, ..self }
     }
 
-    /// The same, where a device with a memory of its own may round its answers to the nearest of 256 values from -1 to 1: fewer bytes are downloaded.
+    /// The same, where a device with a memory of its own may round its outputs to the nearest of 256 values from -1 to 1: fewer bytes are downloaded.
     #[must_use]
     pub fn with_eight_bits(self, eight_bits: bool) -> Self {
         Self { eight_bits, ..self }

@@ -18,7 +18,7 @@ pub struct VaeSpec {
     pub output_channels: usize,
     /// Channels of the latents.
     pub latent_channels: usize,
-    /// What the encoder's answer holds, and so how many channels it has.
+    /// What the encoder's output holds, and so how many channels it has.
     pub posterior: PosteriorKind,
     /// Sample px in a latent px, on each axis. A remainder of samples that fills no latent px is not encoded: sides round down.
     pub spatial_ratio: usize,

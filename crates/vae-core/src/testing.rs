@@ -211,7 +211,7 @@ pub fn noise(shape: [usize; 5], seed: u64, device: &Device) -> Tensor<5> {
     Tensor::from_data(TensorData::new(values, shape), device)
 }
 
-/// An answer of the model as f32, with its shape; fails in words when there is none.
+/// An output of the model as f32, with its shape; fails in words when there is none.
 #[track_caller]
 fn answer(tensor: Result<Tensor<5>, VaeError>, what: &str) -> HostTensor {
     let tensor = tensor.unwrap_or_else(|error| panic!("{what} fails: {error}"));
@@ -307,12 +307,12 @@ pub fn every_dtype_computes(subject: &Subject) {
     }
 }
 
-/// A tile's answer does not depend on what runs before it or at the same time: neither whole tiles nor the streams of two clips that are fed in turn.
+/// A tile's output does not depend on what runs before it or at the same time: neither whole tiles nor the streams of two clips that are fed in turn.
 pub fn tiles_do_not_leak(subject: &Subject) {
     const PROPERTY: &str = "a tile does not depend on other tiles";
     let decode = |seed| subject.decoded(1, [3, 3], seed);
     let (a, b) = (decode(3), decode(4));
-    assert!(worst_difference(&a, &b) > 0.0, "a decode depends on its latents, but two different ones give the same answer");
+    assert!(worst_difference(&a, &b) > 0.0, "a decode depends on its latents, but two different ones give the same output");
     let encoded = subject.encoded([3, 3]);
     for round in 0..4 {
         std::thread::scope(|scope| {
@@ -376,7 +376,7 @@ pub fn batch_items_are_independent(subject: &Subject) {
     }
 }
 
-/// A replica has the same spec and gives the same answers.
+/// A replica has the same spec and gives the same outputs.
 pub fn replicas_agree(subject: &Subject) {
     let replica = subject.vae.to_device(&subject.device);
     let decoded = answer(replica.decode(subject.latents(1, [2, 2], 6), &Context::default()), "a decode of the replica");

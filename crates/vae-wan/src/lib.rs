@@ -2,8 +2,8 @@
 //!
 //! Linking this crate registers the families `wan` and `qwen-image`. Checkpoints may be in the layout of diffusers or in that of the original Wan code.
 //!
-//! A run over the frames of a clip remembers, for every temporal convolution, the last two frames of its input: the first call takes one frame, each
-//! later one as many as there are at hand, and the answer is the same however they are divided.
+//! A run over the frames of a clip caches the last two input frames of every temporal convolution. The first call takes one frame, later calls any number;
+//! the output does not depend on the division, float rounding apart.
 //!
 //! Source of the architecture: diffusers 0.42.1, `models/autoencoders/autoencoder_kl_wan.py` and `autoencoder_kl_qwenimage.py`.
 

@@ -104,7 +104,7 @@ fn text(plan: &RunPlan) -> String {
          overlap  {} px of height, {} px of width, in the output\n\
          work     {:.2} times untiled, {} redundant tiles\n{chunks}\
          host     input {}, output {}, strips to blend with {}{}\n\
-         workers  {}, at most {held} begun and not yet blended ({} of answers that wait{})\n\
+         workers  {}, at most {held} begun and not yet blended ({} of output waiting to be blended{})\n\
          device   about {} for the largest tile, without weights (untiled: {})\n\n{}",
         plan.family,
         shape(plan.input_shape),

@@ -185,7 +185,7 @@ fn of_workers(stats: &RunStats) -> String {
     for worker in stats.workers.iter().filter(|worker| worker.faults > 0) {
         text += &format!("  {} failed {}", worker.name, if worker.faults == 1 { "once".to_owned() } else { format!("{} times", worker.faults) });
         text += &match &worker.retired {
-            Some(cause) => format!(" and was abandoned: {cause}\n"),
+            Some(cause) => format!(" and was retired: {cause}\n"),
             None => "; retried on another worker\n".to_owned(),
         };
     }

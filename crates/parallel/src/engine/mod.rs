@@ -24,7 +24,7 @@ use crate::{ExecError, Executor, Job, MultiDevice, Progress, RunStats, Worker};
 /// The longest wait before a thread looks again at what others have changed.
 const POLL: Duration = Duration::from_millis(20);
 
-/// Messages of each worker that may wait for the calling thread; pieces of answers are among them.
+/// Messages of each worker that may wait for the calling thread; pieces of output are among them.
 const MESSAGES: usize = 4;
 
 /// How tiles are run on many workers.

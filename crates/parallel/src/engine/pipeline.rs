@@ -192,7 +192,7 @@ impl WorkerPipeline {
         }
     }
 
-    /// `emitted` counts the frames of the batch's answer that were handed on.
+    /// `emitted` counts the frames of the batch's output that were handed on.
     fn download(&self, emitted: &mut usize, chunk: Chunk<DevicePiece>) {
         if chunk.frames.start == 0 {
             *emitted = 0;

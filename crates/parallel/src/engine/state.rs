@@ -23,7 +23,7 @@ pub(crate) struct Shared {
     pub(crate) frames: FrameScale,
     /// Batch items of the input.
     pub(crate) batch: usize,
-    /// Frames, height and width of the answer for each tile.
+    /// Frames, height and width of the output of each tile.
     pub(crate) answers: Vec<[usize; 3]>,
 }
 

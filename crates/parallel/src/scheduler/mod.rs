@@ -19,10 +19,10 @@ const FAULTS_BEFORE_RETIREMENT: usize = 3;
 ///
 /// A free worker takes the tile with the most work. Once few tiles wait, the rest of the run is simulated with the speeds measured so far, and a slow
 /// worker leaves a tile to a fast one that would finish it earlier. A tile that failed goes to a worker that has not tried it, as long as there is one.
-/// No tile is begun that lies `window` tiles or more after the first one that is not blended, which bounds the answers that wait to be blended.
+/// No tile is begun that lies `window` tiles or more after the first one that is not blended, which bounds the outputs that wait to be blended.
 ///
 /// Limits of time apply to the time that a worker spends inside its operation ([`enter`](Self::enter), [`leave`](Self::leave)): not to that in which its
-/// input is read, or in which it waits for another run or for its answers to be taken.
+/// input is read, or in which it waits for another run or for its outputs to be taken.
 #[derive(Debug)]
 pub(crate) struct Scheduler {
     /// Work of each tile, in any batch.

@@ -258,7 +258,7 @@ fn tiles_over_time_are_taken_away() {
 fn only_time_inside_the_operation_counts() {
     let mut scheduler = scheduler(&[1.0], 1, Rules { timeout: Some(seconds(9)), ..RULES });
     assert_eq!(scheduler.assign(0, seconds(0)), run(0));
-    // Its input was read, and its answers waited.
+    // Its input was read, and its outputs waited.
     assert!(scheduler.stalled(seconds(100)).is_empty());
     for start in [100, 200] {
         assert!(scheduler.enter(0, &[0], seconds(start)) && scheduler.enter(0, &[0], seconds(start + 1)));
@@ -305,7 +305,7 @@ fn a_first_tile_without_a_sign_of_life_is_run_by_others_too() {
     assert!(!scheduler.is_hopeless() && scheduler.assign(2, minute(20)) == run(0));
     scheduler.leave(1, &[0], minute(20));
     assert_eq!(scheduler.finished(1, &[0], minute(20)), [0]);
-    // The first worker is not waited for any longer, and its answer does not count.
+    // The first worker is not waited for any longer, and its output does not count.
     assert!(scheduler.is_over() && !scheduler.has(0, &[0]) && !scheduler.enter(0, &[0], minute(20)));
     assert!(scheduler.finished(0, &[0], minute(21)).is_empty());
     // Another share of the device does not step in, and a timeout replaces the rule.

@@ -113,7 +113,7 @@ pub fn within<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T
         Ok(answer) => answer,
         Err(mpsc::RecvTimeoutError::Disconnected) => match thread.join() {
             Err(panic) => std::panic::resume_unwind(panic),
-            Ok(()) => unreachable!("the answer was sent"),
+            Ok(()) => unreachable!("the output was sent"),
         },
         Err(mpsc::RecvTimeoutError::Timeout) => panic!("the run hangs"),
     }

@@ -67,7 +67,7 @@ impl fmt::Debug for Scripted {
     }
 }
 
-/// An answer before its download.
+/// An output before its download.
 enum Answer {
     OnDevice(DevicePiece, Duration),
     InMemory(HostTensor),

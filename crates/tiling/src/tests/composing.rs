@@ -335,7 +335,7 @@ fn frames_may_come_in_pieces_and_strips_lie_in_a_file() {
 
 #[test]
 fn patches_are_blended_as_one_px() {
-    // The answers of an operation that puts 2x2 patches together last, blended before (as patches of 4 channels) and after.
+    // The outputs of an operation that puts 2x2 patches together last, blended before (as patches of 4 channels) and after.
     let grid = DiffusersGrid { tile_px: [8, 12], overlap: Overlap::StridePx([4, 8]), skip_redundant: false, unit_px: 1 };
     let geometry = Geometry { blend_unit: 2, ..Geometry::image(Scale::Up(4)) };
     let plan = TilePlan::new(&grid, geometry, [1, 5, 7]).unwrap();

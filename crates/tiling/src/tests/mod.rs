@@ -18,7 +18,7 @@ fn noise(shape: [usize; 5], seed: usize) -> HostTensor {
     })
 }
 
-/// The VAE without weights: nearest neighbours up, every n-th px down. Its answer at a px depends on one input px.
+/// The VAE without weights: nearest neighbours up, every n-th px down. Its output at a px depends on one input px.
 fn toy(scale: Scale, tile: &HostTensor) -> HostTensor {
     let [b, c, t, h, w] = tile.shape();
     let [_, height, width] = Geometry::image(scale).output([t, h, w]);
@@ -29,7 +29,7 @@ fn toy(scale: Scale, tile: &HostTensor) -> HostTensor {
     HostTensor::from_fn([b, c, t, height, width], |[b, c, t, y, x]| tile.row((b * c.max(1) + c) * t.max(1) + t, from(y))[from(x)])
 }
 
-/// Composes the answers, pushed in the given order.
+/// Composes the outputs, pushed in the given order.
 fn compose(plan: &TilePlan, policy: &dyn BlendPolicy, answers: &[HostTensor], order: &[usize]) -> HostTensor {
     let mut canvas = Canvas::default();
     compose_to(plan, policy, answers, order, &mut canvas);

@@ -61,7 +61,7 @@ pub fn is_in_host_memory(device: &Device) -> bool {
     Backend::of(device).is_some_and(|backend| backend.is_cpu)
 }
 
-/// Whether a device computes in `dtype`. Remote devices are not asked: the answer is yes.
+/// Whether a device computes in `dtype`. Remote devices are assumed to.
 pub fn computes_in(device: &Device, dtype: DType) -> bool {
     match Backend::of(device).and_then(|backend| backend.driver) {
         Some(driver) => driver.computes_in(device, dtype),
