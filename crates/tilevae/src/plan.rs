@@ -239,8 +239,8 @@ impl Planner<'_> {
         let [decode_peak, encode_peak] = spec.peak_values_per_px;
         let (cache_per_latent_px, peak_per_px) =
             if direction == Direction::Decode { (decode_cache, decode_peak) } else { (encode_cache, encode_peak) };
-        // A single frame leaves one frame where there is room for two.
-        let cache_per_latent_px = if chunks.len() > 1 { cache_per_latent_px } else { cache_per_latent_px.div_ceil(2) };
+        // Nothing is kept of a single chunk.
+        let cache_per_latent_px = if chunks.len() > 1 { cache_per_latent_px } else { 0 };
         let cache = |size| product(&[batch, latent_px(size), cache_per_latent_px, F32]);
         let peak = |size| {
             let values = product(&[batch, latent_px(size), spec.spatial_ratio, spec.spatial_ratio, peak_per_px, at_once]);

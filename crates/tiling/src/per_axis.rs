@@ -1,9 +1,16 @@
 use serde::de::{self, Deserializer};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 
 /// A value for both axes: one number, or `[height, width]`.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct PerAxis<T>(pub [T; 2]);
+
+impl<T: Serialize + PartialEq> Serialize for PerAxis<T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let [height, width] = &self.0;
+        if height == width { height.serialize(serializer) } else { self.0.serialize(serializer) }
+    }
+}
 
 /// A number that a [`PerAxis`] can hold.
 pub trait AxisNumber: Copy {

@@ -6,14 +6,15 @@ use tiling::Stop;
 
 use crate::{MathMode, VaeError};
 
-/// What one run of a model needs besides its input: how f32 is computed, the switch that ends the run, and on the CPU the memory that its layers reuse. Clones
-/// share all of it.
+/// What one run of a model needs besides its input: how f32 is computed, the stop that cancels the run, whether it has a single chunk of frames, and on the
+/// CPU the memory that its layers reuse. Clones share all of it.
 ///
 /// The memory goes back to the system with the last clone and the last [`Features`](crate::layers::Features) of the run, so each run has a context of its own.
 #[derive(Debug, Clone, Default)]
 pub struct Context {
     math_mode: MathMode,
     stop: Stop,
+    is_single_chunk: bool,
     #[cfg(feature = "flex")]
     workspace: Workspace,
 }
@@ -24,12 +25,25 @@ impl Context {
         Self {
             math_mode,
             stop: stop.clone(),
+            is_single_chunk: false,
             #[cfg(feature = "flex")]
             workspace: {
                 let stop = stop.clone();
                 Workspace::cancellable(move || stop.is_stopped())
             },
         }
+    }
+
+    /// The same run with a single chunk of frames, or with any number of them (the default). Causal models keep no frames of a single chunk; they refuse
+    /// a second one with [`VaeError::SecondChunk`].
+    #[must_use]
+    pub fn with_single_chunk(self, is_single_chunk: bool) -> Self {
+        Self { is_single_chunk, ..self }
+    }
+
+    /// Whether the run has a single chunk of frames.
+    pub fn is_single_chunk(&self) -> bool {
+        self.is_single_chunk
     }
 
     /// How f32 is computed.

@@ -92,6 +92,9 @@ pub enum VaeError {
     /// Weights that do not fit the configuration.
     #[error(transparent)]
     Weights(#[from] WeightError),
+    /// A second chunk of frames for a run whose context promises a single one (see [`Context::with_single_chunk`](crate::Context::with_single_chunk)).
+    #[error("the run has a single chunk of frames, and another one was given")]
+    SecondChunk,
 }
 
 impl VaeError {

@@ -69,12 +69,16 @@ impl<M: VaeModules> Vae for LoadedVae<M> {
 
     fn decode(&self, latents: Tensor<5>, context: &Context) -> Result<Tensor<5>, VaeError> {
         self.spec.check_latents(latents.dims())?;
-        stream_frames(self.decode_stream(context), latents, self.spec.decode_geometry().frames, 1)
+        let frames = self.spec.decode_geometry().frames;
+        let context = context.clone().with_single_chunk(frames.chunks(latents.dims()[2], 1).len() == 1);
+        stream_frames(self.decode_stream(&context), latents, frames, 1)
     }
 
     fn encode(&self, samples: Tensor<5>, context: &Context) -> Result<Tensor<5>, VaeError> {
         self.spec.check_samples(samples.dims())?;
-        stream_frames(self.encode_stream(context), samples, self.spec.encode_geometry().frames, 1)
+        let frames = self.spec.encode_geometry().frames;
+        let context = context.clone().with_single_chunk(frames.chunks(samples.dims()[2], 1).len() == 1);
+        stream_frames(self.encode_stream(&context), samples, frames, 1)
     }
 
     fn decode_stream(&self, context: &Context) -> FrameStream<'_> {

@@ -15,6 +15,7 @@ pub struct VaeOp {
     kind: Kind,
     frames_per_chunk: usize,
     eight_bits: bool,
+    is_single_chunk: bool,
     math_mode: MathMode,
 }
 
@@ -27,7 +28,7 @@ enum Kind {
 impl VaeOp {
     /// Latents to samples, by one latent frame at a time.
     pub fn decode(vae: Arc<dyn Vae>) -> Self {
-        Self { vae, kind: Kind::Decode, frames_per_chunk: 1, eight_bits: false, math_mode: MathMode::default() }
+        Self { vae, kind: Kind::Decode, frames_per_chunk: 1, eight_bits: false, is_single_chunk: false, math_mode: MathMode::default() }
     }
 
     /// Samples to moments, by the frames of one latent frame at a time.
@@ -39,6 +40,12 @@ impl VaeOp {
     #[must_use]
     pub fn with_frames_per_chunk(self, frames_per_chunk: usize) -> Self {
         Self { frames_per_chunk, ..self }
+    }
+
+    /// The same for tiles whose frames are a single chunk, of which causal models then keep nothing (see [`Context::with_single_chunk`]).
+    #[must_use]
+    pub fn with_single_chunk(self, is_single_chunk: bool) -> Self {
+        Self { is_single_chunk, ..self }
     }
 
     /// The same with f32 computed as `math_mode` says.
@@ -74,7 +81,7 @@ impl TileOp for VaeOp {
     }
 
     fn begin(&self, stop: &Stop) -> TileRun<'_> {
-        let context = Context::new(self.math_mode, stop);
+        let context = Context::new(self.math_mode, stop).with_single_chunk(self.is_single_chunk);
         let eight_bits = self.eight_bits && !is_in_host_memory(&self.vae.device());
         let mut stream = match self.kind {
             Kind::Decode => self.vae.decode_stream(&context),

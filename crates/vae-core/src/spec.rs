@@ -42,8 +42,8 @@ pub struct VaeSpec {
     /// largest sum of what it reads, the normalised copy of that (which the CPU kernels do without), what it writes, and what a residual connection keeps. Channels count in
     /// whole [`CHANNEL_BLOCK`](crate::CHANNEL_BLOCK)s. Weights, and what does not grow with the tile, are not part of it.
     pub peak_values_per_px: [usize; 2],
-    /// Values of earlier frames that a decode and an encode keep from one chunk of frames to the next, for each latent px of a tile. After a single frame it is
-    /// about half of that. Channels count in whole [`CHANNEL_BLOCK`](crate::CHANNEL_BLOCK)s.
+    /// Values of earlier frames that a decode and an encode keep from one chunk of frames to the next, for each latent px of a tile. Nothing is kept
+    /// of a single chunk. Channels count in whole [`CHANNEL_BLOCK`](crate::CHANNEL_BLOCK)s.
     pub cache_values_per_latent_px: [usize; 2],
 }
 

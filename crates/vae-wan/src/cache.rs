@@ -1,23 +1,34 @@
 use vae_core::layers::{Conv3d, Features};
 use vae_core::operators::TemporalWindow;
+use vae_core::{Context, VaeError};
 
 /// Earlier frames that a kernel of three frames depends on.
 pub(crate) const CONTEXT: usize = 2;
 
 /// What a run over the frames of a clip keeps from chunk to chunk: the last input frames of each temporal convolution, one slot for each, in the order in which
-/// they run.
+/// they run. A run of a single chunk keeps nothing: its layers share one slot, which is emptied for each of them.
 #[derive(Debug, Default)]
 pub(crate) struct FrameCache {
     slots: Vec<Option<Features>>,
     next: usize,
     is_first: bool,
+    is_single_chunk: bool,
 }
 
 impl FrameCache {
+    /// The cache of a run.
+    pub(crate) fn new(context: &Context) -> Self {
+        Self { is_single_chunk: context.is_single_chunk(), ..Self::default() }
+    }
+
     /// Goes back to the first slot, before the layers run on the next frames.
-    pub(crate) fn rewind(&mut self) {
+    ///
+    /// # Errors
+    /// When a run of a single chunk gets another one.
+    pub(crate) fn rewind(&mut self) -> Result<(), VaeError> {
         self.next = 0;
         self.is_first = self.slots.is_empty();
+        if self.is_single_chunk && !self.is_first { Err(VaeError::SecondChunk) } else { Ok(()) }
     }
 
     /// Whether the frames that run now are the first of the clip.
@@ -27,6 +38,10 @@ impl FrameCache {
 
     /// The slot of the next convolution, with what it kept of the chunk before.
     pub(crate) fn slot(&mut self) -> &mut Option<Features> {
+        if self.is_single_chunk {
+            self.slots.clear();
+            self.next = 0;
+        }
         if self.next == self.slots.len() {
             self.slots.push(None);
         }

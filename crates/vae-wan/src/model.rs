@@ -108,9 +108,9 @@ impl AutoencoderKlWan {
 impl VaeModules for AutoencoderKlWan {
     fn decoder<'a>(&'a self, spec: &'a VaeSpec, context: &Context) -> Option<FrameStream<'a>> {
         let (decoder, conv) = (self.decoder.as_ref()?, self.post_quant_conv.as_ref()?);
-        let (context, mut cache) = (context.clone(), FrameCache::default());
+        let (context, mut cache) = (context.clone(), FrameCache::new(context));
         Some(Box::new(move |latents| {
-            cache.rewind();
+            cache.rewind()?;
             let x = conv.forward(Features::new(latents, &context), TemporalWindow::EACH);
             Ok(unpatchify(decoder.forward(x, &mut cache).into(), spec.patch))
         }))
@@ -118,9 +118,9 @@ impl VaeModules for AutoencoderKlWan {
 
     fn encoder<'a>(&'a self, spec: &'a VaeSpec, context: &Context) -> Option<FrameStream<'a>> {
         let (encoder, conv) = (self.encoder.as_ref()?, self.quant_conv.as_ref()?);
-        let (context, mut cache) = (context.clone(), FrameCache::default());
+        let (context, mut cache) = (context.clone(), FrameCache::new(context));
         Some(Box::new(move |samples| {
-            cache.rewind();
+            cache.rewind()?;
             let x = Features::new(patchify(samples, spec.patch, spec.spatial_ratio), &context);
             Ok(conv.forward(encoder.forward(x, &mut cache), TemporalWindow::EACH).into())
         }))

@@ -324,13 +324,13 @@ impl Pipeline {
 
     /// The workers of a run, each with its operation.
     fn workers(&self, plan: &RunPlan, eight_bits: bool, stop: &Stop) -> Vec<Worker> {
-        let (direction, math_mode, frames_per_chunk) = (plan.direction, self.math_mode, plan.frames_per_chunk);
+        let (direction, math_mode, frames_per_chunk, is_single_chunk) = (plan.direction, self.math_mode, plan.frames_per_chunk, plan.chunks == 1);
         let op = move |vae: Arc<dyn Vae>| -> Arc<dyn TileOp> {
             let op = match direction {
                 Direction::Decode => VaeOp::decode(vae).with_eight_bits(eight_bits),
                 Direction::Encode => VaeOp::encode(vae),
             };
-            Arc::new(op.with_frames_per_chunk(frames_per_chunk).with_math_mode(math_mode))
+            Arc::new(op.with_frames_per_chunk(frames_per_chunk).with_single_chunk(is_single_chunk).with_math_mode(math_mode))
         };
         let worker = |slot: &WorkerSlot| {
             let replica = &self.replicas[slot.device];

@@ -84,7 +84,9 @@ fn the_kind_family_takes_keys_over_the_settings_of_the_family() {
     // Without a grid of its own, the grid of diffusers with these keys.
     let plain = GridContext::new(Scale::Up(8), &DEFAULTS);
     let [family, diffusers] = ["family", "diffusers"].map(|kind| {
-        let grid = grid(json!({"kind": kind, "tile_px": 128, "overlap": 0.5})).unwrap().build(&plain).unwrap();
+        let grid = grid(json!({"kind": kind, "tile_px": 128, "overlap": [0.5, 0.25]})).unwrap();
+        assert_eq!(grid.settings(), &json!({"tile_px": 128, "overlap": [0.5, 0.25]}));
+        let grid = grid.build(&plain).unwrap();
         grid.spans(Scale::Up(8), [40, 30]).unwrap()
     });
     assert_eq!(family, diffusers);

@@ -143,7 +143,7 @@ fn check(golden: &Golden, name: &str, layer: &dyn Fn(Features) -> Features) {
 fn check_stream(golden: &Golden, name: &str, layer: &dyn Fn(Features, &mut FrameCache) -> Features) {
     let mut cache = FrameCache::default();
     for step in 0..3 {
-        cache.rewind();
+        cache.rewind().unwrap();
         let got = layer(features(golden.tensor(&format!("block.{name}.{step}.in"))), &mut cache);
         assert_close(&to_host(got.into()), &golden.tensor(&format!("block.{name}.{step}.out")), F32, &format!("{name} {step}"));
     }

@@ -77,9 +77,9 @@ fn the_spec_knows_what_the_cache_holds() {
         let [h, w] = [2, 3];
         let side = parsed.spatial_ratio() / parsed.patch();
         for frames in [1, 2] {
-            decode.rewind();
+            decode.rewind().unwrap();
             modules.decoder.as_ref().unwrap().forward(features([1, parsed.z_dim, frames, h, w]), &mut decode);
-            encode.rewind();
+            encode.rewind().unwrap();
             let frames = if frames == 1 { 1 } else { frames * parsed.temporal_ratio() };
             modules.encoder.as_ref().unwrap().forward(features([1, parsed.in_channels, frames, h * side, w * side]), &mut encode);
         }
