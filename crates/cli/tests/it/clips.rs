@@ -166,9 +166,9 @@ fn outputs_that_cannot_be() {
     let folder = Folder::new();
     let source = frames(&folder, 5, [16, 16]);
     for (args, fragment) in [
-        (vec!["decode", LATENTS, "-o", &source], "not empty"),
+        (vec!["decode", LATENTS, "-o", &source], "is a folder that is not empty"),
         (vec!["decode", LATENTS, "-o", "out.png"], "a folder (a name without ending), a .y4m, .gif or .mp4"),
-        (vec!["encode", &source, "-o", "out.gif"], "is a clip"),
+        (vec!["encode", &source, "-o", "out.gif"], "is a clip; latents are written as"),
         (vec!["encode", &source, CLIP, "-o", "never.npy"], "must be images of one batch"),
         (vec!["decode", LATENTS, "-o", "out.gif", "--fps", "fast"], "frames a second"),
     ] {

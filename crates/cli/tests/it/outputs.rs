@@ -198,8 +198,8 @@ fn places_that_take_no_output_are_told_before_the_work() {
     // The model does not exist: the error comes before it is opened.
     let decode = |out: &str| refused_any(&["decode", LATENTS, "-o", out, "--model", "nowhere"]);
     for (out, said) in [
-        (at("folder.png"), "not empty"),
-        (at("full"), "not empty"),
+        (at("folder.png"), "is a folder that is not empty"),
+        (at("full"), "is a folder that is not empty"),
         (at("file"), "frames are written to a folder"),
         (at("new.png/"), "it is a folder"),
         (at("no/out.png"), "there is no folder"),

@@ -101,7 +101,7 @@ fn inputs_and_outputs_that_cannot_be() {
         (2, vec!["decode", "examples/images/chelsea.png", "-o", &out], "formats are .safetensors, .sft, .npy"),
         (2, vec!["decode", EXAMPLE, "-o", "out.bmp"], "formats are"),
         (1, vec!["decode", EXAMPLE, "-o", "no/such/folder/out.png"], "no folder no/such/folder"),
-        (2, vec!["encode", "examples/images/chelsea.png", "-o", &out], "is an image"),
+        (2, vec!["encode", "examples/images/chelsea.png", "-o", &out], "is an image; latents are written as"),
         (1, vec!["encode", EXAMPLE, "-o", "/tmp/never.safetensors"], "the samples have 16 channels, this model expects 3"),
         (2, vec!["encode", EXAMPLE, EXAMPLE, "-o", "/tmp/never.safetensors"], "must be images of one batch"),
         (2, vec!["plan", "4096"], "nor a size in px"),

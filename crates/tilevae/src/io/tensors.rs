@@ -131,7 +131,7 @@ impl Tensors {
         self.reader.headers().iter().position(|stored| stored.name == wanted)
     }
 
-    /// Beside the latents of an image lies where it was cut out.
+    /// Whether kohya's scripts wrote the file: they store the crop of each image with its latents.
     fn is_kohya(&self) -> bool {
         self.reader.headers().iter().any(|stored| stored.name.starts_with("crop_ltrb"))
     }

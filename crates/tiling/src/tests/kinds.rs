@@ -3,7 +3,10 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::{BlendConfig, BlendKind, BlendPolicy, Cascade, Grid, GridConfig, GridContext, GridDefaults, GridError, GridKind, Off, Overlap, Scale};
+use crate::grid::UniformSize;
+use crate::{
+    BlendConfig, BlendKind, BlendPolicy, Cascade, Grid, GridConfig, GridContext, GridDefaults, GridError, GridKind, Overlap, Scale, Uniform,
+};
 
 /// A kind with the name `NAME` and a key of its own.
 macro_rules! grid_kind {
@@ -24,7 +27,7 @@ macro_rules! grid_kind {
             const NAME: &'static str = $name;
 
             fn build(&self, _: &GridContext<'_>) -> Result<Box<dyn Grid>, GridError> {
-                if self.rows == 0 { Err(GridError::UniformNeedsSize) } else { Ok(Box::new(Off)) }
+                Ok(Box::new(Uniform { size: UniformSize::Splits([self.rows, 1]), overlap: [0.0; 2] }))
             }
         }
 
@@ -78,7 +81,8 @@ fn the_kind_family_takes_keys_over_the_settings_of_the_family() {
     let own = GridConfig::of(&Strips { rows: 2 }).unwrap();
     let of_family = GridContext { family: Some(&own), ..GridContext::new(Scale::Up(8), &DEFAULTS) };
     // Its own settings, then a key that its grid does not have.
-    grid(json!({"kind": "family"})).unwrap().build(&of_family).unwrap();
+    let rows = |section: Value| grid(section).unwrap().build(&of_family).unwrap().spans(Scale::Up(8), [12, 30]).unwrap()[0].len();
+    assert_eq!(rows(json!({"kind": "family"})), 2);
     let error = grid(json!({"kind": "family", "tile_px": 64})).unwrap().build(&of_family).unwrap_err().to_string();
     assert!(error.contains("`strips`") && error.contains("tile_px"), "{error}");
     // Without a grid of its own, the grid of diffusers with these keys.

@@ -41,7 +41,7 @@ fn answers_of_another_shape_are_failures() {
         each(|run, count| {
             let bad = Worker::new("bad", Arc::new(Misshapen(shape)));
             let error = run(Given { workers: vec![bad.clone(); count], ..Given::default() }).unwrap_err();
-            assert!(error.in_one_line().contains("expected"), "{index}: {}", error.in_one_line());
+            assert!(error.in_one_line().contains("failed: the output is"), "{index}: {}", error.in_one_line());
             if count > 1 {
                 let mut workers = workers(count);
                 workers[0] = bad;

@@ -109,7 +109,7 @@ impl FrameReader for Animation {
 
 /// Refuses a file whose canvas is larger than its frames can fill.
 ///
-/// A code of 12 bits can expand to 4096 px, so the file size bounds little: large images are decoded once without memory before it is allocated.
+/// A code of 12 bits can expand to 4096 px, so the file size bounds little: large images are scanned once before memory is allocated.
 fn check_px(path: &Path, size: [usize; 2]) -> Result<(), Fault> {
     let [height, width] = size.map(|side| side as u64);
     if height * width == 0 {
