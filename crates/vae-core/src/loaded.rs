@@ -1,14 +1,15 @@
 use std::fmt::Debug;
 
-use burn::module::Module;
+use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{DType, Device, Tensor};
+use tiling::FrameScale;
 
-use crate::{Context, FrameStream, Vae, VaeError, VaeSpec, Weights, stream_frames};
+use crate::{Context, FrameStream, Vae, VaeError, VaeSpec, Weights, backends, stream_frames};
 
 /// The modules of a VAE and how they are run: what the author of a family writes. [`LoadedVae`] makes a [`Vae`] of them.
 pub trait VaeModules: Module + Debug + Sync + 'static {
-    /// One decode; `None` when the decoder was not loaded. Its pieces have a shape that the model takes and the dtype of the weights; what it remembers from piece to
-    /// piece lives in the closure.
+    /// One decode; `None` when the decoder was not loaded. Its pieces have a shape that the model takes and the dtype of the weights; its state between
+    /// pieces is owned by the closure.
     ///
     /// # Shapes
     /// As [`Vae::decode`]. A piece has one frame at first and then any number where frames are causal; of an image there is one piece.
@@ -36,7 +37,8 @@ impl<M: VaeModules> LoadedVae<M> {
     /// # Errors
     /// Those of [`Weights::apply`].
     pub fn load(modules: M, weights: Weights, spec: VaeSpec, device: &Device, dtype: DType) -> Result<Box<dyn Vae>, VaeError> {
-        Ok(Box::new(Self { modules: weights.apply(modules, dtype)?, spec, dtype, device: device.clone() }))
+        let modules = weights.apply(modules, dtype)?.map(&mut PrepareWeights);
+        Ok(Box::new(Self { modules, spec, dtype, device: device.clone() }))
     }
 
     /// The stream of a component, which takes pieces of any float dtype once `check` accepts their shape.
@@ -69,16 +71,12 @@ impl<M: VaeModules> Vae for LoadedVae<M> {
 
     fn decode(&self, latents: Tensor<5>, context: &Context) -> Result<Tensor<5>, VaeError> {
         self.spec.check_latents(latents.dims())?;
-        let frames = self.spec.decode_geometry().frames;
-        let context = context.clone().with_single_chunk(frames.chunks(latents.dims()[2], 1).len() == 1);
-        stream_frames(self.decode_stream(&context), latents, frames, 1)
+        run_whole(latents, self.spec.decode_geometry().frames, context, |context| self.decode_stream(context))
     }
 
     fn encode(&self, samples: Tensor<5>, context: &Context) -> Result<Tensor<5>, VaeError> {
         self.spec.check_samples(samples.dims())?;
-        let frames = self.spec.encode_geometry().frames;
-        let context = context.clone().with_single_chunk(frames.chunks(samples.dims()[2], 1).len() == 1);
-        stream_frames(self.encode_stream(&context), samples, frames, 1)
+        run_whole(samples, self.spec.encode_geometry().frames, context, |context| self.encode_stream(context))
     }
 
     fn decode_stream(&self, context: &Context) -> FrameStream<'_> {
@@ -90,7 +88,33 @@ impl<M: VaeModules> Vae for LoadedVae<M> {
     }
 
     fn to_device(&self, device: &Device) -> Box<dyn Vae> {
-        let modules = self.modules.clone().to_device(device);
+        let modules = self.modules.clone().to_device(device).map(&mut PrepareWeights);
         Box::new(Self { modules, spec: self.spec.clone(), dtype: self.dtype, device: device.clone() })
     }
+}
+
+/// Lays weights out as the operators of their device read them.
+pub(crate) struct PrepareWeights;
+
+impl ModuleMapper for PrepareWeights {
+    fn map_float<const D: usize>(&mut self, parameter: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        if D < 2 {
+            return parameter;
+        }
+        parameter.map(|weight| {
+            let operators = backends::operators(&weight.device(), weight.dtype());
+            Tensor::from_dispatch(operators.prepare_weight(weight.into_dispatch()))
+        })
+    }
+}
+
+/// Streams all frames of `input`, in a context that says whether they are a single chunk.
+fn run_whole<'a>(
+    input: Tensor<5>,
+    frames: FrameScale,
+    context: &Context,
+    stream: impl FnOnce(&Context) -> FrameStream<'a>,
+) -> Result<Tensor<5>, VaeError> {
+    let is_single_chunk = frames.chunks(input.dims()[2], 1).len() == 1;
+    stream_frames(stream(&context.clone().with_single_chunk(is_single_chunk)), input, frames, 1)
 }

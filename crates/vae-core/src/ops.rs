@@ -5,8 +5,8 @@ use burn::tensor::{DType, Tensor, TensorData, bf16, f16};
 use half::slice::HalfFloatSliceExt;
 use tiling::{BoxError, DevicePiece, Geometry, HostTensor, Stop, TileOp, TileRun};
 
-use crate::eight_bits::{pack, unpack};
-use crate::{Context, MathMode, Vae, is_in_host_memory};
+use crate::eight_bits::unpack;
+use crate::{Context, MathMode, Vae, backends, is_in_host_memory};
 
 /// Decoding a tile of latents or encoding a tile of samples to moments, as a [`TileOp`].
 #[derive(Debug, Clone)]
@@ -95,7 +95,8 @@ impl TileOp for VaeOp {
                 Kind::Encode => self.vae.spec().check_encoded(values.dims())?,
             }
             let channels = values.dims()[1];
-            let (values, packed) = if eight_bits { (pack(values), Some(channels)) } else { (values, None) };
+            let operators = backends::operators(&values.device(), values.dtype());
+            let (values, packed) = if eight_bits { (operators.pack(values), Some(channels)) } else { (values, None) };
             let bytes = values.shape().num_elements() * values.dtype().size();
             // The device starts while the host goes on.
             self.vae.device().flush()?;

@@ -36,6 +36,106 @@ pub fn is_on_cpu() -> bool {
     crate::adapter(&device()).is_none()
 }
 
+/// The device of the tests where it is a GPU, or its stand-in in software; else says that the test is skipped.
+#[expect(clippy::print_stdout, reason = "tests say what they skip")]
+pub fn gpu() -> Option<Device> {
+    if is_on_cpu() {
+        println!("skipped: no GPU is named in TILEVAE_TEST_DEVICE");
+        return None;
+    }
+    Some(device())
+}
+
+#[cfg(feature = "cube")]
+pub use crate::operators::cube::bench as gpu_bench;
+
+/// Whether kernels use shared memory on the device of the tests.
+pub fn has_shared_memory() -> bool {
+    match device().as_dispatch() {
+        #[cfg(feature = "cube")]
+        burn::backend::DispatchDevice::Cube(device) => crate::operators::cube::has_shared_memory(&device.client()),
+        #[allow(unreachable_patterns, reason = "there may be no other backends in a build")]
+        _ => false,
+    }
+}
+
+/// A module whose weights are laid out as those of a loaded model.
+pub fn prepared<M: burn::module::Module>(module: M) -> M {
+    module.map(&mut crate::loaded::PrepareWeights)
+}
+
+/// How many kernels a repeated piece of work starts on the device of the tests, copies on the device among them, once everything is tuned. `None` where that is
+/// no GPU. Prints their names.
+///
+/// `test` is the path of the calling test, which runs again in processes of its own, since the log of kernels belongs to a process.
+///
+/// # Panics
+/// When such a process fails.
+#[cfg_attr(not(feature = "cube"), expect(unused_variables, reason = "there is no GPU in this build"))]
+pub fn kernels_of<W: FnMut()>(test: &str, prepare: impl FnOnce(&Device) -> W) -> Option<usize> {
+    #[cfg(feature = "cube")]
+    return kernel_log::count(test, prepare);
+    #[cfg(not(feature = "cube"))]
+    None
+}
+
+#[cfg(feature = "cube")]
+mod kernel_log {
+    use std::path::Path;
+    use std::process::Command;
+    use std::time::Duration;
+
+    use burn::tensor::Device;
+    use cubecl::config::profiling::ProfilingLogLevel;
+    use cubecl::config::{CubeClRuntimeConfig, RuntimeConfig};
+
+    const FILE: &str = "TILEVAE_TEST_KERNELS";
+    const TIMES: &str = "TILEVAE_TEST_TIMES";
+
+    pub(super) fn count<W: FnMut()>(test: &str, prepare: impl FnOnce(&Device) -> W) -> Option<usize> {
+        if let Some(file) = std::env::var_os(FILE) {
+            let times = std::env::var(TIMES).expect("a number of times").parse().expect("a number");
+            record(Path::new(&file), times, prepare);
+            return None;
+        }
+        super::gpu()?;
+        let (few, many) = (log(test, 2), log(test, 4));
+        let count = (many.len() - few.len()) / 2;
+        println!("{}", many[many.len() - count..].join("\n"));
+        Some(count)
+    }
+
+    /// Logs the kernels of this process.
+    fn record<W: FnMut()>(file: &Path, times: usize, prepare: impl FnOnce(&Device) -> W) {
+        let mut config = CubeClRuntimeConfig::default();
+        config.profiling.logger.level = ProfilingLogLevel::Minimal;
+        config.profiling.logger.file = Some(file.to_owned());
+        CubeClRuntimeConfig::try_set(config);
+        let device = super::device();
+        let mut work = prepare(&device);
+        (0..times).for_each(|_| work());
+        device.sync().expect("a device that works");
+        // A thread writes the log.
+        let size = || std::fs::metadata(file).map_or(0, |metadata| metadata.len());
+        let mut before = u64::MAX;
+        while before != size() {
+            before = size();
+            std::thread::sleep(Duration::from_millis(300));
+        }
+    }
+
+    /// The kernels of a process that runs the test with so many repetitions.
+    fn log(test: &str, times: usize) -> Vec<String> {
+        let file = std::env::temp_dir().join(format!("tilevae-kernels-{}-{times}-{}", std::process::id(), test.replace("::", "-")));
+        let program = std::env::current_exe().expect("the path of this program");
+        let output = Command::new(program).args([test, "--exact"]).env(FILE, &file).env(TIMES, times.to_string()).output().expect("a process");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+        let log = std::fs::read_to_string(&file).expect("a log");
+        let _ = std::fs::remove_file(&file);
+        log.lines().filter(|line| line.contains("Executing ")).map(str::to_owned).collect()
+    }
+}
+
 /// The math modes, on the device of the tests, whose f32 agrees with upstream.
 pub fn math_modes() -> Vec<MathMode> {
     if is_on_cpu() { [Precision::Fast, Precision::Strict].map(MathMode::from).into() } else { vec![MathMode { tf32: false, ..MathMode::default() }] }

@@ -190,3 +190,24 @@ fn run_layers(resnets: &[Resnet], attentions: &[Attention], x: Features) -> Feat
         }
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::Tensor;
+    use vae_core::{Context, testing};
+
+    use super::*;
+
+    #[test]
+    fn a_residual_block_starts_at_most_eight_kernels_on_a_gpu() {
+        let count = testing::kernels_of("blocks::tests::a_residual_block_starts_at_most_eight_kernels_on_a_gpu", |device| {
+            let style = Style { groups: 32, activation: Activation::Silu, device };
+            let block = testing::prepared(Resnet::new(64, 128, style));
+            let x = Features::new(Tensor::zeros([1, 64, 1, 24, 40], device), &Context::default());
+            move || drop(block.forward(x.clone()))
+        });
+        // Without shared memory a group norm takes one more.
+        let most = if testing::has_shared_memory() { 8 } else { 10 };
+        assert!(count.is_none_or(|count| count <= most), "{count:?} kernels");
+    }
+}

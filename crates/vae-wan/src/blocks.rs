@@ -213,3 +213,26 @@ fn factors(axes: Option<Axes>) -> [usize; 2] {
         Some(Axes::SpaceAndTime) => [2, 2],
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::Tensor;
+    use vae_core::{Context, testing};
+
+    use super::*;
+
+    #[test]
+    fn a_residual_block_starts_at_most_ten_kernels_on_a_gpu() {
+        let count = testing::kernels_of("blocks::tests::a_residual_block_starts_at_most_ten_kernels_on_a_gpu", |device| {
+            let block = testing::prepared(Resnet::new([96, 192], device));
+            let context = Context::default();
+            let x = Features::new(Tensor::zeros([1, 96, 1, 24, 40], device), &context);
+            let mut cache = FrameCache::new(&context);
+            move || {
+                cache.rewind().unwrap();
+                drop(block.forward(x.clone(), &mut cache));
+            }
+        });
+        assert!(count.is_none_or(|count| count <= 10), "{count:?} kernels");
+    }
+}

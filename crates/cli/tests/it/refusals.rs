@@ -149,7 +149,8 @@ fn an_interrupted_run_leaves_nothing_behind() {
             .unwrap();
         std::thread::sleep(std::time::Duration::from_secs(3));
         let begun = std::time::Instant::now();
-        assert!(std::process::Command::new("sh").args(["-c", &format!("kill -INT {}", child.id())]).status().unwrap().success());
+        // Not Ctrl-C's, which shells have background jobs ignore, and with them these tests.
+        assert!(std::process::Command::new("sh").args(["-c", &format!("kill -TERM {}", child.id())]).status().unwrap().success());
         let status = child.wait().unwrap();
         let mut message = String::new();
         std::io::Read::read_to_string(&mut child.stderr.take().unwrap(), &mut message).unwrap();

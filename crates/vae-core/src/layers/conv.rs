@@ -3,7 +3,7 @@ use burn::tensor::{Device, Tensor};
 
 use super::features::Features;
 use crate::VaeError;
-use crate::operators::{Convolution, Padding, TemporalWindow};
+use crate::operators::{Convolution, Padding, TemporalWindow, with_five_axes};
 use crate::parameter::parameter;
 
 /// Kernel, stride and padding of a [`Conv2d`]. The default is a 3x3 kernel with a bias, whose output is as large as the input.
@@ -104,7 +104,7 @@ impl Conv2d {
 
     fn convolution(&self) -> Convolution {
         Convolution {
-            weight: self.weight.val().unsqueeze_dim(2),
+            weight: with_five_axes(self.weight.val(), [Some(0), Some(1), None, Some(2), Some(3)]),
             bias: self.bias.as_ref().map(Param::val),
             stride: self.stride,
             padding: self.padding,
@@ -225,9 +225,8 @@ impl Conv1d {
     /// # Panics
     /// When the input has another number of channels.
     pub fn forward(&self, x: Features, window: TemporalWindow) -> Features {
-        let [channels_out, channels_in, frames] = self.weight.dims();
         let convolution = Convolution {
-            weight: self.weight.val().reshape([channels_out, channels_in, frames, 1, 1]),
+            weight: with_five_axes(self.weight.val(), [Some(0), Some(1), Some(2), None, None]),
             bias: self.bias.as_ref().map(Param::val),
             stride: [1, 1],
             padding: Padding::NONE,
@@ -289,9 +288,8 @@ impl Linear {
     }
 
     fn convolution(&self) -> Convolution {
-        let [channels_out, channels_in] = self.weight.dims();
         Convolution {
-            weight: self.weight.val().reshape([channels_out, channels_in, 1, 1, 1]),
+            weight: with_five_axes(self.weight.val(), [Some(0), Some(1), None, None, None]),
             bias: Some(self.bias.val()),
             stride: [1, 1],
             padding: Padding::NONE,

@@ -144,7 +144,7 @@ impl Operators for Cpu {
         let Some(algorithm) = Algorithm::select(convolution.kernel(), *stride, [height, width], allow_f4) else {
             let residual = residual.map(|residual| self.export_tensor(residual));
             let statistics = x.statistics;
-            let y = plain::convolve(&plain::Burn, self.export_tensor(x), convolution, residual);
+            let y = plain::convolve(self.export_tensor(x), convolution, residual);
             return Images { statistics, ..self.import_tensor(y, context) };
         };
         let [_, channels_in, kernel_frames, ..] = weight.dims();

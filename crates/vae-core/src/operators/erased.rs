@@ -4,6 +4,7 @@ use std::any::{Any, TypeId};
 use std::fmt::Debug;
 use std::sync::Arc;
 
+use burn::backend::DispatchTensor;
 use burn::tensor::Tensor;
 
 use super::activation::Activation;
@@ -35,6 +36,8 @@ pub(crate) trait AnyOperators: Debug + Send + Sync {
     fn interleave_frames(&self, even: AnyData, odd: AnyData, context: &Context) -> AnyData;
     fn last_frames(&self, x: &AnyData, count: usize, context: &Context) -> AnyData;
     fn zero_frames(&self, x: &AnyData, count: usize, context: &Context) -> AnyData;
+    fn pack(&self, x: Tensor<5>) -> Tensor<5>;
+    fn prepare_weight(&self, weight: DispatchTensor) -> DispatchTensor;
 }
 
 const FOREIGN: &str = "data of these operators";
@@ -114,5 +117,13 @@ impl<O: Operators> AnyOperators for O {
 
     fn zero_frames(&self, x: &AnyData, count: usize, context: &Context) -> AnyData {
         Arc::new(O::zero_frames(self, typed_ref(x), count, context))
+    }
+
+    fn pack(&self, x: Tensor<5>) -> Tensor<5> {
+        O::pack(self, x)
+    }
+
+    fn prepare_weight(&self, weight: DispatchTensor) -> DispatchTensor {
+        O::prepare_weight(self, weight)
     }
 }

@@ -1,12 +1,13 @@
 use std::fmt::Debug;
 
+use burn::backend::DispatchTensor;
 use burn::tensor::Tensor;
 
 use super::activation::Activation;
 use super::convolution::Convolution;
 use super::group_norm::{GroupMoments, GroupNormParameters};
 use super::plain;
-use crate::Context;
+use crate::{Context, eight_bits};
 
 /// The operations that layers are made of, on features `[b, c, t, h, w]` (batch, channels, frames, height, width) that an implementation stores as it likes.
 ///
@@ -31,7 +32,7 @@ pub trait Operators: Debug + Send + Sync + 'static {
     /// `[b, in, t, h, w]` to [`Convolution::output_dims`], which are also those of the residual.
     fn convolve(&self, x: Self::Data, convolution: &Convolution, residual: Option<Self::Data>, context: &Context) -> Self::Data {
         let residual = residual.map(|residual| self.export_tensor(residual));
-        self.import_tensor(plain::convolve(&plain::Burn, self.export_tensor(x), convolution, residual), context)
+        self.import_tensor(plain::convolve(self.export_tensor(x), convolution, residual), context)
     }
 
     /// The moments of each group of consecutive channels, in each frame.
@@ -67,7 +68,7 @@ pub trait Operators: Debug + Send + Sync + 'static {
     /// Scaled dot-product attention with one head over the px of each frame: `softmax(Q K' / sqrt(c)) V`, with the softmax in f32.
     fn attend(&self, queries: Self::Data, keys: Self::Data, values: Self::Data, context: &Context) -> Self::Data {
         let tensors = [queries, keys, values].map(|x| self.export_tensor(x));
-        self.import_tensor(plain::attend(&plain::Burn, tensors, context), context)
+        self.import_tensor(plain::attend(tensors, context), context)
     }
 
     /// An activation of each value.
@@ -105,6 +106,16 @@ pub trait Operators: Debug + Send + Sync + 'static {
         let x = self.export_tensor(x.clone());
         let [b, c, _, h, w] = x.dims();
         self.import_tensor(Tensor::zeros([b, c, count, h, w], (&x.device(), x.dtype())), context)
+    }
+
+    /// Samples from -1 to 1 as codes of eight bits, packed: a third of the bytes to bring back.
+    fn pack(&self, x: Tensor<5>) -> Tensor<5> {
+        eight_bits::pack(x)
+    }
+
+    /// The weight of a convolution, with two axes or more, in the memory layout that [`convolve`](Self::convolve) reads it in. Called once, when it is loaded.
+    fn prepare_weight(&self, weight: DispatchTensor) -> DispatchTensor {
+        weight
     }
 }
 

@@ -28,3 +28,15 @@ pub use activation::{Activation, UnknownActivation};
 pub use convolution::{Convolution, Padding, TemporalWindow};
 pub use group_norm::{GroupMoments, GroupNormParameters, TensorMoments};
 pub use interface::{Operators, Plain};
+
+use burn::tensor::Tensor;
+
+/// Five axes for a weight, in the memory that it has: `axes` names the axis of the weight that each of them is, and those of length 1 that are added.
+pub(crate) fn with_five_axes<const D: usize>(weight: Tensor<D>, axes: [Option<usize>; 5]) -> Tensor<5> {
+    #[cfg(feature = "cube")]
+    if matches!(weight.device().as_dispatch(), burn::backend::DispatchDevice::Cube(_)) {
+        return cube::with_five_axes(weight, axes);
+    }
+    let dims = weight.dims();
+    weight.reshape(axes.map(|axis| axis.map_or(1, |axis| dims[axis])))
+}

@@ -10,49 +10,21 @@ use super::group_norm::{GroupNormParameters, TensorMoments};
 use crate::Context;
 
 /// Queries whose scores are in memory at once.
-const QUERY_BLOCK: usize = 1024;
+pub(super) const QUERY_BLOCK: usize = 1024;
 
 /// The smallest L2 norm that an RMS norm divides by (torch, `functional.normalize`).
 pub(crate) const EPS: f64 = 1e-12;
 
-/// The operations of a backend that [`convolve`] and [`attend`] are made of.
-pub(super) trait Primitives {
-    /// `[n, in, h, w]` to `[n, out, h', w']`.
-    fn conv2d(&self, x: Tensor<4>, weight: Tensor<4>, bias: Option<Tensor<1>>, options: ConvOptions<2>) -> Tensor<4> {
-        module::conv2d(x, weight, bias, options)
-    }
-
-    /// `[n, in, t, h, w]` to `[n, out, t', h', w']`.
-    fn conv3d(&self, x: Tensor<5>, weight: Tensor<5>, bias: Option<Tensor<1>>, options: ConvOptions<3>) -> Tensor<5> {
-        module::conv3d(x, weight, bias, options)
-    }
-
-    /// `softmax(queries keys * scale) values`, with the softmax in f32.
-    ///
-    /// # Shapes
-    /// `[b, n, c]`, `[b, c, m]` and `[b, m, d]` to `[b, n, d]`.
-    fn attend(&self, queries: Tensor<3>, keys: Tensor<3>, values: Tensor<3>, scale: f64) -> Tensor<3> {
-        let dtype = queries.dtype();
-        let scores = queries.matmul(keys);
-        softmax(scores.cast(FloatDType::F32) * scale, 2).cast(dtype).matmul(values)
-    }
-}
-
-/// Burn's own.
-pub(super) struct Burn;
-
-impl Primitives for Burn {}
-
 /// See [`Operators::convolve`](super::Operators::convolve).
-pub(super) fn convolve(primitives: &impl Primitives, x: Tensor<5>, convolution: &Convolution, residual: Option<Tensor<5>>) -> Tensor<5> {
-    let y = convolve_frames(primitives, x, convolution);
+pub(super) fn convolve(x: Tensor<5>, convolution: &Convolution, residual: Option<Tensor<5>>) -> Tensor<5> {
+    let y = convolve_frames(x, convolution);
     match residual {
         Some(residual) => y + residual,
         None => y,
     }
 }
 
-fn convolve_frames(primitives: &impl Primitives, x: Tensor<5>, convolution: &Convolution) -> Tensor<5> {
+fn convolve_frames(x: Tensor<5>, convolution: &Convolution) -> Tensor<5> {
     let Convolution { stride, padding: Padding { top, bottom, left, right }, window, .. } = *convolution;
     let (weight, bias) = (convolution.weight.clone(), convolution.bias.clone());
     let output = convolution.output_dims(x.dims());
@@ -70,16 +42,16 @@ fn convolve_frames(primitives: &impl Primitives, x: Tensor<5>, convolution: &Con
     let padding = [(top, bottom), (left, right)];
     if kernel_frames == 1 {
         let options = ConvOptions::new_with_padding(stride, padding, [1, 1], 1);
-        return frames(primitives.conv2d(images(every(x, window.stride)), weight.squeeze_dim(2), bias, options), b);
+        return frames(module::conv2d(images(every(x, window.stride)), weight.squeeze_dim(2), bias, options), b);
     }
     let x = if missing == 0 { x } else { Tensor::cat(vec![Tensor::zeros([b, c, missing, h, w], (&x.device(), x.dtype())), x], 2) };
     if [kernel_height, kernel_width] == [1, 1] && stride == [1, 1] && padding == [(0, 0); 2] {
         let t = x.dims()[2];
         let options = ConvOptions::new([window.stride, 1], [0, 0], [1, 1], 1);
-        return primitives.conv2d(x.reshape([b, c, t, h * w]), weight.squeeze_dim::<4>(4), bias, options).reshape(output);
+        return module::conv2d(x.reshape([b, c, t, h * w]), weight.squeeze_dim::<4>(4), bias, options).reshape(output);
     }
     let options = ConvOptions::new_with_padding([window.stride, stride[0], stride[1]], [(0, 0), padding[0], padding[1]], [1; 3], 1);
-    primitives.conv3d(x, weight, bias, options)
+    module::conv3d(x, weight, bias, options)
 }
 
 /// Every `stride`th frame, from the first.
@@ -137,9 +109,9 @@ pub(super) fn rms_norm(x: Tensor<5>, gamma: Tensor<1>, activation: Activation) -
 }
 
 /// See [`Operators::attend`](super::Operators::attend).
-pub(super) fn attend(primitives: &impl Primitives, [queries, keys, values]: [Tensor<5>; 3], context: &Context) -> Tensor<5> {
+pub(super) fn attend([queries, keys, values]: [Tensor<5>; 3], context: &Context) -> Tensor<5> {
     let [b, c, t, h, w] = queries.dims();
-    let channels_out = values.dims()[1];
+    let (dtype, channels_out) = (queries.dtype(), values.dims()[1]);
     let tokens = |x: Tensor<5>| {
         let [b, c, t, h, w] = x.dims();
         x.permute([0, 2, 3, 4, 1]).reshape([b * t, h * w, c])
@@ -149,14 +121,15 @@ pub(super) fn attend(primitives: &impl Primitives, [queries, keys, values]: [Ten
     let blocks = (0..h * w).step_by(QUERY_BLOCK).map(|start| {
         context.check_stop();
         let block = queries.clone().slice([0..b * t, start..(start + QUERY_BLOCK).min(h * w), 0..c]);
-        primitives.attend(block, keys.clone(), values.clone(), after)
+        let scores = block.matmul(keys.clone());
+        softmax(scores.cast(FloatDType::F32) * after, 2).cast(dtype).matmul(values.clone())
     });
     Tensor::cat(blocks.collect(), 1).reshape([b, t, h, w, channels_out]).permute([0, 4, 1, 2, 3])
 }
 
 /// What queries and scores are multiplied by; the product is the inverse root of the number of channels. Scores have the dtype of the input, and f16 ends at
 /// 65504: so queries get a power of two, which does not round them, and scores the rest, from 1 to 2.
-fn scales(channels: usize) -> [f64; 2] {
+pub(super) fn scales(channels: usize) -> [f64; 2] {
     let scale = 1.0 / (channels as f64).sqrt();
     let power = scale.log2().floor().exp2();
     [power, scale / power]
