@@ -1,8 +1,8 @@
 """Compiles CUDA kernels that `tools/null_cuda.c` has recorded (NULL_CUDA_SOURCES), and prints a Markdown table of what they need.
 
-    python tools/cuda_kernels.py SOURCES --toolkit FOLDER [--toolkit FOLDER] --bin FOLDER [--arch sm_90a] [--json FILE]
+    python tools/cuda_kernels.py SOURCES --toolkit FOLDER [--toolkit FOLDER] --cuobjdump FILE [--arch sm_90a] [--json FILE]
 
-A toolkit is a folder with `include` and `lib/libnvrtc.so*`. The folder of programs has `ptxas` and `cuobjdump` (PyPI's `triton` brings both). Exits with 1 when a
+A toolkit is a folder with `include`, `lib/libnvrtc.so*` and `bin/ptxas`. PyPI's `triton` brings `cuobjdump`. Exits with 1 when a
 kernel does not compile or spills registers, or when a convolution lacks the instructions of tensor cores.
 """
 
@@ -36,7 +36,7 @@ def compile_ptx(source: str, arch: str, toolkit: pathlib.Path) -> str:
 
 
 def measure(job: tuple) -> dict:
-    path, arch, toolkit, programs = job
+    path, arch, toolkit, cuobjdump = job
     source = path.read_text()
     name = re.search(r'extern "C" __global__ void\s+(?:__\w+__\s*\([^)]*\)\s*)*(\w+)', source)
     row = {"file": path.name, "kernel": name.group(1) if name else path.stem, "arch": arch, "toolkit": toolkit.name}
@@ -46,11 +46,11 @@ def measure(job: tuple) -> dict:
         return row | {"error": str(error)}
     with tempfile.TemporaryDirectory() as folder:
         (pathlib.Path(folder) / "k.ptx").write_text(ptx)
-        run = subprocess.run([programs / "ptxas", "-v", f"-arch={arch}", "k.ptx", "-o", "k.cubin"], cwd=folder, capture_output=True, text=True)
+        run = subprocess.run([toolkit / "bin" / "ptxas", "-v", f"-arch={arch}", "k.ptx", "-o", "k.cubin"], cwd=folder, capture_output=True, text=True)
         if run.returncode:
             return row | {"error": run.stderr[:500]}
         number = lambda pattern: int((re.search(pattern, run.stderr) or [0, 0])[1])
-        sass = subprocess.run([programs / "cuobjdump", "-sass", "k.cubin"], cwd=folder, capture_output=True, text=True).stdout
+        sass = subprocess.run([cuobjdump, "-sass", "k.cubin"], cwd=folder, capture_output=True, text=True).stdout
     return row | {
         "registers": number(r"Used (\d+) registers"),
         "spilled": number(r"(\d+) bytes spill stores"),
@@ -73,13 +73,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sources", type=pathlib.Path)
     parser.add_argument("--toolkit", type=pathlib.Path, action="append", required=True)
-    parser.add_argument("--bin", type=pathlib.Path, required=True)
+    parser.add_argument("--cuobjdump", type=pathlib.Path, required=True)
     parser.add_argument("--arch", default="sm_90a")
     parser.add_argument("--json", type=pathlib.Path)
     args = parser.parse_args()
     files = sorted(args.sources.glob("*.cu"))
     with ProcessPoolExecutor() as pool:
-        rows = list(pool.map(measure, [(path, args.arch, toolkit.resolve(), args.bin) for toolkit in args.toolkit for path in files]))
+        rows = list(pool.map(measure, [(path, args.arch, toolkit.resolve(), args.cuobjdump) for toolkit in args.toolkit for path in files]))
     if args.json:
         args.json.write_text(json.dumps(rows, indent=1))
     groups = collections.defaultdict(list)
