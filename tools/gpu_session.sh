@@ -5,7 +5,7 @@
 #
 # BUNDLE is what tools/gpu_bundle.sh has made. OUT gets log.txt, results.json and profile.txt, as they come. Torch and diffusers are those of the machine's Python,
 # or wheels in BUNDLE/wheels. Steps have limits of their own, the most important come first, and one that fails ends nothing.
-# With REHEARSE=1 all of it runs on the device DEVICE (by default the CPU), with small models and few repetitions.
+# With REHEARSE=1 all of it runs on the device DEVICE (by default the CPU) in DTYPE (f32), with small models and few repetitions.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
@@ -17,10 +17,9 @@ trap 'rm -rf "$work"' EXIT
 exec > >(tee -a "$OUT/log.txt") 2>&1
 
 if [ -n "${REHEARSE:-}" ]; then
-    device=${DEVICE:-cpu} torch_device=cpu tiny=--tiny runs=2 limit=600 share=32 size=128 latents=16,16 frames=5 clip=32x48 clip_latents=2,4,6 large=256x256
-    export NULL_CUDA_LOG=
+    device=${DEVICE:-cpu} dtype=${DTYPE:-f32} torch_device=cpu tiny=--tiny runs=2 limit=600 share=32 size=128 latents=16,16 frames=5 clip=32x48 clip_latents=2,4,6 large=256x256
 else
-    device=${DEVICE:-cuda:0} torch_device=cuda tiny='' runs=20 limit=530 share=1 size=1024 latents=128,128 frames=17 clip=480x832 clip_latents=5,60,104 large=4096x4096
+    device=${DEVICE:-cuda:0} dtype=${DTYPE:-bf16} torch_device=cuda tiny='' runs=20 limit=530 share=1 size=1024 latents=128,128 frames=17 clip=480x832 clip_latents=5,60,104 large=4096x4096
 fi
 deadline=$((SECONDS + limit))
 
@@ -67,7 +66,7 @@ step() {
     collect
 }
 export -f ours tilevae
-export BUNDLE OUT work device torch_device tiny runs share size latents frames clip clip_latents large python
+export BUNDLE OUT work device dtype torch_device tiny runs share size latents frames clip clip_latents large python
 
 versions() {
     nvidia-smi
@@ -86,7 +85,7 @@ models() {
 
 # Timed runs of the whole model on the device, and what its output differs by: MODEL DIRECTION INPUT DTYPE.
 ours_of() {
-    local keys=(--device "$device" --model "$work/$1" --set "model.dtype=$4" --set tiling.kind=off --set "devices.tf32=${5:-true}" --format json -q)
+    local keys=(--device "$device" --model "$work/$1" --set "model.dtype=$4" --set tiling.kind=off --set "devices.tf32=${5:-true}" --set io.latent_space=vae --format json -q)
     tilevae bench "$work/$3.safetensors" --direction "$2" --executor sequential --runs "$runs" "${keys[@]}" | "$python" -c '
 import json, sys
 run = json.load(sys.stdin)["runs"][0]
@@ -94,14 +93,14 @@ what, dtype = sys.argv[1:]
 print(json.dumps({"what": what, "program": "tilevae", "dtype": dtype} | {key: run.get(key) for key in ("seconds", "busy", "device_memory_bytes", "peak_memory_bytes")}))' "$1 $2" "$4"
     tilevae "$2" "$work/$3.safetensors" -o "$work/ours.safetensors" "${keys[@]}" > /dev/null && "$python" tools/gpu_torch.py "$work" "$1" "$2" "$work/$3.safetensors" --compare "$work/ours.safetensors"
 }
-torch_of() { "$python" tools/gpu_torch.py "$work" "$1" "$2" "$work/$3.safetensors" --device "$torch_device" --runs "$runs" --settings "$4" --dtype "${5:-bf16}"; }
-bench() { ours "$BUNDLE/gpu_bench" "$1" --device "$device" --dtype "${2:-bf16}" --share "$share" --seconds "${3:-0.2}"; }
+torch_of() { "$python" tools/gpu_torch.py "$work" "$1" "$2" "$work/$3.safetensors" --device "$torch_device" --runs "$runs" --settings "$4" --dtype "${5:-$dtype}"; }
+bench() { ours "$BUNDLE/gpu_bench" "$1" --device "$device" --dtype "$dtype" --share "$share" --seconds "${2:-0.2}"; }
 
 # The operators' tests, which compare every device that they find with the CPU: DEVICE.
 operators() { (cd crates/vae-core && TILEVAE_TEST_DEVICE=$1 ours "$BUNDLE/vae_core_tests" operators --test-threads 1); }
 
 tiled() {
-    tilevae bench "$large" --executor sequential,pipelined --device "$device" --model "$work/sdxl" --set model.dtype=bf16 --set tiling.kind=uniform --set tiling.tile_px=$size --format json -q
+    tilevae bench "$large" --executor sequential,pipelined --device "$device" --model "$work/sdxl" --set model.dtype=$dtype --set tiling.kind=uniform --set tiling.tile_px=$size --format json -q
 }
 mixed() {
     tilevae bench "$large" --executor multi-device --workers 2 --device "$device" --device cpu --model "$work/sdxl" --set tiling.kind=uniform --set tiling.tile_px=$((size / 2)) --format json -q
@@ -110,7 +109,7 @@ mixed() {
 profile() {
     mkdir -p "$work/profile" && cd "$work/profile" || return
     printf '[profiling]\nlogger = { level = "medium", file = "%s/profile/kernels" }\n' "$work" > cubecl.toml
-    tilevae bench "$work/kl.safetensors" --direction decode --executor sequential --runs 2 --device "$device" --model "$work/sdxl" --set model.dtype=bf16 --set tiling.kind=off -q
+    tilevae bench "$work/kl.safetensors" --direction decode --executor sequential --runs 2 --device "$device" --model "$work/sdxl" --set model.dtype=$dtype --set tiling.kind=off -q
     tail -n 200 kernels > "$OUT/profile.txt"
 }
 # Workers of one thread, and one worker of all threads, against torch.
@@ -134,15 +133,15 @@ step models 40 models
 step bandwidth 20 bench bandwidth
 step matrix_rate 30 bench matrix-rate
 step sdxl_torch 150 torch_of sdxl decode kl eager,channels_last,compiled
-step sdxl_ours 120 ours_of sdxl decode kl bf16
+step sdxl_ours 120 ours_of sdxl decode kl "$dtype"
 step sdxl_f32 60 ours_of sdxl decode kl f32 false
-step operators 60 operators cuda
-step convolutions 60 bench convolutions bf16 0.1
+step operators 60 operators "${device%:*}"
+step convolutions 60 bench convolutions 0.1
 step norms 20 bench norms
 step wan_torch 60 torch_of wan21 decode clip eager
-step wan_ours 100 ours_of wan21 decode clip bf16
+step wan_ours 100 ours_of wan21 decode clip "$dtype"
 step wan_encode_torch 40 torch_of wan21 encode frames eager
-step wan_encode_ours 60 ours_of wan21 encode frames bf16
+step wan_encode_ours 60 ours_of wan21 encode frames "$dtype"
 step sdxl_tf32 40 ours_of sdxl decode kl f32
 step tiled 40 tiled
 step profile 40 profile

@@ -12,17 +12,20 @@ import json
 import pathlib
 import sys
 import time
+import warnings
 
 import torch
 from safetensors.torch import load_file, save_file
 
+warnings.filterwarnings("ignore")
 
 def model_of(folder: pathlib.Path, dtype: torch.dtype, device: str):
     import diffusers
 
-    kind = json.loads((folder / "config.json").read_text())["_class_name"]
-    return getattr(diffusers, kind).from_pretrained(folder, torch_dtype=dtype).to(device).eval()
+    diffusers.logging.set_verbosity_error()
 
+    kind = json.loads((folder / "config.json").read_text())["_class_name"]
+    return getattr(diffusers, kind).from_pretrained(folder, torch_dtype=dtype, low_cpu_mem_usage=False).to(device).eval()
 
 def wanted(vae, path: pathlib.Path, device: str) -> torch.Tensor:
     x = next(iter(load_file(path).values())).to(device)
@@ -30,18 +33,15 @@ def wanted(vae, path: pathlib.Path, device: str) -> torch.Tensor:
         return x.reshape(-1, *x.shape[-3:])
     return x if x.ndim == 5 else x[None]
 
-
 def run(vae, x: torch.Tensor, direction: str) -> torch.Tensor:
     with torch.inference_mode():
         if direction == "decode":
             return vae.decode(x, return_dict=False)[0]
         return vae.encode(x).latent_dist.mode()
 
-
 def relative(got: torch.Tensor, reference: torch.Tensor) -> float:
     got, reference = got.float().flatten().cpu(), reference.float().flatten().cpu()
     return float((got - reference).norm() / reference.norm())
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -106,7 +106,6 @@ def main() -> None:
         vae = y = None
         if on_gpu:
             torch.cuda.empty_cache()
-
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# Builds what tools/gpu_session.sh takes to a machine with a GPU, in target/gpu-bundle and as target/gpu-bundle.tar.xz of at most 40 MiB: the program, timed single
+# kernels and the operators' tests, with the features cuda-nvrtc and vulkan. Needs no GPU; compiling takes about half an hour on two cores.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+# A folder of its own, because the flags would compile everything anew: as in tools/build_cuda_nvrtc.sh LLVM is left out, and a library with its names takes its place.
+export DOCS_RS=1 CUDARC_CUDA_VERSION=${CUDARC_CUDA_VERSION:-13000} CARGO_TARGET_DIR=${GPU_TARGET_DIR:-target/gpu}
+export RUSTFLAGS=-Clink-arg=-Wl,--unresolved-symbols=ignore-all
+features=(--release --locked --workspace --features tilevae-cli/cuda-nvrtc,tilevae-cli/vulkan,tilevae-core/testing)
+# Names of the executables that cargo reports.
+built() { grep -o '"executable":"[^"]*"' | cut -d'"' -f4; }
+cargo build "${features[@]}" --bin tilevae --example gpu_bench
+tests=$(cargo test "${features[@]}" --lib --no-run --message-format json 2> /dev/null | built | grep '/vae_core-')
+
+bundle=target/gpu-bundle
+rm -rf "$bundle" && mkdir -p "$bundle"
+cp "$CARGO_TARGET_DIR/release/tilevae" "$CARGO_TARGET_DIR/release/examples/gpu_bench" "$bundle"
+cp "$tests" "$bundle/vae_core_tests"
+
+# With a version of its own, so that a Vulkan driver that has an LLVM keeps it.
+names=$(nm -D --undefined-only "$bundle"/* | awk '$NF ~ /^(LLVM|cubecl_)/ { print $NF }' | sort -u)
+{
+    printf '#include <stdio.h>\n#include <stdlib.h>\n'
+    printf 'void tilevae_no_llvm(void) { fputs("this program was built without LLVM\\n", stderr); abort(); }\n'
+    printf 'void %s(void) __attribute__((alias("tilevae_no_llvm")));\n' $names
+} > "$CARGO_TARGET_DIR/no_llvm.c"
+echo 'NO_LLVM { global: *; };' > "$CARGO_TARGET_DIR/no_llvm.map"
+cc -shared -fPIC -Wl,--version-script="$CARGO_TARGET_DIR/no_llvm.map" -o "$bundle/libno_llvm.so" "$CARGO_TARGET_DIR/no_llvm.c"
+
+strip "$bundle"/*
+tar -C "$bundle" -cf - . | xz -T1 --x86 --lzma2=preset=6e,dict=512MiB > "$bundle.tar.xz"
+size=$(stat -c %s "$bundle.tar.xz")
+echo "$bundle.tar.xz: $((size >> 20)) MiB"
+test "$size" -le $((40 << 20))
