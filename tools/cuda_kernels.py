@@ -1,6 +1,6 @@
 """Compiles CUDA kernels that `tools/null_cuda.c` has recorded (NULL_CUDA_SOURCES), and prints a Markdown table of what they need.
 
-    python tools/cuda_kernels.py SOURCES --toolkit FOLDER [--toolkit FOLDER] --cuobjdump FILE [--arch sm_90a] [--json FILE]
+    python tools/cuda_kernels.py SOURCES --toolkit FOLDER [--toolkit FOLDER] [--cuobjdump FILE] [--arch sm_90a] [--json FILE]
 
 A toolkit is a folder with `include`, `lib/libnvrtc.so*` and `bin/ptxas`. PyPI's `triton` brings `cuobjdump`. Exits with 1 when a
 kernel does not compile or spills registers, or when a convolution lacks the instructions of tensor cores.
@@ -44,6 +44,8 @@ def measure(job: tuple) -> dict:
         ptx = compile_ptx(source, arch, toolkit)
     except RuntimeError as error:
         return row | {"error": str(error)}
+    if cuobjdump is None:
+        return row
     with tempfile.TemporaryDirectory() as folder:
         (pathlib.Path(folder) / "k.ptx").write_text(ptx)
         run = subprocess.run([toolkit / "bin" / "ptxas", "-v", f"-arch={arch}", "k.ptx", "-o", "k.cubin"], cwd=folder, capture_output=True, text=True)
@@ -73,7 +75,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sources", type=pathlib.Path)
     parser.add_argument("--toolkit", type=pathlib.Path, action="append", required=True)
-    parser.add_argument("--cuobjdump", type=pathlib.Path, required=True)
+    parser.add_argument("--cuobjdump", type=pathlib.Path, help="without it kernels are only compiled to PTX")
     parser.add_argument("--arch", default="sm_90a")
     parser.add_argument("--json", type=pathlib.Path)
     args = parser.parse_args()
@@ -88,7 +90,7 @@ def main() -> int:
     print("| kernel | toolkit | variants | registers | spilled, bytes | shared memory, bytes | matrix instructions |\n|---|---|---|---|---|---|---|")
     for (name, toolkit), group in sorted(groups.items()):
         good = [row for row in group if "error" not in row]
-        span = lambda key: (lambda values: f"{min(values)} to {max(values)}" if len(set(values)) > 1 else str(values[0]))([row[key] for row in good] or [0])
+        span = lambda key: (lambda values: f"{min(values)} to {max(values)}" if len(set(values)) > 1 else str(values[0]))([row.get(key, 0) for row in good] or [0])
         refused = len(group) - len(good)
         print(f"| `{name}` | {toolkit} | {len(group)}{f', {refused} refused' if refused else ''} | {span('registers')} | {span('spilled')} | {span('shared')} | {span('matrix')} |")
     errors = [f"{row['kernel']} ({row['toolkit']}): {row['error']}" for row in rows if "error" in row]

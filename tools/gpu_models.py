@@ -18,7 +18,7 @@ import numpy
 
 from bench_peer import SD1
 
-KL = SD1 | dict(norm_num_groups=32, scaling_factor=0.18215)
+KL = SD1 | dict(scaling_factor=0.18215)
 WAN = dict(
     base_dim=96, z_dim=16, dim_mult=[1, 2, 4, 4], num_res_blocks=2, attn_scales=[], temperal_downsample=[False, True, True], dropout=0.0,
     latents_mean=[0.0] * 16, latents_std=[1.0] * 16,

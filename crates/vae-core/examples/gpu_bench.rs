@@ -7,8 +7,11 @@ use serde_json::json;
 use vae_core::DeviceName;
 use vae_core::testing::gpu_bench;
 
-/// Names, `[t, h, w]`, channels in and out, and kernels: of SDXL at 1024x1024, and of Wan 2.1 at 480x832 with four frames at once.
-const CONVOLUTIONS: [(&str, [usize; 3], [usize; 2], [usize; 3]); 14] = [
+/// Name, `[t, h, w]`, channels in and out, and kernel.
+type Shape = (&'static str, [usize; 3], [usize; 2], [usize; 3]);
+
+/// Those of SDXL at 1024x1024, and of Wan 2.1 at 480x832 with four frames at once.
+const CONVOLUTIONS: [Shape; 14] = [
     ("sdxl conv_in", [1, 128, 128], [4, 512], [1, 3, 3]),
     ("sdxl mid", [1, 128, 128], [512, 512], [1, 3, 3]),
     ("sdxl attention", [1, 128, 128], [512, 512], [1, 1, 1]),

@@ -92,6 +92,7 @@ mod kernel_log {
     const FILE: &str = "TILEVAE_TEST_KERNELS";
     const TIMES: &str = "TILEVAE_TEST_TIMES";
 
+    #[expect(clippy::print_stdout, reason = "a test that fails shows them")]
     pub(super) fn count<W: FnMut()>(test: &str, prepare: impl FnOnce(&Device) -> W) -> Option<usize> {
         if let Some(file) = std::env::var_os(FILE) {
             let times = std::env::var(TIMES).expect("a number of times").parse().expect("a number");

@@ -1,12 +1,18 @@
 //! Timed single kernels, for `examples/gpu_bench.rs`.
 
+#![expect(clippy::missing_panics_doc, reason = "it panics where a device fails")]
+
 use std::time::Instant;
 
 use burn::tensor::{DType, Device, FloatDType, Tensor};
+use burn_cubecl::tensor::CubeTensor;
+use cubek::convolution::Strategy;
 
 use super::convolution::{CANDIDATES, Problem};
-use super::*;
-use cubek::convolution::Strategy;
+use super::tensor::{View, dense};
+use super::{Cube, Map, copy_frames, primitive};
+use crate::Context;
+use crate::operators::{Activation, GroupNormParameters, Operators};
 
 /// Seconds of one call: the least of a few rounds, each of as many calls as take `seconds` / 4.
 pub fn seconds_of(device: &Device, seconds: f64, mut work: impl FnMut()) -> f64 {

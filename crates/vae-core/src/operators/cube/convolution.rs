@@ -48,10 +48,14 @@ pub(super) fn uses_tensor_cores(x: &CubeTensor, math_mode: MathMode) -> bool {
 /// Computes the parts of `y`, which is dense, and adds `residual` if there is one.
 pub(super) fn run(parts: Vec<Problem>, y: &CubeTensor, residual: Option<CubeTensor>, math_mode: MathMode) {
     if !uses_tensor_cores(y, math_mode) {
-        parts.into_iter().for_each(|part| part.multiply(residual.clone()));
+        for part in parts {
+            part.multiply(residual.clone());
+        }
         return;
     }
-    parts.into_iter().for_each(tune);
+    for part in parts {
+        tune(part);
+    }
     if let Some(residual) = residual {
         add_into(y, residual);
     }

@@ -36,7 +36,7 @@ pub(super) fn is_dense(x: &CubeTensor) -> bool {
 
 /// The same values in dense memory, which begins where kernels can read whole vectors: `x` itself where it is so.
 pub(super) fn dense(x: CubeTensor) -> CubeTensor {
-    let is_aligned = x.handle.offset_start.unwrap_or(0) % 16 == 0;
+    let is_aligned = x.handle.offset_start.unwrap_or(0).is_multiple_of(16);
     let shape = x.meta.shape().clone();
     if is_dense(&x) && is_aligned {
         return reshaped(x, shape);

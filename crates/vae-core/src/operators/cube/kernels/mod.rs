@@ -3,6 +3,13 @@
 //! A unit (thread) reads and writes vectors of channels, always of the same column of vectors, so that it needs no division for each value. Sums have a fixed
 //! order: every run gives the same bits. A cube (workgroup) has [`UNITS`] units. Kernels whose name ends in `plain` use no shared memory.
 
+#![allow(
+    clippy::used_underscore_binding,
+    clippy::too_many_lines,
+    clippy::neg_cmp_op_on_partial_ord,
+    reason = "what CubeCL makes of a kernel uses all of its arguments, and comparisons with NaN are meant"
+)]
+
 mod convolution;
 mod eight_bits;
 mod frames;
