@@ -87,7 +87,7 @@ def main() -> int:
     groups = collections.defaultdict(list)
     for row in rows:
         groups[kind(row), row["toolkit"]].append(row)
-    print("| kernel | toolkit | variants | registers | spilled, bytes | shared memory, bytes | matrix instructions |\n|---|---|---|---|---|---|---|")
+    print("| kernel | toolkit | variants | registers | spilled, bytes | static shared memory, bytes | matrix instructions |\n|---|---|---|---|---|---|---|")
     for (name, toolkit), group in sorted(groups.items()):
         good = [row for row in group if "error" not in row]
         span = lambda key: (lambda values: f"{min(values)} to {max(values)}" if len(set(values)) > 1 else str(values[0]))([row.get(key, 0) for row in good] or [0])

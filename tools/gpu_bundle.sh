@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Builds what tools/gpu_session.sh takes to a machine with a GPU, in target/gpu-bundle and as target/gpu-bundle.tar.xz of at most 40 MiB: the program, timed single
-# kernels and the operators' tests, with the features cuda-nvrtc and vulkan. Needs no GPU; compiling takes about half an hour on two cores.
+# Builds what tools/gpu_session.sh takes to a machine with a GPU, in target/gpu-bundle and as target/gpu-bundle.tar.xz of at most 40 MiB: the program and the
+# tests of the operators, which time single kernels, too, with the features cuda-nvrtc and vulkan. Needs no GPU; compiling takes about half an hour on two cores.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -10,12 +10,12 @@ export RUSTFLAGS=-Clink-arg=-Wl,--unresolved-symbols=ignore-all
 features=(--release --locked --workspace --features tilevae-cli/cuda-nvrtc,tilevae-cli/vulkan,tilevae-core/testing)
 # Names of the executables that cargo reports.
 built() { grep -o '"executable":"[^"]*"' | cut -d'"' -f4; }
-cargo build "${features[@]}" --bin tilevae --example gpu_bench
+cargo build "${features[@]}" --bin tilevae
 tests=$(cargo test "${features[@]}" --lib --no-run --message-format json 2> /dev/null | built | grep '/vae_core-')
 
 bundle=target/gpu-bundle
 rm -rf "$bundle" && mkdir -p "$bundle"
-cp "$CARGO_TARGET_DIR/release/tilevae" "$CARGO_TARGET_DIR/release/examples/gpu_bench" "$bundle"
+cp "$CARGO_TARGET_DIR/release/tilevae" "$bundle"
 cp "$tests" "$bundle/vae_core_tests"
 
 # With a version of its own, so that a Vulkan driver that has an LLVM keeps it.

@@ -94,7 +94,7 @@ print(json.dumps({"what": what, "program": "tilevae", "dtype": dtype} | {key: ru
     tilevae "$2" "$work/$3.safetensors" -o "$work/ours.safetensors" "${keys[@]}" > /dev/null && "$python" tools/gpu_torch.py "$work" "$1" "$2" "$work/$3.safetensors" --compare "$work/ours.safetensors"
 }
 torch_of() { "$python" tools/gpu_torch.py "$work" "$1" "$2" "$work/$3.safetensors" --device "$torch_device" --runs "$runs" --settings "$4" --dtype "${5:-$dtype}"; }
-bench() { ours "$BUNDLE/gpu_bench" "$1" --device "$device" --dtype "$dtype" --share "$share" --seconds "${2:-0.2}"; }
+bench() { TILEVAE_TEST_DEVICE=${device%:*} TILEVAE_TEST_DTYPE=$dtype TILEVAE_TEST_SHARE=$share ours "$BUNDLE/vae_core_tests" --ignored --nocapture --exact "operators::cube::bench::$1"; }
 
 # The operators' tests, which compare every device that they find with the CPU: DEVICE.
 operators() { (cd crates/vae-core && TILEVAE_TEST_DEVICE=$1 ours "$BUNDLE/vae_core_tests" operators --test-threads 1); }
@@ -131,12 +131,12 @@ cpu_scaling() {
 step versions 30 versions
 step models 40 models
 step bandwidth 20 bench bandwidth
-step matrix_rate 30 bench matrix-rate
+step matrix_rate 30 bench matrix_rate
 step sdxl_torch 150 torch_of sdxl decode kl eager,channels_last,compiled
 step sdxl_ours 120 ours_of sdxl decode kl "$dtype"
 step sdxl_f32 60 ours_of sdxl decode kl f32 false
 step operators 60 operators "${device%:*}"
-step convolutions 60 bench convolutions 0.1
+step convolutions 60 bench convolutions
 step norms 20 bench norms
 step wan_torch 60 torch_of wan21 decode clip eager
 step wan_ours 100 ours_of wan21 decode clip "$dtype"

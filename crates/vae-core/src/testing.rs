@@ -46,9 +46,6 @@ pub fn gpu() -> Option<Device> {
     Some(device())
 }
 
-#[cfg(feature = "cube")]
-pub use crate::operators::cube::bench as gpu_bench;
-
 /// Whether kernels use shared memory on the device of the tests.
 pub fn has_shared_memory() -> bool {
     match device().as_dispatch() {

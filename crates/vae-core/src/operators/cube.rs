@@ -1,8 +1,8 @@
 //! Operators on GPUs, as kernels for every runtime of CubeCL (CUDA, Vulkan, Metal, wgpu). Features are dense and channels last from the first convolution to the
 //! last; so are weights, from loading on. Statistics and sums are f32 whatever the dtype, and in a fixed order: every run gives the same bits.
 
-#[cfg(feature = "testing")]
-pub mod bench;
+#[cfg(all(test, feature = "testing"))]
+mod bench;
 mod convolution;
 mod kernels;
 mod norms;

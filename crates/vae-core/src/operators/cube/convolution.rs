@@ -16,8 +16,9 @@ use super::kernels;
 use super::tensor::{View, address, element, elementwise, empty, vector_size};
 use crate::MathMode;
 
-/// Channels that a unit computes at most.
+/// Channels that a unit computes at most, and those times the values that it reads at once: more need more registers than there are.
 const OUTPUTS: usize = 8;
+const OUTPUTS_TIMES_INPUTS: usize = 32;
 
 /// A convolution of `x` with `weight`, written to `y`. All are `[n, t, h, w, c]`, the weight with its output channels in place of `n`.
 #[derive(Clone)]
@@ -75,8 +76,8 @@ impl Problem {
     pub(super) fn multiply(self, residual: Option<CubeTensor>) {
         let Self { x, weight, bias, y, stride, padding } = self;
         let [n, t, h, w, c] = y.shape;
-        let outputs = (1..=OUTPUTS).rev().find(|outputs| c % outputs == 0).unwrap_or(1);
         let size_in = x.vector_size().min(weight.vector_size());
+        let outputs = (1..=OUTPUTS.min(OUTPUTS_TIMES_INPUTS / size_in)).rev().find(|outputs| c % outputs == 0).unwrap_or(1);
         let size_out = y.vector_size().min(1 << outputs.trailing_zeros());
         let units = n * t * h * w.div_ceil(kernels::PX) * (c / outputs);
         let (count, dim) = elementwise(&y.tensor, units);
