@@ -40,6 +40,10 @@ gpu-smoke:
 cuda-nvrtc:
     bash tools/build_cuda_nvrtc.sh
 
+# What `tools/gpu_session.sh` takes to a machine with an NVIDIA GPU.
+gpu-bundle:
+    bash tools/gpu_bundle.sh
+
 # Golden files from diffusers (see tools/requirements.txt).
 fixtures:
     python tools/make_fixtures.py

@@ -21,4 +21,4 @@ export TILEVAE_TEST_DEVICE=vulkan
 
 build=(--release --locked -p tilevae-cli --features tilevae-cli/vulkan)
 cargo run "${build[@]}" -- devices
-cargo test --no-fail-fast "${build[@]}" -p tilevae -p tilevae-core -p tilevae-kl -p tilevae-wan -- gpu golden
+cargo test --no-fail-fast "${build[@]}" -p tilevae -p tilevae-core -p tilevae-kl -p tilevae-wan -- gpu golden operators
