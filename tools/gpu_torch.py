@@ -1,6 +1,6 @@
 """Torch and diffusers on one model, for `tools/gpu_session.sh`: a JSON line for each setting.
 
-    python tools/gpu_torch.py FOLDER MODEL decode|encode INPUT --device cuda [--runs 20] [--compile-limit 100] [--threads N] [--dtype bf16] [--settings eager,channels_last,compiled]
+    python tools/gpu_torch.py FOLDER MODEL decode|encode INPUT --device cuda [--runs 20] [--threads N] [--dtype bf16] [--settings eager,channels_last,compiled]
     python tools/gpu_torch.py FOLDER MODEL decode|encode INPUT --device cuda --compare OUTPUT.safetensors
 
 FOLDER is one of `tools/gpu_models.py`. The first form times a decode or an encode to moments, and gives the relative error of its samples against f32 without TF32,
