@@ -1,16 +1,19 @@
 //! Timed single kernels: a JSON line each. Run with `--ignored --nocapture` on the device of the tests, in the dtype that `TILEVAE_TEST_DTYPE` names (bf16), with
 //! sides divided by `TILEVAE_TEST_SHARE`.
 
+#![expect(clippy::print_stdout, reason = "it prints its results")]
+
 use std::time::Instant;
 
-use burn::tensor::{DType, Device, FloatDType, Tensor};
+use burn::tensor::{DType, Device, Distribution, FloatDType, Tensor};
 use burn_cubecl::tensor::CubeTensor;
 use cubek::convolution::Strategy;
 use serde_json::json;
 
+use super::Cube;
 use super::convolution::{CANDIDATES, Problem};
-use super::tensor::{View, dense};
-use super::{Cube, Map, copy_frames, primitive};
+use super::feature_map::{FeatureMap, copy_frames};
+use super::tensor::{View, dense, primitive};
 use crate::operators::{Activation, GroupNormParameters, Operators};
 use crate::{Context, testing};
 
@@ -110,13 +113,14 @@ fn seconds_of(device: &Device, mut work: impl FnMut()) -> f64 {
     (0..3).map(|_| time(calls)).fold(f64::INFINITY, f64::min)
 }
 
-fn zeros(device: &Device, shape: [usize; 5], dtype: DType) -> CubeTensor {
-    primitive(Tensor::<5>::zeros(shape, device).cast(FloatDType::from(dtype)))
+/// Not zeros, with which a GPU takes less power and is faster.
+fn random(device: &Device, shape: [usize; 5], dtype: DType) -> CubeTensor {
+    dense(primitive(Tensor::<5>::random(shape, Distribution::Default, device).cast(FloatDType::from(dtype))))
 }
 
 /// A copy of `[1, 1, h, w, c]` to itself elsewhere: seconds, and the bytes that are read and written.
 fn copy(device: &Device, dtype: DType, [h, w, c]: [usize; 3]) -> (f64, usize) {
-    let [x, y] = [0, 1].map(|_| zeros(device, [1, 1, h, w, c], dtype));
+    let [x, y] = [0, 1].map(|_| random(device, [1, 1, h, w, c], dtype));
     (seconds_of(device, || copy_frames(&x, [0, 1], &y, [0, 1], 1)), 2 * h * w * c * dtype.size())
 }
 
@@ -130,10 +134,10 @@ fn convolution(
 ) -> Vec<(String, Result<f64, String>)> {
     let [kernel_t, kernel_h, kernel_w] = kernel;
     let problem = Problem {
-        x: View::new(zeros(device, [1, t, h, w, channels_in], dtype)),
-        weight: View::new(zeros(device, [channels_out, kernel_t, kernel_h, kernel_w, channels_in], dtype)),
+        x: View::new(random(device, [1, t, h, w, channels_in], dtype)),
+        weight: View::new(random(device, [channels_out, kernel_t, kernel_h, kernel_w, channels_in], dtype)),
         bias: Some(dense(primitive(Tensor::<1>::zeros([channels_out], device).cast(FloatDType::from(dtype))))),
-        y: View::new(zeros(device, [1, t, h, w, channels_out], dtype)),
+        y: View::new(random(device, [1, t, h, w, channels_out], dtype)),
         stride: [1; 3],
         padding: [kernel_t - 1, kernel_h / 2, kernel_w / 2],
     }
@@ -155,7 +159,7 @@ fn convolution(
 fn group_norm(device: &Device, dtype: DType, [h, w, c]: [usize; 3]) -> (f64, usize) {
     let parameter = || Tensor::<1>::zeros([c], device).cast(FloatDType::from(dtype));
     let norm = GroupNormParameters { groups: 32, epsilon: 1e-6, weight: parameter(), bias: parameter() };
-    let (x, context) = (Map::from(zeros(device, [1, 1, h, w, c], dtype)), Context::default());
+    let (x, context) = (FeatureMap::from(random(device, [1, 1, h, w, c], dtype)), Context::default());
     let run = || drop(Cube.group_norm(x.clone(), &norm, Activation::Silu, &context));
     (seconds_of(device, run), 3 * h * w * c * dtype.size())
 }
@@ -164,7 +168,7 @@ fn group_norm(device: &Device, dtype: DType, [h, w, c]: [usize; 3]) -> (f64, usi
 fn rms_norm(device: &Device, dtype: DType, [t, h, w, c]: [usize; 4]) -> (f64, usize) {
     let gamma = Tensor::<1>::zeros([c], device).cast(FloatDType::from(dtype));
     let context = Context::default();
-    let [x, earlier] = [t, 2].map(|frames| Map::from(zeros(device, [1, frames, h, w, c], dtype)));
+    let [x, earlier] = [t, 2].map(|frames| FeatureMap::from(random(device, [1, frames, h, w, c], dtype)));
     let run = || drop(Cube.concat_frames(earlier.clone(), Cube.rms_norm(x.clone(), gamma.clone(), Activation::Silu, &context), &context));
     (seconds_of(device, run), 2 * (t + 2) * h * w * c * dtype.size())
 }

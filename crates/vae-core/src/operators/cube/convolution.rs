@@ -2,7 +2,8 @@
 
 use std::fmt;
 
-use burn::tensor::DType;
+use burn::tensor::{DType, Tensor};
+use burn_cubecl::ops::permute;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::CubeTuneId;
 use cubecl::ir::{ElemType, FloatKind};
@@ -13,8 +14,9 @@ use cubek::std::InputBinding;
 use serde::{Deserialize, Serialize};
 
 use super::kernels;
-use super::tensor::{View, address, element, elementwise, empty, vector_size};
+use super::tensor::{View, address, dense, element, elementwise, empty, primitive, reshaped, vector_size};
 use crate::MathMode;
+use crate::operators::{Convolution, Padding};
 
 /// Channels that a unit computes at most, and those times the values that it reads at once: more need more registers than there are.
 const OUTPUTS: usize = 8;
@@ -151,7 +153,7 @@ impl Problem {
 }
 
 /// Adds `x` to `y`, in place. Both are dense.
-fn add_into(y: &CubeTensor, x: CubeTensor) {
+pub(super) fn add_into(y: &CubeTensor, x: CubeTensor) {
     let count = y.meta.num_elements();
     let size = vector_size(y, [count]).min(vector_size(&x, [count]));
     let (cubes, dim) = elementwise(y, count / size);
@@ -223,8 +225,61 @@ fn tune(problem: Problem) {
     TUNER.execute(&id, &client, tunables, problem);
 }
 
+/// `[out, in, t, h, w]` as kernels read it: `[out, t, h, w, in]`, in the memory that it has if its channels lie next to one another.
+pub(super) fn weight_view(weight: Tensor<5>) -> View {
+    let weight = permute(primitive(weight), &[0, 2, 3, 4, 1]);
+    let is_channels_last = weight.meta.strides()[4] == 1 || weight.meta.shape()[4] == 1;
+    let weight = if is_channels_last { weight } else { dense(weight) };
+    let strides = std::array::from_fn(|axis| weight.meta.strides()[axis]);
+    let shape = std::array::from_fn(|axis| weight.meta.shape()[axis]);
+    View { tensor: weight, offset: 0, shape, strides }
+}
+
+/// A convolution of all of `x`, written to all of `y`. Both are `[b, t, h, w, c]`, dense.
+pub(super) fn whole(x: CubeTensor, convolution: &Convolution, y: &CubeTensor) -> Problem {
+    let Convolution { stride, padding: Padding { top, left, .. }, window, .. } = *convolution;
+    let (mut x, mut weight) = (View::new(x), weight_view(convolution.weight.clone()));
+    // Of a single frame's kernel only the last frame meets something.
+    let kernel_frames = if x.shape[1] == 1 { 1 } else { weight.shape[1] };
+    weight.offset += (weight.shape[1] - kernel_frames) * weight.strides[1];
+    weight.shape[1] = kernel_frames;
+    // Frames that no output depends on are cut off, and those before the first are zeros.
+    let first = (window.context + 1).saturating_sub(kernel_frames);
+    let missing = (kernel_frames - 1).saturating_sub(window.context);
+    x.offset += first * x.strides[1];
+    x.shape[1] -= first;
+    let (stride, padding) = ([window.stride, stride[0], stride[1]], [missing, top, left]);
+    Problem { x, weight, bias: bias_of(convolution), y: View::new(y.clone()), stride, padding }.with_frames_as_items()
+}
+
+/// The four convolutions of `x` that a convolution 3x3 with a padding of 1 over its doubled px amounts to. Each writes one of the four px of `y` that a px becomes.
+pub(super) fn folded_parts(x: &CubeTensor, convolution: &Convolution, y: &CubeTensor) -> Vec<Problem> {
+    let weight = weight_view(convolution.weight.clone());
+    let [out, _, _, _, channels] = weight.shape;
+    let (folded, bias) = (fold(weight), bias_of(convolution));
+    let part = |phase: usize| {
+        let [down, across] = [phase / 2, phase % 2];
+        let mut weight = View::new(reshaped(folded.clone(), [4 * out, 1, 2, 2, channels]));
+        weight.shape[0] = out;
+        weight.offset = phase * out * weight.strides[0];
+        let mut to = View::new(y.clone());
+        to.offset = down * to.strides[2] + across * to.strides[3];
+        for axis in [2, 3] {
+            to.shape[axis] /= 2;
+            to.strides[axis] *= 2;
+        }
+        let padding = [0, 1 - down, 1 - across];
+        Problem { x: View::new(x.clone()), weight, bias: bias.clone(), y: to, stride: [1; 3], padding }.with_frames_as_items()
+    };
+    (0..4).map(part).collect()
+}
+
+fn bias_of(convolution: &Convolution) -> Option<CubeTensor> {
+    convolution.bias.clone().map(|bias| dense(primitive(bias)))
+}
+
 /// The weight of the four convolutions over px that `weight`, a convolution 3x3 over doubled px, amounts to: `[4, out, 1, 2, 2, in]`.
-pub(super) fn fold(weight: View) -> CubeTensor {
+fn fold(weight: View) -> CubeTensor {
     let [out, _, _, _, channels] = weight.shape;
     let y = empty(&weight.tensor, [4, out, 1, 2, 2, channels]);
     let size = weight.vector_size();

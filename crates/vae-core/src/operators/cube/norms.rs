@@ -3,10 +3,12 @@
 use burn::tensor::{Shape, Tensor};
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::client::Client;
+use cubecl::ir::{AddressType, ElemType};
+use cubecl::prelude::TensorArg;
 use cubecl::{CubeCount, CubeDim};
 
 use super::kernels::{self, UNITS};
-use super::tensor::{address, element, elementwise, empty, empty_f32, vector_size};
+use super::tensor::{address, dense, element, elementwise, empty, empty_f32, primitive, vector_size};
 use crate::operators::GroupNormParameters;
 
 /// Parts that the sums of a frame are made of at most: each cube of the norm adds them all up.
@@ -39,7 +41,8 @@ impl<'a> GroupNorm<'a> {
         let [area, channels] = [1, 2].map(|axis| x.meta.shape()[axis]);
         let size = vector_size(x, [channels]);
         let px_per_part = area.div_ceil(PARTS).max(PX_PER_PART);
-        let fits = channels / size <= UNITS as usize && groups <= UNITS as usize;
+        // Parameters of another dtype may have shorter vectors.
+        let fits = channels / size.min(4) <= UNITS as usize && groups <= UNITS as usize;
         fits.then(|| Self { x, groups, size, parts: area.div_ceil(px_per_part), px_per_part })
     }
 
@@ -189,10 +192,10 @@ impl<'a> GroupNorm<'a> {
     fn launch(
         &self,
         norm: &GroupNormParameters,
-        launch: impl FnOnce(usize, CubeCount, CubeDim, cubecl::ir::AddressType, [cubecl::prelude::TensorArg; 4], usize, [cubecl::ir::ElemType; 2]),
+        launch: impl FnOnce(usize, CubeCount, CubeDim, AddressType, [TensorArg; 4], usize, [ElemType; 2]),
     ) -> CubeTensor {
         let y = empty(self.x, self.x.meta.shape().clone());
-        let [weight, bias] = [&norm.weight, &norm.bias].map(|parameter| super::primitive(parameter.clone()));
+        let [weight, bias] = [&norm.weight, &norm.bias].map(|parameter| dense(primitive(parameter.clone())));
         let size = self.size.min(vector_size(&weight, [])).min(vector_size(&bias, []));
         let rows = UNITS as usize / (self.channels() / size);
         let area = self.x.meta.shape()[1];
@@ -211,7 +214,7 @@ pub(super) fn rms_norm(x: &CubeTensor, earlier: Option<&CubeTensor>, gamma: Tens
     let [items, px, channels] = [0, 1, 2].map(|axis| x.meta.shape()[axis]);
     let earlier_px = earlier.map_or(0, |earlier| earlier.meta.shape()[1]);
     let y = empty(x, [items, earlier_px + px, channels]);
-    let gamma = super::primitive(gamma);
+    let gamma = dense(primitive(gamma));
     let size = vector_size(x, [channels]).min(vector_size(&gamma, []));
     let columns = channels / size;
     // Units that share a px: about three vectors each.

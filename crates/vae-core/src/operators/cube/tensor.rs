@@ -1,6 +1,7 @@
 //! Tensors of Burn's CubeCL backend, and views of them, as kernels see them.
 
-use burn::tensor::{DType, Shape};
+use burn::tensor::{DType, Shape, Tensor};
+use burn_cubecl::CubeBackend;
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
 use burn_cubecl::tensor::CubeTensor;
@@ -22,6 +23,16 @@ pub(super) struct View {
     pub(super) shape: [usize; 5],
     /// In values.
     pub(super) strides: [usize; 5],
+}
+
+/// A tensor of the backend as Burn's generic one holds it.
+pub(super) fn primitive<const D: usize>(x: Tensor<D>) -> CubeTensor {
+    x.try_into_primitive::<CubeBackend>().expect("a tensor on a backend of CubeCL")
+}
+
+/// The inverse of [`primitive`].
+pub(super) fn generic<const D: usize>(x: CubeTensor) -> Tensor<D> {
+    Tensor::from_primitive::<CubeBackend>(x)
 }
 
 /// A tensor without gaps, in the order of its axes.

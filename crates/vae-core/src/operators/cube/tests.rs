@@ -1,6 +1,7 @@
 //! Memory layouts, and the number of kernels. What they compute is tested with the other operators.
 
 use burn::tensor::{Distribution, FloatDType};
+use burn_cubecl::tensor::CubeTensor;
 
 use super::*;
 use crate::operators::with_five_axes;
@@ -35,7 +36,7 @@ fn weights_are_laid_out_once() {
     assert_eq!(of(again), of(prepared.clone()));
     let five = with_five_axes(prepared.clone(), [Some(0), Some(1), None, Some(2), Some(3)]);
     assert_eq!(five.dims(), [7, 5, 1, 3, 3]);
-    assert_eq!(place(weight_view(five).tensor), of(prepared));
+    assert_eq!(place(super::convolution::weight_view(five).tensor), of(prepared));
 }
 
 #[test]

@@ -9,31 +9,19 @@ use super::{UNITS, silu};
 /// Px that a unit loads before it needs the first.
 const AHEAD: usize = 4;
 
-/// What is subtracted from the values of each channel of a column of vectors.
+/// What is subtracted from the values of a group: `first` is the frame's first vector, and `channel` the group's first channel.
 #[cube]
-fn references<F: Float, N: Size>(
-    x: &Tensor<Vector<F, N>>,
-    frame: usize,
-    column: usize,
-    #[comptime] channels: usize,
-    #[comptime] groups: usize,
-) -> Vector<f32, N> {
+fn reference<F: Float, N: Size>(x: &Tensor<Vector<F, N>>, first: usize, channel: usize) -> f32 {
     let size = x.vector_size();
-    let per_group = comptime!(channels / groups);
-    let first = frame * x.shape(1) * comptime!(channels / size);
-    let mut references = Vector::<f32, N>::new(0.0f32);
+    let values = x[first + channel / size];
+    let mut reference = 0.0f32;
     #[unroll]
-    for lane in 0..size {
-        let channel = (column * size + lane) / per_group * per_group;
-        let values = Vector::<f32, N>::cast_from(x[first + channel / size]);
-        #[unroll]
-        for at in 0..size {
-            if channel % size == at {
-                references.insert(lane, values.extract(at));
-            }
+    for at in 0..size {
+        if channel % size == at {
+            reference = f32::cast_from(values.extract(at));
         }
     }
-    references
+    reference
 }
 
 /// Each cube adds up a part of a frame: for each group the differences from its reference, and their squares.
@@ -60,7 +48,11 @@ pub(in super::super) fn group_sums<F: Float, N: Size>(
         end = area;
     }
 
-    let references = references::<F, N>(x, frame, column, channels, groups);
+    let mut references = Vector::<f32, N>::new(0.0f32);
+    #[unroll]
+    for lane in 0..size {
+        references.insert(lane, reference::<F, N>(x, frame * area * columns, (column * size + lane) / per_group * per_group));
+    }
     let mut sum = Vector::<f32, N>::new(0.0f32);
     let mut squares = Vector::<f32, N>::new(0.0f32);
     if row < rows {
@@ -106,7 +98,7 @@ pub(in super::super) fn group_sums<F: Float, N: Size>(
     }
 }
 
-/// Each unit adds up a part of a group of a frame.
+/// Each unit adds up a part of a group of a frame, in vectors of one value.
 #[cube(launch_unchecked, address_type = "dynamic")]
 pub(in super::super) fn group_sums_plain<F: Float, N: Size>(
     x: &Tensor<Vector<F, N>>,
@@ -128,8 +120,7 @@ pub(in super::super) fn group_sums_plain<F: Float, N: Size>(
     if end > area {
         end = area;
     }
-    // Of vectors of one value.
-    let reference = f32::cast_from(x[first].extract(0usize));
+    let reference = reference::<F, N>(x, frame * area * channels, group * per_group);
     let mut sum = 0.0f32;
     let mut squares = 0.0f32;
     for px in part * px_per_part..end {
@@ -144,7 +135,7 @@ pub(in super::super) fn group_sums_plain<F: Float, N: Size>(
     sums[to + groups] = squares;
 }
 
-/// Each unit makes the mean and the variance of a group of a frame: `[2, frames, groups]`.
+/// Each unit makes the mean and the variance of a group of a frame, `[2, frames, groups]`, from vectors of one value.
 #[cube(launch_unchecked, address_type = "dynamic")]
 pub(in super::super) fn moments_of_sums<F: Float, N: Size>(
     x: &Tensor<Vector<F, N>>,
@@ -170,13 +161,12 @@ pub(in super::super) fn moments_of_sums<F: Float, N: Size>(
     }
     let count = f32::cast_from(area * per_group);
     let mean = sum / count;
-    // Of vectors of one value.
-    let reference = f32::cast_from(x[frame * area * channels + group * per_group].extract(0usize));
+    let reference = reference::<F, N>(x, frame * area * channels, group * per_group);
     moments[ABSOLUTE_POS] = mean + reference;
     moments[frames * groups + ABSOLUTE_POS] = f32::max(squares / count - mean * mean, 0.0f32);
 }
 
-/// The factor, and what is subtracted before and added after it, for each channel of a column of vectors.
+/// Normalises a cube's px: `means` and `inverse_deviations` are those of the channels of the unit's column of vectors.
 #[cube]
 fn normalise<F: Float, P: Float, N: Size>(
     x: &Tensor<Vector<F, N>>,
@@ -266,7 +256,7 @@ pub(in super::super) fn group_sums_apply<F: Float, P: Float, N: Size>(
         let count = f32::cast_from(x.shape(1) * per_group);
         let mean = sum / count;
         let variance = f32::max(squares / count - mean * mean, 0.0f32);
-        means[unit] = mean;
+        means[unit] = mean + reference::<F, N>(x, frame * x.shape(1) * columns, unit * per_group);
         inverse_deviations[unit] = 1.0f32 / f32::sqrt(variance + epsilon);
     }
     sync_cube();
@@ -279,7 +269,6 @@ pub(in super::super) fn group_sums_apply<F: Float, P: Float, N: Size>(
         of_lanes.insert(lane, means[group]);
         factors.insert(lane, inverse_deviations[group]);
     }
-    let of_lanes = of_lanes + references::<F, N>(x, frame, column, channels, groups);
     normalise::<F, P, N>(x, weight, bias, y, of_lanes, factors, px_per_cube, channels, silu_after);
 }
 
