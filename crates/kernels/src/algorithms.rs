@@ -69,21 +69,22 @@ impl Algorithm {
     #[must_use]
     pub fn output_size(self, [height, width]: [usize; 2], padding: Padding) -> [usize; 2] {
         let Padding { top, bottom, left, right } = padding;
-        [height + top + bottom, width + left + right].map(|side| (side + self.stride()).saturating_sub(self.kernel_side()) / self.stride())
+        let padded = [height.saturating_add_signed(top + bottom), width.saturating_add_signed(left + right)];
+        padded.map(|side| (side + self.stride()).saturating_sub(self.kernel_side()) / self.stride())
     }
 }
 
-/// Rows and columns of zeros around the input of a convolution, in px.
+/// Rows and columns of zeros around the input of a convolution, in px. Where it is negative, so many are not read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Padding {
     /// Rows above.
-    pub top: usize,
+    pub top: isize,
     /// Rows below.
-    pub bottom: usize,
+    pub bottom: isize,
     /// Columns to the left.
-    pub left: usize,
+    pub left: isize,
     /// Columns to the right.
-    pub right: usize,
+    pub right: isize,
 }
 
 impl Padding {
@@ -94,7 +95,7 @@ impl Padding {
 
     /// The same on all four sides.
     #[must_use]
-    pub const fn all(px: usize) -> Self {
+    pub const fn all(px: isize) -> Self {
         Self { top: px, bottom: px, left: px, right: px }
     }
 }
@@ -401,6 +402,9 @@ mod tests {
             (Algorithm::WinogradF2, Padding::NONE, 2, 0),
             (Algorithm::Pointwise, Padding::NONE, 7, 7),
             (Algorithm::Pointwise, Padding::all(2), 0, 4),
+            (Algorithm::Pointwise, Padding::all(-2), 7, 3),
+            (Algorithm::WinogradF4, Padding { top: 1, left: 1, ..Padding::all(-1) }, 7, 5),
+            (Algorithm::Pointwise, Padding::all(-2), 3, 0),
             (Algorithm::Downsample2x, Padding::BOTTOM_RIGHT, 7, 3),
             (Algorithm::Downsample2x, Padding::BOTTOM_RIGHT, 8, 4),
             (Algorithm::Downsample2x, Padding::BOTTOM_RIGHT, 1, 0),

@@ -75,6 +75,59 @@ impl BlockedImage {
         Self::from_lanes(lanes, channels, size, workspace)
     }
 
+    /// An image whose rows `fill` writes: it is given a block of channels, a row and the row's px, `[width, 16]`, which are zeros before. Several threads call it
+    /// at once.
+    ///
+    /// # Errors
+    /// The first error of `fill`.
+    pub fn from_rows<E: Send>(
+        channels: usize,
+        size: [usize; 2],
+        workspace: &Workspace,
+        fill: impl Fn(usize, usize, &mut [[f32; LANES]]) -> Result<(), E> + Sync,
+    ) -> Result<Self, E> {
+        let [height, width] = size;
+        let count = channels.div_ceil(LANES) * height * width;
+        let mut lanes = workspace.allocate(count);
+        lanes.resize(count, Lanes::ZERO);
+        if count > 0 {
+            let fill = |(at, row): (usize, &mut [Lanes])| fill(at / height, at % height, Lanes::as_arrays_mut(row));
+            lanes.par_chunks_mut(width).enumerate().try_for_each(fill)?;
+        }
+        Ok(Self::from_lanes(lanes, channels, size, workspace))
+    }
+
+    /// The px of a row in a block of channels, `[width, 16]`.
+    ///
+    /// # Panics
+    /// When there is no such block or row.
+    #[must_use]
+    pub fn row(&self, block: usize, row: usize) -> &[[f32; LANES]] {
+        let width = self.size[1];
+        Lanes::as_arrays(&self.block(block)[row * width..][..width])
+    }
+
+    /// All values, `[blocks of channels, height, width, 16]`.
+    #[must_use]
+    pub fn values(&self) -> &[[f32; LANES]] {
+        Lanes::as_arrays(&self.lanes)
+    }
+
+    /// The px of `size` (height and width) from row `top` and column `left` on.
+    ///
+    /// # Panics
+    /// When they reach beyond the image.
+    #[must_use]
+    pub fn cropped(&self, [top, left]: [usize; 2], size: [usize; 2]) -> Self {
+        let copy = |block: usize, row: usize, px: &mut [[f32; LANES]]| {
+            px.copy_from_slice(&self.row(block, top + row)[left..left + size[1]]);
+            Ok::<_, std::convert::Infallible>(())
+        };
+        match Self::from_rows(self.channels, size, self.workspace(), copy) {
+            Ok(image) => image,
+        }
+    }
+
     /// The image with height and width doubled by repeating each px (nearest neighbour).
     #[must_use]
     pub fn upsampled(&self) -> Self {

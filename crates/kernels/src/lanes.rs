@@ -4,12 +4,22 @@
 pub(crate) const LANES: usize = 16;
 
 /// The values of one px in a block of 16 channels.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C, align(64))]
 pub(crate) struct Lanes(pub(crate) [f32; LANES]);
 
 impl Lanes {
     pub(crate) const ZERO: Self = Self([0.0; LANES]);
+
+    /// The values of px.
+    pub(crate) fn as_arrays(lanes: &[Self]) -> &[[f32; LANES]] {
+        bytemuck::cast_slice(lanes)
+    }
+
+    /// The values of px, for changing in place.
+    pub(crate) fn as_arrays_mut(lanes: &mut [Self]) -> &mut [[f32; LANES]] {
+        bytemuck::cast_slice_mut(lanes)
+    }
 }
 
 /// Divides a list with one value per channel into blocks of channels. The last block is padded with zeros.

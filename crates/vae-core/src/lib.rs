@@ -6,6 +6,7 @@
 
 pub mod backends;
 mod checkpoint;
+pub mod coder;
 mod context;
 mod eight_bits;
 mod error;

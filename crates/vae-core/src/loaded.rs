@@ -4,22 +4,42 @@ use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{DType, Device, Tensor};
 use tiling::FrameScale;
 
+use crate::coder::Coder;
 use crate::{Context, FrameStream, Vae, VaeError, VaeSpec, Weights, backends, stream_frames};
 
 /// The modules of a VAE and how they are run: what the author of a family writes. [`LoadedVae`] makes a [`Vae`] of them.
+///
+/// A family lists the layers of its [`decoder`](Self::decoder) and [`encoder`](Self::encoder), or writes the streams themselves.
 pub trait VaeModules: Module + Debug + Sync + 'static {
+    /// The layers of the decoder; `None` when it was not loaded, or the family does not list them.
+    fn decoder(&self) -> Option<Coder<'_>> {
+        None
+    }
+
+    /// The layers of the encoder; `None` when it was not loaded, or the family does not list them.
+    fn encoder(&self) -> Option<Coder<'_>> {
+        None
+    }
+
     /// One decode; `None` when the decoder was not loaded. Its pieces have a shape that the model takes and the dtype of the weights; its state between
-    /// pieces is owned by the closure.
+    /// pieces is owned by the closure. By default the layers of the [`decoder`](Self::decoder).
     ///
     /// # Shapes
     /// As [`Vae::decode`]. A piece has one frame at first and then any number where frames are causal; of an image there is one piece.
-    fn decoder<'a>(&'a self, spec: &'a VaeSpec, context: &Context) -> Option<FrameStream<'a>>;
+    fn decode_stream<'a>(&'a self, spec: &'a VaeSpec, context: &Context) -> Option<FrameStream<'a>> {
+        let _ = spec;
+        Some(self.decoder()?.stream(context))
+    }
 
     /// One encode; `None` when the encoder was not loaded. The same holds as for a decode. Sides that are no multiple of the spatial ratio are to be rounded down.
+    /// By default the layers of the [`encoder`](Self::encoder).
     ///
     /// # Shapes
     /// As [`Vae::encode`].
-    fn encoder<'a>(&'a self, spec: &'a VaeSpec, context: &Context) -> Option<FrameStream<'a>>;
+    fn encode_stream<'a>(&'a self, spec: &'a VaeSpec, context: &Context) -> Option<FrameStream<'a>> {
+        let _ = spec;
+        Some(self.encoder()?.stream(context))
+    }
 }
 
 /// Modules with their weights on one device: the [`Vae`] of families that need no other.
@@ -80,11 +100,19 @@ impl<M: VaeModules> Vae for LoadedVae<M> {
     }
 
     fn decode_stream(&self, context: &Context) -> FrameStream<'_> {
-        self.stream("decoder", self.modules.decoder(&self.spec, context), VaeSpec::check_latents)
+        self.stream("decoder", self.modules.decode_stream(&self.spec, context), VaeSpec::check_latents)
     }
 
     fn encode_stream(&self, context: &Context) -> FrameStream<'_> {
-        self.stream("encoder", self.modules.encoder(&self.spec, context), VaeSpec::check_sample_piece)
+        self.stream("encoder", self.modules.encode_stream(&self.spec, context), VaeSpec::check_sample_piece)
+    }
+
+    fn decoder(&self) -> Option<Coder<'_>> {
+        self.modules.decoder()
+    }
+
+    fn encoder(&self) -> Option<Coder<'_>> {
+        self.modules.encoder()
     }
 
     fn to_device(&self, device: &Device) -> Box<dyn Vae> {

@@ -1,9 +1,12 @@
 use std::fmt;
 
+use burn::tensor::Device;
 use serde::Serialize;
 use tiling::{BlendConfig, FrameScale, Geometry, GridConfig, GridDefaults, HostTensor, Overlap, Scale};
 
-use crate::VaeError;
+use crate::backends::planning_device;
+use crate::coder::CoderSpec;
+use crate::{VaeError, VaeModules};
 
 /// Channels that the CPU kernels keep side by side: an image of 3 channels takes the memory of 16. On other backends narrow layers take less than is
 /// predicted.
@@ -42,6 +45,12 @@ pub struct VaeSpec {
     /// largest sum of what it reads, the normalised copy of that (which the CPU kernels do without), what it writes, and what a residual connection keeps. Channels count in
     /// whole [`CHANNEL_BLOCK`](crate::CHANNEL_BLOCK)s. Weights, and what does not grow with the tile, are not part of it.
     pub peak_values_per_px: [usize; 2],
+    /// The decoder without weights, where the family lists its layers.
+    #[serde(skip)]
+    pub decoder: Option<CoderSpec>,
+    /// The encoder without weights, where the family lists its layers.
+    #[serde(skip)]
+    pub encoder: Option<CoderSpec>,
     /// Values of earlier frames that a decode and an encode keep from one chunk of frames to the next, for each latent px of a tile. Nothing is kept
     /// of a single chunk. Channels count in whole [`CHANNEL_BLOCK`](crate::CHANNEL_BLOCK)s.
     pub cache_values_per_latent_px: [usize; 2],
@@ -65,8 +74,24 @@ impl VaeSpec {
             tiling: FamilyTiling::default(),
             force_upcast: false,
             peak_values_per_px: [channels.saturating_mul(2); 2],
+            decoder: None,
+            encoder: None,
             cache_values_per_latent_px: [0, 0],
         }
+    }
+
+    /// The same with what follows from the layers that `modules` lists: decoder, encoder, and what is kept between chunks of frames. `modules` builds all of them
+    /// for a device; nothing is computed there.
+    ///
+    /// # Errors
+    /// Those of `modules`.
+    pub fn with_layers_of<M: VaeModules>(mut self, modules: impl FnOnce(&Device) -> Result<M, VaeError>) -> Result<Self, VaeError> {
+        let Some(device) = planning_device() else { return Ok(self) };
+        let modules = modules(&device)?;
+        let [decoder, encoder] = [modules.decoder(), modules.encoder()].map(|coder| coder.map(|coder| coder.spec().clone()));
+        let cached = |coder: &Option<CoderSpec>, side| coder.as_ref().map_or(0, |coder| coder.cached_values([side; 2]));
+        self.cache_values_per_latent_px = [cached(&decoder, 1), cached(&encoder, self.spatial_ratio)];
+        Ok(Self { decoder, encoder, ..self })
     }
 
     /// Refuses a spec that nothing can be computed with, before anything relies on it.

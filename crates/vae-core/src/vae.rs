@@ -4,6 +4,7 @@ use burn::tensor::{DType, Device, Tensor};
 
 use tiling::FrameScale;
 
+use crate::coder::Coder;
 use crate::{Context, VaeError, VaeSpec};
 
 /// A run over the frames of one clip: takes the next frames and returns their output. It owns the state that it keeps from call to call.
@@ -52,6 +53,16 @@ pub trait Vae: Debug + Send + Sync {
     fn encode_stream(&self, context: &Context) -> FrameStream<'_> {
         let context = context.clone();
         Box::new(move |samples| self.encode(samples, &context))
+    }
+
+    /// The layers of the decoder, for runs in stages. `None` when it was not loaded, or the model does not list them.
+    fn decoder(&self) -> Option<Coder<'_>> {
+        None
+    }
+
+    /// The layers of the encoder, for runs in stages. `None` when it was not loaded, or the model does not list them.
+    fn encoder(&self) -> Option<Coder<'_>> {
+        None
     }
 
     /// A copy of the model on another device; on the same device the weights are shared.

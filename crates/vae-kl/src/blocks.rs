@@ -1,6 +1,7 @@
 use burn::module::Module;
 use burn::tensor::Device;
-use vae_core::layers::{Conv2d, Features, GroupNorm, Linear};
+use vae_core::coder::{Layer, Projections};
+use vae_core::layers::{Conv2d, GroupNorm, Linear};
 use vae_core::operators::Activation;
 
 const EPSILON: f64 = 1e-6;
@@ -49,12 +50,17 @@ impl Resnet {
         }
     }
 
-    /// # Shapes
-    /// `[b, in, 1, h, w]` to `[b, out, 1, h, w]`.
-    pub(crate) fn forward(&self, x: Features) -> Features {
-        let y = self.conv1.forward(self.norm1.forward_activated(x.clone(), self.activation));
-        let x = self.conv_shortcut.iter().fold(x, |x, shortcut| shortcut.forward(x));
-        self.conv2.forward_residual(self.norm2.forward_activated(y, self.activation), x)
+    /// From `[b, in, 1, h, w]` to `[b, out, 1, h, w]`.
+    pub(crate) fn list<'a>(&'a self, layers: &mut Vec<Layer<'a>>) {
+        let shortcut = self.conv_shortcut.as_ref().map(|conv| Box::new(Layer::Conv2d(conv)));
+        layers.extend([
+            Layer::Branch,
+            Layer::GroupNorm(&self.norm1, self.activation),
+            Layer::Conv2d(&self.conv1),
+            Layer::GroupNorm(&self.norm2, self.activation),
+            Layer::Conv2d(&self.conv2),
+            Layer::Add(shortcut),
+        ]);
     }
 
     #[cfg(test)]
@@ -79,12 +85,15 @@ impl Attention {
         Self { group_norm: style.norm(channels), to_q: linear(), to_k: linear(), to_v: linear(), to_out: vec![linear()] }
     }
 
-    /// # Shapes
-    /// `[b, c, 1, h, w]` to the same.
-    pub(crate) fn forward(&self, x: Features) -> Features {
-        let y = self.group_norm.forward(x.clone());
-        let [q, k, v] = [&self.to_q, &self.to_k, &self.to_v].map(|map| map.forward(y.clone()));
-        self.to_out[0].forward_residual(q.attend(k, v), x)
+    /// From `[b, c, 1, h, w]` to the same.
+    pub(crate) fn list<'a>(&'a self, layers: &mut Vec<Layer<'a>>) {
+        layers.extend([
+            Layer::Branch,
+            Layer::GroupNorm(&self.group_norm, Activation::None),
+            Layer::Attention(Projections::Separate([&self.to_q, &self.to_k, &self.to_v])),
+            Layer::Linear(&self.to_out[0]),
+            Layer::Add(None),
+        ]);
     }
 }
 
@@ -103,12 +112,11 @@ impl MidBlock {
         }
     }
 
-    /// # Shapes
-    /// `[b, c, 1, h, w]` to the same.
-    pub(crate) fn forward(&self, x: Features) -> Features {
-        let x = self.resnets[0].forward(x);
-        let x = self.attentions.iter().fold(x, |x, attention| attention.forward(x));
-        self.resnets[1].forward(x)
+    /// From `[b, c, 1, h, w]` to the same.
+    pub(crate) fn list<'a>(&'a self, layers: &mut Vec<Layer<'a>>) {
+        self.resnets[0].list(layers);
+        self.attentions.iter().for_each(|attention| attention.list(layers));
+        self.resnets[1].list(layers);
     }
 
     #[cfg(test)]
@@ -138,11 +146,10 @@ impl DownBlock {
         Self { resnets, attentions, downsamplers: downsample.then(sampler).into_iter().collect() }
     }
 
-    /// # Shapes
-    /// `[b, in, 1, h, w]` to `[b, out, 1, h / 2, w / 2]`, or `[b, out, 1, h, w]` without it.
-    pub(crate) fn forward(&self, x: Features) -> Features {
-        let x = run_layers(&self.resnets, &self.attentions, x);
-        self.downsamplers.iter().fold(x, |x, sampler| sampler.conv.forward(x))
+    /// From `[b, in, 1, h, w]` to `[b, out, 1, h / 2, w / 2]`, or `[b, out, 1, h, w]` without it.
+    pub(crate) fn list<'a>(&'a self, layers: &mut Vec<Layer<'a>>) {
+        list_layers(&self.resnets, &self.attentions, layers);
+        layers.extend(self.downsamplers.iter().map(|sampler| Layer::Conv2d(&sampler.conv)));
     }
 }
 
@@ -161,11 +168,10 @@ impl UpBlock {
         Self { resnets, attentions, upsamplers: upsample.then(sampler).into_iter().collect() }
     }
 
-    /// # Shapes
-    /// `[b, in, 1, h, w]` to `[b, out, 1, 2 * h, 2 * w]`, or `[b, out, 1, h, w]` without it.
-    pub(crate) fn forward(&self, x: Features) -> Features {
-        let x = run_layers(&self.resnets, &self.attentions, x);
-        self.upsamplers.iter().fold(x, |x, sampler| sampler.conv.forward(x.upsample_nearest2x()))
+    /// From `[b, in, 1, h, w]` to `[b, out, 1, 2 * h, 2 * w]`, or `[b, out, 1, h, w]` without it.
+    pub(crate) fn list<'a>(&'a self, layers: &mut Vec<Layer<'a>>) {
+        list_layers(&self.resnets, &self.attentions, layers);
+        layers.extend(self.upsamplers.iter().flat_map(|sampler| [Layer::UpsampleNearest2x, Layer::Conv2d(&sampler.conv)]));
     }
 
     #[cfg(test)]
@@ -181,19 +187,18 @@ fn layers_of(attend: bool, [channels_in, channels_out]: [usize; 2], layers: usiz
     (resnets, attentions)
 }
 
-fn run_layers(resnets: &[Resnet], attentions: &[Attention], x: Features) -> Features {
-    resnets.iter().enumerate().fold(x, |x, (layer, resnet)| {
-        let x = resnet.forward(x);
-        match attentions.get(layer) {
-            Some(attention) => attention.forward(x),
-            None => x,
-        }
-    })
+fn list_layers<'a>(resnets: &'a [Resnet], attentions: &'a [Attention], layers: &mut Vec<Layer<'a>>) {
+    for (at, resnet) in resnets.iter().enumerate() {
+        resnet.list(layers);
+        attentions.get(at).into_iter().for_each(|attention| attention.list(layers));
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use burn::tensor::Tensor;
+    use vae_core::coder::{Coder, FrameCache};
+    use vae_core::layers::Features;
     use vae_core::{Context, testing};
 
     use super::*;
@@ -203,8 +208,13 @@ mod tests {
         let count = testing::kernels_of("blocks::tests::a_residual_block_starts_at_most_eight_kernels_on_a_gpu", |device| {
             let style = Style { groups: 32, activation: Activation::Silu, device };
             let block = testing::prepared(Resnet::new(64, 128, style));
-            let x = Features::new(Tensor::zeros([1, 64, 1, 24, 40], device), &Context::default());
-            move || drop(block.forward(x.clone()))
+            let context = Context::default();
+            let x = Features::new(Tensor::zeros([1, 64, 1, 24, 40], device), &context);
+            move || {
+                let mut layers = Vec::new();
+                block.list(&mut layers);
+                drop(Coder::new(64, layers).forward(x.clone(), &mut FrameCache::new(&context)).unwrap());
+            }
         });
         // Without shared memory a group norm takes one more.
         let most = if testing::has_shared_memory() { 8 } else { 10 };

@@ -1,11 +1,12 @@
 use burn::module::Module;
-use vae_core::layers::{Conv2d, Features, GroupNorm};
+use vae_core::coder::Layer;
+use vae_core::layers::{Conv2d, GroupNorm};
 use vae_core::operators::Activation;
 
 use crate::KlConfig;
 use crate::blocks::{DownBlock, MidBlock, Style, UpBlock};
 
-/// Samples to moments (diffusers, `Encoder`), as a list of stages: stem, down blocks, middle, head.
+/// Samples to moments (diffusers, `Encoder`).
 #[derive(Module, Debug)]
 pub(crate) struct Encoder {
     conv_in: Conv2d,
@@ -32,17 +33,16 @@ impl Encoder {
         }
     }
 
-    /// # Shapes
-    /// `[b, in_channels, 1, h, w]` to `[b, 2 * latent_channels, 1, h / ratio, w / ratio]`.
-    pub(crate) fn forward(&self, samples: Features) -> Features {
-        let x = self.conv_in.forward(samples);
-        let x = self.down_blocks.iter().fold(x, |x, block| block.forward(x));
-        let x = self.mid_block.forward(x);
-        self.conv_out.forward(self.conv_norm_out.forward_activated(x, Activation::Silu))
+    /// From `[b, in_channels, 1, h, w]` to `[b, 2 * latent_channels, 1, h / ratio, w / ratio]`.
+    pub(crate) fn list<'a>(&'a self, layers: &mut Vec<Layer<'a>>) {
+        layers.push(Layer::Conv2d(&self.conv_in));
+        self.down_blocks.iter().for_each(|block| block.list(layers));
+        self.mid_block.list(layers);
+        layers.extend([Layer::GroupNorm(&self.conv_norm_out, Activation::Silu), Layer::Conv2d(&self.conv_out)]);
     }
 }
 
-/// Latents to samples (diffusers, `Decoder`), as a list of stages: stem, middle, up blocks, head.
+/// Latents to samples (diffusers, `Decoder`).
 #[derive(Module, Debug)]
 pub(crate) struct Decoder {
     conv_in: Conv2d,
@@ -69,25 +69,33 @@ impl Decoder {
         }
     }
 
-    /// # Shapes
-    /// `[b, latent_channels, 1, h, w]` to `[b, out_channels, 1, h * ratio, w * ratio]`.
-    pub(crate) fn forward(&self, latents: Features) -> Features {
-        let x = self.mid_block.forward(self.conv_in.forward(latents));
-        let x = self.up_blocks.iter().fold(x, |x, block| block.forward(x));
-        self.conv_out.forward(self.conv_norm_out.forward_activated(x, Activation::Silu))
+    /// From `[b, latent_channels, 1, h, w]` to `[b, out_channels, 1, h * ratio, w * ratio]`.
+    pub(crate) fn list<'a>(&'a self, layers: &mut Vec<Layer<'a>>) {
+        layers.push(Layer::Conv2d(&self.conv_in));
+        self.mid_block.list(layers);
+        self.up_blocks.iter().for_each(|block| block.list(layers));
+        layers.extend([Layer::GroupNorm(&self.conv_norm_out, Activation::Silu), Layer::Conv2d(&self.conv_out)]);
     }
 }
 
+/// Takes the name of a block of the golden files and its layers.
 #[cfg(test)]
-pub(crate) type Check<'a> = &'a dyn Fn(&str, &dyn Fn(Features) -> Features);
+pub(crate) type Check<'a> = &'a dyn Fn(&str, Vec<Layer>);
+
+#[cfg(test)]
+fn listed<'a>(list: impl FnOnce(&mut Vec<Layer<'a>>)) -> Vec<Layer<'a>> {
+    let mut layers = Vec::new();
+    list(&mut layers);
+    layers
+}
 
 #[cfg(test)]
 impl Encoder {
     pub(crate) fn check_blocks(&self, check: Check) {
-        check("down", &|x| self.down_blocks[self.down_blocks.len() - 2].forward(x));
-        check("mid", &|x| self.mid_block.forward(x));
+        check("down", listed(|layers| self.down_blocks[self.down_blocks.len() - 2].list(layers)));
+        check("mid", listed(|layers| self.mid_block.list(layers)));
         if let Some(attention) = self.mid_block.attention() {
-            check("attention", &|x| attention.forward(x));
+            check("attention", listed(|layers| attention.list(layers)));
         }
     }
 }
@@ -95,8 +103,8 @@ impl Encoder {
 #[cfg(test)]
 impl Decoder {
     pub(crate) fn check_blocks(&self, check: Check) {
-        check("up", &|x| self.up_blocks[0].forward(x));
+        check("up", listed(|layers| self.up_blocks[0].list(layers)));
         let shortcut = self.up_blocks.iter().rev().map(UpBlock::first_resnet).find(|resnet| resnet.has_shortcut());
-        check("shortcut", &|x| shortcut.expect("a block that changes its width").forward(x));
+        check("shortcut", listed(|layers| shortcut.expect("a block that changes its width").list(layers)));
     }
 }

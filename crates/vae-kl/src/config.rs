@@ -100,7 +100,7 @@ impl KlConfig {
         1_usize.checked_shl(self.block_out_channels.len().saturating_sub(1) as u32).unwrap_or(usize::MAX)
     }
 
-    /// What planning needs, once every field is checked.
+    /// What planning needs besides the layers, once every field is checked.
     pub(crate) fn spec(&self) -> Result<VaeSpec, VaeError> {
         self.check()?;
         Ok(VaeSpec {
@@ -166,7 +166,7 @@ impl KlConfig {
         ]
     }
 
-    fn check(&self) -> Result<(), VaeError> {
+    pub(crate) fn check(&self) -> Result<(), VaeError> {
         let wrong = |field, got: String, expected: String| Err(VaeError::ConfigValue { field, got, expected });
         let blocks = self.block_out_channels.len();
         if blocks == 0 || blocks > 16 {

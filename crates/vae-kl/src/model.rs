@@ -1,8 +1,9 @@
 use burn::module::Module;
 use burn::tensor::{DType, Device};
-use vae_core::layers::{Conv2d, Features};
+use vae_core::coder::{Coder, Layer};
+use vae_core::layers::Conv2d;
 use vae_core::operators::Activation;
-use vae_core::{Components, Context, FrameStream, LoadedVae, Vae, VaeError, VaeFamily, VaeModules, VaeSpec, Weights};
+use vae_core::{Components, LoadedVae, Vae, VaeError, VaeFamily, VaeModules, VaeSpec, Weights};
 
 use crate::blocks::Style;
 use crate::coders::{Decoder, Encoder};
@@ -20,7 +21,7 @@ impl VaeFamily for Kl {
     type Config = KlConfig;
 
     fn spec(config: &KlConfig) -> Result<VaeSpec, VaeError> {
-        config.spec()
+        config.spec()?.with_layers_of(|device| AutoencoderKl::new(config, Components::Both, device))
     }
 
     fn infer(weights: &Weights) -> Option<KlConfig> {
@@ -42,7 +43,7 @@ impl VaeFamily for Kl {
     fn load(config: &KlConfig, weights: Weights, device: &Device, dtype: DType) -> Result<Box<dyn Vae>, VaeError> {
         let modules = AutoencoderKl::new(config, weights.components(), device)?;
         let weights = layouts::to_diffusers(weights, config).of_components(&["encoder.", "quant_conv."], &["decoder.", "post_quant_conv."]);
-        LoadedVae::load(modules, weights, config.spec()?, device, dtype)
+        LoadedVae::load(modules, weights, Self::spec(config)?, device, dtype)
     }
 }
 
@@ -53,6 +54,10 @@ pub struct AutoencoderKl {
     decoder: Option<Decoder>,
     quant_conv: Option<Conv2d>,
     post_quant_conv: Option<Conv2d>,
+    #[module(skip)]
+    in_channels: usize,
+    #[module(skip)]
+    latent_channels: usize,
 }
 
 impl AutoencoderKl {
@@ -61,7 +66,7 @@ impl AutoencoderKl {
     /// # Errors
     /// When the configuration is refused.
     pub fn new(config: &KlConfig, components: Components, device: &Device) -> Result<Self, VaeError> {
-        config.spec()?;
+        config.check()?;
         let activation = config.act_fn.parse().unwrap_or(Activation::Silu);
         let style = Style { groups: config.norm_num_groups, activation, device };
         let pointwise = |channels: usize| Conv2d::pointwise([channels; 2], device);
@@ -70,26 +75,26 @@ impl AutoencoderKl {
             decoder: components.decoder(|| Decoder::new(config, style)),
             quant_conv: components.encoder(|| config.use_quant_conv.then(|| pointwise(2 * config.latent_channels))).flatten(),
             post_quant_conv: components.decoder(|| config.use_post_quant_conv.then(|| pointwise(config.latent_channels))).flatten(),
+            in_channels: config.in_channels,
+            latent_channels: config.latent_channels,
         })
     }
 }
 
 impl VaeModules for AutoencoderKl {
-    fn decoder<'a>(&'a self, _: &'a VaeSpec, context: &Context) -> Option<FrameStream<'a>> {
-        let (decoder, context) = (self.decoder.as_ref()?, context.clone());
-        Some(Box::new(move |latents| {
-            let x = Features::new(latents, &context);
-            let x = self.post_quant_conv.iter().fold(x, |x, conv| conv.forward(x));
-            Ok(decoder.forward(x).into())
-        }))
+    fn decoder(&self) -> Option<Coder<'_>> {
+        let decoder = self.decoder.as_ref()?;
+        let mut layers: Vec<Layer> = self.post_quant_conv.iter().map(Layer::Conv2d).collect();
+        decoder.list(&mut layers);
+        Some(Coder::new(self.latent_channels, layers))
     }
 
-    fn encoder<'a>(&'a self, _: &'a VaeSpec, context: &Context) -> Option<FrameStream<'a>> {
-        let (encoder, context) = (self.encoder.as_ref()?, context.clone());
-        Some(Box::new(move |samples| {
-            let x = encoder.forward(Features::new(samples, &context));
-            Ok(self.quant_conv.iter().fold(x, |x, conv| conv.forward(x)).into())
-        }))
+    fn encoder(&self) -> Option<Coder<'_>> {
+        let encoder = self.encoder.as_ref()?;
+        let mut layers = Vec::new();
+        encoder.list(&mut layers);
+        layers.extend(self.quant_conv.iter().map(Layer::Conv2d));
+        Some(Coder::new(self.in_channels, layers))
     }
 }
 

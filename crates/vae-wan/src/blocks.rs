@@ -2,10 +2,10 @@ use std::num::NonZeroUsize;
 
 use burn::module::Module;
 use burn::tensor::Device;
-use vae_core::layers::{Conv2d, Conv3d, Features, RmsNorm};
-use vae_core::operators::{Activation, TemporalWindow};
+use vae_core::coder::{Layer, Projections};
+use vae_core::layers::{Conv2d, Conv3d, RmsNorm};
+use vae_core::operators::Activation;
 
-use crate::cache::{FrameCache, convolve_causally};
 use crate::resample::{Axes, Downsample, MeanShortcut, SpreadShortcut, Upsample};
 
 /// Norm, SiLU, convolution, twice, and the input added (diffusers, `WanResidualBlock`).
@@ -29,12 +29,17 @@ impl Resnet {
         }
     }
 
-    /// # Shapes
-    /// `[b, in, t, h, w]` to `[b, out, t, h, w]`.
-    pub(crate) fn forward(&self, x: Features, cache: &mut FrameCache) -> Features {
-        let y = convolve_causally(&self.conv1, self.norm1.forward_activated(x.clone(), Activation::Silu), cache, None);
-        let x = self.conv_shortcut.iter().fold(x, |x, conv| conv.forward(x, TemporalWindow::EACH));
-        convolve_causally(&self.conv2, self.norm2.forward_activated(y, Activation::Silu), cache, Some(x))
+    /// From `[b, in, t, h, w]` to `[b, out, t, h, w]`.
+    pub(crate) fn list<'a>(&'a self, layers: &mut Vec<Layer<'a>>) {
+        let shortcut = self.conv_shortcut.as_ref().map(|conv| Box::new(Layer::Conv3d(conv)));
+        layers.extend([
+            Layer::Branch,
+            Layer::RmsNorm(&self.norm1, Activation::Silu),
+            Layer::CausalConv3d(&self.conv1),
+            Layer::RmsNorm(&self.norm2, Activation::Silu),
+            Layer::CausalConv3d(&self.conv2),
+            Layer::Add(shortcut),
+        ]);
     }
 }
 
@@ -52,11 +57,15 @@ impl Attention {
         Self { norm: RmsNorm::new(channels, device), to_qkv, proj }
     }
 
-    /// # Shapes
-    /// `[b, c, t, h, w]` to the same.
-    pub(crate) fn forward(&self, x: Features) -> Features {
-        let [q, k, v] = self.to_qkv.forward_in_parts(&self.norm.forward(x.clone()));
-        self.proj.forward_residual(q.attend(k, v), x)
+    /// From `[b, c, t, h, w]` to the same.
+    pub(crate) fn list<'a>(&'a self, layers: &mut Vec<Layer<'a>>) {
+        layers.extend([
+            Layer::Branch,
+            Layer::RmsNorm(&self.norm, Activation::None),
+            Layer::Attention(Projections::Joint(&self.to_qkv)),
+            Layer::Conv2d(&self.proj),
+            Layer::Add(None),
+        ]);
     }
 }
 
@@ -73,12 +82,11 @@ impl MidBlock {
         Self { attentions: vec![Attention::new(channels, device)], resnets }
     }
 
-    /// # Shapes
-    /// `[b, c, t, h, w]` to the same.
-    pub(crate) fn forward(&self, x: Features, cache: &mut FrameCache) -> Features {
-        let x = self.resnets[0].forward(x, cache);
-        let x = self.attentions.iter().fold(x, |x, attention| attention.forward(x));
-        self.resnets[1].forward(x, cache)
+    /// From `[b, c, t, h, w]` to the same.
+    pub(crate) fn list<'a>(&'a self, layers: &mut Vec<Layer<'a>>) {
+        self.resnets[0].list(layers);
+        self.attentions.iter().for_each(|attention| attention.list(layers));
+        self.resnets[1].list(layers);
     }
 
     #[cfg(test)]
@@ -98,14 +106,13 @@ pub(crate) enum DownLayer {
 }
 
 impl DownLayer {
-    /// # Shapes
-    /// `[b, in, t, h, w]` to `[b, out, t', h', w']`.
-    pub(crate) fn forward(&self, x: Features, cache: &mut FrameCache) -> Features {
+    /// From `[b, in, t, h, w]` to `[b, out, t', h', w']`.
+    pub(crate) fn list<'a>(&'a self, layers: &mut Vec<Layer<'a>>) {
         match self {
-            Self::Resnet(resnet) => resnet.forward(x, cache),
-            Self::Attention(attention) => attention.forward(x),
-            Self::Downsample(sampler) => sampler.forward(x, cache),
-            Self::Block(block) => block.forward(x, cache),
+            Self::Resnet(resnet) => resnet.list(layers),
+            Self::Attention(attention) => attention.list(layers),
+            Self::Downsample(sampler) => sampler.list(layers),
+            Self::Block(block) => block.list(layers),
         }
     }
 }
@@ -128,10 +135,11 @@ impl ResidualDownBlock {
         }
     }
 
-    fn forward(&self, x: Features, cache: &mut FrameCache) -> Features {
-        let y = self.resnets.iter().fold(x.clone(), |y, resnet| resnet.forward(y, cache));
-        let y = self.downsampler.iter().fold(y, |y, sampler| sampler.forward(y, cache));
-        y + self.shortcut.forward(x)
+    fn list<'a>(&'a self, layers: &mut Vec<Layer<'a>>) {
+        layers.push(Layer::Branch);
+        self.resnets.iter().for_each(|resnet| resnet.list(layers));
+        self.downsampler.iter().for_each(|sampler| sampler.list(layers));
+        layers.push(Layer::Add(Some(Box::new(Layer::Map(Box::new(self.shortcut))))));
     }
 
     #[cfg(test)]
@@ -180,15 +188,12 @@ impl UpBlock {
         }
     }
 
-    /// # Shapes
-    /// `[b, in, t, h, w]` to `[b, out, t', 2 * h, 2 * w]`, or `[b, out, t, h, w]` without an upsampling.
-    pub(crate) fn forward(&self, x: Features, cache: &mut FrameCache) -> Features {
-        let y = self.resnets.iter().fold(x.clone(), |y, resnet| resnet.forward(y, cache));
-        let y = self.upsamplers.iter().chain(&self.upsampler).fold(y, |y, sampler| sampler.forward(y, cache));
-        match &self.shortcut {
-            Some(shortcut) => y + shortcut.forward(x, cache.is_first()),
-            None => y,
-        }
+    /// From `[b, in, t, h, w]` to `[b, out, t', 2 * h, 2 * w]`, or `[b, out, t, h, w]` without an upsampling.
+    pub(crate) fn list<'a>(&'a self, layers: &mut Vec<Layer<'a>>) {
+        layers.extend(self.shortcut.map(|_| Layer::Branch));
+        self.resnets.iter().for_each(|resnet| resnet.list(layers));
+        self.upsamplers.iter().chain(&self.upsampler).for_each(|sampler| sampler.list(layers));
+        layers.extend(self.shortcut.map(|shortcut| Layer::Add(Some(Box::new(Layer::Map(Box::new(shortcut)))))));
     }
 
     #[cfg(test)]
@@ -217,6 +222,8 @@ fn factors(axes: Option<Axes>) -> [usize; 2] {
 #[cfg(test)]
 mod tests {
     use burn::tensor::Tensor;
+    use vae_core::coder::{Coder, FrameCache};
+    use vae_core::layers::Features;
     use vae_core::{Context, testing};
 
     use super::*;
@@ -229,8 +236,9 @@ mod tests {
             let x = Features::new(Tensor::zeros([1, 96, 1, 24, 40], device), &context);
             let mut cache = FrameCache::new(&context);
             move || {
-                cache.rewind().unwrap();
-                drop(block.forward(x.clone(), &mut cache));
+                let mut layers = Vec::new();
+                block.list(&mut layers);
+                drop(Coder::new(96, layers).forward(x.clone(), &mut cache).unwrap());
             }
         });
         assert!(count.is_none_or(|count| count <= 10), "{count:?} kernels");

@@ -1,16 +1,22 @@
 use burn::module::Module;
 use burn::tensor::Device;
-use vae_core::layers::{Conv3d, Features, RmsNorm};
+#[cfg(test)]
+use burn::tensor::Tensor;
+#[cfg(test)]
+use tiling::Scale;
+use vae_core::coder::Layer;
+#[cfg(test)]
+use vae_core::coder::PxMap;
+use vae_core::layers::{Conv3d, RmsNorm};
 use vae_core::operators::Activation;
 
 use crate::WanConfig;
 use crate::blocks::{Attention, DownLayer, MidBlock, ResidualDownBlock, Resnet, UpBlock};
-use crate::cache::{FrameCache, convolve_causally};
-#[cfg(test)]
-use crate::resample::Upsample;
 use crate::resample::{Axes, Downsample};
+#[cfg(test)]
+use crate::resample::{SpreadShortcut, Upsample};
 
-/// Samples to moments (diffusers, `WanEncoder3d`), as a list of stages: stem, down layers, middle, head.
+/// Samples to moments (diffusers, `WanEncoder3d`).
 #[derive(Module, Debug)]
 pub(crate) struct Encoder {
     conv_in: Conv3d,
@@ -51,17 +57,16 @@ impl Encoder {
         }
     }
 
-    /// # Shapes
-    /// `[b, in_channels, t, h, w]`, one frame first and then multiples of the temporal ratio, to `[b, 2 * z_dim, t', h', w']`.
-    pub(crate) fn forward(&self, samples: Features, cache: &mut FrameCache) -> Features {
-        let x = convolve_causally(&self.conv_in, samples, cache, None);
-        let x = self.down_blocks.iter().fold(x, |x, layer| layer.forward(x, cache));
-        let x = self.mid_block.forward(x, cache);
-        convolve_causally(&self.conv_out, self.norm_out.forward_activated(x, Activation::Silu), cache, None)
+    /// From `[b, in_channels, t, h, w]`, one frame first and then multiples of the temporal ratio, to `[b, 2 * z_dim, t', h', w']`.
+    pub(crate) fn list<'a>(&'a self, layers: &mut Vec<Layer<'a>>) {
+        layers.push(Layer::CausalConv3d(&self.conv_in));
+        self.down_blocks.iter().for_each(|layer| layer.list(layers));
+        self.mid_block.list(layers);
+        layers.extend([Layer::RmsNorm(&self.norm_out, Activation::Silu), Layer::CausalConv3d(&self.conv_out)]);
     }
 }
 
-/// Latents to samples (diffusers, `WanDecoder3d`), as a list of stages: stem, middle, up blocks, head.
+/// Latents to samples (diffusers, `WanDecoder3d`).
 #[derive(Module, Debug)]
 pub(crate) struct Decoder {
     conv_in: Conv3d,
@@ -95,26 +100,31 @@ impl Decoder {
         }
     }
 
-    /// # Shapes
-    /// `[b, z_dim, t, h, w]`, one frame first and then any number, to `[b, out_channels, t', h', w']`.
-    pub(crate) fn forward(&self, latents: Features, cache: &mut FrameCache) -> Features {
-        let x = self.mid_block.forward(convolve_causally(&self.conv_in, latents, cache, None), cache);
-        let x = self.up_blocks.iter().fold(x, |x, block| block.forward(x, cache));
-        convolve_causally(&self.conv_out, self.norm_out.forward_activated(x, Activation::Silu), cache, None)
+    /// From `[b, z_dim, t, h, w]`, one frame first and then any number, to `[b, out_channels, t', h', w']`.
+    pub(crate) fn list<'a>(&'a self, layers: &mut Vec<Layer<'a>>) {
+        layers.push(Layer::CausalConv3d(&self.conv_in));
+        self.mid_block.list(layers);
+        self.up_blocks.iter().for_each(|block| block.list(layers));
+        layers.extend([Layer::RmsNorm(&self.norm_out, Activation::Silu), Layer::CausalConv3d(&self.conv_out)]);
     }
 }
 
+/// Takes the name of a layer of the golden files and the list of its layers.
 #[cfg(test)]
-pub(crate) type Check<'a> = &'a dyn Fn(&str, &dyn Fn(Features) -> Features);
+pub(crate) type Check<'a> = &'a dyn Fn(&str, Vec<Layer>);
 
 #[cfg(test)]
-pub(crate) type CheckStream<'a> = &'a dyn Fn(&str, &dyn Fn(Features, &mut FrameCache) -> Features);
+fn listed<'a>(list: impl FnOnce(&mut Vec<Layer<'a>>)) -> Vec<Layer<'a>> {
+    let mut layers = Vec::new();
+    list(&mut layers);
+    layers
+}
 
 #[cfg(test)]
 impl Encoder {
     /// Calls the checks with the layers that the golden files hold.
-    pub(crate) fn check_blocks(&self, check: Check, check_stream: CheckStream) {
-        check_stream("mid", &|x, cache| self.mid_block.forward(x, cache));
+    pub(crate) fn check_blocks(&self, check: Check, check_stream: Check) {
+        check_stream("mid", listed(|layers| self.mid_block.list(layers)));
         let samplers: Vec<&Downsample> = self
             .down_blocks
             .iter()
@@ -126,12 +136,12 @@ impl Encoder {
             .collect();
         for (name, in_time) in [("down2d", false), ("down3d", true)] {
             let sampler = samplers.iter().find(|sampler| sampler.is_temporal() == in_time).expect("a sampler of each kind");
-            check_stream(name, &|x, cache| sampler.forward(x, cache));
+            check_stream(name, listed(|layers| sampler.list(layers)));
         }
         for (index, layer) in self.down_blocks.iter().enumerate() {
             let DownLayer::Block(block) = layer else { continue };
             for frames in [1, 4] {
-                check(&format!("mean.{index}.{frames}"), &|x| block.shortcut().forward(x));
+                check(&format!("mean.{index}.{frames}"), vec![Layer::Map(Box::new(block.shortcut()))]);
             }
         }
     }
@@ -140,17 +150,37 @@ impl Encoder {
 #[cfg(test)]
 impl Decoder {
     /// Calls the checks with the layers that the golden files hold.
-    pub(crate) fn check_blocks(&self, check: Check, check_stream: CheckStream) {
-        check("attention", &|x| self.mid_block.attention().forward(x));
+    pub(crate) fn check_blocks(&self, check: Check, check_stream: Check) {
+        check("attention", listed(|layers| self.mid_block.attention().list(layers)));
         let samplers: Vec<&Upsample> = self.up_blocks.iter().filter_map(UpBlock::sampler).collect();
         for (name, in_time) in [("up2d", false), ("up3d", true)] {
             let sampler = samplers.iter().find(|sampler| sampler.is_temporal() == in_time).expect("a sampler of each kind");
-            check_stream(name, &|x, cache| sampler.forward(x, cache));
+            check_stream(name, listed(|layers| sampler.list(layers)));
         }
         for (index, block) in self.up_blocks.iter().enumerate() {
             let Some(shortcut) = block.shortcut() else { continue };
-            check(&format!("spread.{index}.first"), &|x| shortcut.forward(x, true));
-            check(&format!("spread.{index}.later"), &|x| shortcut.forward(x, false));
+            check(&format!("spread.{index}.first"), vec![Layer::Map(Box::new(shortcut))]);
+            check(&format!("spread.{index}.later"), vec![Layer::Map(Box::new(Later(shortcut)))]);
         }
+    }
+}
+
+/// A shortcut past later frames of a clip.
+#[cfg(test)]
+#[derive(Debug)]
+struct Later(SpreadShortcut);
+
+#[cfg(test)]
+impl PxMap for Later {
+    fn scale(&self) -> Scale {
+        self.0.scale()
+    }
+
+    fn channels(&self, channels: usize) -> usize {
+        self.0.channels(channels)
+    }
+
+    fn apply(&self, x: Tensor<5>, _: bool) -> Tensor<5> {
+        self.0.apply(x, false)
     }
 }

@@ -2,9 +2,6 @@ use serde::{Deserialize, Serialize};
 use tiling::{GridDefaults, Overlap};
 use vae_core::{CHANNEL_BLOCK, Clamp, FamilyTiling, FrameRule, LatentNorm, PosteriorKind, VaeError, VaeSpec};
 
-/// Frames that a temporal convolution remembers.
-const REMEMBERED: usize = 2;
-
 /// Bounds of what a configuration may say, far above every published model: what is computed of it stays within memory and time.
 const MAX_CHANNELS: usize = 1 << 16;
 const MAX_LAYERS: usize = 256;
@@ -174,7 +171,7 @@ impl WanConfig {
         }
     }
 
-    /// What planning needs, once every field is checked.
+    /// What planning needs besides the layers, once every field is checked.
     pub(crate) fn spec(&self) -> Result<VaeSpec, VaeError> {
         self.check()?;
         let patch_values = self.patch() * self.patch();
@@ -195,7 +192,9 @@ impl WanConfig {
             tiling: FamilyTiling::default(),
             force_upcast: false,
             peak_values_per_px: self.peak_values_per_px(),
-            cache_values_per_latent_px: [self.decoder_cache(), self.encoder_cache()],
+            decoder: None,
+            encoder: None,
+            cache_values_per_latent_px: [0, 0],
         })
     }
 
@@ -231,39 +230,7 @@ impl WanConfig {
         in_blocks(if block == 0 || self.is_residual { widths[block] } else { widths[block] / 2 })
     }
 
-    /// Values that the frame cache of a decode holds for each latent px.
-    fn decoder_cache(&self) -> usize {
-        let widths = self.decoder_widths();
-        let blocks = widths.len() - 1;
-        let mut values = REMEMBERED * (in_blocks(self.z_dim) + 4 * in_blocks(widths[0]));
-        for block in 0..blocks {
-            let area = 1 << (2 * block);
-            let out = in_blocks(widths[block + 1]);
-            values += REMEMBERED * area * (self.decoder_input(&widths, block) + out + 2 * self.num_res_blocks * out);
-            if block + 1 < blocks && self.temperal_downsample[blocks - 2 - block] {
-                values += REMEMBERED * area * out;
-            }
-        }
-        values + REMEMBERED * (1 << (2 * (blocks - 1))) * in_blocks(widths[blocks])
-    }
-
-    /// Values that the frame cache of an encode holds for each latent px.
-    fn encoder_cache(&self) -> usize {
-        let widths: Vec<usize> = self.encoder_widths().into_iter().map(in_blocks).collect();
-        let blocks = widths.len() - 1;
-        let area = |block: usize| 1 << (2 * (blocks - 1 - block));
-        let mut values = REMEMBERED * area(0) * in_blocks(self.in_channels);
-        for block in 0..blocks {
-            let out = widths[block + 1];
-            values += REMEMBERED * area(block) * (widths[block] + out + 2 * (self.num_res_blocks - 1) * out);
-            if block + 1 < blocks && self.temperal_downsample[block] {
-                values += area(block + 1) * out;
-            }
-        }
-        values + REMEMBERED * 5 * widths[blocks]
-    }
-
-    fn check(&self) -> Result<(), VaeError> {
+    pub(crate) fn check(&self) -> Result<(), VaeError> {
         let wrong = |field, got: String, expected: String| Err(VaeError::ConfigValue { field, got, expected });
         let blocks = self.dim_mult.len();
         if blocks == 0 || blocks > 16 || self.dim_mult.contains(&0) {

@@ -8,7 +8,6 @@
 //! Source of the architecture: diffusers 0.42.1, `models/autoencoders/autoencoder_kl_wan.py` and `autoencoder_kl_qwenimage.py`.
 
 mod blocks;
-mod cache;
 mod coders;
 mod config;
 mod layouts;

@@ -1,13 +1,13 @@
 use std::num::NonZeroUsize;
 
 use burn::module::Module;
-use burn::tensor::{DType, Device, Tensor};
-use vae_core::layers::{Conv3d, Features};
-use vae_core::operators::TemporalWindow;
-use vae_core::{Components, Context, FrameStream, LoadedVae, Vae, VaeError, VaeFamily, VaeModules, VaeSpec, Weights};
+use burn::tensor::{DType, Device};
+use vae_core::coder::{Coder, Layer};
+use vae_core::layers::Conv3d;
+use vae_core::{Components, LoadedVae, Vae, VaeError, VaeFamily, VaeModules, VaeSpec, Weights};
 
-use crate::cache::FrameCache;
 use crate::coders::{Decoder, Encoder};
+use crate::resample::{Patchify, Unpatchify};
 use crate::{QwenImageConfig, WanConfig, layouts};
 
 /// The family `wan`.
@@ -22,7 +22,7 @@ impl VaeFamily for Wan {
     type Config = WanConfig;
 
     fn spec(config: &WanConfig) -> Result<VaeSpec, VaeError> {
-        config.spec()
+        with_layers(config.spec()?, config)
     }
 
     fn infer(weights: &Weights) -> Option<WanConfig> {
@@ -42,7 +42,7 @@ impl VaeFamily for Wan {
     }
 
     fn load(config: &WanConfig, weights: Weights, device: &Device, dtype: DType) -> Result<Box<dyn Vae>, VaeError> {
-        load(config, config.spec()?, weights, device, dtype)
+        load(config, Self::spec(config)?, weights, device, dtype)
     }
 }
 
@@ -58,7 +58,7 @@ impl VaeFamily for QwenImage {
     type Config = QwenImageConfig;
 
     fn spec(config: &QwenImageConfig) -> Result<VaeSpec, VaeError> {
-        config.spec()
+        with_layers(config.spec()?, &config.to_wan())
     }
 
     fn fits(config: &QwenImageConfig, weights: &Weights) -> bool {
@@ -70,8 +70,12 @@ impl VaeFamily for QwenImage {
     }
 
     fn load(config: &QwenImageConfig, weights: Weights, device: &Device, dtype: DType) -> Result<Box<dyn Vae>, VaeError> {
-        load(&config.to_wan(), config.spec()?, weights, device, dtype)
+        load(&config.to_wan(), Self::spec(config)?, weights, device, dtype)
     }
+}
+
+fn with_layers(spec: VaeSpec, config: &WanConfig) -> Result<VaeSpec, VaeError> {
+    spec.with_layers_of(|device| AutoencoderKlWan::new(config, Components::Both, device))
 }
 
 fn load(config: &WanConfig, spec: VaeSpec, weights: Weights, device: &Device, dtype: DType) -> Result<Box<dyn Vae>, VaeError> {
@@ -87,6 +91,17 @@ pub struct AutoencoderKlWan {
     quant_conv: Option<Conv3d>,
     post_quant_conv: Option<Conv3d>,
     pub(crate) decoder: Option<Decoder>,
+    #[module(skip)]
+    latent_channels: usize,
+    #[module(skip)]
+    sample_channels: usize,
+    #[module(skip)]
+    patch: usize,
+    #[module(skip)]
+    spatial_ratio: usize,
+    /// Whether patches or shortcuts take whole blocks of px.
+    #[module(skip)]
+    divides_blocks: bool,
 }
 
 impl AutoencoderKlWan {
@@ -95,64 +110,39 @@ impl AutoencoderKlWan {
     /// # Errors
     /// When the configuration is refused.
     pub fn new(config: &WanConfig, components: Components, device: &Device) -> Result<Self, VaeError> {
-        config.spec()?;
+        config.check()?;
         Ok(Self {
             encoder: components.encoder(|| Encoder::new(config, device)),
             quant_conv: components.encoder(|| Conv3d::temporal(NonZeroUsize::MIN, [2 * config.z_dim; 2], device)),
             post_quant_conv: components.decoder(|| Conv3d::temporal(NonZeroUsize::MIN, [config.z_dim; 2], device)),
             decoder: components.decoder(|| Decoder::new(config, device)),
+            latent_channels: config.z_dim,
+            sample_channels: config.in_channels / (config.patch() * config.patch()),
+            patch: config.patch(),
+            spatial_ratio: config.spatial_ratio(),
+            divides_blocks: config.patch() > 1 || config.is_residual,
         })
     }
 }
 
 impl VaeModules for AutoencoderKlWan {
-    fn decoder<'a>(&'a self, spec: &'a VaeSpec, context: &Context) -> Option<FrameStream<'a>> {
-        let (decoder, conv) = (self.decoder.as_ref()?, self.post_quant_conv.as_ref()?);
-        let (context, mut cache) = (context.clone(), FrameCache::new(context));
-        Some(Box::new(move |latents| {
-            cache.rewind()?;
-            let x = conv.forward(Features::new(latents, &context), TemporalWindow::EACH);
-            Ok(unpatchify(decoder.forward(x, &mut cache).into(), spec.patch))
-        }))
+    fn decoder(&self) -> Option<Coder<'_>> {
+        let mut layers = vec![Layer::Conv3d(self.post_quant_conv.as_ref()?)];
+        self.decoder.as_ref()?.list(&mut layers);
+        if self.patch > 1 {
+            layers.push(Layer::Map(Box::new(Unpatchify(self.patch))));
+        }
+        Some(Coder::new(self.latent_channels, layers))
     }
 
-    fn encoder<'a>(&'a self, spec: &'a VaeSpec, context: &Context) -> Option<FrameStream<'a>> {
-        let (encoder, conv) = (self.encoder.as_ref()?, self.quant_conv.as_ref()?);
-        let (context, mut cache) = (context.clone(), FrameCache::new(context));
-        Some(Box::new(move |samples| {
-            cache.rewind()?;
-            let x = Features::new(patchify(samples, spec.patch, spec.spatial_ratio), &context);
-            Ok(conv.forward(encoder.forward(x, &mut cache), TemporalWindow::EACH).into())
-        }))
+    fn encoder(&self) -> Option<Coder<'_>> {
+        let mut layers = Vec::new();
+        if self.patch > 1 {
+            layers.push(Layer::Map(Box::new(Patchify(self.patch))));
+        }
+        self.encoder.as_ref()?.list(&mut layers);
+        layers.push(Layer::Conv3d(self.quant_conv.as_ref()?));
+        let coder = Coder::new(self.sample_channels, layers);
+        Some(if self.divides_blocks { coder.with_whole_px_of(self.spatial_ratio) } else { coder })
     }
-}
-
-/// Patches of samples as channels, in the order channel, column, row (diffusers, `patchify`). Rows below and columns to the right that fill no latent px of `ratio` px
-/// are left out: the shortcuts of such a model average whole blocks of px.
-///
-/// # Shapes
-/// `[b, c, t, h, w]` to `[b, c * patch * patch, t, h / patch, w / patch]`, where h and w are rounded down to multiples of `ratio`.
-fn patchify(samples: Tensor<5>, patch: usize, ratio: usize) -> Tensor<5> {
-    if patch == 1 {
-        return samples;
-    }
-    let [b, c, t, h, w] = samples.dims();
-    let [h, w] = [h, w].map(|side| side / ratio * ratio / patch);
-    let whole = samples.narrow(3, 0, h * patch).narrow(4, 0, w * patch);
-    let patches = whole.reshape([b, c, t, h, patch, w, patch]).permute([0, 1, 6, 4, 2, 3, 5]);
-    patches.reshape([b, c * patch * patch, t, h, w])
-}
-
-/// The inverse of [`patchify`] (diffusers, `unpatchify`).
-///
-/// # Shapes
-/// `[b, c * patch * patch, t, h, w]` to `[b, c, t, h * patch, w * patch]`.
-fn unpatchify(x: Tensor<5>, patch: usize) -> Tensor<5> {
-    if patch == 1 {
-        return x;
-    }
-    let [b, c, t, h, w] = x.dims();
-    let channels = c / (patch * patch);
-    let patches = x.reshape([b, channels, patch, patch, t, h, w]).permute([0, 1, 4, 5, 3, 6, 2]);
-    patches.reshape([b, channels, t, h * patch, w * patch])
 }

@@ -2,13 +2,12 @@ use std::num::NonZeroUsize;
 
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
-use vae_core::layers::{Conv2d, Conv3d, Features};
-use vae_core::operators::TemporalWindow;
-
-use crate::cache::{CONTEXT, FrameCache};
+use tiling::Scale;
+use vae_core::coder::{FrameChange, Layer, PxMap};
+use vae_core::layers::{Conv2d, Conv3d};
 
 /// Frames of the temporal convolutions.
-const KERNEL_FRAMES: NonZeroUsize = NonZeroUsize::MIN.saturating_add(CONTEXT);
+const KERNEL_FRAMES: NonZeroUsize = NonZeroUsize::MIN.saturating_add(2);
 
 /// Which axes are resampled by 2.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,23 +40,10 @@ impl Upsample {
         self.time_conv.is_some()
     }
 
-    /// # Shapes
-    /// `[b, in, t, h, w]` to `[b, out, t', 2 * h, 2 * w]`, where `t'` is 1 for the first frame and `2 * t` later.
-    pub(crate) fn forward(&self, x: Features, cache: &mut FrameCache) -> Features {
-        let x = self.time_conv.iter().fold(x, |x, conv| Self::upsample_frames(conv, x, cache.slot()));
-        self.resample.forward(x.upsample_nearest2x())
-    }
-
-    fn upsample_frames(conv: &Conv3d, x: Features, slot: &mut Option<Features>) -> Features {
-        let Some(earlier) = slot.take() else {
-            // The first frame stays one frame, and those after it do not depend on it.
-            *slot = Some(x.zero_frames(2));
-            return x;
-        };
-        let x = earlier.concat_frames(x);
-        *slot = Some(x.last_frames(2));
-        let [even, odd] = conv.forward_in_parts(&x, TemporalWindow { context: CONTEXT, stride: 1 });
-        even.interleave_frames(odd)
+    /// From `[b, in, t, h, w]` to `[b, out, t', 2 * h, 2 * w]`, where `t'` is 1 for the first frame and `2 * t` later.
+    pub(crate) fn list<'a>(&'a self, layers: &mut Vec<Layer<'a>>) {
+        layers.extend(self.time_conv.iter().map(Layer::DoubleFrames));
+        layers.extend([Layer::UpsampleNearest2x, Layer::Conv2d(&self.resample)]);
     }
 }
 
@@ -79,18 +65,10 @@ impl Downsample {
         self.time_conv.is_some()
     }
 
-    /// # Shapes
-    /// `[b, c, t, h, w]` to `[b, c, t', h / 2, w / 2]`, where `t'` is 1 for the first frame and `t / 2` later.
-    pub(crate) fn forward(&self, x: Features, cache: &mut FrameCache) -> Features {
-        let x = self.resample.forward(x);
-        self.time_conv.iter().fold(x, |x, conv| {
-            let slot = cache.slot();
-            let earlier = slot.replace(x.last_frames(1));
-            match earlier {
-                Some(earlier) => conv.forward(earlier.concat_frames(x), TemporalWindow { context: CONTEXT, stride: 2 }),
-                None => x,
-            }
-        })
+    /// From `[b, c, t, h, w]` to `[b, c, t', h / 2, w / 2]`, where `t'` is 1 for the first frame and `t / 2` later.
+    pub(crate) fn list<'a>(&'a self, layers: &mut Vec<Layer<'a>>) {
+        layers.push(Layer::Conv2d(&self.resample));
+        layers.extend(self.time_conv.iter().map(Layer::HalveFrames));
     }
 }
 
@@ -104,14 +82,21 @@ pub(crate) struct MeanShortcut {
     pub(crate) factors: [usize; 2],
 }
 
-impl MeanShortcut {
-    /// # Shapes
-    /// `[b, in, t, h, w]` to `[b, out, t / ft, h / fs, w / fs]`, the frames rounded up.
-    pub(crate) fn forward(&self, x: Features) -> Features {
-        x.map(|x| self.means(x))
+/// From `[b, in, t, h, w]` to `[b, out, t / ft, h / fs, w / fs]`, the frames rounded up.
+impl PxMap for MeanShortcut {
+    fn scale(&self) -> Scale {
+        Scale::Down(self.factors[1])
     }
 
-    fn means(self, x: Tensor<5>) -> Tensor<5> {
+    fn channels(&self, _: usize) -> usize {
+        self.channels_out
+    }
+
+    fn frames(&self) -> FrameChange {
+        if self.factors[0] == 2 { FrameChange::Halve } else { FrameChange::Same }
+    }
+
+    fn apply(&self, x: Tensor<5>, _: bool) -> Tensor<5> {
         let [ft, fs] = self.factors;
         let [b, c, t, h, w] = x.dims();
         let missing = t.next_multiple_of(ft) - t;
@@ -131,19 +116,71 @@ pub(crate) struct SpreadShortcut {
     pub(crate) factors: [usize; 2],
 }
 
-impl SpreadShortcut {
-    /// # Shapes
-    /// `[b, in, t, h, w]` to `[b, out, t * ft, h * fs, w * fs]`; of a clip's first frame only the last of its `ft` frames is given.
-    pub(crate) fn forward(&self, x: Features, is_first: bool) -> Features {
-        x.map(|x| self.spread(x, is_first))
+/// From `[b, in, t, h, w]` to `[b, out, t * ft, h * fs, w * fs]`; of a clip's first frame only the last of its `ft` frames is given.
+impl PxMap for SpreadShortcut {
+    fn scale(&self) -> Scale {
+        Scale::Up(self.factors[1])
     }
 
-    fn spread(self, x: Tensor<5>, is_first: bool) -> Tensor<5> {
+    fn channels(&self, _: usize) -> usize {
+        self.channels_out
+    }
+
+    fn frames(&self) -> FrameChange {
+        if self.factors[0] == 2 { FrameChange::Double } else { FrameChange::Same }
+    }
+
+    fn apply(&self, x: Tensor<5>, is_first: bool) -> Tensor<5> {
         let [ft, fs] = self.factors;
         let [b, c, t, h, w] = x.dims();
         let repeats = self.channels_out * ft * fs * fs / c;
         let x = x.reshape([b, c, 1, t, h, w]).expand([b, c, repeats, t, h, w]).reshape([b, self.channels_out, ft, fs, fs, t, h, w]);
         let x = x.permute([0, 1, 5, 2, 6, 3, 7, 4]).reshape([b, self.channels_out, t * ft, h * fs, w * fs]);
         if is_first { x.narrow(2, ft - 1, t * ft - (ft - 1)) } else { x }
+    }
+}
+
+/// Patches of samples as channels, in the order channel, column, row (diffusers, `patchify`): from `[b, c, t, h, w]` to
+/// `[b, c * patch * patch, t, h / patch, w / patch]`.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Patchify(pub(crate) usize);
+
+impl PxMap for Patchify {
+    fn scale(&self) -> Scale {
+        Scale::Down(self.0)
+    }
+
+    fn channels(&self, channels: usize) -> usize {
+        channels * self.0 * self.0
+    }
+
+    fn apply(&self, samples: Tensor<5>, _: bool) -> Tensor<5> {
+        let patch = self.0;
+        let [b, c, t, h, w] = samples.dims();
+        let [h, w] = [h / patch, w / patch];
+        let patches = samples.reshape([b, c, t, h, patch, w, patch]).permute([0, 1, 6, 4, 2, 3, 5]);
+        patches.reshape([b, c * patch * patch, t, h, w])
+    }
+}
+
+/// The inverse of [`Patchify`] (diffusers, `unpatchify`): from `[b, c * patch * patch, t, h, w]` to `[b, c, t, h * patch, w * patch]`.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Unpatchify(pub(crate) usize);
+
+impl PxMap for Unpatchify {
+    fn scale(&self) -> Scale {
+        Scale::Up(self.0)
+    }
+
+    fn channels(&self, channels: usize) -> usize {
+        channels / (self.0 * self.0)
+    }
+
+    fn apply(&self, x: Tensor<5>, _: bool) -> Tensor<5> {
+        let patch = self.0;
+        let [b, c, t, h, w] = x.dims();
+        let channels = c / (patch * patch);
+        let patches = x.reshape([b, channels, patch, patch, t, h, w]).permute([0, 1, 4, 5, 3, 6, 2]);
+        patches.reshape([b, channels, t, h * patch, w * patch])
     }
 }

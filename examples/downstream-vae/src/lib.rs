@@ -207,7 +207,7 @@ impl Block {
 }
 
 impl VaeModules for AutoencoderTiny {
-    fn decoder<'a>(&'a self, _: &'a VaeSpec, context: &Context) -> Option<FrameStream<'a>> {
+    fn decode_stream<'a>(&'a self, _: &'a VaeSpec, context: &Context) -> Option<FrameStream<'a>> {
         let (decoder, context) = (self.decoder.as_ref()?, context.clone());
         Some(Box::new(move |latents| {
             let x = Features::new((latents / 3.0).tanh() * 3.0, &context);
@@ -215,7 +215,7 @@ impl VaeModules for AutoencoderTiny {
         }))
     }
 
-    fn encoder<'a>(&'a self, spec: &'a VaeSpec, context: &Context) -> Option<FrameStream<'a>> {
+    fn encode_stream<'a>(&'a self, spec: &'a VaeSpec, context: &Context) -> Option<FrameStream<'a>> {
         let (encoder, context) = (self.encoder.as_ref()?, context.clone());
         Some(Box::new(move |samples| {
             // Sides round down; upstream's stride with a border all around would round up.

@@ -198,8 +198,8 @@ impl<const OUT: usize, T: TileAlgorithm<OUT>> Task<'_, OUT, T> {
                 }
                 for (y, line) in lines.iter_mut().enumerate().take(count).skip(known) {
                     let span = Span {
-                        row: (top + y).cast_signed() - padding_top.cast_signed(),
-                        column: (T::STEP * group.column).cast_signed() - padding_left.cast_signed(),
+                        row: (top + y).cast_signed() - padding_top,
+                        column: (T::STEP * group.column).cast_signed() - padding_left,
                         count: T::STEP * (group.across - 1) + T::IN,
                     };
                     input.read(simd, block, span, line);

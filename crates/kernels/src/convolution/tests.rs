@@ -210,8 +210,8 @@ impl Case {
                                 for at in 0..side * side {
                                     let kernel = (out * channels_in + channel) * self.kernel_frames + kernel_frame;
                                     let weight = f64::from(data.weight[kernel * side * side + at]);
-                                    let row = (y * stride + at / side).cast_signed() - self.padding.top.cast_signed();
-                                    let column = (x * stride + at % side).cast_signed() - self.padding.left.cast_signed();
+                                    let row = (y * stride + at / side).cast_signed() - self.padding.top;
+                                    let column = (x * stride + at % side).cast_signed() - self.padding.left;
                                     sum += weight * px(channel, frame, row, column);
                                 }
                             }
@@ -235,7 +235,7 @@ fn random_case(noise: &mut Noise) -> Case {
     let channels = [1 + noise.below(21), 1 + noise.below(if cfg!(miri) { 9 } else { 70 })];
     let size = if noise.below(5) == 0 { [1 + noise.below(2), 1 + noise.below(2)] } else { [1 + noise.below(side), 1 + noise.below(3 * side)] };
     let plain = Case::plain(algorithm, channels, size);
-    let [top, bottom, left, right] = std::array::from_fn(|_| noise.below(3));
+    let [top, bottom, left, right] = std::array::from_fn(|_| noise.below(5).cast_signed() - 2);
     Case {
         kernel_frames,
         padding: if noise.below(2) == 0 { Padding { top, bottom, left, right } } else { plain.padding },

@@ -44,6 +44,11 @@ pub fn local_devices() -> impl Iterator<Item = (DeviceName, Device)> {
     })
 }
 
+/// A device to build modules for that are only looked at: nothing is computed on it.
+pub(crate) fn planning_device() -> Option<Device> {
+    local_devices().next().map(|(_, device)| device).or_else(|| tiling::catch(Device::default).ok())
+}
+
 /// The GPU behind a device. `None` for other devices, and for a GPU that cannot be opened.
 pub fn adapter(device: &Device) -> Option<Adapter> {
     let driver = Backend::of(device)?.driver?;

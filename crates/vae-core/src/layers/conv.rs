@@ -102,7 +102,15 @@ impl Conv2d {
         split(&self.convolution(), x)
     }
 
-    fn convolution(&self) -> Convolution {
+    pub(crate) fn stride(&self) -> [usize; 2] {
+        self.stride
+    }
+
+    pub(crate) fn padding(&self) -> Padding {
+        self.padding
+    }
+
+    pub(crate) fn convolution(&self) -> Convolution {
         Convolution {
             weight: with_five_axes(self.weight.val(), [Some(0), Some(1), None, Some(2), Some(3)]),
             bias: self.bias.as_ref().map(Param::val),
@@ -198,7 +206,20 @@ impl Conv3d {
         split(&self.convolution(window), x)
     }
 
-    fn convolution(&self, window: TemporalWindow) -> Convolution {
+    pub(crate) fn stride(&self) -> [usize; 2] {
+        self.stride
+    }
+
+    pub(crate) fn padding(&self) -> Padding {
+        self.padding
+    }
+
+    /// Frames of the kernel.
+    pub(crate) fn frames(&self) -> usize {
+        self.weight.lazy_shape()[2]
+    }
+
+    pub(crate) fn convolution(&self, window: TemporalWindow) -> Convolution {
         let (weight, bias) = (self.weight.val(), self.bias.as_ref().map(Param::val));
         Convolution { weight, bias, stride: self.stride, padding: self.padding, window }
     }
@@ -287,7 +308,7 @@ impl Linear {
         x.convolve(&self.convolution(), Some(residual))
     }
 
-    fn convolution(&self) -> Convolution {
+    pub(crate) fn convolution(&self) -> Convolution {
         Convolution {
             weight: with_five_axes(self.weight.val(), [Some(0), Some(1), None, None, None]),
             bias: Some(self.bias.val()),

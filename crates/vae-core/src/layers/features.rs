@@ -139,6 +139,15 @@ impl Features {
         self.change(|operators, x, context| operators.upsample_nearest2x(x, context))
     }
 
+    /// The px of `size` (height and width) from row and column `start` on.
+    ///
+    /// # Panics
+    /// When they reach beyond the features.
+    #[must_use]
+    pub fn crop(self, start: [usize; 2], size: [usize; 2]) -> Self {
+        self.change(|operators, x, context| operators.crop(x, start, size, context))
+    }
+
     /// The frames of both, one after the other.
     ///
     /// # Panics

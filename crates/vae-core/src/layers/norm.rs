@@ -2,7 +2,7 @@ use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor};
 
 use super::features::Features;
-use crate::operators::{Activation, GroupNormParameters};
+use crate::operators::{Activation, GroupMoments, GroupNormParameters};
 use crate::parameter::parameter;
 
 /// Group normalisation of each frame, with statistics in f32 for every dtype of the input (torch, `GroupNorm`).
@@ -35,8 +35,28 @@ impl GroupNorm {
     /// # Shapes
     /// `[b, c, t, h, w]` to the same.
     pub fn forward_activated(&self, x: Features, activation: Activation) -> Features {
+        x.group_norm(&self.parameters(), activation)
+    }
+
+    /// The norm with given moments, then an activation.
+    ///
+    /// # Shapes
+    /// `[b, c, t, h, w]` to the same.
+    ///
+    /// # Panics
+    /// When the moments have another number of frames or groups.
+    pub fn forward_with_moments(&self, x: Features, moments: GroupMoments, activation: Activation) -> Features {
+        x.apply_group_norm(moments, &self.parameters(), activation)
+    }
+
+    /// Groups of channels.
+    pub(crate) fn groups(&self) -> usize {
+        self.groups
+    }
+
+    fn parameters(&self) -> GroupNormParameters {
         let (weight, bias) = (self.weight.val(), self.bias.val());
-        x.group_norm(&GroupNormParameters { groups: self.groups, epsilon: self.epsilon, weight, bias }, activation)
+        GroupNormParameters { groups: self.groups, epsilon: self.epsilon, weight, bias }
     }
 }
 

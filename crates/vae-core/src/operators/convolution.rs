@@ -1,4 +1,5 @@
 use burn::tensor::Tensor;
+use serde::Serialize;
 
 /// A convolution over height and width, and over each frame with those before it.
 #[derive(Debug, Clone)]
@@ -29,24 +30,26 @@ impl Convolution {
     pub fn output_dims(&self, [b, _, t, h, w]: [usize; 5]) -> [usize; 5] {
         let Padding { top, bottom, left, right } = self.padding;
         let [_, kernel_height, kernel_width] = self.kernel();
-        let side = |padded: usize, kernel: usize, stride: usize| (padded + stride).saturating_sub(kernel) / stride;
-        let height = side(h + top + bottom, kernel_height, self.stride[0]);
-        let width = side(w + left + right, kernel_width, self.stride[1]);
+        let side = |side: usize, padding: isize, kernel: usize, stride: usize| {
+            (side.saturating_add_signed(padding) + stride).saturating_sub(kernel) / stride
+        };
+        let height = side(h, top + bottom, kernel_height, self.stride[0]);
+        let width = side(w, left + right, kernel_width, self.stride[1]);
         [b, self.weight.dims()[0], self.window.frames(t), height, width]
     }
 }
 
-/// Rows and columns of zeros around a frame, in px.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+/// Rows and columns of zeros around a frame, in px. Where it is negative, so many rows or columns of the frame are left out, but never all of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 pub struct Padding {
     /// Rows above.
-    pub top: usize,
+    pub top: isize,
     /// Rows below.
-    pub bottom: usize,
+    pub bottom: isize,
     /// Columns to the left.
-    pub left: usize,
+    pub left: isize,
     /// Columns to the right.
-    pub right: usize,
+    pub right: isize,
 }
 
 impl Padding {
@@ -56,7 +59,7 @@ impl Padding {
     pub const BOTTOM_RIGHT: Self = Self { bottom: 1, right: 1, ..Self::NONE };
 
     /// The same on all four sides.
-    pub const fn all(px: usize) -> Self {
+    pub const fn all(px: isize) -> Self {
         Self { top: px, bottom: px, left: px, right: px }
     }
 }

@@ -233,6 +233,14 @@ impl Operators for Cpu {
         x
     }
 
+    fn crop(&self, x: Images, start: [usize; 2], size: [usize; 2], _: &Context) -> Images {
+        if x.size == size {
+            return x;
+        }
+        let images = x.frames.iter().map(|frame| frame.clone().applied().cropped(start, size)).collect();
+        x.with_images(images, x.channels, size)
+    }
+
     fn add(&self, x: Images, other: Images, _: &Context) -> Images {
         let frames = x.frames.into_iter().zip(other.frames);
         Images { frames: frames.map(|(a, b)| a.applied().plus(&b.applied()).into()).collect(), ..x }

@@ -31,6 +31,7 @@ pub(crate) trait AnyOperators: Debug + Send + Sync {
     fn attend(&self, queries: AnyData, keys: AnyData, values: AnyData, context: &Context) -> AnyData;
     fn activate(&self, x: AnyData, activation: Activation, context: &Context) -> AnyData;
     fn upsample_nearest2x(&self, x: AnyData, context: &Context) -> AnyData;
+    fn crop(&self, x: AnyData, start: [usize; 2], size: [usize; 2], context: &Context) -> AnyData;
     fn add(&self, x: AnyData, other: AnyData, context: &Context) -> AnyData;
     fn concat_frames(&self, x: AnyData, later: AnyData, context: &Context) -> AnyData;
     fn interleave_frames(&self, even: AnyData, odd: AnyData, context: &Context) -> AnyData;
@@ -97,6 +98,10 @@ impl<O: Operators> AnyOperators for O {
 
     fn upsample_nearest2x(&self, x: AnyData, context: &Context) -> AnyData {
         Arc::new(O::upsample_nearest2x(self, typed(x), context))
+    }
+
+    fn crop(&self, x: AnyData, start: [usize; 2], size: [usize; 2], context: &Context) -> AnyData {
+        Arc::new(O::crop(self, typed(x), start, size, context))
     }
 
     fn add(&self, x: AnyData, other: AnyData, context: &Context) -> AnyData {

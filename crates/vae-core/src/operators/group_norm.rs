@@ -1,4 +1,5 @@
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Device, ExecutionError, Tensor, TensorData};
+use kernels::Moments;
 
 /// A group norm: `(x - mean) / sqrt(variance + epsilon) * weight + bias`, with the mean and variance of the channel's group in its frame.
 #[derive(Debug, Clone)]
@@ -14,11 +15,9 @@ pub struct GroupNormParameters {
 }
 
 /// Count, mean and variance of the values of each group of channels, in each frame of each batch item: of a whole image, or of several tiles of it.
-#[cfg_attr(feature = "flex", expect(clippy::large_enum_variant, reason = "few exist at a time"))]
 #[derive(Debug, Clone)]
 pub enum GroupMoments {
     /// In f64 in host memory, for each frame.
-    #[cfg(feature = "flex")]
     Host(Vec<kernels::GroupMoments>),
     /// In f32 on a device.
     Device(TensorMoments),
@@ -41,7 +40,6 @@ impl GroupMoments {
     #[must_use]
     pub fn merge(self, other: Self) -> Self {
         match (self, other) {
-            #[cfg(feature = "flex")]
             (Self::Host(mut frames), Self::Host(other)) => {
                 assert_eq!(frames.len(), other.len(), "frames");
                 for (moments, other) in frames.iter_mut().zip(&other) {
@@ -53,7 +51,6 @@ impl GroupMoments {
                 let device = moments.values.device();
                 Self::Device(moments.merge(&other.on(&device)))
             }
-            #[cfg(feature = "flex")]
             (host, Self::Device(other)) => {
                 let device = other.values.device();
                 Self::Device(host.on(&device).merge(&other))
@@ -61,12 +58,27 @@ impl GroupMoments {
         }
     }
 
+    /// The moments in host memory, for each frame.
+    ///
+    /// # Errors
+    /// When the device does not give them.
+    pub fn into_host(self) -> Result<Vec<kernels::GroupMoments>, ExecutionError> {
+        let TensorMoments { count, values } = match self {
+            Self::Host(frames) => return Ok(frames),
+            Self::Device(moments) => moments,
+        };
+        let groups = values.dims()[2];
+        let values = values.try_into_data()?.convert::<f32>().try_into_vec::<f32>().expect("moments are f32");
+        let (means, variances) = values.split_at(values.len() / 2);
+        let of_group = |(&mean, &variance): (&f32, &f32)| Moments { count, mean: mean.into(), squared_deviations: f64::from(variance) * count };
+        let all: Vec<Moments> = means.iter().zip(variances).map(of_group).collect();
+        Ok(all.chunks(groups.max(1)).map(|frame| kernels::GroupMoments::from(frame.to_vec())).collect())
+    }
+
     /// The moments as a tensor on `device`.
-    #[cfg_attr(not(feature = "flex"), expect(unused_variables, reason = "there is only one kind"))]
     pub fn on(self, device: &Device) -> TensorMoments {
         match self {
             Self::Device(moments) => moments,
-            #[cfg(feature = "flex")]
             Self::Host(frames) => {
                 let groups = frames.first().map_or(0, |moments| moments.groups().len());
                 let all = || frames.iter().flat_map(kernels::GroupMoments::groups);

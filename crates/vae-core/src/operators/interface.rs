@@ -81,6 +81,11 @@ pub trait Operators: Debug + Send + Sync + 'static {
         self.import_tensor(plain::upsample_nearest2x(self.export_tensor(x)), context)
     }
 
+    /// The px of `size` (height and width) from row and column `start` on.
+    fn crop(&self, x: Self::Data, start: [usize; 2], size: [usize; 2], context: &Context) -> Self::Data {
+        self.import_tensor(plain::crop(self.export_tensor(x), start, size), context)
+    }
+
     /// The sum of two features of one shape.
     fn add(&self, x: Self::Data, other: Self::Data, context: &Context) -> Self::Data {
         self.import_tensor(self.export_tensor(x) + self.export_tensor(other), context)

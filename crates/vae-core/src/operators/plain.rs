@@ -25,12 +25,13 @@ pub(super) fn convolve(x: Tensor<5>, convolution: &Convolution, residual: Option
 }
 
 fn convolve_frames(x: Tensor<5>, convolution: &Convolution) -> Tensor<5> {
-    let Convolution { stride, padding: Padding { top, bottom, left, right }, window, .. } = *convolution;
+    let Convolution { stride, padding, window, .. } = *convolution;
     let (weight, bias) = (convolution.weight.clone(), convolution.bias.clone());
     let output = convolution.output_dims(x.dims());
     if output.contains(&0) {
         return Tensor::zeros(output, (&x.device(), x.dtype()));
     }
+    let (x, padding) = without_left_out(x, padding);
     let [b, c, given, h, w] = x.dims();
     let [kernel_frames, kernel_height, kernel_width] = convolution.kernel();
     // Of a single frame's kernel only the last frame meets something.
@@ -39,7 +40,6 @@ fn convolve_frames(x: Tensor<5>, convolution: &Convolution) -> Tensor<5> {
     let first = (window.context + 1).saturating_sub(kernel_frames);
     let missing = (kernel_frames - 1).saturating_sub(window.context);
     let x = if first > 0 { x.narrow(2, first, given - first) } else { x };
-    let padding = [(top, bottom), (left, right)];
     if kernel_frames == 1 {
         let options = ConvOptions::new_with_padding(stride, padding, [1, 1], 1);
         return frames(module::conv2d(images(every(x, window.stride)), weight.squeeze_dim(2), bias, options), b);
@@ -52,6 +52,18 @@ fn convolve_frames(x: Tensor<5>, convolution: &Convolution) -> Tensor<5> {
     }
     let options = ConvOptions::new_with_padding([window.stride, stride[0], stride[1]], [(0, 0), padding[0], padding[1]], [1; 3], 1);
     module::conv3d(x, weight, bias, options)
+}
+
+/// The px that a negative padding does not leave out, and the zeros around them: above and below, to the left and to the right.
+fn without_left_out(x: Tensor<5>, Padding { top, bottom, left, right }: Padding) -> (Tensor<5>, [(usize, usize); 2]) {
+    let [_, _, _, height, width] = x.dims();
+    let sides = [(3, height, top, bottom), (4, width, left, right)];
+    let left_out = |padding: isize| padding.min(0).unsigned_abs();
+    let x = sides.iter().fold(x, |x, &(axis, side, before, after)| match left_out(before) + left_out(after) {
+        0 => x,
+        count => x.narrow(axis, left_out(before), side - count),
+    });
+    (x, sides.map(|(_, _, before, after)| (before.max(0).unsigned_abs(), after.max(0).unsigned_abs())))
 }
 
 /// Every `stride`th frame, from the first.
@@ -150,6 +162,11 @@ pub(super) fn upsample_nearest2x(x: Tensor<5>) -> Tensor<5> {
     let b = x.dims()[0];
     let options = InterpolateOptions::new(InterpolateMode::Nearest).with_scale_factor([2.0, 2.0]);
     frames(module::interpolate(images(x), options), b)
+}
+
+/// See [`Operators::crop`](super::Operators::crop).
+pub(super) fn crop(x: Tensor<5>, [top, left]: [usize; 2], [height, width]: [usize; 2]) -> Tensor<5> {
+    x.narrow(3, top, height).narrow(4, left, width)
 }
 
 /// See [`Operators::interleave_frames`](super::Operators::interleave_frames).

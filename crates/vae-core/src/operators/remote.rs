@@ -14,7 +14,7 @@ use crate::{Context, MathMode, Precision};
 
 pub(crate) const GROUP_NORM: &str = "tilevae.group_norm.2";
 pub(crate) const RMS_NORM: &str = "tilevae.rms_norm.2";
-pub(crate) const CONVOLUTION: &str = "tilevae.convolution.2";
+pub(crate) const CONVOLUTION: &str = "tilevae.convolution.3";
 pub(crate) const ATTENTION: &str = "tilevae.attention.2";
 
 /// Operators on tensors of Burn's remote backend.
@@ -97,15 +97,18 @@ impl ConvolutionScalars {
 
     fn encode(&self) -> Vec<ScalarIr> {
         let Self { stride, padding: Padding { top, bottom, left, right }, window: TemporalWindow { context, stride: frames }, .. } = *self;
-        let numbers = [stride[0], stride[1], top, bottom, left, right, context, frames].map(|number| ScalarIr::UInt(number as u64));
+        let numbers = [stride[0], stride[1], context, frames].map(|number| ScalarIr::UInt(number as u64));
+        let numbers = numbers.into_iter().chain([top, bottom, left, right].map(|number| ScalarIr::Int(number as i64)));
         let flags = [self.has_bias, self.has_residual].map(ScalarIr::Bool);
-        numbers.into_iter().chain(flags).chain(encode_math_mode(self.math_mode)).collect()
+        numbers.chain(flags).chain(encode_math_mode(self.math_mode)).collect()
     }
 
     pub(crate) fn decode(scalars: &[ScalarIr]) -> Self {
         let [numbers @ .., has_bias, has_residual, _, _] = scalars else { panic!("a convolution has twelve scalars") };
-        let numbers: Vec<usize> = numbers.iter().map(decode_number).collect();
-        let [height, width, top, bottom, left, right, context, frames] = numbers[..] else { panic!("a convolution has eight numbers") };
+        let [height, width, context, frames, sides @ ..] = numbers else { panic!("a convolution has eight numbers") };
+        let [height, width, context, frames] = [height, width, context, frames].map(decode_number);
+        let sides: Vec<isize> = sides.iter().map(decode_side).collect();
+        let [top, bottom, left, right] = sides[..] else { panic!("a convolution has eight numbers") };
         Self {
             stride: [height, width],
             padding: Padding { top, bottom, left, right },
@@ -141,6 +144,13 @@ pub(crate) fn decode_number(scalar: &ScalarIr) -> usize {
     match *scalar {
         ScalarIr::UInt(value) => usize::try_from(value).unwrap_or(usize::MAX),
         ScalarIr::Int(value) => usize::try_from(value).unwrap_or(0),
+        ref other => panic!("{other:?} is not a whole number"),
+    }
+}
+
+fn decode_side(scalar: &ScalarIr) -> isize {
+    match *scalar {
+        ScalarIr::Int(value) => isize::try_from(value).unwrap_or(0),
         ref other => panic!("{other:?} is not a whole number"),
     }
 }

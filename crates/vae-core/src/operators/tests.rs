@@ -74,13 +74,14 @@ impl Bench<'_> {
 
     fn convolution(&self, [channels_in, channels_out]: [usize; 2], kernel: [usize; 3], bias: bool) -> Convolution {
         let [frames, height, width] = kernel;
+        let [vertical, horizontal] = [height, width].map(|side| side.cast_signed() / 2);
         let weight = ramp([channels_out, channels_in, frames, height, width], 0.37);
         let scale = 1.0 / (1 << (channels_in * frames * height * width).ilog2().div_ceil(2)) as f32;
         Convolution {
             weight: self.parameter(weight * scale),
             bias: bias.then(|| self.parameter(ramp([channels_out], 0.9))),
             stride: [1, 1],
-            padding: Padding { top: height / 2, bottom: height / 2, left: width / 2, right: width / 2 },
+            padding: Padding { top: vertical, bottom: vertical, left: horizontal, right: horizontal },
             window: TemporalWindow::EACH,
         }
     }
@@ -136,9 +137,14 @@ fn convolutions_of_every_kernel() {
 #[test]
 fn convolutions_of_every_stride_and_padding() {
     let sides = |top, bottom, left, right| Padding { top, bottom, left, right };
-    let paddings = [Padding::NONE, Padding::BOTTOM_RIGHT, Padding::all(1), sides(2, 0, 1, 3)];
+    let paddings = [Padding::NONE, Padding::BOTTOM_RIGHT, Padding::all(1), sides(2, 0, 1, 3), sides(-1, 0, 1, -2), sides(1, -1, -1, 0)];
     for shape in SHAPES {
-        for padding in paddings {
+        let [_, _, _, height, width] = shape.map(usize::cast_signed);
+        let leaves_some = |padding: &Padding| {
+            let left_out = [padding.top, padding.bottom, padding.left, padding.right].map(|px| px.min(0));
+            height + left_out[0] + left_out[1] > 0 && width + left_out[2] + left_out[3] > 0
+        };
+        for padding in paddings.into_iter().filter(leaves_some) {
             for (kernel, stride) in [([3, 3], [1, 1]), ([3, 3], [2, 2]), ([1, 1], [2, 2]), ([1, 1], [1, 1]), ([3, 2], [1, 2]), ([4, 4], [3, 3])] {
                 agree(&format!("kernel {kernel:?}, stride {stride:?}, {padding:?}"), shape, |bench, x| {
                     let convolution = bench.convolution([shape[1], 5], [1, kernel[0], kernel[1]], true);

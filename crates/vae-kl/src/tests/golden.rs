@@ -1,6 +1,6 @@
 use burn::tensor::{DType, Tensor, TensorData};
 use tiling::{DiffusersKind, Grid, GridContext, GridKind, HostTensor, Off, TileOp};
-use vae_core::layers::Features;
+use vae_core::coder::{Coder, Layer};
 use vae_core::testing::{assert_close, computable, device, math_modes, psnr, run_tiled};
 use vae_core::{Components, Context, MathMode, Posterior, VaeOp, Weights};
 
@@ -90,10 +90,11 @@ fn single_blocks_equal_diffusers() {
     for config in ["sd", "flux", "odd"] {
         let golden = golden(config);
         let modules = modules(config);
-        let check = |name: &str, f: &dyn Fn(Features) -> Features| {
+        let check = |name: &str, layers: Vec<Layer>| {
             let input = golden.tensor(&format!("block.{name}.in"));
             let shape = input.shape();
-            let y = Tensor::from(f(Features::new(Tensor::from_data(TensorData::new(input.into_data(), shape), &device()), &Context::default())));
+            let mut stream = Coder::new(shape[1], layers).stream(&Context::default());
+            let y = stream(Tensor::from_data(TensorData::new(input.into_data(), shape), &device())).unwrap();
             let got = HostTensor::new(y.dims(), y.into_data().try_into_vec().unwrap()).unwrap();
             assert_close(&got, &golden.tensor(&format!("block.{name}.out")), F32, &format!("{config} {name}"));
         };

@@ -1,11 +1,10 @@
 use burn::tensor::DType;
 use tiling::{DiffusersKind, Grid, GridContext, GridKind, HostTensor, Off, PerAxis, TileOp};
-use vae_core::layers::Features;
+use vae_core::coder::{Coder, Layer};
 use vae_core::testing::{Golden, assert_close, computable, device, is_on_cpu, math_modes, psnr, run_tiled};
 use vae_core::{Clamp, Components, Context, MathMode, Posterior, VaeOp};
 
 use super::{data, golden, load, open, to_host, to_tensor};
-use crate::cache::FrameCache;
 use crate::{AutoencoderKlWan, WanConfig};
 
 /// The greatest difference from diffusers on outputs of order 1.
@@ -129,23 +128,20 @@ fn modules(config: &str) -> AutoencoderKlWan {
     crate::layouts::to_modules(weights).apply(AutoencoderKlWan::new(&parsed, Components::Both, &device()).unwrap(), DType::F32).unwrap()
 }
 
-fn features(block: HostTensor) -> Features {
-    Features::new(to_tensor(block), &Context::default())
+/// Checks layers on one golden input.
+fn check(golden: &Golden, name: &str, layers: Vec<Layer>) {
+    let input = golden.tensor(&format!("block.{name}.in"));
+    let mut stream = Coder::new(input.shape()[1], layers).stream(&Context::default());
+    assert_close(&to_host(stream(to_tensor(input)).unwrap()), &golden.tensor(&format!("block.{name}.out")), F32, name);
 }
 
-/// Checks a layer on one golden input.
-fn check(golden: &Golden, name: &str, layer: &dyn Fn(Features) -> Features) {
-    let got = layer(features(golden.tensor(&format!("block.{name}.in"))));
-    assert_close(&to_host(got.into()), &golden.tensor(&format!("block.{name}.out")), F32, name);
-}
-
-/// Checks a layer with memory on three chunks, one after the other: its first call, its second and one with memory of another.
-fn check_stream(golden: &Golden, name: &str, layer: &dyn Fn(Features, &mut FrameCache) -> Features) {
-    let mut cache = FrameCache::default();
+/// Checks layers with memory on three chunks, one after the other: their first call, their second and one with memory of another.
+fn check_stream(golden: &Golden, name: &str, layers: Vec<Layer>) {
+    let input = |step: usize| golden.tensor(&format!("block.{name}.{step}.in"));
+    let mut stream = Coder::new(input(0).shape()[1], layers).stream(&Context::default());
     for step in 0..3 {
-        cache.rewind().unwrap();
-        let got = layer(features(golden.tensor(&format!("block.{name}.{step}.in"))), &mut cache);
-        assert_close(&to_host(got.into()), &golden.tensor(&format!("block.{name}.{step}.out")), F32, &format!("{name} {step}"));
+        let got = stream(to_tensor(input(step))).unwrap();
+        assert_close(&to_host(got), &golden.tensor(&format!("block.{name}.{step}.out")), F32, &format!("{name} {step}"));
     }
 }
 
@@ -153,7 +149,7 @@ fn check_stream(golden: &Golden, name: &str, layer: &dyn Fn(Features, &mut Frame
 fn single_blocks_equal_diffusers() {
     for config in ["wan21", "wan22"] {
         let (golden, modules) = (golden(config), modules(config));
-        modules.decoder.unwrap().check_blocks(&|name, layer| check(&golden, name, layer), &|name, layer| check_stream(&golden, name, layer));
-        modules.encoder.unwrap().check_blocks(&|name, layer| check(&golden, name, layer), &|name, layer| check_stream(&golden, name, layer));
+        modules.decoder.unwrap().check_blocks(&|name, layers| check(&golden, name, layers), &|name, layers| check_stream(&golden, name, layers));
+        modules.encoder.unwrap().check_blocks(&|name, layers| check(&golden, name, layers), &|name, layers| check_stream(&golden, name, layers));
     }
 }

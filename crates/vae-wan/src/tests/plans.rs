@@ -2,11 +2,11 @@ use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 use serde_json::{Value, json};
 use tiling::{DiffusersKind, GridContext, GridKind, TilePlan};
+use vae_core::coder::FrameCache;
 use vae_core::layers::Features;
-use vae_core::{Components, Context, FrameRule, VaeError, VaeSpec};
+use vae_core::{Components, Context, FrameRule, VaeError, VaeModules, VaeSpec};
 
 use super::{ENTRIES, data, open};
-use crate::cache::FrameCache;
 use crate::{AutoencoderKlWan, WanConfig};
 
 fn wan_2_1() -> Value {
@@ -75,13 +75,12 @@ fn the_spec_knows_what_the_cache_holds() {
         let features = |shape: [usize; 5]| Features::new(Tensor::zeros(shape, &Device::flex()), &Context::default());
         let [mut decode, mut encode] = [FrameCache::default(), FrameCache::default()];
         let [h, w] = [2, 3];
-        let side = parsed.spatial_ratio() / parsed.patch();
+        let ratio = parsed.spatial_ratio();
         for frames in [1, 2] {
-            decode.rewind().unwrap();
-            modules.decoder.as_ref().unwrap().forward(features([1, parsed.z_dim, frames, h, w]), &mut decode);
-            encode.rewind().unwrap();
+            modules.decoder().unwrap().forward(features([1, parsed.z_dim, frames, h, w]), &mut decode).unwrap();
             let frames = if frames == 1 { 1 } else { frames * parsed.temporal_ratio() };
-            modules.encoder.as_ref().unwrap().forward(features([1, parsed.in_channels, frames, h * side, w * side]), &mut encode);
+            let samples = [1, model.spec.input_channels, frames, h * ratio, w * ratio];
+            modules.encoder().unwrap().forward(features(samples), &mut encode).unwrap();
         }
         assert_eq!([decode.values(), encode.values()].map(|values| values / (h * w)), model.spec.cache_values_per_latent_px, "{config}");
     }

@@ -248,7 +248,15 @@ pub(super) fn whole(x: CubeTensor, convolution: &Convolution, y: &CubeTensor) ->
     let missing = (kernel_frames - 1).saturating_sub(window.context);
     x.offset += first * x.strides[1];
     x.shape[1] -= first;
-    let (stride, padding) = ([window.stride, stride[0], stride[1]], [missing, top, left]);
+    // So are px that a negative padding leaves out. Those behind the last follow from the size of `y`.
+    let mut padding = [missing, 0, 0];
+    for (axis, before) in [(2, top), (3, left)] {
+        let left_out = before.min(0).unsigned_abs().min(x.shape[axis]);
+        x.offset += left_out * x.strides[axis];
+        x.shape[axis] -= left_out;
+        padding[axis - 1] = before.max(0).unsigned_abs();
+    }
+    let stride = [window.stride, stride[0], stride[1]];
     Problem { x, weight, bias: bias_of(convolution), y: View::new(y.clone()), stride, padding }.with_frames_as_items()
 }
 

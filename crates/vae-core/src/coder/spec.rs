@@ -1,0 +1,74 @@
+use serde::Serialize;
+
+use super::step::{Flow, Step, Support};
+use crate::CHANNEL_BLOCK;
+
+/// A [`Coder`](super::Coder) without weights.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct CoderSpec {
+    /// Channels of the input.
+    pub channels: usize,
+    /// The side of the blocks of px of which the input has to have a whole number. Other rows below and columns to the right are left out.
+    pub whole_px: usize,
+    /// The steps, in order.
+    pub steps: Vec<Step>,
+}
+
+impl CoderSpec {
+    /// Channels before each step and after the last.
+    pub fn channels(&self) -> Vec<usize> {
+        std::iter::once(self.channels).chain(self.steps.iter().map(|step| step.channels)).collect()
+    }
+
+    /// Height and width before each step and after the last, for a picture of `size`.
+    pub fn sizes(&self, size: [usize; 2]) -> Vec<[usize; 2]> {
+        let next = |size: &mut [usize; 2], step: &Step| {
+            *size = step.support.output(*size);
+            Some(*size)
+        };
+        let size = size.map(|side| side / self.whole_px * self.whole_px);
+        std::iter::once(size).chain(self.steps.iter().scan(size, next)).collect()
+    }
+
+    /// Frames before each step and after the last, for a clip of `frames`.
+    pub fn frames(&self, frames: usize) -> Vec<usize> {
+        let next = |frames: &mut usize, step: &Step| {
+            *frames = step.frames.output(*frames);
+            Some(*frames)
+        };
+        std::iter::once(frames).chain(self.steps.iter().scan(frames, next)).collect()
+    }
+
+    /// Whether the px of the input are the coarser ones: a decoder.
+    pub(super) fn grows(&self) -> bool {
+        self.steps.iter().any(|step| matches!(step.support, Support::Blocks(tiling::Scale::Up(_))))
+    }
+
+    /// Multiply-adds of a run over the whole.
+    pub fn multiply_adds(&self, [frames, height, width]: [usize; 3]) -> u64 {
+        let (sizes, frames) = (self.sizes([height, width]), self.frames(frames));
+        let mut kept = Vec::new();
+        let mut total = 0;
+        for (at, step) in self.steps.iter().enumerate() {
+            let px = (sizes[at + 1][0] * sizes[at + 1][1]) as u64;
+            let frames = frames[at + 1] as u64;
+            total += frames * (px * step.multiply_adds + px * px * step.multiply_adds_per_pair);
+            match &step.flow {
+                Flow::Branch => kept.push(at),
+                Flow::Add(shortcut) => {
+                    kept.pop();
+                    total += shortcut.as_ref().map_or(0, |shortcut| frames * px * shortcut.multiply_adds);
+                }
+                Flow::Straight | Flow::GroupNorm(_) => {}
+            }
+        }
+        total
+    }
+
+    /// Values of earlier frames that a run keeps between chunks of frames, in a picture of `size`. Channels count in whole blocks.
+    pub fn cached_values(&self, size: [usize; 2]) -> usize {
+        let (sizes, channels) = (self.sizes(size), self.channels());
+        let values = |(at, step): (usize, &Step)| step.kept_frames * channels[at].next_multiple_of(CHANNEL_BLOCK) * sizes[at][0] * sizes[at][1];
+        self.steps.iter().enumerate().map(values).sum()
+    }
+}

@@ -1,0 +1,178 @@
+use std::collections::BTreeSet;
+use std::ops::Range;
+
+use tiling::Span;
+
+use super::spec::CoderSpec;
+use super::step::Flow;
+
+/// The rows and columns of a part of a picture, in px.
+pub type Area = [Span; 2];
+
+/// Steps that run on one tile after the other, or on the whole picture.
+///
+/// Between stages lies what depends on the whole picture: the moments of a group norm, or attention. *Value* `n` is what step `n` reads; the value after the
+/// last step is the output.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stage {
+    /// The steps.
+    pub steps: Range<usize>,
+    /// Whether it runs on the whole picture.
+    pub is_whole: bool,
+    /// The values that it reads: that of its first step, then those that branches kept, from the outermost that it adds to the innermost.
+    pub inputs: Vec<usize>,
+    /// The values that it gives: that after its last step, then those that its open branches keep.
+    pub outputs: Vec<usize>,
+    /// The groups of channels whose moments over the whole of its first output the next stage begins with.
+    pub moments: Option<usize>,
+}
+
+/// The areas that a stage works on for one tile.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StageAreas {
+    /// Of the values from that of the stage's first step to that after its last.
+    pub(super) wanted: Vec<Area>,
+    /// Of the inputs.
+    pub inputs: Vec<Area>,
+    /// Of the outputs.
+    pub outputs: Vec<Area>,
+}
+
+impl CoderSpec {
+    /// All steps as a stage that runs on the whole picture.
+    pub(super) fn all_steps(&self) -> Stage {
+        Stage { steps: 0..self.steps.len(), is_whole: true, inputs: vec![0], outputs: vec![self.steps.len()], moments: None }
+    }
+
+    /// The stages, in order.
+    pub fn stages(&self) -> Vec<Stage> {
+        let (open, whole) = (self.open_branches(), self.whole_steps());
+        let is_inside = |at: usize| whole.contains(&at) && at != whole.start;
+        let mut cuts = BTreeSet::from([0, self.steps.len()]);
+        cuts.extend([whole.start, whole.end]);
+        for (at, step) in self.steps.iter().enumerate() {
+            if matches!(step.flow, Flow::GroupNorm(_)) && !whole.contains(&at) {
+                cuts.insert(self.before_branches(at));
+            }
+        }
+        cuts.retain(|&cut| !is_inside(cut));
+        let cuts: Vec<usize> = cuts.into_iter().collect();
+        let stage = |index: usize| {
+            let (start, end) = (cuts[index], cuts[index + 1]);
+            let is_whole = |start: usize| !whole.is_empty() && start == whole.start || start == 0 && self.first_norm(0).is_some();
+            let added = open[start].iter().filter(|branch| !open[end].contains(branch));
+            let kept = open[end].iter().filter(|&&branch| branch > start);
+            Stage {
+                steps: start..end,
+                is_whole: is_whole(start),
+                inputs: std::iter::once(start).chain(added.copied()).collect(),
+                outputs: std::iter::once(end).chain(kept.copied()).collect(),
+                moments: self.first_norm(end).filter(|_| !is_whole(end)),
+            }
+        };
+        (0..cuts.len() - 1).map(stage).collect()
+    }
+
+    /// The branches that are open before each step and after the last, the outermost first.
+    fn open_branches(&self) -> Vec<Vec<usize>> {
+        let mut open = vec![Vec::new()];
+        for (at, step) in self.steps.iter().enumerate() {
+            let mut next = open[at].clone();
+            match step.flow {
+                Flow::Branch => next.push(at),
+                Flow::Add(_) => drop(next.pop()),
+                Flow::Straight | Flow::GroupNorm(_) => {}
+            }
+            open.push(next);
+        }
+        open
+    }
+
+    /// The steps that run on the whole picture: all attention, and what lies between it and the latents, where px are the fewest.
+    fn whole_steps(&self) -> Range<usize> {
+        let attends = |at: &usize| self.steps[*at].multiply_adds_per_pair > 0;
+        let count = self.steps.len();
+        let (Some(first), Some(last)) = ((0..count).find(attends), (0..count).rfind(attends)) else { return 0..0 };
+        let open = self.open_branches();
+        if self.grows() {
+            0..(last + 1..=count).find(|&at| open[at].is_empty()).unwrap_or(count)
+        } else {
+            (0..=first).rfind(|&at| open[at].is_empty()).unwrap_or(0)..count
+        }
+    }
+
+    /// The first of the branches that directly precede a step, or the step itself.
+    fn before_branches(&self, at: usize) -> usize {
+        let branches = self.steps[..at].iter().rev().take_while(|step| step.flow == Flow::Branch).count();
+        at - branches
+    }
+
+    /// The groups of the norm that a stage from step `at` on begins with.
+    fn first_norm(&self, at: usize) -> Option<usize> {
+        match self.steps[at..].iter().map(|step| &step.flow).find(|flow| **flow != Flow::Branch) {
+            Some(Flow::GroupNorm(groups)) => Some(*groups),
+            _ => None,
+        }
+    }
+
+    /// The areas that a stage works on to give `core`, the tile's own area of each value, of a picture whose values have these `sizes`.
+    pub fn areas(&self, stage: &Stage, sizes: &[[usize; 2]], core: impl Fn(usize) -> Area) -> StageAreas {
+        let (start, end) = (stage.steps.start, stage.steps.end);
+        let mut wanted = vec![core(end)];
+        let mut kept = Vec::new();
+        for at in stage.steps.clone().rev() {
+            let (step, output) = (&self.steps[at], wanted[wanted.len() - 1]);
+            wanted.push(match &step.flow {
+                Flow::Branch => hull(output, kept.pop().unwrap_or_else(|| core(at))),
+                Flow::Add(shortcut) => {
+                    let size = self.branch_size(at, sizes);
+                    kept.push(shortcut.as_ref().map_or(output, |shortcut| shortcut.support.input(output, size)));
+                    output
+                }
+                Flow::Straight | Flow::GroupNorm(_) => step.support.input(output, sizes[at]),
+            });
+        }
+        wanted.reverse();
+        let inputs = std::iter::once(wanted[0]).chain(kept).collect();
+        let outputs = stage.outputs.iter().map(|&value| core(value)).collect();
+        debug_assert_eq!((wanted.len(), start), (end - start + 1, stage.steps.start));
+        StageAreas { wanted, inputs, outputs }
+    }
+
+    /// The size of what the branch kept that step `at` adds.
+    pub(super) fn branch_size(&self, at: usize, sizes: &[[usize; 2]]) -> [usize; 2] {
+        let mut depth = 0;
+        for branch in (0..at).rev() {
+            match self.steps[branch].flow {
+                Flow::Add(_) => depth += 1,
+                Flow::Branch if depth == 0 => return sizes[branch],
+                Flow::Branch => depth -= 1,
+                Flow::Straight | Flow::GroupNorm(_) => {}
+            }
+        }
+        sizes[at]
+    }
+
+    /// Multiply-adds of a stage for one tile and all frames of a clip that begins with `frames`.
+    pub fn stage_multiply_adds(&self, stage: &Stage, areas: &StageAreas, frames: usize) -> u64 {
+        let frames = self.frames(frames);
+        let px = |[rows, columns]: Area| (rows.length * columns.length) as u64;
+        let of_step = |(step, at): (usize, usize)| {
+            let (step, px, frames) = (&self.steps[at], px(areas.wanted[step + 1]), frames[at + 1] as u64);
+            let shortcut = match &step.flow {
+                Flow::Add(Some(shortcut)) => shortcut.multiply_adds,
+                _ => 0,
+            };
+            frames * (px * (step.multiply_adds + shortcut) + px * px * step.multiply_adds_per_pair)
+        };
+        stage.steps.clone().enumerate().map(of_step).sum()
+    }
+}
+
+/// The smallest area that holds both.
+fn hull(a: Area, b: Area) -> Area {
+    std::array::from_fn(|axis| {
+        let start = a[axis].start.min(b[axis].start);
+        Span { start, length: a[axis].end().max(b[axis].end()) - start }
+    })
+}
