@@ -13,7 +13,7 @@ impl TileOp for Free {
         Geometry::image(Scale::Up(1))
     }
 
-    fn begin(&self, _: &Stop) -> TileRun<'_> {
+    fn begin(&self, _: &[usize], _: &Stop) -> TileRun<'_> {
         Box::new(|piece: DevicePiece| Ok(piece))
     }
 }

@@ -101,7 +101,7 @@ impl<'a> TileRunner<'a> {
             Unavailable::Hung => ExecError::WorkerHung { tile, worker: name() },
         })?;
         let op = self.workers[worker].op(is_upcast);
-        let outcome = guarded(tile, || Ok(op.begin(&self.stop))).and_then(|mut run| {
+        let outcome = guarded(tile, || Ok(op.begin(&[tile], &self.stop))).and_then(|mut run| {
             let outcome = self.pieces(worker, tile, op, &mut run, emit);
             // What the operation remembers may panic when it is dropped.
             outcome.and(guarded_drop(tile, run))

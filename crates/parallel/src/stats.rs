@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use serde::{Serialize, Serializer};
 
-use crate::Trace;
+use crate::{Span, Trace};
 
 /// The figures of a finished run.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -28,6 +28,33 @@ fn seconds<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S
 }
 
 impl RunStats {
+    /// The figures of runs on the same workers that follow each other, as of one.
+    ///
+    /// # Panics
+    /// When there is none.
+    pub fn of_parts(parts: Vec<Self>) -> Self {
+        let mut parts = parts.into_iter();
+        let mut all = parts.next().expect("a run");
+        for part in parts {
+            for (at, worker) in part.workers.into_iter().enumerate() {
+                match all.workers.get_mut(at) {
+                    Some(own) => own.add(worker),
+                    None => all.workers.push(worker),
+                }
+            }
+            let later = |span: Span| Span { tile: all.tiles + span.tile, start: all.elapsed + span.start, end: all.elapsed + span.end, ..span };
+            all.trace.spans.extend(part.trace.spans.into_iter().map(later));
+            if part.trace.workers.len() > all.trace.workers.len() {
+                all.trace.workers = part.trace.workers;
+            }
+            all.tiles += part.tiles;
+            all.frames = part.frames;
+            all.upcast_tiles += part.upcast_tiles;
+            all.elapsed += part.elapsed;
+        }
+        all
+    }
+
     /// The length of the run over that of an ideal one, in which every worker is busy to the end at its measured speed: 1 is the best.
     pub fn schedule_loss(&self) -> f64 {
         let speeds: f64 =
@@ -66,6 +93,17 @@ pub struct WorkerStats {
 }
 
 impl WorkerStats {
+    /// Adds the figures of a later run.
+    fn add(&mut self, later: Self) {
+        self.tiles += later.tiles;
+        self.work += later.work;
+        self.busy += later.busy;
+        self.uploaded_bytes += later.uploaded_bytes;
+        self.downloaded_bytes += later.downloaded_bytes;
+        self.faults += later.faults;
+        self.retired = later.retired.or(self.retired.take());
+    }
+
     pub(crate) fn new(name: &str) -> Self {
         Self { name: name.to_owned(), tiles: 0, work: 0.0, busy: Duration::ZERO, uploaded_bytes: 0, downloaded_bytes: 0, faults: 0, retired: None }
     }

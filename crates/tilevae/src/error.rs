@@ -33,6 +33,12 @@ pub enum Error {
         /// What is wrong.
         error: Box<Error>,
     },
+    /// Seamless tiles of a model whose layers are not known.
+    #[error("models of the family {family} cannot run in seamless tiles; tiling.kind = \"diffusers\" or \"uniform\" can")]
+    NotSeamless {
+        /// The family.
+        family: String,
+    },
     /// A `--set` without a key, or without `=`.
     #[error("`{given}` does not set a key; write section.key=value")]
     Override {
@@ -203,6 +209,7 @@ impl Error {
             | Self::ConfigSource { .. }
             | Self::Override { .. }
             | Self::Frames { .. }
+            | Self::NotSeamless { .. }
             | Self::TooLarge { .. }
             | Self::PlanInput { .. }
             | Self::PlanModel { .. }

@@ -28,6 +28,8 @@ pub mod remote;
 mod run_options;
 #[cfg(all(test, feature = "flex", feature = "kl"))]
 mod running_tests;
+#[cfg(all(test, feature = "flex", feature = "kl", feature = "wan"))]
+mod seamless_tests;
 mod warming;
 mod workers;
 

@@ -1,6 +1,9 @@
+use std::sync::Arc;
+
 use parallel::Executor;
 use serde::{Deserialize, Serialize};
-use tiling::{BlendPolicy, FrameScale, Geometry, Grid, GridContext, GridError, TilePlan};
+use tiling::{BlendPolicy, FrameScale, Geometry, Grid, GridContext, GridError, Span, TilePlan};
+use vae_core::coder::StagedPlan;
 use vae_core::{Posterior, PosteriorKind, Tiling, VaeSpec};
 
 use crate::workers::{check_devices, count_workers};
@@ -106,8 +109,14 @@ pub struct RunPlan {
     pub held_tiles: usize,
     /// Bytes on the host and on the device.
     pub bytes: PlanBytes,
-    /// The tiles.
+    /// The tiles: of a seamless run, the parts of the output.
     pub tiles: TilePlan,
+    /// The stages of a seamless run in several tiles.
+    #[serde(skip)]
+    pub(crate) staged: Option<Arc<StagedPlan>>,
+    /// Bytes of features between stages that are kept in host memory; others go to a scratch file.
+    #[serde(skip)]
+    pub(crate) store_bytes: u64,
     /// What the run takes from the model and the configuration besides.
     #[serde(skip)]
     pub(crate) settings: RunSettings,
@@ -155,7 +164,7 @@ impl RunPlan {
 
     /// Whether strips and waiting tiles are kept in a scratch file, so that memory does not grow with the number of frames.
     pub(crate) fn uses_scratch(&self) -> bool {
-        self.tiles.is_tiled() && self.tiles.geometry.frames != FrameScale::Same
+        self.tiles.is_tiled() && self.staged.is_none() && self.tiles.geometry.frames != FrameScale::Same
     }
 
     /// Bytes that the scratch file of a clip's run takes at least, in the folder for temporary files.
@@ -213,6 +222,7 @@ impl Planner<'_> {
         executor.check_workers(workers)?;
         let [batch, _, frames, height, width] = input_shape;
         let tiles = TilePlan::new(grid, direction.geometry(spec), [frames, height, width])?;
+        let staged = if grid.is_seamless() && tiles.is_tiled() { Some(Arc::new(self.stages(direction, &tiles)?)) } else { None };
         let channels = match direction {
             Direction::Decode => spec.output_channels,
             Direction::Encode => spec.encoder_channels(),
@@ -261,7 +271,7 @@ impl Planner<'_> {
             family: family.to_owned(),
             input_shape,
             output_shape,
-            work_ratio: tiles.work_ratio(),
+            work_ratio: staged.as_ref().map_or_else(|| tiles.work_ratio(), |staged| staged.work_ratio()),
             redundant_tiles: tiles.redundant_tiles(),
             tile_shapes: tiles.shapes().len(),
             chunks: chunks.len(),
@@ -270,6 +280,8 @@ impl Planner<'_> {
             held_tiles,
             bytes,
             tiles,
+            staged,
+            store_bytes: u64::MAX,
             settings: RunSettings {
                 spec: spec.clone(),
                 latent_space: config.io.latent_space,
@@ -278,5 +290,23 @@ impl Planner<'_> {
                 on_non_finite: config.io.on_non_finite,
             },
         })
+    }
+
+    /// The stages of a seamless run.
+    fn stages(&self, direction: Direction, tiles: &TilePlan) -> Result<StagedPlan, Error> {
+        let coder = match direction {
+            Direction::Decode => &self.spec.decoder,
+            Direction::Encode => &self.spec.encoder,
+        };
+        let scale = tiles.geometry.scale;
+        let latent_px = |span: &Span| Span { start: scale.latent_px(span.start), length: scale.latent_px(span.length) };
+        let inputs = |axis: usize| {
+            let mut spans: Vec<Span> = tiles.tiles.iter().map(|tile| Span { start: tile.input.start[axis], length: tile.input.size[axis] }).collect();
+            spans.sort_unstable_by_key(|span| span.start);
+            spans.dedup();
+            spans.iter().map(latent_px).collect()
+        };
+        let staged = coder.as_ref().and_then(|coder| StagedPlan::new(coder, tiles.input, [inputs(1), inputs(2)]));
+        staged.ok_or_else(|| Error::NotSeamless { family: self.family.to_owned() })
     }
 }

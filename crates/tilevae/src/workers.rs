@@ -186,8 +186,8 @@ impl TileOp for PinnedOp {
         self.queue.executes(|| self.op.upload(piece))
     }
 
-    fn begin(&self, stop: &Stop) -> TileRun<'_> {
-        let mut run = self.run(|| self.op.begin(stop));
+    fn begin(&self, tiles: &[usize], stop: &Stop) -> TileRun<'_> {
+        let mut run = self.run(|| self.op.begin(tiles, stop));
         Box::new(move |piece| self.run(|| run(piece)))
     }
 
@@ -211,7 +211,7 @@ pub(crate) fn run_zeros(
     [batch, channels, ..]: [usize; 5],
     [frames, height, width]: [usize; 3],
 ) -> Result<(), BoxError> {
-    let mut run = op.begin(stop);
+    let mut run = op.begin(&[0], stop);
     let chunks = op.chunks(frames);
     let (last, head) = chunks.split_last().map_or((None, &[][..]), |(last, others)| (Some(last), &others[..others.len().min(3)]));
     for frames in head.iter().chain(last) {
@@ -263,9 +263,9 @@ impl<F: Fn() -> Result<Arc<dyn TileOp>, VaeError> + Send + Sync> TileOp for Lazy
         self.op()?.upload(piece)
     }
 
-    fn begin(&self, stop: &Stop) -> TileRun<'_> {
+    fn begin(&self, tiles: &[usize], stop: &Stop) -> TileRun<'_> {
         match self.op() {
-            Ok(op) => op.begin(stop),
+            Ok(op) => op.begin(tiles, stop),
             Err(error) => {
                 let message = error.to_string();
                 Box::new(move |_| Err(message.clone().into()))
@@ -303,7 +303,7 @@ mod tests {
             self.geometry().frames.chunks(frames, 2)
         }
 
-        fn begin(&self, _: &Stop) -> TileRun<'_> {
+        fn begin(&self, _: &[usize], _: &Stop) -> TileRun<'_> {
             Box::new(|piece| {
                 let piece: HostTensor = piece.take()?;
                 self.0.lock().unwrap().push(piece.shape());

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::choice::{Choice, Kind, SettingsError, check, read};
 use crate::grid::UniformSize;
-use crate::{BlendPolicy, Cascade, DiffusersGrid, Feather, Grid, GridDefaults, GridError, Off, Overlap, PerAxis, Scale, Uniform};
+use crate::{BlendPolicy, Cascade, DiffusersGrid, Feather, Grid, GridDefaults, GridError, Off, Overlap, PerAxis, Scale, Seamless, Uniform};
 
 /// The section `[tiling]` of a configuration: the kind of a grid, and its settings.
 pub type GridConfig = Choice<GridEntry>;
@@ -197,7 +197,8 @@ impl BlendConfig {
 }
 
 /// The grids of this crate.
-static GRIDS: [GridEntry; 4] = [
+static GRIDS: [GridEntry; 5] = [
+    GridEntry::of::<SeamlessKind>(ORIGIN),
     GridEntry::of::<DiffusersKind>(ORIGIN),
     GridEntry::of::<UniformKind>(ORIGIN),
     GridEntry { name: "off", origin: ORIGIN, check: check::<NoSettings>, build: |_, _| Ok(Box::new(Off)) },
@@ -263,6 +264,25 @@ impl GridKind for DiffusersKind {
         };
         let tile_px = tile_px.map_or(defaults.tile_px, |tile| tile.0);
         Ok(Box::new(DiffusersGrid { tile_px, overlap, skip_redundant, unit_px: context.unit_px }))
+    }
+}
+
+/// The settings of a [`Seamless`] grid.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SeamlessKind {
+    /// The largest height and width of a tile, in sample px; the family's default when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tile_px: Option<PerAxis<usize>>,
+}
+
+impl GridKind for SeamlessKind {
+    const NAME: &'static str = "seamless";
+
+    fn build(&self, context: &GridContext<'_>) -> Result<Box<dyn Grid>, GridError> {
+        let unit_px = context.unit_px.max(1);
+        let tile_px = self.tile_px.map_or(context.defaults.tile_px.map(|side| side.saturating_mul(unit_px)), |tile| tile.0);
+        Ok(Box::new(Seamless { tile_px }))
     }
 }
 

@@ -61,6 +61,11 @@ pub trait Grid: fmt::Debug + Send + Sync {
         let _ = scale;
         None
     }
+
+    /// Whether the spans are those of the output alone: what a tile reads besides is up to the operation.
+    fn is_seamless(&self) -> bool {
+        false
+    }
 }
 
 /// No cuts: one tile.
@@ -206,6 +211,34 @@ fn stride_of_share(axis: Axis, scale: Scale, tile_px: usize, share: f64) -> Resu
         return Err(GridError::OverlapUnaligned { axis, overlap: share, tile_px, stride_px, crop_px, nearest, nearest_stride_px });
     }
     Ok(stride_px)
+}
+
+/// Tiles that share no px: on each axis the fewest of at most this size, all about as large. Each reads what its px depend on, so that together they are the
+/// output of the whole.
+#[derive(Debug, Clone, Copy)]
+pub struct Seamless {
+    /// The largest height and width of a tile, in px of the finer side.
+    pub tile_px: [usize; 2],
+}
+
+impl Grid for Seamless {
+    fn spans(&self, scale: Scale, input: [usize; 2]) -> Result<[Vec<Span>; 2], GridError> {
+        let mut counts = [0; 2];
+        for (i, axis) in Axis::BOTH.into_iter().enumerate() {
+            check_tile(axis, self.tile_px[i], scale.ratio())?;
+            counts[i] = scale.latent_px(input[i]).div_ceil(self.tile_px[i] / scale.ratio());
+        }
+        check_count(counts)?;
+        Ok([0, 1].map(|i| {
+            let (latent_px, count) = (scale.latent_px(input[i]), counts[i]);
+            let start = |n: usize| if n == count { input[i] } else { scale.input(n * latent_px / count) };
+            (0..count).map(|n| Span { start: start(n), length: start(n + 1) - start(n) }).collect()
+        }))
+    }
+
+    fn is_seamless(&self) -> bool {
+        true
+    }
 }
 
 /// A balanced grid: on each axis the fewest tiles that do, all of one size, spread evenly, with at least the overlap asked for.

@@ -40,10 +40,10 @@ mod stop;
 pub use blend::{BlendPolicy, Cascade, Corner, Feather, Seam};
 pub use choice::{Choice, Kind, SettingsError};
 pub use compositor::{Canvas, Compositor};
-pub use config::{BlendConfig, BlendEntry, BlendKind, DiffusersKind, GridConfig, GridContext, GridEntry, GridKind, UniformKind};
+pub use config::{BlendConfig, BlendEntry, BlendKind, DiffusersKind, GridConfig, GridContext, GridEntry, GridKind, SeamlessKind, UniformKind};
 pub use error::{BoxError, CompositeError, GridError};
 pub use geometry::{FrameScale, Geometry, Region, Scale};
-pub use grid::{Axis, DiffusersGrid, Grid, GridDefaults, Off, Overlap, Span, Uniform, UniformSize};
+pub use grid::{Axis, DiffusersGrid, Grid, GridDefaults, Off, Overlap, Seamless, Span, Uniform, UniformSize};
 pub use guard::{Panicked, Party, catch, guard, is_guarded};
 pub use host_tensor::HostTensor;
 #[doc(hidden)]

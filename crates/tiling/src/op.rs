@@ -26,8 +26,9 @@ pub trait TileOp: Send + Sync {
         Ok(DevicePiece::new(piece))
     }
 
-    /// Begins a tile. Once `stop` is stopped, the output is not needed any more: long computations should check it and fail.
-    fn begin(&self, stop: &Stop) -> TileRun<'_>;
+    /// Begins a tile, or several of one shape that are stacked along the batch: `tiles` are their indices in the plan. Once `stop` is stopped, the output is not
+    /// needed any more: long computations should check it and fail.
+    fn begin(&self, tiles: &[usize], stop: &Stop) -> TileRun<'_>;
 
     /// Copies a piece of an output back. By default it is a [`HostTensor`] already. Every piece has the batch items of the tile; together the pieces have the
     /// frames, height and width of [`geometry`](Self::geometry).
@@ -51,7 +52,7 @@ pub trait TileOp: Send + Sync {
     /// # Errors
     /// When any stage fails.
     fn apply(&self, tile: &HostTensor) -> Result<HostTensor, BoxError> {
-        let mut run = self.begin(&Stop::default());
+        let mut run = self.begin(&[0], &Stop::default());
         let pieces = self.chunks(tile.shape()[2]).into_iter().map(|frames| {
             let piece = tile.frames(frames.start, frames.len());
             self.download(run(self.upload(piece)?)?)

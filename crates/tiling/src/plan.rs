@@ -99,6 +99,24 @@ impl TilePlan {
         Ok(Self { geometry, input, output, rows, columns, tiles, nominal_overlap })
     }
 
+    /// Tiles that read `regions` of an input of `[frames, height, width]`, and whose outputs are the cells of `rows` and `columns`, which do not overlap; both in
+    /// raster order.
+    ///
+    /// # Panics
+    /// When there are not as many regions as cells.
+    pub fn of_cells(geometry: Geometry, input: [usize; 3], regions: Vec<Region>, frames: usize, rows: Vec<Span>, columns: Vec<Span>) -> Self {
+        assert_eq!(regions.len(), rows.len() * columns.len(), "regions");
+        let tile = |(index, input): (usize, Region)| {
+            let grid_position = [index / columns.len(), index % columns.len()];
+            let (tall, wide) = (rows[grid_position[0]], columns[grid_position[1]]);
+            let output = Region { start: [0, tall.start, wide.start], size: [frames, tall.length, wide.length] };
+            Tile { index, grid_position, input, output, overlap: [0, 0], redundant: false }
+        };
+        let tiles = regions.into_iter().enumerate().map(tile).collect();
+        let end = |spans: &[Span]| spans.last().map_or(0, Span::end);
+        Self { geometry, input, output: [frames, end(&rows), end(&columns)], rows, columns, tiles, nominal_overlap: [0, 0] }
+    }
+
     /// Whether there is more than one tile.
     pub fn is_tiled(&self) -> bool {
         self.tiles.len() > 1

@@ -41,6 +41,12 @@ impl Context {
         Self { is_single_chunk, ..self }
     }
 
+    /// The same run, with the same memory, for a part of it that `stop` ends, too.
+    #[must_use]
+    pub fn with_stop(&self, stop: &Stop) -> Self {
+        Self { stop: stop.clone(), ..self.clone() }
+    }
+
     /// Whether the run has a single chunk of frames.
     pub fn is_single_chunk(&self) -> bool {
         self.is_single_chunk

@@ -4,6 +4,7 @@
 //! A family is a type that implements [`VaeFamily`] and one line, [`register_vae!`]. Linking its crate is enough for
 //! [`Registry::linked`] to find it.
 
+mod answer;
 pub mod backends;
 mod checkpoint;
 pub mod coder;

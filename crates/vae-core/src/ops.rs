@@ -1,12 +1,11 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use burn::tensor::{DType, Tensor, TensorData, bf16, f16};
-use half::slice::HalfFloatSliceExt;
+use burn::tensor::{DType, Tensor, TensorData};
 use tiling::{BoxError, DevicePiece, Geometry, HostTensor, Stop, TileOp, TileRun};
 
-use crate::eight_bits::unpack;
-use crate::{Context, MathMode, Vae, backends, is_in_host_memory};
+use crate::answer::Answer;
+use crate::{Context, MathMode, Vae};
 
 /// Decoding a tile of latents or encoding a tile of samples to moments, as a [`TileOp`].
 #[derive(Debug, Clone)]
@@ -80,9 +79,8 @@ impl TileOp for VaeOp {
         Ok(DevicePiece::new(Tensor::<5>::from_data(data, (&device, DType::F32))))
     }
 
-    fn begin(&self, stop: &Stop) -> TileRun<'_> {
+    fn begin(&self, _: &[usize], stop: &Stop) -> TileRun<'_> {
         let context = Context::new(self.math_mode, stop).with_single_chunk(self.is_single_chunk);
-        let eight_bits = self.eight_bits && !is_in_host_memory(&self.vae.device());
         let mut stream = match self.kind {
             Kind::Decode => self.vae.decode_stream(&context),
             Kind::Encode => self.vae.encode_stream(&context),
@@ -94,48 +92,19 @@ impl TileOp for VaeOp {
                 Kind::Decode => self.vae.spec().check_decoded(values.dims())?,
                 Kind::Encode => self.vae.spec().check_encoded(values.dims())?,
             }
-            let channels = values.dims()[1];
-            let operators = backends::operators(&values.device(), values.dtype());
-            let (values, packed) = if eight_bits { (operators.pack(values), Some(channels)) } else { (values, None) };
-            let bytes = values.shape().num_elements() * values.dtype().size();
+            let answer = Answer::new(values, self.eight_bits);
+            let bytes = answer.bytes();
             // The device starts while the host goes on.
             self.vae.device().flush()?;
-            Ok(DevicePiece::of_bytes(Answer { values, packed }, bytes))
+            Ok(DevicePiece::of_bytes(answer, bytes))
         })
     }
 
     fn download(&self, answer: DevicePiece) -> Result<HostTensor, BoxError> {
-        let Answer { values, packed } = answer.take()?;
-        let shape = values.dims();
-        let data = values.try_into_data()?;
-        let values = match data.dtype() {
-            DType::F16 => widened(data.as_slice::<f16>()?),
-            DType::BF16 => widened(data.as_slice::<bf16>()?),
-            _ => data.try_cast_as::<f32>()?.try_into_vec::<f32>()?,
-        };
-        let tensor = HostTensor::new(shape, values).expect("a tensor has as many values as its shape says");
-        Ok(match packed {
-            Some(channels) => unpack(&tensor, channels),
-            None => tensor,
-        })
+        answer.take::<Answer>()?.download()
     }
 
     fn check(&self) -> Result<(), BoxError> {
         Ok(self.vae.device().sync()?)
     }
-}
-
-/// The output of a piece, on the device.
-struct Answer {
-    /// As it was computed, or packed.
-    values: Tensor<5>,
-    /// The channels that were packed, if they were.
-    packed: Option<usize>,
-}
-
-fn widened<T>(values: &[T]) -> Vec<f32>
-where
-    [T]: HalfFloatSliceExt,
-{
-    values.to_f32_vec()
 }

@@ -46,7 +46,7 @@ static ENTRY: VaeEntry = VaeEntry::of::<vae_wan::Wan>("vae-wan");
 
 /// Runs a clip in its pieces. Large blocks that each piece had from the system.
 fn large_blocks(op: &dyn TileOp, clip: &HostTensor) -> Vec<usize> {
-    let mut run = op.begin(&Stop::default());
+    let mut run = op.begin(&[0], &Stop::default());
     let piece = |frames: std::ops::Range<usize>| {
         let piece = op.upload(clip.frames(frames.start, frames.len())).unwrap();
         let before = LARGE.load(Ordering::Relaxed);

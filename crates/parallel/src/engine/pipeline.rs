@@ -164,7 +164,7 @@ impl WorkerPipeline {
             let Some(Begun { run, .. }) = begun.as_mut() else { unreachable!("begun before the stage") };
             let run = match run {
                 Some(run) => run,
-                None => run.insert(guarded(tile, || Ok(self.workers[self.worker].op(batch.is_upcast).begin(&batch.stop)))?),
+                None => run.insert(guarded(tile, || Ok(self.workers[self.worker].op(batch.is_upcast).begin(&batch.tiles, &batch.stop)))?),
             };
             let answer = guarded(tile, || run(piece))?;
             if is_last {

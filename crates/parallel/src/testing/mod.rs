@@ -91,10 +91,10 @@ impl TileOp for Scripted {
         self.op.upload(piece)
     }
 
-    fn begin(&self, stop: &Stop) -> TileRun<'_> {
+    fn begin(&self, tiles: &[usize], stop: &Stop) -> TileRun<'_> {
         self.check_device();
         let behavior = (self.script)(self.begun.fetch_add(1, Ordering::Relaxed));
-        let mut run = self.op.begin(stop);
+        let mut run = self.op.begin(tiles, stop);
         let mut pieces = 0;
         Box::new(move |piece| {
             self.check_device();
@@ -162,7 +162,7 @@ impl TileOp for Negate {
         (0..frames).map(|frame| frame..frame + 1).collect()
     }
 
-    fn begin(&self, _: &Stop) -> TileRun<'_> {
+    fn begin(&self, _: &[usize], _: &Stop) -> TileRun<'_> {
         Box::new(|piece| {
             let mut piece: HostTensor = piece.take()?;
             piece.data_mut().iter_mut().for_each(|value| *value = -*value);

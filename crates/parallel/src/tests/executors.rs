@@ -117,8 +117,8 @@ impl TileOp for Counted {
         Ok(DevicePiece::new(piece))
     }
 
-    fn begin(&self, stop: &Stop) -> TileRun<'_> {
-        Negate.begin(stop)
+    fn begin(&self, tiles: &[usize], stop: &Stop) -> TileRun<'_> {
+        Negate.begin(tiles, stop)
     }
 }
 

@@ -109,8 +109,8 @@ fn a_device_without_memory_for_a_tile_still_runs_smaller_ones() {
                 }
             }
 
-            fn begin(&self, stop: &Stop) -> TileRun<'_> {
-                Negate.begin(stop)
+            fn begin(&self, tiles: &[usize], stop: &Stop) -> TileRun<'_> {
+                Negate.begin(tiles, stop)
             }
         }
 
@@ -149,8 +149,8 @@ impl TileOp for Narrow {
         Negate.geometry()
     }
 
-    fn begin(&self, stop: &Stop) -> TileRun<'_> {
-        let mut run = Negate.begin(stop);
+    fn begin(&self, tiles: &[usize], stop: &Stop) -> TileRun<'_> {
+        let mut run = Negate.begin(tiles, stop);
         Box::new(move |piece| {
             let piece: HostTensor = piece.take()?;
             if piece.shape()[0] > 1 { Err("out of memory".into()) } else { run(DevicePiece::new(piece)) }
@@ -203,8 +203,8 @@ fn answers_that_are_not_finite_are_run_again_in_a_wider_dtype() {
             Negate.chunks(frames)
         }
 
-        fn begin(&self, stop: &Stop) -> TileRun<'_> {
-            let mut run = Negate.begin(stop);
+        fn begin(&self, tiles: &[usize], stop: &Stop) -> TileRun<'_> {
+            let mut run = Negate.begin(tiles, stop);
             Box::new(move |piece| {
                 let mut answer: HostTensor = run(piece)?.take()?;
                 answer.data_mut().iter_mut().filter(|value| **value > 0.9999).for_each(|value| *value = f32::INFINITY);

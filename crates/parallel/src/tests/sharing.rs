@@ -38,11 +38,11 @@ impl TileOp for Tracked {
         Negate.chunks(frames)
     }
 
-    fn begin(&self, stop: &Stop) -> TileRun<'_> {
+    fn begin(&self, tiles: &[usize], stop: &Stop) -> TileRun<'_> {
         assert_eq!(self.worker.in_work.fetch_add(1, Ordering::SeqCst), 0, "two tiles at once");
         self.worker.order.lock().unwrap().push(self.run);
         let in_work = InWork(&self.worker);
-        let mut run = Negate.begin(stop);
+        let mut run = Negate.begin(tiles, stop);
         Box::new(move |piece| {
             let _ = &in_work;
             thread::sleep(ms(2));
@@ -144,8 +144,8 @@ impl TileOp for Gated {
         Negate.geometry()
     }
 
-    fn begin(&self, stop: &Stop) -> TileRun<'_> {
-        let mut run = Negate.begin(stop);
+    fn begin(&self, tiles: &[usize], stop: &Stop) -> TileRun<'_> {
+        let mut run = Negate.begin(tiles, stop);
         Box::new(move |piece| {
             self.0.is_held.store(true, Ordering::SeqCst);
             while !self.0.is_released.load(Ordering::SeqCst) {

@@ -1,5 +1,6 @@
 mod adapters;
 mod replicas;
+mod staged;
 #[cfg(all(test, feature = "flex", feature = "kl"))]
 mod tests;
 
@@ -9,6 +10,7 @@ use std::sync::{Arc, OnceLock};
 use adapters::{LatentSink, SampleSink, VaeLatents};
 use parallel::{ExecError, Executor, Job, RunStats, Stop, Worker};
 use replicas::{Replica, load_replicas};
+use staged::StagedRun;
 use tiling::{BlendPolicy, Canvas, Compositor, Grid, HostTensor, Party, ScratchFile, Sink, TileOp, TileSource, guard};
 use vae_core::{MathMode, Model, Posterior, Registry, Vae, VaeOp, VaeSpec};
 
@@ -258,10 +260,11 @@ impl Pipeline {
     }
 
     fn run_decode(&self, plan: &RunPlan, latents: &dyn TileSource, sink: &mut dyn Sink, options: RunOptions<'_>) -> Result<RunStats, Error> {
-        let eight_bits = !plan.tiles.is_tiled() && called(Party::Sink, || sink.rounds_to_eight_bits())?;
+        let needs_no_blending = !plan.tiles.is_tiled() || plan.staged.is_some();
+        let eight_bits = needs_no_blending && called(Party::Sink, || sink.rounds_to_eight_bits())?;
         let spec = self.spec();
         let latents = VaeLatents { latents, spec, space: plan.settings.latent_space };
-        let mut sink = SampleSink { sink, spec, clamp: spec.clamp, is_tiled: plan.tiles.is_tiled() };
+        let mut sink = SampleSink { sink, spec, clamp: spec.clamp, is_tiled: plan.tiles.is_tiled() && plan.staged.is_none() };
         self.run_tiles(plan, &latents, &mut sink, eight_bits, options)
     }
 
@@ -290,10 +293,23 @@ impl Pipeline {
         plan.check_model(self.family, self.spec())?;
         plan.check_input(called(Party::Source, || source.shape())?)?;
         io::check_space(&std::env::temp_dir(), plan.scratch_bytes())?;
-        let workers = self.workers(plan, eight_bits, &stop);
         let mut nobody = ();
         let progress = progress.unwrap_or(&mut nobody);
         let mut run = |source: &dyn TileSource| -> Result<RunStats, Error> {
+            if let Some(staged) = &plan.staged {
+                let run = StagedRun {
+                    plan,
+                    staged,
+                    executor: self.executor.as_ref(),
+                    replicas: &self.replicas,
+                    worker_slots: &self.worker_slots,
+                    math_mode: self.math_mode,
+                    eight_bits,
+                    stop: &stop,
+                };
+                return run.run(source, sink, progress);
+            }
+            let workers = self.workers(plan, eight_bits, &stop);
             let mut compositor = Compositor::new(&plan.tiles, self.blends.get(plan.direction).as_ref(), sink);
             if plan.uses_scratch() {
                 compositor = compositor.with_scratch(ScratchFile::new().map_err(io::IoError::from)?);

@@ -11,14 +11,20 @@
 
 mod cache;
 mod layer;
+mod plan;
 mod run;
 mod spec;
 mod stage;
+mod stage_op;
 mod step;
+mod store;
 
 pub use cache::FrameCache;
 pub use layer::{Coder, Layer, Projections, PxMap};
+pub use plan::StagedPlan;
 pub use run::Value;
 pub use spec::CoderSpec;
 pub use stage::{Area, Stage, StageAreas};
+pub use stage_op::{MomentsSink, StageOp, StageShared};
 pub use step::{Flow, FrameChange, Step, Support};
+pub use store::FeatureStore;

@@ -107,6 +107,11 @@ impl CoderSpec {
         at - branches
     }
 
+    /// The number of branches that begin one after the other at a step.
+    pub fn branches_at(&self, at: usize) -> usize {
+        self.steps[at..].iter().take_while(|step| step.flow == Flow::Branch).count()
+    }
+
     /// The groups of the norm that a stage from step `at` on begins with.
     fn first_norm(&self, at: usize) -> Option<usize> {
         match self.steps[at..].iter().map(|step| &step.flow).find(|flow| **flow != Flow::Branch) {

@@ -3,6 +3,8 @@ use std::ops::Add;
 
 use burn::tensor::Tensor;
 
+#[cfg(feature = "flex")]
+use crate::operators::cpu::Images;
 use crate::operators::erased::{AnyData, AnyOperators};
 use crate::operators::{Activation, Convolution, GroupMoments, GroupNormParameters};
 use crate::{Context, backends};
@@ -182,6 +184,23 @@ impl Features {
     #[must_use]
     pub fn zero_frames(&self, count: usize) -> Self {
         Self { data: self.operators.zero_frames(&self.data, count, &self.context), ..self.clone() }
+    }
+
+    /// Images with the norms and activations that were waiting, those of each batch item consecutive.
+    ///
+    /// # Panics
+    /// When these are not the features of the CPU kernels.
+    #[cfg(feature = "flex")]
+    pub(crate) fn into_images(self) -> Vec<kernels::BlockedImage> {
+        let images = std::sync::Arc::unwrap_or_clone(self.data.downcast::<Images>().expect("features of the CPU kernels"));
+        images.into_images()
+    }
+
+    /// Features of the CPU kernels.
+    #[cfg(feature = "flex")]
+    pub(crate) fn from_images(items: usize, images: Vec<kernels::BlockedImage>, channels: usize, size: [usize; 2], context: &Context) -> Self {
+        let data = std::sync::Arc::new(Images::new(items, images, channels, size));
+        Self { data, operators: &crate::operators::cpu::Cpu, context: context.clone() }
     }
 
     fn change(self, change: impl FnOnce(&'static dyn AnyOperators, AnyData, &Context) -> AnyData) -> Self {

@@ -62,6 +62,16 @@ impl Frame {
 }
 
 impl Images {
+    /// Images of a size, those of each batch item consecutive.
+    pub(crate) fn new(items: usize, images: Vec<BlockedImage>, channels: usize, size: [usize; 2]) -> Self {
+        Self { items, frames: images.into_iter().map(Frame::from).collect(), channels, size, statistics: Statistics::None }
+    }
+
+    /// The images, after their prologues.
+    pub(crate) fn into_images(self) -> Vec<BlockedImage> {
+        self.frames.into_iter().map(Frame::applied).collect()
+    }
+
     fn frames_per_item(&self) -> usize {
         self.frames.len() / self.items.max(1)
     }

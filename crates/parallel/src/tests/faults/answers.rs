@@ -16,7 +16,7 @@ impl TileOp for Misshapen {
         Negate.chunks(frames)
     }
 
-    fn begin(&self, _: &Stop) -> TileRun<'_> {
+    fn begin(&self, _: &[usize], _: &Stop) -> TileRun<'_> {
         Box::new(|piece| {
             let piece: HostTensor = piece.take()?;
             Ok(DevicePiece::new(HostTensor::zeros((self.0)(piece.shape()))))
@@ -66,8 +66,8 @@ impl TileOp for Chunked {
         (self.0)(frames)
     }
 
-    fn begin(&self, stop: &Stop) -> TileRun<'_> {
-        Negate.begin(stop)
+    fn begin(&self, tiles: &[usize], stop: &Stop) -> TileRun<'_> {
+        Negate.begin(tiles, stop)
     }
 }
 

@@ -16,7 +16,7 @@ impl TileOp for Endless {
         Negate.geometry()
     }
 
-    fn begin(&self, stop: &Stop) -> TileRun<'_> {
+    fn begin(&self, _: &[usize], stop: &Stop) -> TileRun<'_> {
         let stop = stop.clone();
         Box::new(move |_| {
             self.is_running.store(true, Ordering::SeqCst);

@@ -168,9 +168,9 @@ impl TileOp for Fragile {
         Ok(DevicePiece::new(Delicate(Some(piece), self.0 == Place::DropUploaded)))
     }
 
-    fn begin(&self, stop: &Stop) -> TileRun<'_> {
+    fn begin(&self, tiles: &[usize], stop: &Stop) -> TileRun<'_> {
         self.at(Place::Begin);
-        let mut run = Negate.begin(stop);
+        let mut run = Negate.begin(tiles, stop);
         let fragile = Delicate(None, self.0 == Place::DropRun);
         Box::new(move |piece| {
             let _ = &fragile;
@@ -234,7 +234,7 @@ impl TileOp for Leftover {
         Negate.chunks(frames)
     }
 
-    fn begin(&self, _: &Stop) -> TileRun<'_> {
+    fn begin(&self, _: &[usize], _: &Stop) -> TileRun<'_> {
         let bomb = Delicate(None, true);
         Box::new(move |_| {
             let _ = &bomb;

@@ -19,8 +19,8 @@ impl TileOp for Tiny {
         Err("out of memory".into())
     }
 
-    fn begin(&self, stop: &Stop) -> TileRun<'_> {
-        Negate.begin(stop)
+    fn begin(&self, tiles: &[usize], stop: &Stop) -> TileRun<'_> {
+        Negate.begin(tiles, stop)
     }
 }
 
@@ -53,8 +53,8 @@ impl TileOp for LostAfterFailure {
         self.0.chunks(frames)
     }
 
-    fn begin(&self, stop: &Stop) -> TileRun<'_> {
-        let mut run = self.0.begin(stop);
+    fn begin(&self, tiles: &[usize], stop: &Stop) -> TileRun<'_> {
+        let mut run = self.0.begin(tiles, stop);
         Box::new(move |piece| {
             let answer = run(piece);
             self.1.fetch_or(answer.is_err(), Ordering::SeqCst);
@@ -107,7 +107,7 @@ impl TileOp for Narrowed {
         if self.held.fetch_add(1, Ordering::SeqCst) < self.room { Ok(DevicePiece::new(held)) } else { Err("out of memory".into()) }
     }
 
-    fn begin(&self, _: &Stop) -> TileRun<'_> {
+    fn begin(&self, _: &[usize], _: &Stop) -> TileRun<'_> {
         Box::new(|piece| {
             let mut piece: Held = piece.take()?;
             sleep(ms(3));

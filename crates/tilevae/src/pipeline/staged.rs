@@ -1,0 +1,197 @@
+//! Runs in stages: one job of the executor after the other, with features in a store between them.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, OnceLock};
+
+use parallel::{Done, Event, Executor, Job, Progress, RunStats, Stop, Worker};
+use tiling::{BoxError, Cascade, Compositor, Geometry, HostTensor, Region, Scale, Sink, Span, TileOp, TilePlan, TileSource};
+use vae_core::coder::{FeatureStore, MomentsSink, StageOp, StageShared, StagedPlan};
+use vae_core::{Context, MathMode, Vae};
+
+use super::replicas::Replica;
+use crate::workers::{LazyOp, WorkerSlot};
+use crate::{Direction, Error, RunPlan};
+
+/// A run of a plan in stages.
+pub(super) struct StagedRun<'a> {
+    pub(super) plan: &'a RunPlan,
+    pub(super) staged: &'a Arc<StagedPlan>,
+    pub(super) executor: &'a dyn Executor,
+    pub(super) replicas: &'a [Arc<Replica>],
+    pub(super) worker_slots: &'a [WorkerSlot],
+    pub(super) math_mode: MathMode,
+    pub(super) eight_bits: bool,
+    pub(super) stop: &'a Stop,
+}
+
+impl StagedRun<'_> {
+    pub(super) fn run(&self, source: &dyn TileSource, sink: &mut dyn Sink, progress: &mut dyn Progress) -> Result<RunStats, Error> {
+        let vaes = self.worker_slots.iter().map(|slot| &self.replicas[slot.device].vae);
+        let store = Arc::new(FeatureStore::new(vaes.map(|vae| (vae.device(), vae.dtype())), self.plan.store_bytes));
+        // Memory is reused from stage to stage.
+        let contexts: Vec<Context> = self.worker_slots.iter().map(|_| Context::new(self.math_mode, self.stop)).collect();
+        let stages = self.staged.stages();
+        let mut progress = StagedProgress::new(self.staged, progress);
+        let (mut moments, mut is_finite, mut all) = (BTreeMap::new(), true, Vec::new());
+        for (stage, description) in stages.iter().enumerate() {
+            let is_last = stage + 1 == stages.len();
+            let shared = Arc::new(StageShared {
+                plan: self.staged.clone(),
+                stage,
+                store: store.clone(),
+                moments: std::mem::take(&mut moments),
+                is_decoder: self.plan.direction == Direction::Decode,
+                frames_per_chunk: self.plan.frames_per_chunk,
+                is_single_chunk: self.plan.chunks == 1,
+                eight_bits: self.eight_bits,
+            });
+            let workers = self.workers(&shared, &contexts);
+            let tiles = tiles_of(self.staged, stage);
+            let filled = Filled { shape: tiles_shape(&tiles, self.plan.input_shape[0]), value: if is_finite { 0.0 } else { f32::NAN } };
+            let source = if stage == 0 { source } else { &filled };
+            let mut merged = MomentsSink::new(description.moments);
+            let target: &mut dyn Sink = if is_last { &mut *sink } else { &mut merged };
+            let compositor = Compositor::new(&tiles, &Cascade, target);
+            let stats = self.executor.run(Job { plan: &tiles, source, workers: &workers, compositor, stop: self.stop }, &mut progress)?;
+            progress.next_stage();
+            all.push(stats);
+            let (of_whole, finite) = merged.finish();
+            is_finite &= finite;
+            let norm = description.steps.end + self.staged.spec().branches_at(description.steps.end);
+            moments.extend(of_whole.map(|moments| (norm, moments)));
+            store.remove(&self.staged.finished_after(stage));
+        }
+        let [host, scratch] = store.peak_bytes();
+        tracing::debug!("features between stages took {host} bytes of memory and {scratch} of a scratch file");
+        Ok(RunStats::of_parts(all))
+    }
+
+    /// The workers with the operation of a stage.
+    fn workers(&self, shared: &Arc<StageShared>, contexts: &[Context]) -> Vec<Worker> {
+        let worker = |(slot, context): (&WorkerSlot, &Context)| {
+            let replica = &self.replicas[slot.device];
+            let op = {
+                let (shared, context) = (shared.clone(), context.clone());
+                move |vae: Arc<dyn Vae>| -> Arc<dyn TileOp> { Arc::new(StageOp::new(vae, shared.clone(), context.clone())) }
+            };
+            let upcast = replica.wide.clone().map(|wide| {
+                let (device, stop, op) = (replica.vae.device(), self.stop.clone(), op.clone());
+                let geometry = Geometry { frames: shared.plan.frame_scale(shared.stage), ..Geometry::image(Scale::Up(1)) };
+                let make = move || Ok(op(wide.on(&device, &stop)?));
+                Arc::new(LazyOp { geometry, frames_per_chunk: shared.frames_per_chunk, make, op: OnceLock::new() }) as Arc<dyn TileOp>
+            });
+            slot.worker(op(replica.vae.clone()), upcast)
+        };
+        self.worker_slots.iter().zip(contexts).map(worker).collect()
+    }
+}
+
+/// The tiles of a stage as an executor runs them. The first stage reads its regions of the input; later ones read the store, and have the cells in latent px as
+/// their regions. The last gives the output, the others one px of moments for each tile.
+fn tiles_of(staged: &StagedPlan, stage: usize) -> TilePlan {
+    let (steps, [rows, columns]) = (staged.stages()[stage].steps.clone(), staged.cells(stage));
+    let frames = staged.frames(steps.start);
+    let count = rows.len() * columns.len();
+    let (input, regions) = if stage == 0 {
+        (staged.input(), (0..count).map(|tile| staged.input_region(tile)).collect())
+    } else {
+        let [tall, wide] = staged.latent_cells(stage);
+        let end = |spans: &[Span]| spans.last().map_or(0, Span::end);
+        let region = |(row, column): (Span, Span)| Region { start: [0, row.start, column.start], size: [frames, row.length, column.length] };
+        let cells = tall.iter().flat_map(|&row| wide.iter().map(move |&column| (row, column)));
+        ([frames, end(&tall), end(&wide)], cells.map(region).collect())
+    };
+    if stage + 1 == staged.stages().len() {
+        let geometry = Geometry { frames: staged.frame_scale(stage), ..Geometry::image(Scale::Up(1)) };
+        return TilePlan::of_cells(geometry, input, regions, staged.frames(steps.end), rows, columns);
+    }
+    let px = |spans: &[Span]| (0..spans.len()).map(|start| Span { start, length: 1 }).collect();
+    TilePlan::of_cells(Geometry::image(Scale::Up(1)), input, regions, frames, px(&rows), px(&columns))
+}
+
+fn tiles_shape(tiles: &TilePlan, batch: usize) -> [usize; 5] {
+    let [frames, height, width] = tiles.input;
+    [batch, 1, frames, height, width]
+}
+
+/// The input of stages that read the store: one value everywhere, not finite where the input was not.
+struct Filled {
+    shape: [usize; 5],
+    value: f32,
+}
+
+impl TileSource for Filled {
+    fn shape(&self) -> [usize; 5] {
+        self.shape
+    }
+
+    fn read(&self, region: &Region) -> Result<HostTensor, BoxError> {
+        let [frames, height, width] = region.size;
+        Ok(HostTensor::from_fn([self.shape[0], 1, frames, height, width], |_| self.value))
+    }
+
+    fn is_in_memory(&self) -> bool {
+        true
+    }
+}
+
+/// Work of a whole run, in the units of [`Done::tile_frames`].
+const WORK: usize = 1_000_000;
+
+/// Reports the jobs of all stages as one run.
+struct StagedProgress<'a> {
+    progress: &'a mut dyn Progress,
+    /// Tiles and work of each stage.
+    stages: Vec<[usize; 2]>,
+    stage: usize,
+    output_frames: usize,
+}
+
+impl<'a> StagedProgress<'a> {
+    fn new(staged: &StagedPlan, progress: &'a mut dyn Progress) -> Self {
+        let work: Vec<u64> = (0..staged.stages().len()).map(|stage| staged.stage_multiply_adds(stage)).collect();
+        let all = work.iter().sum::<u64>().max(1) as f64;
+        let stages =
+            work.iter().enumerate().map(|(stage, &work)| [staged.tiles(stage), (work as f64 / all * WORK as f64).round() as usize]).collect();
+        let output_frames = staged.frames(staged.spec().steps.len());
+        Self { progress, stages, stage: 0, output_frames }
+    }
+
+    fn next_stage(&mut self) {
+        self.stage += 1;
+    }
+
+    fn before(&self, which: usize) -> usize {
+        self.stages[..self.stage].iter().map(|stage| stage[which]).sum()
+    }
+
+    fn done(&self, done: Done) -> Done {
+        let sum = |which: usize| self.stages.iter().map(|stage| stage[which]).sum();
+        let work = self.stages[self.stage][1] * done.tile_frames / done.of_tile_frames.max(1);
+        Done {
+            tiles: self.before(0) + done.tiles,
+            of_tiles: sum(0),
+            output_frames: if self.stage + 1 == self.stages.len() { done.output_frames } else { 0 },
+            of_output_frames: self.output_frames,
+            tile_frames: self.before(1) + work,
+            of_tile_frames: sum(1),
+        }
+    }
+}
+
+impl Progress for StagedProgress<'_> {
+    fn on_event(&mut self, event: &Event) {
+        let before = self.before(0);
+        let event = match event.clone() {
+            Event::Started { .. } if self.stage > 0 => return,
+            Event::Started { workers, done } => Event::Started { workers, done: self.done(done) },
+            Event::TileStarted { worker, tile } => Event::TileStarted { worker, tile: before + tile },
+            Event::Advanced(done) => Event::Advanced(self.done(done)),
+            Event::TileFinished { worker, tile, done } => Event::TileFinished { worker, tile: before + tile, done: self.done(done) },
+            Event::TileFailed { worker, tile, message } => Event::TileFailed { worker, tile: before + tile, message },
+            Event::TileUpcast { worker, tile } => Event::TileUpcast { worker, tile: before + tile },
+            other => other,
+        };
+        self.progress.on_event(&event);
+    }
+}

@@ -1,0 +1,158 @@
+use std::ops::Range;
+
+use tiling::{FrameScale, Region, Scale, Span};
+
+use super::spec::CoderSpec;
+use super::stage::{Area, Stage, StageAreas};
+use super::step::{FrameChange, Step, Support};
+
+/// The stages of a run over one picture or clip, in tiles: integers alone, made without weights.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StagedPlan {
+    spec: CoderSpec,
+    stages: Vec<Stage>,
+    /// Frames, height and width of the input.
+    input: [usize; 3],
+    /// Height and width of each value.
+    sizes: Vec<[usize; 2]>,
+    /// Px of each value in a latent px.
+    scales: Vec<usize>,
+    /// Frames of each value.
+    frames: Vec<usize>,
+    /// The rows and columns of tiles, in latent px.
+    cells: [Vec<Span>; 2],
+}
+
+impl StagedPlan {
+    /// The stages over an input of `[frames, height, width]`, in tiles whose rows and columns are `cells`, in latent px. `None` where the coder cannot be cut: it
+    /// has no stages, or a later one reads the input.
+    pub fn new(spec: &CoderSpec, input: [usize; 3], cells: [Vec<Span>; 2]) -> Option<Self> {
+        let [frames, height, width] = input;
+        let stages = spec.stages();
+        if stages.iter().skip(1).any(|stage| stage.inputs.contains(&0)) {
+            return None;
+        }
+        let scale_of = |step: &Step| match step.support {
+            Support::Window { stride, .. } => (stride[0] == stride[1]).then_some(Scale::Down(stride[0])),
+            Support::Blocks(scale) => Some(scale),
+            Support::Same | Support::Whole => Some(Scale::Down(1)),
+        };
+        let scales = spec.steps.iter().map(scale_of).collect::<Option<Vec<_>>>()?;
+        // From the end where latents are.
+        let mut px = vec![1; scales.len() + 1];
+        if spec.grows() {
+            for (at, scale) in scales.iter().enumerate() {
+                px[at + 1] = px[at] * if let Scale::Up(ratio) = scale { *ratio } else { 1 };
+            }
+        } else {
+            for (at, scale) in scales.iter().enumerate().rev() {
+                px[at] = px[at + 1] * if let Scale::Down(ratio) = scale { *ratio } else { 1 };
+            }
+        }
+        Some(Self { spec: spec.clone(), stages, input, sizes: spec.sizes([height, width]), scales: px, frames: spec.frames(frames), cells })
+    }
+
+    /// Frames, height and width of the input.
+    pub fn input(&self) -> [usize; 3] {
+        self.input
+    }
+
+    /// The stages.
+    pub fn stages(&self) -> &[Stage] {
+        &self.stages
+    }
+
+    /// The coder without weights.
+    pub fn spec(&self) -> &CoderSpec {
+        &self.spec
+    }
+
+    /// The number of tiles in which a stage runs.
+    pub fn tiles(&self, stage: usize) -> usize {
+        if self.stages[stage].is_whole { 1 } else { self.cells[0].len() * self.cells[1].len() }
+    }
+
+    /// The rows and columns of the cells of a stage, in px of the value after it.
+    pub fn cells(&self, stage: usize) -> [Vec<Span>; 2] {
+        let value = self.stages[stage].outputs[0];
+        if self.stages[stage].is_whole {
+            return self.sizes[value].map(|length| vec![Span { start: 0, length }]);
+        }
+        [0, 1].map(|axis| self.cells[axis].iter().map(|&cell| self.in_px(cell, axis, value)).collect())
+    }
+
+    /// The rows and columns of the cells of a stage, in latent px.
+    pub fn latent_cells(&self, stage: usize) -> [Vec<Span>; 2] {
+        if self.stages[stage].is_whole {
+            return [0, 1].map(|axis| vec![Span { start: 0, length: self.cells[axis].last().map_or(0, Span::end) }]);
+        }
+        self.cells.clone()
+    }
+
+    /// A tile's own area of a value.
+    fn core(&self, stage: &Stage, tile: usize, value: usize) -> Area {
+        if stage.is_whole {
+            return self.sizes[value].map(|length| Span { start: 0, length });
+        }
+        let columns = self.cells[1].len();
+        let cell = [self.cells[0][tile / columns], self.cells[1][tile % columns]];
+        [0, 1].map(|axis| self.in_px(cell[axis], axis, value))
+    }
+
+    /// A cell in px of a value. The last reaches to the end, with px that fill no latent px.
+    fn in_px(&self, cell: Span, axis: usize, value: usize) -> Span {
+        let last = self.cells[axis].last().map_or(0, Span::end);
+        let start = cell.start * self.scales[value];
+        let end = if cell.end() == last { self.sizes[value][axis] } else { cell.end() * self.scales[value] };
+        Span { start, length: end - start }
+    }
+
+    /// The areas that a stage works on for one of its tiles.
+    pub fn areas(&self, stage: usize, tile: usize) -> StageAreas {
+        let stage = &self.stages[stage];
+        self.spec.areas(stage, &self.sizes, |value| self.core(stage, tile, value))
+    }
+
+    /// Frames of a value.
+    pub fn frames(&self, value: usize) -> usize {
+        self.frames[value]
+    }
+
+    /// The chunks of frames in which a stage takes its input (see [`FrameScale::chunks`]).
+    pub fn frame_scale(&self, stage: usize) -> FrameScale {
+        let from = self.stages[stage].steps.start;
+        let ratio = |steps: Range<usize>, change| 1 << self.spec.steps[steps].iter().filter(|step| step.frames == change).count();
+        let (steps, count) = (from..self.stages[stage].steps.end, self.spec.steps.len());
+        if self.spec.steps.iter().all(|step| step.kept_frames == 0) {
+            return FrameScale::Same;
+        }
+        match ratio(from..count, FrameChange::Halve) {
+            1 => FrameScale::CausalUp(ratio(steps, FrameChange::Double)),
+            ratio => FrameScale::CausalDown(ratio),
+        }
+    }
+
+    /// The region of the input that the first stage reads for a tile.
+    pub fn input_region(&self, tile: usize) -> Region {
+        let [rows, columns] = self.areas(0, tile).inputs[0];
+        Region { start: [0, rows.start, columns.start], size: [self.frames[0], rows.length, columns.length] }
+    }
+
+    /// The values that no stage after this one reads.
+    pub fn finished_after(&self, stage: usize) -> Vec<usize> {
+        let later = |value: &usize| self.stages[stage + 1..].iter().any(|later| later.inputs.contains(value));
+        self.stages[..=stage].iter().flat_map(|stage| stage.inputs.iter().chain(&stage.outputs)).filter(|value| !later(value)).copied().collect()
+    }
+
+    /// Multiply-adds of all tiles of a stage.
+    pub fn stage_multiply_adds(&self, stage: usize) -> u64 {
+        let of_tile = |tile| self.spec.stage_multiply_adds(&self.stages[stage], &self.areas(stage, tile), self.frames[0]);
+        (0..self.tiles(stage)).map(of_tile).sum()
+    }
+
+    /// Multiply-adds of the run over those of the whole as one.
+    pub fn work_ratio(&self) -> f64 {
+        let staged: u64 = (0..self.stages.len()).map(|stage| self.stage_multiply_adds(stage)).sum();
+        staged as f64 / self.spec.multiply_adds([self.frames[0], self.sizes[0][0], self.sizes[0][1]]).max(1) as f64
+    }
+}

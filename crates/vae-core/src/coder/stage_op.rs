@@ -1,0 +1,227 @@
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+use burn::tensor::{DType, Tensor, TensorData};
+use kernels::{GroupMoments as HostMoments, Moments};
+use tiling::{BoxError, DevicePiece, Geometry, HostTensor, Scale, Sink, Stop, TileOp, TileRun};
+
+use super::cache::FrameCache;
+use super::layer::Coder;
+use super::plan::StagedPlan;
+use super::run::Value;
+use super::store::FeatureStore;
+use crate::answer::Answer;
+use crate::operators::GroupMoments;
+use crate::{Context, Vae};
+
+/// Values that stand for a moment: its three numbers in f64, each as the sum of two in f32.
+const VALUES_PER_MOMENT: usize = 6;
+
+/// One stage of a decoder or an encoder, as an operation on tiles.
+///
+/// A tile reads what earlier stages gave from the [`FeatureStore`] and writes there what it gives. What passes through the executor is the input of the first
+/// stage, the output of the last, and from each stage before that the moments of its tiles, one px for each.
+#[derive(Debug, Clone)]
+pub struct StageOp {
+    vae: Arc<dyn Vae>,
+    shared: Arc<StageShared>,
+    context: Context,
+}
+
+/// What the operations of a stage on all devices share.
+#[derive(Debug)]
+pub struct StageShared {
+    /// The stages.
+    pub plan: Arc<StagedPlan>,
+    /// The stage.
+    pub stage: usize,
+    /// Where features are kept between stages.
+    pub store: Arc<FeatureStore>,
+    /// The moments of the whole, by the steps that need them.
+    pub moments: BTreeMap<usize, GroupMoments>,
+    /// Whether it is the decoder's.
+    pub is_decoder: bool,
+    /// Latent frames that run at once after the first.
+    pub frames_per_chunk: usize,
+    /// Whether the frames are a single chunk.
+    pub is_single_chunk: bool,
+    /// Whether a device with a memory of its own may round the output of the last stage (see [`VaeOp::with_eight_bits`](crate::VaeOp::with_eight_bits)).
+    pub eight_bits: bool,
+}
+
+impl StageOp {
+    /// The stage on one device, for a run that `stop` ends. Memory is reused from tile to tile.
+    pub fn new(vae: Arc<dyn Vae>, shared: Arc<StageShared>, context: Context) -> Self {
+        Self { vae, shared, context }
+    }
+
+    fn coder(&self) -> Result<Coder<'_>, BoxError> {
+        let coder = if self.shared.is_decoder { self.vae.decoder() } else { self.vae.encoder() };
+        coder.ok_or_else(|| "the model does not list its layers".into())
+    }
+
+    /// Runs the next frames of a tile.
+    fn run(
+        &self,
+        coder: &Coder,
+        tile: usize,
+        input: Tensor<5>,
+        first: [usize; 2],
+        cache: &mut FrameCache,
+        context: &Context,
+    ) -> Result<Given, BoxError> {
+        let StageShared { plan, stage, store, moments, .. } = &*self.shared;
+        let (areas, description) = (plan.areas(*stage, tile), &plan.stages()[*stage]);
+        let frames = input.dims()[2];
+        let (device, dtype) = (self.vae.device(), self.vae.dtype());
+        let mut input = Some(input.cast(dtype));
+        let read = |(&value, &area): (&usize, &_)| match input.take_if(|_| value == 0) {
+            Some(input) => Ok(Value::Tensor(input)),
+            None => store.get(value, first[0]..first[0] + frames, area, &device, dtype, context).map(Value::Features),
+        };
+        let inputs = description.inputs.iter().zip(&areas.inputs).map(read).collect::<Result<Vec<_>, BoxError>>()?;
+        let outputs = coder.run_stage(description, &areas, inputs, moments, cache, context)?;
+        if *stage + 1 == plan.stages().len() {
+            let output = outputs.into_iter().next().ok_or("the stage gave nothing")?;
+            return Ok(Given::Output(output.into_tensor()));
+        }
+        let mut given = Vec::new();
+        let mut is_finite = true;
+        for (at, (output, &area)) in outputs.into_iter().zip(&areas.outputs).enumerate() {
+            let features = output.into_features(context);
+            if let Some(groups) = description.moments.filter(|_| at == 0) {
+                given = encode(&features.group_moments(groups).into_host()?);
+            }
+            is_finite &= store.put(description.outputs[at], tile, first[1], area, features)?;
+        }
+        if given.is_empty() {
+            given.push(if is_finite { 0.0 } else { f32::NAN });
+        }
+        Ok(Given::Moments(given))
+    }
+}
+
+/// What a tile gives to the executor.
+enum Given {
+    Output(Tensor<5>),
+    Moments(Vec<f32>),
+}
+
+impl TileOp for StageOp {
+    fn geometry(&self) -> Geometry {
+        Geometry { frames: self.shared.plan.frame_scale(self.shared.stage), ..Geometry::image(Scale::Up(1)) }
+    }
+
+    fn chunks(&self, frames: usize) -> Vec<Range<usize>> {
+        self.geometry().frames.chunks(frames, self.shared.frames_per_chunk)
+    }
+
+    fn upload(&self, piece: HostTensor) -> Result<DevicePiece, BoxError> {
+        let (shape, device) = (piece.shape(), self.vae.device());
+        Ok(DevicePiece::new(Tensor::<5>::from_data(TensorData::new(piece.into_data(), shape), (&device, DType::F32))))
+    }
+
+    fn begin(&self, tiles: &[usize], stop: &Stop) -> TileRun<'_> {
+        let context = self.context.with_stop(stop).with_single_chunk(self.shared.is_single_chunk);
+        let coder = self.coder();
+        let mut tiles: Vec<(usize, FrameCache)> = tiles.iter().map(|&tile| (tile, FrameCache::new(&context))).collect();
+        let mut first = [0, 0];
+        let last_value = self.shared.plan.stages()[self.shared.stage].steps.clone();
+        Box::new(move |piece| {
+            let coder = coder.as_ref().map_err(ToString::to_string)?;
+            let piece: Tensor<5> = piece.take()?;
+            let (items, frames) = (piece.dims()[0] / tiles.len(), piece.dims()[2]);
+            let given = tiles.iter_mut().enumerate().map(|(at, (tile, cache))| {
+                let input = piece.clone().narrow(0, at * items, items);
+                context.catch_stop(|| self.run(coder, *tile, input, first, cache, &context))?
+            });
+            let given = given.collect::<Result<Vec<_>, BoxError>>()?;
+            // Frames of the first chunk are few where frames grow.
+            let of_clip = |frames| coder.spec().steps[last_value.clone()].iter().fold(frames, |frames, step| step.frames.output(frames));
+            first = [first[0] + frames, of_clip(first[0] + frames)];
+            let mut outputs = Vec::new();
+            let mut moments = Vec::new();
+            for given in given {
+                match given {
+                    Given::Output(output) => outputs.push(output),
+                    Given::Moments(values) => moments.push(values),
+                }
+            }
+            if outputs.is_empty() {
+                let channels = moments[0].len();
+                let px = HostTensor::from_fn([items * moments.len(), channels, frames, 1, 1], |[item, channel, ..]| moments[item / items][channel]);
+                return Ok(DevicePiece::new(Answer::Host(px)));
+            }
+            let answer = Answer::new(Tensor::cat(outputs, 0), self.shared.eight_bits);
+            let bytes = answer.bytes();
+            // The device starts while the host goes on.
+            self.vae.device().flush()?;
+            Ok(DevicePiece::of_bytes(answer, bytes))
+        })
+    }
+
+    fn download(&self, answer: DevicePiece) -> Result<HostTensor, BoxError> {
+        answer.take::<Answer>()?.download()
+    }
+
+    fn check(&self) -> Result<(), BoxError> {
+        Ok(self.vae.device().sync()?)
+    }
+}
+
+/// Moments as values of one px.
+fn encode(frames: &[HostMoments]) -> Vec<f32> {
+    let numbers = frames.iter().flat_map(HostMoments::groups).flat_map(|moments| [moments.count, moments.mean, moments.squared_deviations]);
+    numbers.flat_map(|number| [number as f32, (number - f64::from(number as f32)) as f32]).collect()
+}
+
+/// Takes the moments of the tiles of a stage, in raster order, and merges them to those of the whole.
+#[derive(Debug, Default)]
+pub struct MomentsSink {
+    /// Groups of channels; none where the next stage needs no moments.
+    groups: Option<usize>,
+    merged: Vec<HostMoments>,
+    is_not_finite: bool,
+}
+
+impl MomentsSink {
+    /// A sink for a stage whose moments are those of so many groups.
+    pub fn new(groups: Option<usize>) -> Self {
+        Self { groups, ..Self::default() }
+    }
+
+    /// The moments of the whole, if they were asked for, and whether all values of the stage are finite as far as is known.
+    pub fn finish(self) -> (Option<GroupMoments>, bool) {
+        (self.groups.map(|_| GroupMoments::Host(self.merged)), !self.is_not_finite)
+    }
+}
+
+impl Sink for MomentsSink {
+    fn take(&mut self, _: [usize; 3], _: [usize; 3], piece: HostTensor) -> Result<(), BoxError> {
+        let [items, channels, ..] = piece.shape();
+        self.is_not_finite |= piece.data().iter().any(|value| !value.is_finite());
+        let Some(groups) = self.groups else { return Ok(()) };
+        // The values of one px and frame. Every item has all of them.
+        let values = &piece.data()[..piece.data().len() / items];
+        if values.len() != channels {
+            return Err("moments of several frames".into());
+        }
+        let moments = decode(values, groups);
+        if self.merged.is_empty() {
+            self.merged = moments;
+        } else {
+            self.merged.iter_mut().zip(&moments).for_each(|(merged, moments)| merged.merge(moments));
+        }
+        Ok(())
+    }
+}
+
+/// Moments of `groups` groups from the values of one px.
+fn decode(values: &[f32], groups: usize) -> Vec<HostMoments> {
+    let numbers: Vec<f64> = values.as_chunks::<2>().0.iter().map(|[high, low]| f64::from(*high) + f64::from(*low)).collect();
+    let moments: Vec<Moments> =
+        numbers.as_chunks::<3>().0.iter().map(|&[count, mean, squared_deviations]| Moments { count, mean, squared_deviations }).collect();
+    debug_assert_eq!(values.len(), moments.len() * VALUES_PER_MOMENT);
+    moments.chunks(groups).map(|frame| HostMoments::from(frame.to_vec())).collect()
+}

@@ -1,0 +1,408 @@
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+use burn::tensor::{DType, Device, Tensor, TensorData};
+use tiling::{BoxError, ScratchError, ScratchFile, Span};
+
+use super::stage::Area;
+use crate::layers::Features;
+use crate::{Context, backends};
+
+#[cfg(feature = "flex")]
+use crate::operators::cpu::Images;
+#[cfg(feature = "flex")]
+use kernels::BlockedImage;
+
+/// Keeps the values between stages, tile by tile, in the dtype in which they were computed: in host memory up to a limit, then in a scratch file.
+///
+/// Tiles are written once each, from any thread; a tile that is run again replaces what it wrote. An area is read from all tiles that it touches.
+#[derive(Debug)]
+pub struct FeatureStore {
+    layout: Layout,
+    values: RwLock<BTreeMap<usize, Vec<Piece>>>,
+    host: Arc<HostMemory>,
+    scratch: Arc<Scratch>,
+}
+
+/// How values lie in memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Layout {
+    /// As the CPU kernels store images.
+    #[cfg(feature = "flex")]
+    Blocked,
+    /// `[b, c, t, h, w]`, row-major.
+    Planes,
+}
+
+/// Some frames of a tile of a value.
+#[derive(Debug, Clone)]
+struct Piece {
+    tile: usize,
+    frames: Range<usize>,
+    area: Area,
+    content: Arc<Content>,
+}
+
+#[derive(Debug)]
+struct Content {
+    /// Batch items and channels.
+    items: [usize; 2],
+    dtype: DType,
+    place: Place,
+}
+
+#[derive(Debug)]
+enum Place {
+    /// An image for each frame of each batch item.
+    #[cfg(feature = "flex")]
+    Images(Vec<BlockedImage>, #[expect(dead_code, reason = "gives the memory back when it is dropped")] HostBytes),
+    Planes(TensorData, #[expect(dead_code, reason = "gives the memory back when it is dropped")] HostBytes),
+    /// The values in their layout.
+    File(FileRange),
+}
+
+/// Counts the bytes that lie in host memory.
+#[derive(Debug)]
+struct HostMemory {
+    limit: u64,
+    /// Used now, and at most.
+    used: Mutex<[u64; 2]>,
+}
+
+/// A share of the host memory.
+#[derive(Debug)]
+struct HostBytes(Arc<HostMemory>, u64);
+
+impl HostMemory {
+    /// A share of so many bytes, if it fits.
+    fn take(self: &Arc<Self>, bytes: u64) -> Option<HostBytes> {
+        let mut used = lock(&self.used);
+        if used[0].saturating_add(bytes) > self.limit {
+            return None;
+        }
+        used[0] += bytes;
+        used[1] = used[1].max(used[0]);
+        Some(HostBytes(self.clone(), bytes))
+    }
+}
+
+impl Drop for HostBytes {
+    fn drop(&mut self) {
+        lock(&self.0.used)[0] -= self.1;
+    }
+}
+
+/// A scratch file that is made when it is first needed, with the ranges of it that are in use.
+#[derive(Debug, Default)]
+struct Scratch {
+    state: Mutex<ScratchState>,
+}
+
+#[derive(Debug, Default)]
+struct ScratchState {
+    file: Option<Arc<ScratchFile>>,
+    /// Bytes from the beginning of each free range to its end.
+    free: BTreeMap<u64, u64>,
+    length: u64,
+}
+
+/// A range of the scratch file, free again when it is dropped.
+#[derive(Debug)]
+struct FileRange {
+    scratch: Arc<Scratch>,
+    file: Arc<ScratchFile>,
+    start: u64,
+    end: u64,
+}
+
+impl Scratch {
+    fn take(self: &Arc<Self>, bytes: u64) -> Result<FileRange, ScratchError> {
+        let mut state = lock(&self.state);
+        let file = match &state.file {
+            Some(file) => file.clone(),
+            None => state.file.insert(Arc::new(ScratchFile::new()?)).clone(),
+        };
+        let found = state.free.iter().find(|(start, end)| **end - **start >= bytes).map(|(start, end)| (*start, *end));
+        let start = match found {
+            Some((start, end)) => {
+                state.free.remove(&start);
+                if start + bytes < end {
+                    state.free.insert(start + bytes, end);
+                }
+                start
+            }
+            None => {
+                state.length += bytes;
+                state.length - bytes
+            }
+        };
+        Ok(FileRange { scratch: self.clone(), file, start, end: start + bytes })
+    }
+}
+
+impl Drop for FileRange {
+    fn drop(&mut self) {
+        let mut state = lock(&self.scratch.state);
+        let (mut start, mut end) = (self.start, self.end);
+        if let Some(next) = state.free.remove(&end) {
+            end = next;
+        }
+        if let Some((&before, &until)) = state.free.range(..start).next_back()
+            && until == start
+        {
+            state.free.remove(&before);
+            start = before;
+        }
+        state.free.insert(start, end);
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl FeatureStore {
+    /// A store for devices that compute in these dtypes, with at most `limit` bytes in host memory.
+    pub fn new(devices: impl IntoIterator<Item = (Device, DType)>, limit: u64) -> Self {
+        #[cfg(feature = "flex")]
+        let layout = {
+            let is_blocked = |(device, dtype): (Device, DType)| backends::operators(&device, dtype).data_type() == std::any::TypeId::of::<Images>();
+            if devices.into_iter().all(is_blocked) { Layout::Blocked } else { Layout::Planes }
+        };
+        #[cfg(not(feature = "flex"))]
+        let layout = {
+            let _ = devices;
+            Layout::Planes
+        };
+        let host = Arc::new(HostMemory { limit, used: Mutex::default() });
+        Self { layout, values: RwLock::default(), host, scratch: Arc::default() }
+    }
+
+    /// The most bytes that were in host memory at once, and the length of the scratch file.
+    pub fn peak_bytes(&self) -> [u64; 2] {
+        [lock(&self.host.used)[1], lock(&self.scratch.state).length]
+    }
+
+    /// Stores frames of a tile's own area of a value, from the frame `first` on. Says whether all values are finite, where that has to be known: in 16 bits.
+    ///
+    /// # Errors
+    /// When the device does not give them, or the scratch file cannot be written.
+    pub fn put(&self, value: usize, tile: usize, first: usize, area: Area, features: Features) -> Result<bool, BoxError> {
+        let [b, c, t, h, w] = features.dims();
+        debug_assert_eq!([h, w], area.map(|span| span.length));
+        let (place, dtype, is_finite) = match self.layout {
+            #[cfg(feature = "flex")]
+            Layout::Blocked => {
+                let images = features.into_images();
+                let bytes = images.iter().map(|image| size_of_val(image.values()) as u64).sum();
+                let place = match self.host.take(bytes) {
+                    Some(share) => Place::Images(images, share),
+                    None => {
+                        let range = self.scratch.take(bytes)?;
+                        let mut start = range.start;
+                        for image in &images {
+                            range.file.write_at(start, image.values())?;
+                            start += size_of_val(image.values()) as u64;
+                        }
+                        Place::File(range)
+                    }
+                };
+                (place, DType::F32, true)
+            }
+            Layout::Planes => {
+                let data = Tensor::<5>::from(features).try_into_data()?;
+                let (dtype, bytes) = (data.dtype(), data.as_bytes().len() as u64);
+                let is_finite = dtype == DType::F32 || data.iter::<f32>().all(f32::is_finite);
+                let place = match self.host.take(bytes) {
+                    Some(share) => Place::Planes(data, share),
+                    None => {
+                        let range = self.scratch.take(bytes)?;
+                        range.file.write_at(range.start, data.as_bytes())?;
+                        Place::File(range)
+                    }
+                };
+                (place, dtype, is_finite)
+            }
+        };
+        let piece = Piece { tile, frames: first..first + t, area, content: Arc::new(Content { items: [b, c], dtype, place }) };
+        let mut values = self.values.write().unwrap_or_else(PoisonError::into_inner);
+        let pieces = values.entry(value).or_default();
+        pieces.retain(|old| old.tile != tile || old.frames != piece.frames);
+        pieces.push(piece);
+        Ok(is_finite)
+    }
+
+    /// Frames of an area of a value, for a device that computes in `dtype`.
+    ///
+    /// # Errors
+    /// When a part of it was never stored, or the scratch file cannot be read.
+    pub fn get(
+        &self,
+        value: usize,
+        frames: Range<usize>,
+        area: Area,
+        device: &Device,
+        dtype: DType,
+        context: &Context,
+    ) -> Result<Features, BoxError> {
+        let values = self.values.read().unwrap_or_else(PoisonError::into_inner);
+        let all = values.get(&value).map_or(&[][..], Vec::as_slice);
+        let touches = |piece: &&Piece| {
+            let shares = |a: Span, b: Span| a.start < b.end() && b.start < a.end();
+            shares(piece.area[0], area[0]) && shares(piece.area[1], area[1]) && piece.frames.start < frames.end && frames.start < piece.frames.end
+        };
+        let pieces: Vec<Piece> = all.iter().filter(touches).cloned().collect();
+        drop(values);
+        let parts: Vec<Part> = pieces.iter().map(|piece| Part::new(piece, area, &frames)).collect();
+        let covered: usize = parts.iter().map(Part::volume).sum();
+        let Some(first) = pieces.first().filter(|_| covered == frames.len() * area[0].length * area[1].length) else {
+            return Err("features of an earlier stage are missing".into());
+        };
+        let [b, c] = first.content.items;
+        let shape = [b, c, frames.len(), area[0].length, area[1].length];
+        match self.layout {
+            #[cfg(feature = "flex")]
+            Layout::Blocked => read_images(&parts, shape, context),
+            Layout::Planes => Ok(Features::new(read_planes(&parts, shape, device, dtype)?, context)),
+        }
+    }
+
+    /// Gives up values.
+    pub fn remove(&self, finished: &[usize]) {
+        let mut values = self.values.write().unwrap_or_else(PoisonError::into_inner);
+        values.retain(|value, _| !finished.contains(value));
+    }
+}
+
+/// What a piece has of an area that is read.
+struct Part<'a> {
+    content: &'a Content,
+    /// Frames, height and width of the piece.
+    extent: [usize; 3],
+    /// First frame, row and column in the piece.
+    from: [usize; 3],
+    /// First frame, row and column in the area.
+    to: [usize; 3],
+    /// Frames, rows and columns.
+    size: [usize; 3],
+}
+
+impl<'a> Part<'a> {
+    fn new(piece: &'a Piece, area: Area, frames: &Range<usize>) -> Self {
+        let wanted = [frames.clone(), area[0].start..area[0].end(), area[1].start..area[1].end()];
+        let own = [piece.frames.clone(), piece.area[0].start..piece.area[0].end(), piece.area[1].start..piece.area[1].end()];
+        let start: [usize; 3] = std::array::from_fn(|axis| wanted[axis].start.max(own[axis].start));
+        Self {
+            content: &piece.content,
+            extent: own.each_ref().map(Range::len),
+            from: std::array::from_fn(|axis| start[axis] - own[axis].start),
+            to: std::array::from_fn(|axis| start[axis] - wanted[axis].start),
+            size: std::array::from_fn(|axis| wanted[axis].end.min(own[axis].end) - start[axis]),
+        }
+    }
+
+    fn volume(&self) -> usize {
+        self.size.iter().product()
+    }
+}
+
+/// Puts the images of an area together.
+#[cfg(feature = "flex")]
+fn read_images(parts: &[Part], [b, c, frames, height, width]: [usize; 5], context: &Context) -> Result<Features, BoxError> {
+    const LANES: usize = crate::CHANNEL_BLOCK;
+    let image = |at: usize| {
+        let (item, frame) = (at / frames, at % frames);
+        let parts: Vec<&Part> = parts.iter().filter(|part| (part.to[0]..part.to[0] + part.size[0]).contains(&frame)).collect();
+        BlockedImage::from_rows(c, [height, width], context.workspace(), |block, row, px: &mut [[f32; LANES]]| -> Result<(), ScratchError> {
+            for part in parts.iter().filter(|part| (part.to[1]..part.to[1] + part.size[1]).contains(&row)) {
+                let [own_frames, own_height, own_width] = part.extent;
+                let (image, row) = (item * own_frames + part.from[0] + frame - part.to[0], part.from[1] + row - part.to[1]);
+                let px = &mut px[part.to[2]..part.to[2] + part.size[2]];
+                match &part.content.place {
+                    Place::Images(images, _) => px.copy_from_slice(&images[image].row(block, row)[part.from[2]..part.from[2] + part.size[2]]),
+                    Place::File(range) => {
+                        let rows_before = (image * c.div_ceil(LANES) + block) * own_height + row;
+                        let px_before = rows_before * own_width + part.from[2];
+                        range.file.read_at(range.start + (px_before * size_of::<[f32; LANES]>()) as u64, px)?;
+                    }
+                    Place::Planes(..) => unreachable!("one layout"),
+                }
+            }
+            Ok(())
+        })
+    };
+    let images = (0..b * frames).map(image).collect::<Result<Vec<_>, _>>()?;
+    Ok(Features::from_images(b, images, c, [height, width], context))
+}
+
+/// Puts the planes of an area together.
+fn read_planes(parts: &[Part], shape: [usize; 5], device: &Device, dtype: DType) -> Result<Tensor<5>, BoxError> {
+    let [b, c, frames, height, width] = shape;
+    // Parts of different types meet in f32.
+    let first = parts[0].content.dtype;
+    let common = if parts.iter().all(|part| part.content.dtype == first) { first } else { DType::F32 };
+    let size = common.size();
+    let mut bytes = vec![0_u8; b * c * frames * height * width * size];
+    for part in parts {
+        let Content { dtype: own, place, .. } = part.content;
+        let [own_frames, own_height, own_width] = part.extent;
+        let mut row_bytes = vec![0_u8; part.size[2] * own.size()];
+        for plane in 0..b * c {
+            for frame in 0..part.size[0] {
+                for row in 0..part.size[1] {
+                    let before = ((plane * own_frames + part.from[0] + frame) * own_height + part.from[1] + row) * own_width + part.from[2];
+                    let before = before * own.size();
+                    let source = match place {
+                        Place::Planes(data, _) => &data.as_bytes()[before..before + row_bytes.len()],
+                        Place::File(range) => {
+                            range.file.read_at(range.start + before as u64, &mut row_bytes)?;
+                            &row_bytes
+                        }
+                        #[cfg(feature = "flex")]
+                        Place::Images(..) => unreachable!("one layout"),
+                    };
+                    let to = ((plane * frames + part.to[0] + frame) * height + part.to[1] + row) * width + part.to[2];
+                    let target = &mut bytes[to * size..(to + part.size[2]) * size];
+                    if *own == common {
+                        target.copy_from_slice(source);
+                    } else {
+                        let values = TensorData::from_bytes_vec(source.to_vec(), [part.size[2]], *own).convert::<f32>();
+                        target.copy_from_slice(values.as_bytes());
+                    }
+                }
+            }
+        }
+    }
+    Ok(Tensor::from_data(TensorData::from_bytes_vec(bytes, shape, common), (device, dtype)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_of_the_scratch_file_are_used_again() {
+        let scratch = Arc::new(Scratch::default());
+        let take = |bytes| scratch.take(bytes).unwrap();
+        let [first, second, third] = [take(100), take(50), take(70)];
+        assert_eq!([first.start, second.start, third.start], [0, 100, 150]);
+        drop(first);
+        drop(second);
+        // Both free ranges have become one.
+        let fourth = take(150);
+        assert_eq!((fourth.start, lock(&scratch.state).length), (0, 220));
+        drop(third);
+        assert_eq!(take(20).start, 150);
+    }
+
+    #[test]
+    fn host_memory_is_counted_and_given_back() {
+        let host = Arc::new(HostMemory { limit: 100, used: Mutex::default() });
+        let share = host.take(60).unwrap();
+        assert!(host.take(50).is_none());
+        drop(share);
+        assert!(host.take(100).is_some());
+        assert_eq!(*lock(&host.used), [0, 100]);
+    }
+}
