@@ -1,10 +1,10 @@
 use std::sync::Arc;
 
-use rayon::iter::{IndexedParallelIterator, ParallelIterator};
+use rayon::iter::{IndexedParallelIterator, IntoParallelIterator, ParallelIterator};
 use rayon::slice::{ParallelSlice, ParallelSliceMut};
 
 use crate::lanes::{LANES, Lanes};
-use crate::memory::{Buffer, Workspace};
+use crate::memory::{Buffer, SharedBuffers, Workspace};
 use crate::statistics::Collected;
 
 /// An image in a blocked channels-last layout, `[channels / 16, height, width, 16]`: each px has the 16 channels of a block next to one another. The last
@@ -15,6 +15,19 @@ pub struct BlockedImage {
     channels: usize,
     size: [usize; 2],
     statistics: Option<Arc<Collected>>,
+}
+
+/// Px of an image that become px of another.
+#[derive(Debug, Clone, Copy)]
+pub struct Part<'a> {
+    /// The image.
+    pub image: &'a BlockedImage,
+    /// First row and column in the image.
+    pub from: [usize; 2],
+    /// First row and column in the other.
+    pub to: [usize; 2],
+    /// Rows and columns.
+    pub size: [usize; 2],
 }
 
 impl BlockedImage {
@@ -97,14 +110,41 @@ impl BlockedImage {
         Ok(Self::from_lanes(lanes, channels, size, workspace))
     }
 
-    /// The px of a row in a block of channels, `[width, 16]`.
+    /// An image of parts of others, which cover it and do not overlap. Several threads copy.
     ///
     /// # Panics
-    /// When there is no such block or row.
+    /// When an image has other channels, a part reaches beyond its image or this one, or the parts do not cover it once.
     #[must_use]
-    pub fn row(&self, block: usize, row: usize) -> &[[f32; LANES]] {
-        let width = self.size[1];
-        Lanes::as_arrays(&self.block(block)[row * width..][..width])
+    pub fn from_parts(channels: usize, size: [usize; 2], workspace: &Workspace, parts: &[Part]) -> Self {
+        let [height, width] = size;
+        let mut of_rows: Vec<Vec<&Part>> = vec![Vec::new(); height];
+        for part in parts {
+            assert!(part.image.channels == channels && part.image.size[1] >= part.from[1] + part.size[1], "part");
+            of_rows[part.to[0]..part.to[0] + part.size[0]].iter_mut().for_each(|row| row.push(part));
+        }
+        for row in &mut of_rows {
+            row.sort_unstable_by_key(|part| part.to[1]);
+            let end = row.iter().try_fold(0, |end, part| (part.to[1] == end).then_some(end + part.size[1]));
+            assert_eq!(end, Some(width), "parts");
+        }
+        let blocks = channels.div_ceil(LANES);
+        let buffers = SharedBuffers::uninitialised(1, blocks * height * width, workspace);
+        (0..blocks * height).into_par_iter().for_each(|at| {
+            let (block, row) = (at / height, at % height);
+            for part in &of_rows[row] {
+                let from = (part.from[0] + row - part.to[0]) * part.image.size[1] + part.from[1];
+                let px = &part.image.block(block)[from..from + part.size[1]];
+                // SAFETY: no other task writes this row of this block.
+                #[expect(unsafe_code, reason = "see `SharedBuffers::copy`")]
+                unsafe {
+                    buffers.copy(0, at * width + part.to[1], px);
+                }
+            }
+        });
+        // SAFETY: the parts cover every row.
+        #[expect(unsafe_code, reason = "the image is not cleared before it is written")]
+        let lanes = unsafe { buffers.into_vecs() }.swap_remove(0);
+        Self::from_lanes(lanes, channels, size, workspace)
     }
 
     /// All values, `[blocks of channels, height, width, 16]`.
@@ -119,13 +159,7 @@ impl BlockedImage {
     /// When they reach beyond the image.
     #[must_use]
     pub fn cropped(&self, [top, left]: [usize; 2], size: [usize; 2]) -> Self {
-        let copy = |block: usize, row: usize, px: &mut [[f32; LANES]]| {
-            px.copy_from_slice(&self.row(block, top + row)[left..left + size[1]]);
-            Ok::<_, std::convert::Infallible>(())
-        };
-        match Self::from_rows(self.channels, size, self.workspace(), copy) {
-            Ok(image) => image,
-        }
+        Self::from_parts(self.channels, size, self.workspace(), &[Part { image: self, from: [top, left], to: [0, 0], size }])
     }
 
     /// The image with height and width doubled by repeating each px (nearest neighbour).
@@ -229,6 +263,33 @@ impl BlockedImage {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn parts_become_an_image() {
+        let of = |size: [usize; 2], offset: f32| {
+            let values: Vec<f32> = (0..20 * size[0] * size[1]).map(|at| at as f32 + offset).collect();
+            BlockedImage::from_planes(&values, size[0] * size[1], 20, size, &Workspace::default())
+        };
+        let [left, right] = [of([3, 4], 0.0), of([2, 5], 1000.0)];
+        let parts = [Part { image: &right, from: [0, 1], to: [0, 2], size: [2, 3] }, Part { image: &left, from: [1, 1], to: [0, 0], size: [2, 2] }];
+        let image = BlockedImage::from_parts(20, [2, 5], &Workspace::default(), &parts);
+        let planes = |image: &BlockedImage| {
+            let mut planes = vec![0.0; 20 * image.area()];
+            image.to_planes(&mut planes, image.area());
+            planes
+        };
+        let (whole, [left, right]) = (planes(&image), [planes(&left), planes(&right)]);
+        for (at, value) in whole.into_iter().enumerate() {
+            let (channel, row, column) = (at / 10, at / 5 % 2, at % 5);
+            let expected = if column < 2 { left[channel * 12 + (row + 1) * 4 + column + 1] } else { right[channel * 10 + row * 5 + column - 1] };
+            assert_eq!(value, expected, "{at}");
+        }
+        let overlapping = [parts[0], Part { size: [2, 3], ..parts[1] }];
+        for wrong in [&parts[..1], &overlapping] {
+            let refused = std::panic::AssertUnwindSafe(|| BlockedImage::from_parts(20, [2, 5], &Workspace::default(), wrong));
+            assert!(std::panic::catch_unwind(refused).is_err());
+        }
+    }
 
     #[test]
     fn planes_survive_a_round_trip() {

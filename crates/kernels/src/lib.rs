@@ -55,7 +55,7 @@ pub use algorithms::{Algorithm, Padding};
 pub use attention::attend;
 pub use convolution::{Convolution, TemporalWindow};
 pub use group_moments::{GroupMoments, Moments};
-pub use image::BlockedImage;
+pub use image::{BlockedImage, Part};
 pub use memory::{Cancelled, Workspace};
 pub use norms::Norm;
 pub use prologue::{Input, Prologue};

@@ -93,6 +93,19 @@ impl<T: Value> SharedBuffers<T> {
         }
     }
 
+    /// Copies values to a buffer from the index `at` on.
+    ///
+    /// # Safety
+    /// No other thread reads or writes the same values at the same time.
+    ///
+    /// # Panics
+    /// When the range reaches beyond the end of the buffer.
+    pub(crate) unsafe fn copy(&self, buffer: usize, at: usize, values: &[T]) {
+        assert!(at <= self.length && values.len() <= self.length - at);
+        // SAFETY: the range lies within the buffer, which `self` owns, and no other thread accesses it; it cannot overlap with `values`, which are borrowed.
+        unsafe { self.starts[buffer].add(at).copy_from_nonoverlapping(values.as_ptr(), values.len()) };
+    }
+
     /// The buffers as vectors.
     ///
     /// # Safety
@@ -144,11 +157,13 @@ impl FreeList {
         self.free.iter().map(Vec::capacity).sum()
     }
 
-    /// A free allocation of that capacity if there is one, and those that are to be returned to the system.
+    /// A free allocation of about that capacity if there is one, and those that are to be returned to the system.
     fn take(&mut self, count: usize) -> (Option<Vec<Lanes>>, Vec<Vec<Lanes>>) {
-        self.used += count;
+        // Tiles differ by the few rows and columns that they share with others.
+        let fits = |lanes: &Vec<Lanes>| (count..=count + count / 32).contains(&lanes.capacity());
+        let found = self.free.iter().rposition(fits).map(|at| self.free.remove(at));
+        self.used += found.as_ref().map_or(count, Vec::capacity);
         self.peak = self.peak.max(self.used);
-        let found = self.free.iter().rposition(|lanes| lanes.capacity() == count).map(|at| self.free.remove(at));
         let mut excess = (self.free_capacity() + self.used).saturating_sub(self.peak);
         let oldest = self.free.iter().take_while(|lanes| {
             let is_returned = excess > 0;

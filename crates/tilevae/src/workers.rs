@@ -21,6 +21,9 @@ pub(crate) struct WorkerSlot {
     queue: StreamId,
     #[cfg(feature = "flex")]
     pool: Option<Arc<rayon::ThreadPool>>,
+    /// A pool with the threads of all workers on the CPU.
+    #[cfg(feature = "flex")]
+    all_threads: Option<Arc<rayon::ThreadPool>>,
     /// Shared by all runs that use this worker.
     lock: WorkerLock,
 }
@@ -33,6 +36,8 @@ impl WorkerSlot {
             queue: StreamId::allocate(),
             #[cfg(feature = "flex")]
             pool: None,
+            #[cfg(feature = "flex")]
+            all_threads: None,
             lock: WorkerLock::default(),
         }
     }
@@ -52,6 +57,16 @@ impl WorkerSlot {
             })
         };
         Worker { name: self.name.clone(), op: pinned(op), upcast: upcast.map(pinned), device: Some(self.device), lock: self.lock() }
+    }
+
+    /// The worker that does `op` with all threads of the machine's workers: for work that cannot be divided among them.
+    pub(crate) fn worker_with_all_threads(&self, op: Arc<dyn TileOp>, upcast: Option<Arc<dyn TileOp>>) -> Worker {
+        #[cfg(feature = "flex")]
+        let slot = Self { pool: self.all_threads.clone(), name: self.name.clone(), lock: self.lock.clone(), all_threads: None, ..*self };
+        #[cfg(feature = "flex")]
+        return slot.worker(op, upcast);
+        #[cfg(not(feature = "flex"))]
+        self.worker(op, upcast)
     }
 
     /// The lock for a run of the calling thread. A thread of a rayon pool takes on other work, possibly other runs, while it waits for its pool. The run that holds
@@ -140,11 +155,15 @@ fn cpu_slots(device: usize, config: CpuConfig, executor: &dyn Executor) -> Resul
     if (workers, threads) == (1, rayon::current_num_threads()) && executor.check_workers(2).is_err() {
         return Ok(vec![WorkerSlot::new("cpu".to_owned(), device)]);
     }
+    let pool = |name: String, threads: usize| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).thread_name(move |thread| format!("{name}.{thread}")).build();
+        pool.map(Arc::new).map_err(|error| Error::Threads { threads: workers * threads, message: error.to_string() })
+    };
+    let all_threads = if workers > 1 { Some(pool("cpu".to_owned(), workers * threads)?) } else { None };
     let slot = |worker: usize| {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).thread_name(move |thread| format!("cpu/{worker}.{thread}")).build();
-        let pool = pool.map_err(|error| Error::Threads { threads: workers * threads, message: error.to_string() })?;
+        let pool = pool(format!("cpu/{worker}"), threads)?;
         let name = if workers == 1 { "cpu".to_owned() } else { format!("cpu/{worker}") };
-        Ok(WorkerSlot { pool: Some(Arc::new(pool)), ..WorkerSlot::new(name, device) })
+        Ok(WorkerSlot { all_threads: all_threads.clone().or(Some(pool.clone())), pool: Some(pool), ..WorkerSlot::new(name, device) })
     };
     (0..workers).map(slot).collect()
 }

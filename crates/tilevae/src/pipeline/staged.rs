@@ -28,8 +28,8 @@ impl StagedRun<'_> {
     pub(super) fn run(&self, source: &dyn TileSource, sink: &mut dyn Sink, progress: &mut dyn Progress) -> Result<RunStats, Error> {
         let vaes = self.worker_slots.iter().map(|slot| &self.replicas[slot.device].vae);
         let store = Arc::new(FeatureStore::new(vaes.map(|vae| (vae.device(), vae.dtype())), self.plan.store_bytes));
-        // Memory is reused from stage to stage.
-        let contexts: Vec<Context> = self.worker_slots.iter().map(|_| Context::new(self.math_mode, self.stop)).collect();
+        // Memory is reused from stage to stage, by any worker.
+        let context = Context::new(self.math_mode, self.stop);
         let stages = self.staged.stages();
         let mut progress = StagedProgress::new(self.staged, progress);
         let (mut moments, mut is_finite, mut all) = (BTreeMap::new(), true, Vec::new());
@@ -45,7 +45,7 @@ impl StagedRun<'_> {
                 is_single_chunk: self.plan.chunks == 1,
                 eight_bits: self.eight_bits,
             });
-            let workers = self.workers(&shared, &contexts);
+            let workers = self.workers(&shared, &context);
             let tiles = tiles_of(self.staged, stage);
             let filled = Filled { shape: tiles_shape(&tiles, self.plan.input_shape[0]), value: if is_finite { 0.0 } else { f32::NAN } };
             let source = if stage == 0 { source } else { &filled };
@@ -67,8 +67,8 @@ impl StagedRun<'_> {
     }
 
     /// The workers with the operation of a stage.
-    fn workers(&self, shared: &Arc<StageShared>, contexts: &[Context]) -> Vec<Worker> {
-        let worker = |(slot, context): (&WorkerSlot, &Context)| {
+    fn workers(&self, shared: &Arc<StageShared>, context: &Context) -> Vec<Worker> {
+        let worker = |slot: &WorkerSlot| {
             let replica = &self.replicas[slot.device];
             let op = {
                 let (shared, context) = (shared.clone(), context.clone());
@@ -80,9 +80,10 @@ impl StagedRun<'_> {
                 let make = move || Ok(op(wide.on(&device, &stop)?));
                 Arc::new(LazyOp { geometry, frames_per_chunk: shared.frames_per_chunk, make, op: OnceLock::new() }) as Arc<dyn TileOp>
             });
-            slot.worker(op(replica.vae.clone()), upcast)
+            let op = op(replica.vae.clone());
+            if shared.plan.stages()[shared.stage].is_whole { slot.worker_with_all_threads(op, upcast) } else { slot.worker(op, upcast) }
         };
-        self.worker_slots.iter().zip(contexts).map(worker).collect()
+        self.worker_slots.iter().map(worker).collect()
     }
 }
 

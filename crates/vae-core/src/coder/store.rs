@@ -8,6 +8,8 @@ use tiling::{BoxError, ScratchError, ScratchFile, Span};
 use super::stage::Area;
 use crate::layers::Features;
 use crate::{Context, backends};
+#[cfg(feature = "flex")]
+use crate::CHANNEL_BLOCK;
 
 #[cfg(feature = "flex")]
 use crate::operators::cpu::Images;
@@ -310,30 +312,39 @@ impl<'a> Part<'a> {
 /// Puts the images of an area together.
 #[cfg(feature = "flex")]
 fn read_images(parts: &[Part], [b, c, frames, height, width]: [usize; 5], context: &Context) -> Result<Features, BoxError> {
-    const LANES: usize = crate::CHANNEL_BLOCK;
     let image = |at: usize| {
         let (item, frame) = (at / frames, at % frames);
-        let parts: Vec<&Part> = parts.iter().filter(|part| (part.to[0]..part.to[0] + part.size[0]).contains(&frame)).collect();
-        BlockedImage::from_rows(c, [height, width], context.workspace(), |block, row, px: &mut [[f32; LANES]]| -> Result<(), ScratchError> {
-            for part in parts.iter().filter(|part| (part.to[1]..part.to[1] + part.size[1]).contains(&row)) {
-                let [own_frames, own_height, own_width] = part.extent;
-                let (image, row) = (item * own_frames + part.from[0] + frame - part.to[0], part.from[1] + row - part.to[1]);
-                let px = &mut px[part.to[2]..part.to[2] + part.size[2]];
-                match &part.content.place {
-                    Place::Images(images, _) => px.copy_from_slice(&images[image].row(block, row)[part.from[2]..part.from[2] + part.size[2]]),
-                    Place::File(range) => {
-                        let rows_before = (image * c.div_ceil(LANES) + block) * own_height + row;
-                        let px_before = rows_before * own_width + part.from[2];
-                        range.file.read_at(range.start + (px_before * size_of::<[f32; LANES]>()) as u64, px)?;
-                    }
-                    Place::Planes(..) => unreachable!("one layout"),
-                }
-            }
-            Ok(())
-        })
+        let mut images = Vec::new();
+        for part in parts.iter().filter(|part| (part.to[0]..part.to[0] + part.size[0]).contains(&frame)) {
+            let index = item * part.extent[0] + part.from[0] + frame - part.to[0];
+            let ([_, top, left], [_, to_row, to_column], [_, rows, columns]) = (part.from, part.to, part.size);
+            let (image, from) = match &part.content.place {
+                Place::Images(images, _) => (images[index].clone(), [top, left]),
+                Place::File(range) => (read_part(part, range, c, index, context)?, [0, 0]),
+                Place::Planes(..) => unreachable!("one layout"),
+            };
+            images.push((image, from, [to_row, to_column], [rows, columns]));
+        }
+        if let [(image, [0, 0], ..)] = &images[..]
+            && image.size() == [height, width]
+        {
+            return Ok(image.clone());
+        }
+        let parts: Vec<_> = images.iter().map(|&(ref image, from, to, size)| kernels::Part { image, from, to, size }).collect();
+        Ok(BlockedImage::from_parts(c, [height, width], context.workspace(), &parts))
     };
-    let images = (0..b * frames).map(image).collect::<Result<Vec<_>, _>>()?;
+    let images = (0..b * frames).map(image).collect::<Result<Vec<_>, BoxError>>()?;
     Ok(Features::from_images(b, images, c, [height, width], context))
+}
+
+/// The px of a part, of the image `index` of a piece in the scratch file.
+#[cfg(feature = "flex")]
+fn read_part(part: &Part, range: &FileRange, channels: usize, index: usize, context: &Context) -> Result<BlockedImage, ScratchError> {
+    let ([_, height, width], [_, top, left], [_, rows, columns]) = (part.extent, part.from, part.size);
+    BlockedImage::from_rows(channels, [rows, columns], context.workspace(), |block, row, px| {
+        let rows_before = (index * channels.div_ceil(CHANNEL_BLOCK) + block) * height + top + row;
+        range.file.read_at(range.start + ((rows_before * width + left) * size_of_val(&px[0])) as u64, px)
+    })
 }
 
 /// Puts the planes of an area together.
