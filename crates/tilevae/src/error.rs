@@ -39,6 +39,14 @@ pub enum Error {
         /// The family.
         family: String,
     },
+    /// A memory budget that no division of the run meets.
+    #[error("the run takes at least {least_mib} MiB, and tiling.memory_mib is {budget_mib}")]
+    Budget {
+        /// The budget.
+        budget_mib: u64,
+        /// The least that can be met.
+        least_mib: u64,
+    },
     /// A `--set` without a key, or without `=`.
     #[error("`{given}` does not set a key; write section.key=value")]
     Override {
@@ -210,6 +218,7 @@ impl Error {
             | Self::Override { .. }
             | Self::Frames { .. }
             | Self::NotSeamless { .. }
+            | Self::Budget { .. }
             | Self::TooLarge { .. }
             | Self::PlanInput { .. }
             | Self::PlanModel { .. }

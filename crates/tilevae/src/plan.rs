@@ -2,10 +2,11 @@ use std::sync::Arc;
 
 use parallel::Executor;
 use serde::{Deserialize, Serialize};
-use tiling::{BlendPolicy, FrameScale, Geometry, Grid, GridContext, GridError, Span, TilePlan};
-use vae_core::coder::StagedPlan;
+use tiling::{BlendPolicy, FrameScale, Geometry, Grid, GridContext, GridError, TilePlan};
+use vae_core::coder::{Stage, StagedPlan};
 use vae_core::{Posterior, PosteriorKind, Tiling, VaeSpec};
 
+use crate::memory_plan::{Division, MemoryPlan, MemoryPlanner};
 use crate::workers::{check_devices, count_workers};
 use crate::{Config, Error, LatentSpace, OnNonFiniteInput};
 
@@ -114,12 +115,29 @@ pub struct RunPlan {
     /// The stages of a seamless run in several tiles.
     #[serde(skip)]
     pub(crate) staged: Option<Arc<StagedPlan>>,
-    /// Bytes of features between stages that are kept in host memory; others go to a scratch file.
-    #[serde(skip)]
-    pub(crate) store_bytes: u64,
+    /// What a seamless run holds at its peak.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory: Option<MemoryPlan>,
+    /// The predicted peak of a seamless run, in bytes: on a CPU of the process, on other devices of each device.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub peak_bytes: Option<u64>,
+    /// The stages of a seamless run in several tiles.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub stages: Vec<StageSummary>,
     /// What the run takes from the model and the configuration besides.
     #[serde(skip)]
     pub(crate) settings: RunSettings,
+}
+
+/// A stage of a seamless run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct StageSummary {
+    /// Layers.
+    pub layers: usize,
+    /// Tiles: 1 where it runs on the whole picture.
+    pub tiles: usize,
+    /// Multiply-adds of all tiles.
+    pub multiply_adds: u64,
 }
 
 /// What a run takes from the model and the configuration besides its tiles.
@@ -167,9 +185,21 @@ impl RunPlan {
         self.tiles.is_tiled() && self.staged.is_none() && self.tiles.geometry.frames != FrameScale::Same
     }
 
-    /// Bytes that the scratch file of a clip's run takes at least, in the folder for temporary files.
+    /// Bytes of features between stages that stay in host memory; others go to the scratch file.
+    pub(crate) fn store_bytes(&self) -> u64 {
+        match self.memory {
+            Some(MemoryPlan { scratch, stored, .. }) if scratch > 0 => stored,
+            _ => u64::MAX,
+        }
+    }
+
+    /// Bytes that the scratch file of a run takes at least, in the folder for temporary files.
     pub fn scratch_bytes(&self) -> u64 {
-        if self.uses_scratch() { self.bytes.strips as u64 } else { 0 }
+        match self.memory {
+            Some(memory) => memory.scratch,
+            None if self.uses_scratch() => self.bytes.strips as u64,
+            None => 0,
+        }
     }
 
     /// Checks that the plan was made for a model.
@@ -221,8 +251,21 @@ impl Planner<'_> {
         let workers = count_workers(&config.devices, executor);
         executor.check_workers(workers)?;
         let [batch, _, frames, height, width] = input_shape;
-        let tiles = TilePlan::new(grid, direction.geometry(spec), [frames, height, width])?;
-        let staged = if grid.is_seamless() && tiles.is_tiled() { Some(Arc::new(self.stages(direction, &tiles)?)) } else { None };
+        let (tiles, staged, memory) = if grid.is_seamless() {
+            let Division { tiles, staged, memory } = MemoryPlanner { config, family, spec, executor, direction, input_shape }.divide(grid)?;
+            (tiles, staged, Some(memory))
+        } else {
+            (TilePlan::new(grid, direction.geometry(spec), [frames, height, width])?, None, None)
+        };
+        let stages = staged.iter().flat_map(|staged| {
+            let summary = |(at, stage): (usize, &Stage)| StageSummary {
+                layers: stage.steps.len(),
+                tiles: staged.tiles(at),
+                multiply_adds: staged.stage_multiply_adds(at),
+            };
+            staged.stages().iter().enumerate().map(summary)
+        });
+        let stages = stages.collect();
         let channels = match direction {
             Direction::Decode => spec.output_channels,
             Direction::Encode => spec.encoder_channels(),
@@ -281,7 +324,9 @@ impl Planner<'_> {
             bytes,
             tiles,
             staged,
-            store_bytes: u64::MAX,
+            memory,
+            peak_bytes: memory.map(|memory| memory.peak),
+            stages,
             settings: RunSettings {
                 spec: spec.clone(),
                 latent_space: config.io.latent_space,
@@ -290,23 +335,5 @@ impl Planner<'_> {
                 on_non_finite: config.io.on_non_finite,
             },
         })
-    }
-
-    /// The stages of a seamless run.
-    fn stages(&self, direction: Direction, tiles: &TilePlan) -> Result<StagedPlan, Error> {
-        let coder = match direction {
-            Direction::Decode => &self.spec.decoder,
-            Direction::Encode => &self.spec.encoder,
-        };
-        let scale = tiles.geometry.scale;
-        let latent_px = |span: &Span| Span { start: scale.latent_px(span.start), length: scale.latent_px(span.length) };
-        let inputs = |axis: usize| {
-            let mut spans: Vec<Span> = tiles.tiles.iter().map(|tile| Span { start: tile.input.start[axis], length: tile.input.size[axis] }).collect();
-            spans.sort_unstable_by_key(|span| span.start);
-            spans.dedup();
-            spans.iter().map(latent_px).collect()
-        };
-        let staged = coder.as_ref().and_then(|coder| StagedPlan::new(coder, tiles.input, [inputs(1), inputs(2)]));
-        staged.ok_or_else(|| Error::NotSeamless { family: self.family.to_owned() })
     }
 }

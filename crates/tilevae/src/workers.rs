@@ -129,6 +129,12 @@ pub(crate) fn count_workers(config: &DevicesConfig, executor: &dyn Executor) -> 
     config.names.iter().map(|name| if *name == DeviceName::CPU { share_cpu(config.cpu, executor)[0] } else { 1 }).sum()
 }
 
+/// The threads of all workers on the CPU.
+pub(crate) fn threads_of(config: &DevicesConfig, executor: &dyn Executor) -> usize {
+    let [workers, threads] = share_cpu(config.cpu, executor);
+    workers * threads
+}
+
 /// Workers on the CPU, and the threads of each.
 #[cfg(feature = "flex")]
 fn share_cpu(config: CpuConfig, executor: &dyn Executor) -> [usize; 2] {

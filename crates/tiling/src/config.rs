@@ -1,9 +1,10 @@
 //! The sections `[tiling]` and `[blend]` of a configuration: grids and blend policies by name, those of other crates among them.
 
 use std::fmt::Debug;
+use std::num::NonZeroUsize;
 
-use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
+use serde::de::{DeserializeOwned, Deserializer, Error as _};
+use serde::{Deserialize, Serialize, Serializer};
 use serde_json::Value;
 
 use crate::choice::{Choice, Kind, SettingsError, check, read};
@@ -271,9 +272,40 @@ impl GridKind for DiffusersKind {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SeamlessKind {
-    /// The largest height and width of a tile, in sample px; the family's default when absent.
+    /// The largest height and width of a tile, in sample px; the family's default when absent, or what the budget allows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tile_px: Option<PerAxis<usize>>,
+    /// The memory that a run may take: on a CPU the process, on other devices each device.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_mib: Option<MemoryBudget>,
+}
+
+/// A memory budget.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MemoryBudget {
+    /// Most of what is free.
+    Auto,
+    /// MiB.
+    Mib(NonZeroUsize),
+}
+
+impl Serialize for MemoryBudget {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Auto => serializer.serialize_str("auto"),
+            Self::Mib(mib) => serializer.serialize_u64(mib.get() as u64),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for MemoryBudget {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let wrong = |given: &Value| D::Error::custom(format!("{given} is no memory budget; it is \"auto\" or a whole number of MiB of at least 1"));
+        match Value::deserialize(deserializer)? {
+            Value::String(text) if text == "auto" => Ok(Self::Auto),
+            given => given.as_u64().and_then(|mib| NonZeroUsize::new(usize::try_from(mib).ok()?)).map(Self::Mib).ok_or_else(|| wrong(&given)),
+        }
+    }
 }
 
 impl GridKind for SeamlessKind {

@@ -3,7 +3,7 @@ use std::path::Path;
 use serde_json::json;
 use tilevae::io::{self, FormatKind, Input};
 use tilevae::tiling::Scale;
-use tilevae::{Config, Direction, RunPlan, VaeSpec};
+use tilevae::{Config, Direction, MemoryPlan, RunPlan, VaeSpec};
 
 use crate::args::{Common, Plan};
 use crate::failure::UsageError;
@@ -98,18 +98,24 @@ fn text(plan: &RunPlan) -> String {
     } else {
         String::new()
     };
-    format!(
+    let heading = format!(
         "{way} with {}: {} to {} (batch, channels, frames, height, width)\n\
-         tiles    {} = {rows} rows x {columns} columns, {shapes}the largest {tall}x{wide} {unit}\n\
+         tiles    {} = {rows} rows x {columns} columns, {shapes}the largest {tall}x{wide} {unit}\n",
+        plan.family,
+        shape(plan.input_shape),
+        shape(plan.output_shape),
+        tiles.tiles.len(),
+    );
+    if let Some(memory) = &plan.memory {
+        return format!("{heading}{}\n{}", seamless(plan, memory), plan_image::ascii(tiles));
+    }
+    format!(
+        "{heading}\
          overlap  {} px of height, {} px of width, in the output\n\
          work     {:.2} times untiled, {} redundant tiles\n{chunks}\
          host     input {}, output {}, strips to blend with {}{}\n\
          workers  {}, at most {held} begun and not yet blended ({} of output waiting to be blended{})\n\
          device   about {} for the largest tile, without weights (untiled: {})\n\n{}",
-        plan.family,
-        shape(plan.input_shape),
-        shape(plan.output_shape),
-        tiles.tiles.len(),
         overlaps[0],
         overlaps[1],
         plan.work_ratio,
@@ -124,5 +130,33 @@ fn text(plan: &RunPlan) -> String {
         bytes(size.largest_tile),
         bytes(size.untiled),
         plan_image::ascii(tiles),
+    )
+}
+
+/// What is said of a seamless run.
+fn seamless(plan: &RunPlan, memory: &MemoryPlan) -> String {
+    let size = |bytes_of: u64| bytes(usize::try_from(bytes_of).unwrap_or(usize::MAX));
+    let whole = plan.stages.iter().filter(|stage| stage.tiles == 1).count();
+    let stages = match plan.stages.len() {
+        0 => "seams    none: the whole in one tile\n".to_owned(),
+        count => format!("seams    none: {count} stages, {whole} of them on the whole picture, the others tile by tile\n"),
+    };
+    let budget = memory.budget.map(|budget| format!(" of a budget of {}", size(budget))).unwrap_or_default();
+    let scratch = if memory.scratch > 0 { format!(", {} in a scratch file", size(memory.scratch)) } else { String::new() };
+    let next = memory.next.map(|next| {
+        let [tall, wide] = next.tile;
+        let scratch = if next.scratch > 0 { format!(" and {} in a scratch file", size(next.scratch)) } else { String::new() };
+        format!("more     with {} MiB: tiles of up to {tall}x{wide} latent px{scratch}\n", next.bytes.div_ceil(1 << 20))
+    });
+    format!(
+        "{stages}\
+         work     {:.3} times untiled\n\
+         memory   about {} at the peak{budget}; {} of features between stages in memory{scratch}\n{}\
+         workers  {}\n",
+        plan.work_ratio,
+        size(memory.peak),
+        size(memory.stored),
+        next.unwrap_or_default(),
+        plan.workers,
     )
 }

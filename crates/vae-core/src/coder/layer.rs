@@ -130,8 +130,9 @@ impl Layer<'_> {
             }
             Self::GroupNorm(norm, _) => Step { flow: Flow::GroupNorm(norm.groups()), ..plain },
             Self::Attention(_) => {
-                let pixels = channels as u64;
-                Step { support: Support::Whole, multiply_adds: 3 * pixels * pixels, multiply_adds_per_pair: 2 * pixels, ..plain }
+                let channels = channels as u64;
+                let weights = 3 * channels * channels;
+                Step { support: Support::Whole, weights, multiply_adds: weights, multiply_adds_per_pair: 2 * channels, ..plain }
             }
             Self::UpsampleNearest2x => Step { support: Support::Blocks(Scale::Up(2)), ..plain },
             Self::DoubleFrames(conv) => {
@@ -186,5 +187,6 @@ fn convolution(support: Support, channels_in: usize, channels_out: usize, kernel
     // A kernel of one px without stride is a map of each px.
     let is_plain = support == Support::Window { kernel: [1, 1], stride: [1, 1], padding: crate::operators::Padding::NONE };
     let support = if is_plain { Support::Same } else { support };
-    Step { support, multiply_adds: channels_in as u64 * channels_out as u64 * area as u64, ..Step::plain(channels_out) }
+    let weights = channels_in as u64 * channels_out as u64 * area as u64;
+    Step { support, weights, multiply_adds: weights, ..Step::plain(channels_out) }
 }

@@ -11,6 +11,7 @@
 
 mod cache;
 mod layer;
+mod memory;
 mod plan;
 mod run;
 mod spec;
@@ -21,6 +22,7 @@ mod store;
 
 pub use cache::FrameCache;
 pub use layer::{Coder, Layer, Projections, PxMap};
+pub use memory::StagedMemory;
 pub use plan::StagedPlan;
 pub use run::Value;
 pub use spec::CoderSpec;

@@ -52,6 +52,13 @@ impl StagedPlan {
         Some(Self { spec: spec.clone(), stages, input, sizes: spec.sizes([height, width]), scales: px, frames: spec.frames(frames), cells })
     }
 
+    /// All steps as one stage on the whole.
+    pub(super) fn of_whole(spec: &CoderSpec, input: [usize; 3], cells: [Vec<Span>; 2]) -> Option<Self> {
+        let mut plan = Self::new(spec, input, cells)?;
+        plan.stages = vec![spec.all_steps()];
+        Some(plan)
+    }
+
     /// Frames, height and width of the input.
     pub fn input(&self) -> [usize; 3] {
         self.input
@@ -132,6 +139,26 @@ impl StagedPlan {
         }
     }
 
+    /// Height and width of a value.
+    pub(super) fn size(&self, value: usize) -> [usize; 2] {
+        self.sizes[value]
+    }
+
+    /// Tiles of a stage among which is the largest: those with each size of a cell, at the border and inside.
+    pub(super) fn largest_tiles(&self, stage: usize) -> Vec<usize> {
+        if self.stages[stage].is_whole {
+            return vec![0];
+        }
+        let [rows, columns] = self.cells.each_ref().map(|cells| {
+            let mut picked = vec![0, cells.len() - 1, cells.len() / 2];
+            picked.extend((0..cells.len()).max_by_key(|&at| cells[at].length));
+            picked.sort_unstable();
+            picked.dedup();
+            picked
+        });
+        rows.iter().flat_map(|row| columns.iter().map(move |column| row * self.cells[1].len() + column)).collect()
+    }
+
     /// The region of the input that the first stage reads for a tile.
     pub fn input_region(&self, tile: usize) -> Region {
         let [rows, columns] = self.areas(0, tile).inputs[0];
@@ -146,8 +173,24 @@ impl StagedPlan {
 
     /// Multiply-adds of all tiles of a stage.
     pub fn stage_multiply_adds(&self, stage: usize) -> u64 {
-        let of_tile = |tile| self.spec.stage_multiply_adds(&self.stages[stage], &self.areas(stage, tile), self.frames[0]);
-        (0..self.tiles(stage)).map(of_tile).sum()
+        if self.stages[stage].is_whole {
+            return self.spec.stage_multiply_adds(&self.stages[stage], &self.areas(stage, 0), self.frames[0]);
+        }
+        // The px of all tiles are those of all rows times those of all columns.
+        let columns = self.cells[1].len();
+        let sums = |axis: usize, tiles: &mut dyn Iterator<Item = usize>| {
+            let mut sums = vec![0; self.stages[stage].steps.len() + 1];
+            for tile in tiles {
+                let areas = self.areas(stage, tile);
+                sums.iter_mut().zip(&areas.wanted).for_each(|(sum, area)| *sum += area[axis].length);
+            }
+            sums
+        };
+        let rows = sums(0, &mut (0..self.cells[0].len()).map(|row| row * columns));
+        let columns = sums(1, &mut (0..columns));
+        let all: Vec<Area> = rows.into_iter().zip(columns).map(|lengths| [lengths.0, lengths.1].map(|length| Span { start: 0, length })).collect();
+        let areas = StageAreas { wanted: all, inputs: Vec::new(), outputs: Vec::new() };
+        self.spec.stage_multiply_adds(&self.stages[stage], &areas, self.frames[0])
     }
 
     /// Multiply-adds of the run over those of the whole as one.

@@ -14,6 +14,8 @@ pub struct Step {
     pub frames: FrameChange,
     /// The last frames of the input that it keeps from one chunk of frames to the next.
     pub kept_frames: usize,
+    /// Values of its weights.
+    pub weights: u64,
     /// Multiply-adds for each px and frame of the output.
     pub multiply_adds: u64,
     /// Multiply-adds for each pair of px of a frame.
@@ -74,6 +76,7 @@ impl Step {
             support: Support::Same,
             frames: FrameChange::Same,
             kept_frames: 0,
+            weights: 0,
             multiply_adds: 0,
             multiply_adds_per_pair: 0,
             flow: Flow::Straight,

@@ -1,0 +1,227 @@
+//! The choice of seamless tiles for a memory budget.
+
+use std::sync::Arc;
+
+use parallel::Executor;
+use serde::Deserialize;
+use serde::Serialize;
+use tiling::{Grid, GridError, MemoryBudget, Off, Seamless, SeamlessKind, Span, TilePlan};
+use vae_core::coder::{CoderSpec, StagedPlan};
+use vae_core::{DeviceName, VaeSpec};
+
+use crate::workers::{count_workers, threads_of};
+use crate::{Config, Direction, Error};
+
+const F32: u64 = size_of::<f32>() as u64;
+
+const MIB: u64 = 1 << 20;
+
+/// Bytes of a process besides weights and what grows with its input.
+const PROCESS_BYTES: u64 = 40 * MIB;
+
+/// The share of the free memory that `auto` takes.
+const AUTO_SHARE: f64 = 0.8;
+
+/// How much more than the arithmetic says is held: what is freed is not at once used again.
+const MARGIN: f64 = 1.08;
+
+/// Sides of tiles that are tried, in latent px.
+const SIDES: [usize; 14] = [256, 192, 128, 112, 96, 80, 64, 56, 48, 40, 32, 24, 16, 8];
+
+/// Multiply-adds of a core, and bytes of a scratch file, in a second: they weigh a larger halo against a larger file. Measured on a machine with two cores.
+const MULTIPLY_ADDS_PER_SECOND: f64 = 4e10;
+const SCRATCH_BYTES_PER_SECOND: f64 = 1e9;
+
+/// How a seamless run is divided.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Division {
+    pub(crate) tiles: TilePlan,
+    /// The stages, in several tiles.
+    pub(crate) staged: Option<Arc<StagedPlan>>,
+    pub(crate) memory: MemoryPlan,
+}
+
+/// What a seamless run holds at its peak: on a CPU the whole process, on other devices each device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct MemoryPlan {
+    /// The budget, if there is one.
+    pub budget: Option<u64>,
+    /// The predicted peak.
+    pub peak: u64,
+    /// Features between stages that are kept in host memory.
+    pub stored: u64,
+    /// Features between stages in a scratch file.
+    pub scratch: u64,
+    /// The next larger budget that would take less time, if there is one.
+    pub next: Option<NextBudget>,
+}
+
+/// What a larger budget would buy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct NextBudget {
+    /// The budget.
+    pub bytes: u64,
+    /// Height and width of the largest tile, in latent px: of the whole where it would not be tiled.
+    pub tile: [usize; 2],
+    /// Bytes of a scratch file.
+    pub scratch: u64,
+}
+
+/// What a division is made for.
+pub(crate) struct MemoryPlanner<'a> {
+    pub(crate) config: &'a Config,
+    pub(crate) family: &'a str,
+    pub(crate) spec: &'a VaeSpec,
+    pub(crate) executor: &'a dyn Executor,
+    pub(crate) direction: Direction,
+    pub(crate) input_shape: [usize; 5],
+}
+
+/// A division with what it needs.
+struct Candidate {
+    tiles: TilePlan,
+    staged: Option<Arc<StagedPlan>>,
+    /// Bytes that are held in any case.
+    needed: u64,
+    /// Bytes of features between stages.
+    stored: u64,
+    multiply_adds: f64,
+}
+
+impl Candidate {
+    /// Seconds, about, with a budget.
+    fn seconds(&self, budget: u64, workers: usize) -> f64 {
+        let scratch = self.stored.saturating_sub(budget.saturating_sub(self.needed));
+        self.multiply_adds / (MULTIPLY_ADDS_PER_SECOND * workers as f64) + 2.0 * scratch as f64 / SCRATCH_BYTES_PER_SECOND
+    }
+}
+
+impl MemoryPlanner<'_> {
+    /// The division by the configured budget, or in tiles of the configured size where there is none.
+    ///
+    /// # Errors
+    /// When the model does not list its layers, the grid cannot be laid, or the budget is too small.
+    pub(crate) fn divide(&self, grid: &dyn Grid) -> Result<Division, Error> {
+        let kind = if self.config.tiling.kind() == "seamless" { SeamlessKind::deserialize(self.config.tiling.settings()).unwrap_or_default() } else { SeamlessKind::default() };
+        let Some(memory) = kind.memory_mib else {
+            let candidate = self.candidate(grid)?;
+            let (peak, stored) = (candidate.needed + candidate.stored, candidate.stored);
+            let memory = MemoryPlan { budget: None, peak, stored, scratch: 0, next: None };
+            return Ok(Division { tiles: candidate.tiles, staged: candidate.staged, memory });
+        };
+        let budget = self.budget(memory)?;
+        let workers = count_workers(&self.config.devices, self.executor);
+        let mut candidates = vec![self.candidate(&Off)?];
+        let sides = if kind.tile_px.is_some() { &[][..] } else { &SIDES[..] };
+        if kind.tile_px.is_some() {
+            candidates.push(self.candidate(grid)?);
+        }
+        for &side in sides {
+            let ratio = self.spec.spatial_ratio;
+            let candidate = self.candidate(&Seamless { tile_px: [side.saturating_mul(ratio); 2] });
+            match candidate {
+                // One tile is the whole.
+                Ok(candidate) if !candidate.tiles.is_tiled() => {}
+                Err(Error::Grid(GridError::TooManyTiles { .. })) => break,
+                candidate => candidates.push(candidate?),
+            }
+        }
+        let least = candidates.iter().map(|candidate| candidate.needed).min().unwrap_or(u64::MAX);
+        let fits = |candidate: &&Candidate| candidate.needed <= budget;
+        let faster = |a: &&Candidate, b: &&Candidate| a.seconds(budget, workers).total_cmp(&b.seconds(budget, workers));
+        let Some(chosen) = candidates.iter().filter(fits).min_by(faster) else {
+            return Err(Error::Budget { budget_mib: budget / MIB, least_mib: least.div_ceil(MIB) });
+        };
+        let stored = chosen.stored.min(budget - chosen.needed);
+        let seconds = chosen.seconds(budget, workers);
+        let larger = candidates.iter().flat_map(|candidate| [(candidate, candidate.needed), (candidate, candidate.needed + candidate.stored)]);
+        let next = larger.filter(|&(candidate, bytes)| bytes > budget && candidate.seconds(bytes, workers) < seconds * 0.98).min_by_key(|&(_, bytes)| bytes);
+        let next = next.map(|(candidate, bytes)| NextBudget {
+            bytes,
+            tile: candidate.tiles.largest_tile().map(|side| candidate.tiles.geometry.scale.latent_px(side)),
+            scratch: (candidate.needed + candidate.stored).saturating_sub(bytes),
+        });
+        let memory = MemoryPlan { budget: Some(budget), peak: chosen.needed + stored, stored, scratch: chosen.stored - stored, next };
+        Ok(Division { tiles: chosen.tiles.clone(), staged: chosen.staged.clone(), memory })
+    }
+
+    /// Bytes of a budget.
+    fn budget(&self, memory: MemoryBudget) -> Result<u64, Error> {
+        match memory {
+            MemoryBudget::Mib(mib) => Ok((mib.get() as u64).saturating_mul(MIB)),
+            MemoryBudget::Auto if self.is_on_cpu() => {
+                let mut system = sysinfo::System::new();
+                system.refresh_memory();
+                Ok((system.available_memory() as f64 * AUTO_SHARE) as u64)
+            }
+            MemoryBudget::Auto => {
+                let message = "the free memory of GPUs and remote devices is not known; give a number".to_owned();
+                Err(Error::ConfigValue { key: "tiling.memory_mib".to_owned(), message })
+            }
+        }
+    }
+
+    fn is_on_cpu(&self) -> bool {
+        self.config.devices.names.iter().all(|name| *name == DeviceName::CPU)
+    }
+
+    fn candidate(&self, grid: &dyn Grid) -> Result<Candidate, Error> {
+        let Self { spec, direction, input_shape: [batch, _, frames, height, width], .. } = *self;
+        let tiles = TilePlan::new(grid, direction.geometry(spec), [frames, height, width])?;
+        let coder = match direction {
+            Direction::Decode => &spec.decoder,
+            Direction::Encode => &spec.encoder,
+        };
+        let not_seamless = || Error::NotSeamless { family: self.family.to_owned() };
+        let coder = coder.as_ref().ok_or_else(not_seamless)?;
+        let per_chunk = self.config.model.frames_per_chunk.get();
+        if !tiles.is_tiled() {
+            let values = StagedPlan::whole_values(coder, [frames, height, width], batch, per_chunk);
+            let needed = self.needed(coder, &tiles, values, values, 1);
+            return Ok(Candidate { needed, staged: None, stored: 0, multiply_adds: coder.multiply_adds(tiles.input) as f64, tiles });
+        }
+        let staged = StagedPlan::new(coder, tiles.input, cells(&tiles)).ok_or_else(not_seamless)?;
+        let memory = staged.memory(batch, per_chunk);
+        let workers = count_workers(&self.config.devices, self.executor).min(tiles.tiles.len());
+        let needed = self.needed(coder, &tiles, memory.tile, memory.whole, workers);
+        let multiply_adds = staged.work_ratio() * coder.multiply_adds(tiles.input) as f64;
+        let stored = (memory.stored as f64 * F32 as f64 * MARGIN) as u64;
+        Ok(Candidate { needed, stored, multiply_adds, staged: Some(Arc::new(staged)), tiles })
+    }
+
+    /// Bytes that a run holds besides its store: each worker a tile, or one the whole.
+    fn needed(&self, coder: &CoderSpec, tiles: &TilePlan, tile: u64, whole: u64, workers: usize) -> u64 {
+        let weights = coder.weight_values() * F32;
+        if !self.is_on_cpu() {
+            // Devices other than CPUs hold a normalised copy of what a layer reads.
+            return weights + ((2 * tile.max(whole) * F32) as f64 * MARGIN) as u64;
+        }
+        let [batch, channels, ..] = self.input_shape;
+        let volume = |size: [usize; 3]| size.iter().map(|&side| side as u64).product::<u64>();
+        let channels_out = match self.direction {
+            Direction::Decode => self.spec.output_channels,
+            Direction::Encode => self.spec.encoder_channels(),
+        } as u64;
+        let batch = batch as u64;
+        let input = batch * channels as u64 * volume(tiles.input) * F32;
+        // A writer of images holds bytes; answers of tiles wait as f32.
+        let held = self.executor.held_tiles(tiles, workers) as u64;
+        let answer = tiles.tiles.iter().map(|tile| tile.output.volume() as u64).max().unwrap_or(0);
+        let output = batch * channels_out * (volume(tiles.output) + (held + 1) * answer * F32);
+        let threads = threads_of(&self.config.devices, self.executor);
+        let running = (tile * workers as u64).max(whole) + coder.kernel_values(threads / workers.max(1)) * workers as u64;
+        PROCESS_BYTES + weights + input + output + ((running * F32) as f64 * MARGIN) as u64
+    }
+}
+
+/// Rows and columns of a seamless plan, in latent px.
+pub(crate) fn cells(tiles: &TilePlan) -> [Vec<Span>; 2] {
+    let scale = tiles.geometry.scale;
+    [1, 2].map(|axis| {
+        let mut spans: Vec<Span> = tiles.tiles.iter().map(|tile| Span { start: tile.input.start[axis], length: tile.input.size[axis] }).collect();
+        spans.sort_unstable_by_key(|span| span.start);
+        spans.dedup();
+        spans.iter().map(|span| Span { start: scale.latent_px(span.start), length: scale.latent_px(span.length) }).collect()
+    })
+}
