@@ -25,6 +25,11 @@ const AUTO_SHARE: f64 = 0.8;
 /// How much more than the arithmetic says is held: what is freed is not at once used again.
 const MARGIN: f64 = 1.08;
 
+/// Bytes of memory that so many bytes of features take.
+fn with_margin(bytes: u64) -> u64 {
+    (bytes as f64 * MARGIN) as u64
+}
+
 /// Sides of tiles that are tried, in latent px.
 const SIDES: [usize; 14] = [256, 192, 128, 112, 96, 80, 64, 56, 48, 40, 32, 24, 16, 8];
 
@@ -97,13 +102,24 @@ impl Candidate {
     }
 }
 
+impl MemoryPlan {
+    /// Bytes of features that the store may keep in host memory.
+    pub(crate) fn store_limit(&self) -> u64 {
+        if self.scratch > 0 { (self.stored as f64 / MARGIN) as u64 } else { u64::MAX }
+    }
+}
+
 impl MemoryPlanner<'_> {
     /// The division by the configured budget, or in tiles of the configured size where there is none.
     ///
     /// # Errors
     /// When the model does not list its layers, the grid cannot be laid, or the budget is too small.
     pub(crate) fn divide(&self, grid: &dyn Grid) -> Result<Division, Error> {
-        let kind = if self.config.tiling.kind() == "seamless" { SeamlessKind::deserialize(self.config.tiling.settings()).unwrap_or_default() } else { SeamlessKind::default() };
+        let kind = if self.config.tiling.kind() == "seamless" {
+            SeamlessKind::deserialize(self.config.tiling.settings()).unwrap_or_default()
+        } else {
+            SeamlessKind::default()
+        };
         let Some(memory) = kind.memory_mib else {
             let candidate = self.candidate(grid)?;
             let (peak, stored) = (candidate.needed + candidate.stored, candidate.stored);
@@ -136,7 +152,8 @@ impl MemoryPlanner<'_> {
         let stored = chosen.stored.min(budget - chosen.needed);
         let seconds = chosen.seconds(budget, workers);
         let larger = candidates.iter().flat_map(|candidate| [(candidate, candidate.needed), (candidate, candidate.needed + candidate.stored)]);
-        let next = larger.filter(|&(candidate, bytes)| bytes > budget && candidate.seconds(bytes, workers) < seconds * 0.98).min_by_key(|&(_, bytes)| bytes);
+        let next =
+            larger.filter(|&(candidate, bytes)| bytes > budget && candidate.seconds(bytes, workers) < seconds * 0.98).min_by_key(|&(_, bytes)| bytes);
         let next = next.map(|(candidate, bytes)| NextBudget {
             bytes,
             tile: candidate.tiles.largest_tile().map(|side| candidate.tiles.geometry.scale.latent_px(side)),
@@ -186,7 +203,7 @@ impl MemoryPlanner<'_> {
         let workers = count_workers(&self.config.devices, self.executor).min(tiles.tiles.len());
         let needed = self.needed(coder, &tiles, memory.tile, memory.whole, workers);
         let multiply_adds = staged.work_ratio() * coder.multiply_adds(tiles.input) as f64;
-        let stored = (memory.stored as f64 * F32 as f64 * MARGIN) as u64;
+        let stored = with_margin(memory.stored * F32);
         Ok(Candidate { needed, stored, multiply_adds, staged: Some(Arc::new(staged)), tiles })
     }
 
@@ -195,7 +212,7 @@ impl MemoryPlanner<'_> {
         let weights = coder.weight_values() * F32;
         if !self.is_on_cpu() {
             // Devices other than CPUs hold a normalised copy of what a layer reads.
-            return weights + ((2 * tile.max(whole) * F32) as f64 * MARGIN) as u64;
+            return weights + with_margin(2 * tile.max(whole) * F32);
         }
         let [batch, channels, ..] = self.input_shape;
         let volume = |size: [usize; 3]| size.iter().map(|&side| side as u64).product::<u64>();
@@ -211,7 +228,7 @@ impl MemoryPlanner<'_> {
         let output = batch * channels_out * (volume(tiles.output) + (held + 1) * answer * F32);
         let threads = threads_of(&self.config.devices, self.executor);
         let running = (tile * workers as u64).max(whole) + coder.kernel_values(threads / workers.max(1)) * workers as u64;
-        PROCESS_BYTES + weights + input + output + ((running * F32) as f64 * MARGIN) as u64
+        PROCESS_BYTES + weights + input + output + with_margin(running * F32)
     }
 }
 

@@ -185,14 +185,6 @@ impl RunPlan {
         self.tiles.is_tiled() && self.staged.is_none() && self.tiles.geometry.frames != FrameScale::Same
     }
 
-    /// Bytes of features between stages that stay in host memory; others go to the scratch file.
-    pub(crate) fn store_bytes(&self) -> u64 {
-        match self.memory {
-            Some(MemoryPlan { scratch, stored, .. }) if scratch > 0 => stored,
-            _ => u64::MAX,
-        }
-    }
-
     /// Bytes that the scratch file of a run takes at least, in the folder for temporary files.
     pub fn scratch_bytes(&self) -> u64 {
         match self.memory {

@@ -1,10 +1,10 @@
 //! Seamless tiles against the whole.
 
-use tiling::{HostTensor, Span};
-use vae_core::testing::assert_close;
+use tiling::{Canvas, HostTensor, Span};
+use vae_core::testing::{assert_close, psnr};
 use vae_core::{FrameRule, VaeSpec};
 
-use crate::{Config, Direction, Pipeline, RunOptions};
+use crate::{Config, Direction, Done, Error, Event, Pipeline, Progress, RunOptions};
 
 const KL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../vae-kl/tests/data");
 const WAN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../vae-wan/tests/data");
@@ -94,4 +94,105 @@ fn tiles_of_a_seamless_grid_share_no_px() {
     let plan = tiled.plan(Direction::Decode, [1, 4, 1, 11, 23]).unwrap();
     let covers = |spans: &[Span], end| spans.windows(2).all(|pair| pair[0].end() == pair[1].start) && spans[spans.len() - 1].end() == end;
     assert!(covers(&plan.tiles.rows, 88) && covers(&plan.tiles.columns, 184), "{plan:?}");
+}
+
+#[test]
+fn every_executor_and_store_gives_the_same_bytes() {
+    for (model, latents) in [(format!("{KL}/sd"), noise([2, 4, 1, 13, 22], 1)), (format!("{WAN}/wan22"), noise([1, 6, 3, 7, 9], 1))] {
+        let ratio = pipeline(&model, "").spec().spatial_ratio;
+        let decode = |keys: &str| {
+            let pipeline = pipeline(&model, &format!("tiling = {{ kind = \"seamless\", tile_px = {} }}\n{keys}", 4 * ratio));
+            pipeline.decode(&latents, RunOptions::default()).unwrap()
+        };
+        let expected = decode("");
+        for executor in ["multi-device", "pipelined"] {
+            for workers in [1, 2, 3, 8] {
+                for batch in [1, 3] {
+                    let keys = format!("executor = {{ kind = {executor:?}, batch_tiles = {batch} }}\ndevices.cpu.workers = {workers}");
+                    assert!(decode(&keys) == expected, "{model}, {executor}, {workers} workers, stacks of {batch}");
+                }
+            }
+        }
+        // Where features lie does not matter either.
+        let tiled = pipeline(&model, &format!("tiling = {{ kind = \"seamless\", tile_px = {} }}", 4 * ratio));
+        for stored in [0, 100 << 10] {
+            let mut plan = tiled.plan(Direction::Decode, latents.shape()).unwrap();
+            let memory = plan.memory.as_mut().unwrap();
+            (memory.stored, memory.scratch) = (stored, 1 << 20);
+            let mut canvas = Canvas::default();
+            tiled.run(&plan, &latents, &mut canvas, RunOptions::default()).unwrap();
+            assert!(canvas.into_tensor() == expected, "{model}, {stored} bytes of the store in memory");
+        }
+    }
+}
+
+#[test]
+fn half_types_meet_in_the_store() {
+    let latents = noise([1, 16, 1, 9, 13], 3);
+    for dtype in ["f16", "bf16"] {
+        let model = format!("{KL}/flux");
+        let whole = pipeline(&model, &format!("tiling.kind = \"off\"\nmodel.dtype = {dtype:?}")).decode(&latents, RunOptions::default()).unwrap();
+        let exact = pipeline(&model, "tiling.kind = \"off\"").decode(&latents, RunOptions::default()).unwrap();
+        let tiled = pipeline(&model, &format!("tiling = {{ kind = \"seamless\", tile_px = 32 }}\nmodel.dtype = {dtype:?}"));
+        let tiled = tiled.decode(&latents, RunOptions::default()).unwrap();
+        // Tiles round as the whole does, so they are no further from f32.
+        assert!(psnr(&tiled, &exact) > psnr(&whole, &exact) - 1.0, "{dtype}: {} and {} dB", psnr(&tiled, &exact), psnr(&whole, &exact));
+    }
+}
+
+#[test]
+fn values_that_are_not_finite_are_allowed_as_in_the_whole() {
+    let mut latents = noise([1, 4, 1, 9, 13], 3);
+    latents.data_mut()[200] = f32::NAN;
+    let model = format!("{KL}/sd");
+    let decode =
+        |kind: &str| pipeline(&model, &format!("tiling.kind = {kind:?}\nio.on_non_finite = \"allow\"")).decode(&latents, RunOptions::default());
+    let nans = |tensor: HostTensor| tensor.data().iter().filter(|value| value.is_nan()).count();
+    assert_eq!(nans(decode("off").unwrap()), 3 * 72 * 104);
+    assert_eq!(nans(decode("seamless").unwrap()), 3 * 72 * 104);
+    assert!(matches!(pipeline(&model, "tiling.kind = \"seamless\"").decode(&latents, RunOptions::default()), Err(Error::NonFinite { .. })));
+}
+
+#[test]
+fn progress_counts_the_tiles_of_all_stages() {
+    struct Watch(Vec<Event>);
+    impl Progress for Watch {
+        fn on_event(&mut self, event: &Event) {
+            self.0.push(event.clone());
+        }
+    }
+    let tiled = pipeline(&format!("{KL}/sd"), "tiling = { kind = \"seamless\", tile_px = 32 }");
+    let latents = noise([1, 4, 1, 8, 8], 1);
+    let mut watch = Watch(Vec::new());
+    let plan = tiled.plan(Direction::Decode, latents.shape()).unwrap();
+    let stats = tiled.run(&plan, &latents, &mut Canvas::default(), RunOptions::default().with_progress(&mut watch)).unwrap();
+    let tiles: usize = plan.stages.iter().map(|stage| stage.tiles).sum();
+    assert_eq!((stats.tiles, plan.tiles.tiles.len()), (tiles, 4));
+    assert_eq!(watch.0.iter().filter(|event| matches!(event, Event::Started { .. })).count(), 1);
+    let finished: Vec<(usize, Done)> =
+        watch.0.iter().filter_map(|event| if let Event::TileFinished { tile, done, .. } = event { Some((*tile, *done)) } else { None }).collect();
+    assert!(finished.iter().enumerate().all(|(at, (tile, done))| *tile == at && done.tiles == at + 1 && done.of_tiles == tiles), "{finished:?}");
+    assert!(finished.windows(2).all(|pair| pair[0].1.tile_frames <= pair[1].1.tile_frames));
+    let last = finished.last().unwrap().1;
+    assert_eq!((last.tile_frames, last.output_frames), (last.of_tile_frames, 1));
+}
+
+#[test]
+fn budgets_choose_tiles_and_stores() {
+    let model = concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/demo-kl");
+    let plan = |mib: usize, side: usize| {
+        pipeline(model, &format!("tiling = {{ kind = \"seamless\", memory_mib = {mib} }}")).plan(Direction::Decode, [1, 16, 1, side, side])
+    };
+    let whole = plan(4000, 128).unwrap();
+    assert!(whole.staged.is_none() && whole.memory.unwrap().next.is_none(), "{whole:?}");
+    let small = plan(200, 128).unwrap();
+    let memory = small.memory.unwrap();
+    assert!(
+        small.staged.is_some() && memory.peak <= 200 << 20 && memory.scratch > 0 && memory.next.is_some_and(|next| next.bytes > 200 << 20),
+        "{memory:?}"
+    );
+    let Err(Error::Budget { least_mib, budget_mib: 50 }) = plan(50, 128) else { panic!("a budget that is too small") };
+    assert!(plan(usize::try_from(least_mib).unwrap() - 1, 128).is_err());
+    assert!(plan(usize::try_from(least_mib).unwrap(), 128).is_ok());
+    assert!(small.work_ratio < 1.02, "{}", small.work_ratio);
 }

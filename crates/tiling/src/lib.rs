@@ -40,7 +40,9 @@ mod stop;
 pub use blend::{BlendPolicy, Cascade, Corner, Feather, Seam};
 pub use choice::{Choice, Kind, SettingsError};
 pub use compositor::{Canvas, Compositor};
-pub use config::{BlendConfig, BlendEntry, BlendKind, DiffusersKind, GridConfig, GridContext, GridEntry, GridKind, MemoryBudget, SeamlessKind, UniformKind};
+pub use config::{
+    BlendConfig, BlendEntry, BlendKind, DiffusersKind, GridConfig, GridContext, GridEntry, GridKind, MemoryBudget, SeamlessKind, UniformKind,
+};
 pub use error::{BoxError, CompositeError, GridError};
 pub use geometry::{FrameScale, Geometry, Region, Scale};
 pub use grid::{Axis, DiffusersGrid, Grid, GridDefaults, Off, Overlap, Seamless, Span, Uniform, UniformSize};

@@ -187,6 +187,10 @@ impl Pipeline {
     /// A GPU that fails here also fails in the run, where other workers take over its tiles; so a failure is only logged, and so is a GPU that takes more than
     /// ten minutes. The warm-up does not wait for runs that use the GPUs.
     pub fn warm_up(&self, plan: &RunPlan, stop: &Stop) {
+        // The tiles of stages have their own shapes, which the first of them meet.
+        if plan.staged.is_some() {
+            return;
+        }
         let workers = self.workers(plan, false, stop);
         let gpus = self.worker_slots.iter().zip(workers).filter(|(slot, _)| vae_core::adapter(&self.replicas[slot.device].vae.device()).is_some());
         let tasks = gpus.map(|(_, Worker { name, op, .. })| {

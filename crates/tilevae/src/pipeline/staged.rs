@@ -27,7 +27,10 @@ pub(super) struct StagedRun<'a> {
 impl StagedRun<'_> {
     pub(super) fn run(&self, source: &dyn TileSource, sink: &mut dyn Sink, progress: &mut dyn Progress) -> Result<RunStats, Error> {
         let vaes = self.worker_slots.iter().map(|slot| &self.replicas[slot.device].vae);
-        let store = Arc::new(FeatureStore::new(vaes.map(|vae| (vae.device(), vae.dtype())), self.plan.store_bytes()));
+        let store = Arc::new(FeatureStore::new(
+            vaes.map(|vae| (vae.device(), vae.dtype())),
+            self.plan.memory.map_or(u64::MAX, |memory| memory.store_limit()),
+        ));
         // Memory is reused from stage to stage, by any worker.
         let context = Context::new(self.math_mode, self.stop);
         let stages = self.staged.stages();

@@ -41,9 +41,8 @@ impl CoderSpec {
     /// Values that a stage holds at its peak for one tile besides those that it keeps of earlier frames. Each value has as many frames as `frames` says.
     fn peak_of_stage(&self, stage: &Stage, areas: &StageAreas, frames: &[u64]) -> u64 {
         let channels = self.channels();
-        let values = |area: Area, channels: usize, frames: u64| {
-            (area[0].length * area[1].length * channels.next_multiple_of(CHANNEL_BLOCK)) as u64 * frames
-        };
+        let values =
+            |area: Area, channels: usize, frames: u64| (area[0].length * area[1].length * channels.next_multiple_of(CHANNEL_BLOCK)) as u64 * frames;
         let start = stage.steps.start;
         let mut x = values(areas.wanted[0], channels[start], frames[start]);
         let inputs = stage.inputs.iter().zip(&areas.inputs).skip(1);
@@ -76,7 +75,8 @@ impl CoderSpec {
                 }
                 Flow::Straight if step.support == Support::Same && step.multiply_adds == 0 => {}
                 // So does upsampling; its output is never in memory.
-                Flow::Straight if step.weights == 0 && matches!(step.support, Support::Blocks(tiling::Scale::Up(_))) && step.channels == channels[at] => {}
+                Flow::Straight
+                    if step.weights == 0 && matches!(step.support, Support::Blocks(tiling::Scale::Up(_))) && step.channels == channels[at] => {}
                 Flow::Straight => {
                     peak = peak.max(others + own + output);
                     (x, is_shared) = (output, false);

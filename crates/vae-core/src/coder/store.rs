@@ -6,10 +6,10 @@ use burn::tensor::{DType, Device, Tensor, TensorData};
 use tiling::{BoxError, ScratchError, ScratchFile, Span};
 
 use super::stage::Area;
-use crate::layers::Features;
-use crate::{Context, backends};
 #[cfg(feature = "flex")]
 use crate::CHANNEL_BLOCK;
+use crate::layers::Features;
+use crate::{Context, backends};
 
 #[cfg(feature = "flex")]
 use crate::operators::cpu::Images;
