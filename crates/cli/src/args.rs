@@ -100,6 +100,8 @@ pub(crate) enum Command {
     Encode(Encode),
     /// Encode and decode, and print PSNR and SSIM.
     Roundtrip(Roundtrip),
+    /// Compare a run as configured with the whole in one tile, or with a file.
+    Verify(Verify),
     /// Show tiles, work and memory of a run, without loading weights.
     Plan(Plan),
     /// Time a run with several executors and numbers of CPU workers, and compare the outputs.
@@ -186,6 +188,21 @@ pub(crate) struct Roundtrip {
     pub(crate) fps: Option<Fps>,
     #[command(flatten)]
     pub(crate) traces: Traces,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "seam: the jump of the difference across borders of tiles, over its jump elsewhere. 1: borders do not show.\n\
+    The difference picture shows absolute differences, multiplied so that the greatest is white.")]
+pub(crate) struct Verify {
+    /// Latents (a decode), or an image, a clip or raw samples (an encode).
+    pub(crate) input: PathBuf,
+    #[arg(long, value_name = "FILE", help = "Samples that a decode is to give, in place of a run in one tile")]
+    pub(crate) against: Option<PathBuf>,
+    #[arg(short, long, value_name = "FILE", help = samples_output_help("The difference picture: image"))]
+    pub(crate) output: Option<PathBuf>,
+    /// Format of an output without a file ending, such as -.
+    #[arg(long, value_parser = output_formats(), value_name = "KIND", requires = "output")]
+    pub(crate) output_format: Option<OutputFormat>,
 }
 
 #[derive(Debug, clap::Args)]

@@ -138,6 +138,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
         Command::Decode(args) => commands::decode(common, args),
         Command::Encode(args) => commands::encode(common, args),
         Command::Roundtrip(args) => commands::roundtrip(common, args),
+        Command::Verify(args) => commands::verify(common, args),
         Command::Plan(args) => commands::plan(common, args),
         Command::Bench(args) => commands::bench(common, args),
         Command::Worker(args) => commands::worker(common, args),

@@ -1,5 +1,7 @@
 //! How near two images are.
 
+use std::collections::BTreeSet;
+
 use tiling::HostTensor;
 
 /// How near two clips are, frame by frame or all at once.
@@ -64,6 +66,31 @@ pub fn ssim(a: &HostTensor, b: &HostTensor) -> f64 {
     compared(a, b).ssim()
 }
 
+/// The jump of a difference of two images across borders, between the px before each and the px at it, over its jump elsewhere: 1 where borders do not show.
+/// `borders` are rows and columns. `None` without borders, or where nothing jumps elsewhere.
+pub fn seam(difference: &HostTensor, borders: &[BTreeSet<usize>; 2]) -> Option<f64> {
+    let [_, _, _, height, width] = difference.shape();
+    // Sum and number of jumps, at borders and elsewhere.
+    let mut jumps = [[0.0_f64; 2]; 2];
+    for plane in 0..difference.planes() {
+        for y in 0..height {
+            let row = difference.row(plane, y);
+            for x in 1..width {
+                let jump = &mut jumps[usize::from(!borders[1].contains(&x))];
+                *jump = [jump[0] + f64::from((row[x] - row[x - 1]).abs()), jump[1] + 1.0];
+            }
+            if y > 0 {
+                let above = difference.row(plane, y - 1);
+                let jump = &mut jumps[usize::from(!borders[0].contains(&y))];
+                *jump = [jump[0] + row.iter().zip(above).map(|(a, b)| f64::from((a - b).abs())).sum::<f64>(), jump[1] + width as f64];
+            }
+        }
+    }
+    let [at_borders, elsewhere] = jumps.map(|[sum, count]| if count > 0.0 { sum / count } else { f64::NAN });
+    let ratio = at_borders / elsewhere;
+    ratio.is_finite().then_some(ratio)
+}
+
 fn plane_ssim(a: &[f32], b: &[f32], size: [usize; 2]) -> f64 {
     const RANGE: f64 = 2.0;
     let (c1, c2) = ((0.01 * RANGE).powi(2), (0.03 * RANGE).powi(2));
@@ -115,6 +142,18 @@ mod tests {
     #[test]
     fn equal_images() {
         assert_eq!((psnr(&wave(0.0), &wave(0.0)), ssim(&wave(0.0), &wave(0.0))), (f64::INFINITY, 1.0));
+    }
+
+    #[test]
+    fn a_step_at_a_border_shows() {
+        let borders = [BTreeSet::from([10]), BTreeSet::from([15])];
+        let noise = |x: usize, y: usize| ((x * 7 + y * 13) % 5) as f32 * 0.01;
+        let even = HostTensor::from_fn([1, 1, 1, 20, 30], |[.., y, x]| noise(x, y));
+        assert!((0.8..1.2).contains(&seam(&even, &borders).unwrap()));
+        let step = HostTensor::from_fn([1, 1, 1, 20, 30], |[.., y, x]| noise(x, y) + if x >= 15 { 0.5 } else { 0.0 });
+        assert!(seam(&step, &borders).unwrap() > 5.0);
+        assert_eq!(seam(&HostTensor::zeros([1, 1, 1, 4, 4]), &borders), None);
+        assert_eq!(seam(&even, &Default::default()), None);
     }
 
     #[test]

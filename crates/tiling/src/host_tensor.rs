@@ -34,6 +34,14 @@ impl HostTensor {
         Self { shape, data }
     }
 
+    /// A tensor of values in row-major order.
+    ///
+    /// # Panics
+    /// When there are not as many as the shape says.
+    pub fn from_data(shape: [usize; 5], values: impl IntoIterator<Item = f32>) -> Self {
+        Self::new(shape, values.into_iter().collect()).expect("as many values as the shape says")
+    }
+
     /// `[batch, channels, frames, height, width]`.
     pub fn shape(&self) -> [usize; 5] {
         self.shape

@@ -2,12 +2,14 @@ mod bench;
 mod info;
 mod plan;
 mod run;
+mod verify;
 mod worker;
 
 pub(crate) use bench::bench;
 pub(crate) use info::{completions, config, devices, models};
 pub(crate) use plan::plan;
 pub(crate) use run::{decode, encode, roundtrip};
+pub(crate) use verify::verify;
 pub(crate) use worker::worker;
 
 use tilevae::{Config, Model, OpenDevice, Pipeline, RunOptions, RunPlan, parse_override};

@@ -100,7 +100,7 @@ pub(super) fn files(common: &Common, config: &Config, inputs: &[PathBuf]) -> Fil
 }
 
 /// An output that replaces no input. An unknown format is reported before that.
-fn named(files: &mut Files, path: &Path, output: Result<Output, IoError>) -> Result<Output, IoError> {
+pub(super) fn named(files: &mut Files, path: &Path, output: Result<Output, IoError>) -> Result<Output, IoError> {
     if matches!(output, Ok(_) | Err(IoError::Write { .. } | IoError::FolderInUse { .. } | IoError::Terminal { .. } | IoError::NotLatents { .. })) {
         files.write("-o", path)?;
     }
@@ -108,7 +108,7 @@ fn named(files: &mut Files, path: &Path, output: Result<Output, IoError>) -> Res
 }
 
 /// The pipeline. Devices are opened before weights load, so that missing ones are reported early.
-fn load(config: &Config, model: &Model) -> Result<Pipeline, tilevae::Error> {
+pub(super) fn load(config: &Config, model: &Model) -> Result<Pipeline, tilevae::Error> {
     super::load_pipeline(config, model, &tilevae::open_devices(&config.devices)?)
 }
 
@@ -123,7 +123,7 @@ fn check_traces(traces: &Traces, files: &mut Files) -> anyhow::Result<()> {
 }
 
 /// A file as people call it.
-fn shown(file: &Path) -> String {
+pub(super) fn shown(file: &Path) -> String {
     if file == Path::new("-") { "standard output".to_owned() } else { file.display().to_string() }
 }
 

@@ -318,6 +318,22 @@ pub enum IoError {
     /// A rate for images.
     #[error("--fps is the rate of a clip, and the inputs are images")]
     RateOfImages,
+    /// A file to compare an encode with.
+    #[error("{} holds samples to compare a decode with, and the input is encoded", path.display())]
+    AgainstLatents {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Samples to compare with that are of another size.
+    #[error("{} holds {got:?} (batch, channels, frames, height, width), and the decode gives {expected:?}", path.display())]
+    AgainstShape {
+        /// The file.
+        path: PathBuf,
+        /// Its shape.
+        got: [usize; 5],
+        /// The shape of the decode.
+        expected: [usize; 5],
+    },
     /// A rate for a format of latents without metadata.
     #[error("--fps is stored in .safetensors files; {} cannot store it", path.display())]
     NoMetadata {
@@ -384,6 +400,8 @@ impl IoError {
                 | Self::WrittenTwice { .. }
                 | Self::NotAClip { .. }
                 | Self::RateOfImages
+                | Self::AgainstLatents { .. }
+                | Self::AgainstShape { .. }
                 | Self::NoMetadata { .. }
                 | Self::NotLatents { .. }
                 | Self::BatchToStream { .. }

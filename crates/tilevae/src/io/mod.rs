@@ -26,6 +26,7 @@ mod samples;
 mod space;
 mod tensor_writer;
 mod tensors;
+mod verify;
 
 pub use axes::Axes;
 pub use background::Background;
@@ -49,6 +50,7 @@ pub use samples::{Input, Samples, planned_shape};
 pub use space::check_space;
 pub use tensor_writer::{Origin, TensorWriter, write_tensors};
 pub use tensors::{Tensor, TensorInput, Tensors};
+pub use verify::{Verified, VerifyJob};
 
 use std::fs::File;
 use std::io::{BufWriter, Write};

@@ -122,7 +122,7 @@ impl Output {
         let [batch, channels, frames, height, width] = shape;
         let shape = [if is_raw { batch } else { 1 }, channels, frames, height, width];
         let begin = |path: &PathBuf| self.format.create(&Target { rank, fps, jpeg_quality: io.jpeg_quality, ..Target::new(path, shape) });
-        Ok(OpenOutput { writers: paths.iter().map(begin).collect::<Result<_, _>>()?, paths })
+        Ok(OpenOutput { writers: paths.iter().map(begin).collect::<Result<_, _>>()?, paths, channels })
     }
 }
 
@@ -131,9 +131,15 @@ pub(super) struct OpenOutput {
     /// One for each item of a batch, or one for all.
     writers: Vec<Box<dyn Writer>>,
     paths: Vec<PathBuf>,
+    channels: usize,
 }
 
 impl OpenOutput {
+    /// Channels of what is written.
+    pub(super) fn channels(&self) -> usize {
+        self.channels
+    }
+
     /// Puts the files in their places, and gives their names.
     pub(super) fn finish(self) -> Result<Vec<PathBuf>, IoError> {
         self.writers.into_iter().try_for_each(Writer::finish)?;
