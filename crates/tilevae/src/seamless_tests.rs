@@ -1,7 +1,7 @@
 //! Seamless tiles against the whole.
 
 use tiling::{Canvas, HostTensor, Span};
-use vae_core::testing::{assert_close, psnr};
+use vae_core::testing::{Golden, assert_close, psnr};
 use vae_core::{FrameRule, VaeSpec};
 
 use crate::{Config, Direction, Done, Error, Event, Pipeline, Progress, RunOptions};
@@ -84,6 +84,36 @@ fn video_models_in_tiles_give_the_whole() {
     for model in ["wan21", "wan22", "odd", "qwen"] {
         for tile in [2, 5] {
             check(&format!("{WAN}/{model}"), tile, &SIZES[..2]);
+        }
+    }
+}
+
+/// The untiled answers of diffusers, which goldens hold, from seamless tiles.
+#[test]
+fn seamless_tiles_equal_untiled_diffusers() {
+    const GOLDEN_TOLERANCE: f32 = 2e-4;
+    let models = ["sd", "flux", "odd"]
+        .map(|name| format!("{KL}/{name}"))
+        .into_iter()
+        .chain(["wan21", "wan22", "odd", "qwen"].map(|name| format!("{WAN}/{name}")));
+    for model in models {
+        let golden = Golden::read(format!("{model}/golden.safetensors").as_ref());
+        let ratio = pipeline(&model, "").spec().spatial_ratio;
+        for (tile, precision, chunk) in [(1, "fast", 1), (2, "strict", 2), (4, "fast", 3)] {
+            let keys = format!(
+                "tiling = {{ kind = \"seamless\", tile_px = {} }}\nio.posterior = \"moments\"\nmodel.precision = {precision:?}\nmodel.frames_per_chunk = {chunk}",
+                tile * ratio
+            );
+            let tiled = pipeline(&model, &keys);
+            let names = golden.names();
+            for case in names.iter().filter_map(|name| name.strip_suffix(".untiled.decoded")) {
+                let (tensor, what) = (|name: &str| golden.tensor(&format!("{case}.{name}")), format!("{model} {case}, tiles of {tile}, {precision}"));
+                assert_close(&run(&tiled, Direction::Decode, &tensor("latents")), &tensor("untiled.decoded"), GOLDEN_TOLERANCE, &what);
+                let moments = tiled.encode(&tensor("samples"), RunOptions::default()).unwrap().moments.unwrap();
+                for (got, name) in moments.iter().zip(["untiled.mean", "untiled.logvar"]) {
+                    assert_close(got, &tensor(name), GOLDEN_TOLERANCE, &format!("{what} {name}"));
+                }
+            }
         }
     }
 }
