@@ -5,12 +5,12 @@ use std::sync::Arc;
 use parallel::Executor;
 use serde::Deserialize;
 use serde::Serialize;
-use tiling::{Grid, GridError, MemoryBudget, Off, Seamless, SeamlessKind, Span, TilePlan};
+use tiling::{Grid, GridError, MemoryBudget, NormMoments, Off, Seamless, SeamlessKind, Span, TilePlan};
 use vae_core::coder::{CoderSpec, StagedPlan};
 use vae_core::{DeviceName, VaeSpec};
 
 use crate::workers::{count_workers, threads_of};
-use crate::{Config, Direction, Error};
+use crate::{Config, Direction, Error, io};
 
 const F32: u64 = size_of::<f32>() as u64;
 
@@ -121,30 +121,43 @@ impl MemoryPlanner<'_> {
             SeamlessKind::default()
         };
         let Some(memory) = kind.memory_mib else {
-            let candidate = self.candidate(grid)?;
+            let candidate = self.candidate(grid, kind.norm == NormMoments::Sampled)?;
             let (peak, stored) = (candidate.needed + candidate.stored, candidate.stored);
             let memory = MemoryPlan { budget: None, peak, stored, scratch: 0, next: None };
             return Ok(Division { tiles: candidate.tiles, staged: candidate.staged, memory });
         };
         let budget = self.budget(memory)?;
         let workers = count_workers(&self.config.devices, self.executor);
-        let mut candidates = vec![self.candidate(&Off)?];
-        let sides = if kind.tile_px.is_some() { &[][..] } else { &SIDES[..] };
-        if kind.tile_px.is_some() {
-            candidates.push(self.candidate(grid)?);
-        }
-        for &side in sides {
-            let ratio = self.spec.spatial_ratio;
-            let candidate = self.candidate(&Seamless { tile_px: [side.saturating_mul(ratio); 2] });
-            match candidate {
-                // One tile is the whole.
-                Ok(candidate) if !candidate.tiles.is_tiled() => {}
-                Err(Error::Grid(GridError::TooManyTiles { .. })) => break,
-                candidate => candidates.push(candidate?),
+        let room = io::free_bytes(&std::env::temp_dir()).unwrap_or(u64::MAX);
+        let mut candidates = vec![self.candidate(&Off, false)?];
+        let grids: Vec<Box<dyn Grid + '_>> = if kind.tile_px.is_some() {
+            vec![Box::new(Seamless { tile_px: kind.tile_px.map_or([0; 2], |side| side.0) })]
+        } else {
+            SIDES.iter().map(|side| Box::new(Seamless { tile_px: [side.saturating_mul(self.spec.spatial_ratio); 2] }) as _).collect()
+        };
+        let sources: &[bool] = match kind.norm {
+            NormMoments::Auto => &[false, true],
+            NormMoments::Exact => &[false],
+            NormMoments::Sampled => &[true],
+        };
+        for &is_sampled in sources {
+            // Exact moments are taken as long as there is room for the features of the whole.
+            let has_exact =
+                candidates.iter().any(|candidate| candidate.needed <= budget && candidate.stored <= room.saturating_add(budget - candidate.needed));
+            if is_sampled && kind.norm == NormMoments::Auto && has_exact {
+                break;
+            }
+            for grid in &grids {
+                match self.candidate(grid.as_ref(), is_sampled) {
+                    // One tile is the whole.
+                    Ok(candidate) if !candidate.tiles.is_tiled() => {}
+                    Err(Error::Grid(GridError::TooManyTiles { .. })) => break,
+                    candidate => candidates.push(candidate?),
+                }
             }
         }
         let least = candidates.iter().map(|candidate| candidate.needed).min().unwrap_or(u64::MAX);
-        let fits = |candidate: &&Candidate| candidate.needed <= budget;
+        let fits = |candidate: &&Candidate| candidate.needed <= budget && candidate.stored <= room.saturating_add(budget - candidate.needed);
         let faster = |a: &&Candidate, b: &&Candidate| a.seconds(budget, workers).total_cmp(&b.seconds(budget, workers));
         let Some(chosen) = candidates.iter().filter(fits).min_by(faster) else {
             return Err(Error::Budget { budget_mib: budget / MIB, least_mib: least.div_ceil(MIB) });
@@ -183,7 +196,7 @@ impl MemoryPlanner<'_> {
         self.config.devices.names.iter().all(|name| *name == DeviceName::CPU)
     }
 
-    fn candidate(&self, grid: &dyn Grid) -> Result<Candidate, Error> {
+    fn candidate(&self, grid: &dyn Grid, is_sampled: bool) -> Result<Candidate, Error> {
         let Self { spec, direction, input_shape: [batch, _, frames, height, width], .. } = *self;
         let tiles = TilePlan::new(grid, direction.geometry(spec), [frames, height, width])?;
         let coder = match direction {
@@ -199,6 +212,7 @@ impl MemoryPlanner<'_> {
             return Ok(Candidate { needed, staged: None, stored: 0, multiply_adds: coder.multiply_adds(tiles.input) as f64, tiles });
         }
         let staged = StagedPlan::new(coder, tiles.input, cells(&tiles)).ok_or_else(not_seamless)?;
+        let staged = if is_sampled { staged.sampled() } else { staged };
         let memory = staged.memory(batch, per_chunk);
         let workers = count_workers(&self.config.devices, self.executor).min(tiles.tiles.len());
         let needed = self.needed(coder, &tiles, memory.tile, memory.whole, workers);

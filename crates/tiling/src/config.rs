@@ -278,6 +278,29 @@ pub struct SeamlessKind {
     /// The memory that a run may take: on a CPU the process, on other devices each device.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_mib: Option<MemoryBudget>,
+    /// Where the moments of group norms come from.
+    #[serde(default, skip_serializing_if = "NormMoments::is_auto")]
+    pub norm: NormMoments,
+}
+
+/// Where the moments of group norms come from in a seamless run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NormMoments {
+    /// From the whole picture, unless there is no room to keep its features.
+    #[default]
+    Auto,
+    /// From the whole picture, whose features are kept between stages.
+    Exact,
+    /// From crops that are spread over the picture.
+    Sampled,
+}
+
+impl NormMoments {
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
+    fn is_auto(&self) -> bool {
+        *self == Self::Auto
+    }
 }
 
 /// A memory budget.

@@ -41,7 +41,8 @@ pub use blend::{BlendPolicy, Cascade, Corner, Feather, Seam};
 pub use choice::{Choice, Kind, SettingsError};
 pub use compositor::{Canvas, Compositor};
 pub use config::{
-    BlendConfig, BlendEntry, BlendKind, DiffusersKind, GridConfig, GridContext, GridEntry, GridKind, MemoryBudget, SeamlessKind, UniformKind,
+    BlendConfig, BlendEntry, BlendKind, DiffusersKind, GridConfig, GridContext, GridEntry, GridKind, MemoryBudget, NormMoments, SeamlessKind,
+    UniformKind,
 };
 pub use error::{BoxError, CompositeError, GridError};
 pub use geometry::{FrameScale, Geometry, Region, Scale};

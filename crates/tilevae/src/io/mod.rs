@@ -48,6 +48,7 @@ pub use pending::{Spooled, is_standard_output, is_stream, remove_pending, writte
 pub use sample_file::SampleFile;
 pub use samples::{Input, Samples, planned_shape};
 pub use space::check_space;
+pub(crate) use space::free_bytes;
 pub use tensor_writer::{Origin, TensorWriter, write_tensors};
 pub use tensors::{Tensor, TensorInput, Tensors};
 pub use verify::{Verified, VerifyJob};

@@ -10,7 +10,7 @@ use super::IoError;
 /// # Errors
 /// [`IoError::NoSpace`].
 pub fn check_space(folder: &Path, bytes: u64) -> Result<(), IoError> {
-    match free(folder) {
+    match free_bytes(folder) {
         Some(free) if free < bytes => Err(IoError::NoSpace { folder: folder.to_owned(), needed: bytes, free }),
         _ => Ok(()),
     }
@@ -26,8 +26,9 @@ pub(super) fn reserve(file: &File, folder: &Path, bytes: u64) -> Result<(), IoEr
     }
 }
 
+/// Bytes that are free on a folder's disk, where the system reports it.
 #[cfg(unix)]
-fn free(folder: &Path) -> Option<u64> {
+pub(crate) fn free_bytes(folder: &Path) -> Option<u64> {
     rustix::fs::statvfs(folder).ok().and_then(free_of)
 }
 
@@ -42,8 +43,9 @@ fn free_of(room: rustix::fs::StatVfs) -> Option<u64> {
     (room.f_blocks > 0).then(|| room.f_bavail.saturating_mul(room.f_frsize))
 }
 
+/// Bytes that are free on a folder's disk, where the system reports it.
 #[cfg(not(unix))]
-fn free(_: &Path) -> Option<u64> {
+pub(crate) fn free_bytes(_: &Path) -> Option<u64> {
     None
 }
 

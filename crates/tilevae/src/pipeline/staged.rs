@@ -1,11 +1,12 @@
 //! Runs in stages: one job of the executor after the other, with features in a store between them.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use parallel::{Done, Event, Executor, Job, Progress, RunStats, Stop, Worker};
-use tiling::{BoxError, Cascade, Compositor, Geometry, HostTensor, Region, Scale, Sink, Span, TileOp, TilePlan, TileSource};
-use vae_core::coder::{FeatureStore, MomentsSink, StageOp, StageShared, StagedPlan};
+use parallel::{Done, Event, ExecError, Executor, Job, Progress, RunStats, Stop, Worker};
+use tiling::{BoxError, Canvas, Cascade, Compositor, Geometry, HostTensor, Party, Region, Scale, Sink, Span, TileOp, TilePlan, TileSource, guard};
+use vae_core::coder::{Crops, FeatureStore, MomentsSink, SampleOp, SampleShared, StageOp, StageShared, StagedPlan};
+use vae_core::operators::GroupMoments;
 use vae_core::{Context, MathMode, Vae};
 
 use super::replicas::Replica;
@@ -37,6 +38,11 @@ impl StagedRun<'_> {
         let mut progress = StagedProgress::new(self.staged, progress);
         let (mut moments, mut is_finite, mut all) = (BTreeMap::new(), true, Vec::new());
         for (stage, description) in stages.iter().enumerate() {
+            if let Some(crops) = self.staged.crops(stage) {
+                let (sampled, stats) = self.sample(stage, crops, &store, source, &context)?;
+                moments.extend(sampled);
+                all.push(stats);
+            }
             let is_last = stage + 1 == stages.len();
             let shared = Arc::new(StageShared {
                 plan: self.staged.clone(),
@@ -67,6 +73,45 @@ impl StagedRun<'_> {
         let [host, scratch] = store.peak_bytes();
         tracing::debug!("features between stages took {host} bytes of memory and {scratch} of a scratch file");
         Ok(RunStats::of_parts(all))
+    }
+
+    /// The moments of a stage's norms, estimated from crops by one worker with all threads.
+    fn sample(
+        &self,
+        stage: usize,
+        crops: Crops,
+        store: &Arc<FeatureStore>,
+        source: &dyn TileSource,
+        context: &Context,
+    ) -> Result<(BTreeMap<usize, GroupMoments>, RunStats), Error> {
+        let read = |region: &Region| match guard(Party::Source, || source.read(region)).map_err(ExecError::from)? {
+            Ok(piece) => Ok(piece),
+            Err(source) => Err(Error::Source { what: self.plan.direction.input_name(), source }),
+        };
+        let input = (stage == 0).then(|| self.staged.crop_regions(&crops).iter().map(read).collect::<Result<Vec<_>, Error>>()).transpose()?;
+        let shared = Arc::new(SampleShared {
+            plan: self.staged.clone(),
+            stage,
+            store: store.clone(),
+            crops,
+            input,
+            is_decoder: self.plan.direction == Direction::Decode,
+            moments: Mutex::default(),
+        });
+        let worker = |slot: &WorkerSlot| {
+            let replica = &self.replicas[slot.device];
+            slot.worker_with_all_threads(Arc::new(SampleOp::new(replica.vae.clone(), shared.clone(), context.clone())), None)
+        };
+        let workers: Vec<Worker> = self.worker_slots.iter().map(worker).collect();
+        let px = vec![Span { start: 0, length: 1 }];
+        let region = Region { start: [0; 3], size: [1; 3] };
+        let tiles = TilePlan::of_cells(Geometry::image(Scale::Up(1)), [1; 3], vec![region], 1, px.clone(), px);
+        let filled = Filled { shape: tiles_shape(&tiles, self.plan.input_shape[0]), value: 0.0 };
+        let mut canvas = Canvas::default();
+        let compositor = Compositor::new(&tiles, &Cascade, &mut canvas);
+        let stats = self.executor.run(Job { plan: &tiles, source: &filled, workers: &workers, compositor, stop: self.stop }, &mut ())?;
+        let moments = std::mem::take(&mut *shared.moments.lock().unwrap_or_else(PoisonError::into_inner));
+        Ok((moments, stats))
     }
 
     /// The workers with the operation of a stage.

@@ -132,6 +132,10 @@ impl StagedPlan {
                 let cache: usize = if has_chunks { stage.steps.clone().map(cached).sum() } else { 0 };
                 spec.peak_of_stage(stage, &areas, &at_once) + cache as u64
             };
+            if let Some(crops) = self.crops(at) {
+                let (all, areas) = self.as_crop(at, &crops);
+                memory.whole = memory.whole.max(crops.count() as u64 * spec.peak_of_stage(&all, &areas, &at_once));
+            }
             let largest = self.largest_tiles(at).into_iter().map(of_tile).max().unwrap_or(0);
             let kind = if stage.is_whole { &mut memory.whole } else { &mut memory.tile };
             *kind = (*kind).max(largest);

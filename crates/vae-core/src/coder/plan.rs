@@ -2,9 +2,10 @@ use std::ops::Range;
 
 use tiling::{FrameScale, Region, Scale, Span};
 
+use super::sampling::Crops;
 use super::spec::CoderSpec;
 use super::stage::{Area, Stage, StageAreas};
-use super::step::{FrameChange, Step, Support};
+use super::step::{Flow, FrameChange, Step, Support};
 
 /// The stages of a run over one picture or clip, in tiles: integers alone, made without weights.
 #[derive(Debug, Clone, PartialEq)]
@@ -50,6 +51,54 @@ impl StagedPlan {
             }
         }
         Some(Self { spec: spec.clone(), stages, input, sizes: spec.sizes([height, width]), scales: px, frames: spec.frames(frames), cells })
+    }
+
+    /// The same stages, but with those that run tile by tile as one where they follow each other: the moments of its norms come from [`Crops`], and features are
+    /// only kept between it and what runs on the whole picture.
+    pub fn sampled(self) -> Self {
+        let mut stages: Vec<Stage> = Vec::new();
+        for stage in self.stages {
+            match stages.last_mut() {
+                Some(before) if !before.is_whole && !stage.is_whole => {
+                    before.steps.end = stage.steps.end;
+                    before.outputs = stage.outputs;
+                    before.moments = None;
+                }
+                _ => stages.push(Stage { moments: None, ..stage }),
+            }
+        }
+        Self { stages, ..self }
+    }
+
+    /// The crops from which the moments of a stage's norms are estimated, where it has norms that are not those of the whole.
+    pub fn crops(&self, stage: usize) -> Option<Crops> {
+        let Stage { steps, is_whole, .. } = &self.stages[stage];
+        let has_norms = self.spec.steps[steps.clone()].iter().any(|step| matches!(step.flow, Flow::GroupNorm(_)));
+        let is_given = stage > 0 && self.stages[stage - 1].moments.is_some();
+        let latents = self.cells.each_ref().map(|cells| cells.last().map_or(0, Span::end));
+        (has_norms && !is_whole && !is_given).then(|| Crops::new(latents))
+    }
+
+    /// Px of a value in a latent px.
+    pub(super) fn scale(&self, value: usize) -> usize {
+        self.scales[value]
+    }
+
+    /// Multiply-adds of the crops of a stage.
+    fn crop_multiply_adds(&self, stage: usize) -> u64 {
+        let Some(crops) = self.crops(stage) else { return 0 };
+        let (all, areas) = self.as_crop(stage, &crops);
+        crops.count() as u64 * self.spec.stage_multiply_adds(&all, &areas, self.frames[0])
+    }
+
+    /// A stage on one crop, as a picture of its own.
+    pub(super) fn as_crop(&self, stage: usize, crops: &Crops) -> (Stage, StageAreas) {
+        let steps = self.stages[stage].steps.clone();
+        let sizes = self.spec.sizes_from(steps.start, crops.size().map(|side| side * self.scales[steps.start]));
+        let whole = |value: usize| sizes[value - steps.start].map(|length| Span { start: 0, length });
+        let all = Stage { steps: steps.clone(), is_whole: true, inputs: vec![steps.start], outputs: vec![steps.end], moments: None };
+        let areas = self.spec.areas_from(&all, steps.start, &sizes, whole);
+        (all, areas)
     }
 
     /// All steps as one stage on the whole.
@@ -195,7 +244,7 @@ impl StagedPlan {
 
     /// Multiply-adds of the run over those of the whole as one.
     pub fn work_ratio(&self) -> f64 {
-        let staged: u64 = (0..self.stages.len()).map(|stage| self.stage_multiply_adds(stage)).sum();
+        let staged: u64 = (0..self.stages.len()).map(|stage| self.stage_multiply_adds(stage) + self.crop_multiply_adds(stage)).sum();
         staged as f64 / self.spec.multiply_adds([self.frames[0], self.sizes[0][0], self.sizes[0][1]]).max(1) as f64
     }
 }

@@ -101,6 +101,19 @@ impl<'a> Coder<'a> {
         cache: &mut FrameCache,
         context: &Context,
     ) -> Result<Vec<Value>, VaeError> {
+        self.run_steps(stage, areas, inputs, &mut |step, _| moments.get(&step).cloned(), cache, context)
+    }
+
+    /// The same with moments from the step of a norm and its input.
+    pub(super) fn run_steps(
+        &self,
+        stage: &Stage,
+        areas: &StageAreas,
+        inputs: Vec<Value>,
+        moments: &mut dyn FnMut(usize, &Features) -> Option<GroupMoments>,
+        cache: &mut FrameCache,
+        context: &Context,
+    ) -> Result<Vec<Value>, VaeError> {
         cache.rewind()?;
         let start = stage.steps.start;
         let mut inputs = inputs.into_iter().zip(&areas.inputs).map(|(value, &area)| (value, area));
@@ -144,7 +157,8 @@ impl<'a> Coder<'a> {
                         });
                         area = wanted;
                     } else {
-                        x = Value::Features(forward(layer, input, moments.get(&at), cache));
+                        let moments = if matches!(layer, Layer::GroupNorm(..)) { moments(at, &input) } else { None };
+                        x = Value::Features(forward(layer, input, moments, cache));
                         area = step.support.of_area(area);
                     }
                 }
@@ -173,10 +187,10 @@ fn shortcut_of(layer: Option<&Layer>, step: &Step, kept: Value, area: Area, want
 }
 
 /// A layer that computes each px from the same px, or all from all.
-fn forward(layer: &Layer, x: Features, moments: Option<&GroupMoments>, cache: &mut FrameCache) -> Features {
+fn forward(layer: &Layer, x: Features, moments: Option<GroupMoments>, cache: &mut FrameCache) -> Features {
     match layer {
         Layer::GroupNorm(norm, activation) => match moments {
-            Some(moments) => norm.forward_with_moments(x, moments.clone(), *activation),
+            Some(moments) => norm.forward_with_moments(x, moments, *activation),
             None => norm.forward_activated(x, *activation),
         },
         Layer::RmsNorm(norm, activation) => norm.forward_activated(x, *activation),

@@ -30,6 +30,15 @@ impl CoderSpec {
         std::iter::once(size).chain(self.steps.iter().scan(size, next)).collect()
     }
 
+    /// Height and width before a step, and after it and each later one, for a value of `size` before it.
+    pub(super) fn sizes_from(&self, step: usize, size: [usize; 2]) -> Vec<[usize; 2]> {
+        let next = |size: &mut [usize; 2], step: &Step| {
+            *size = step.support.output(*size);
+            Some(*size)
+        };
+        std::iter::once(size).chain(self.steps[step..].iter().scan(size, next)).collect()
+    }
+
     /// Frames before each step and after the last, for a clip of `frames`.
     pub fn frames(&self, frames: usize) -> Vec<usize> {
         let next = |frames: &mut usize, step: &Step| {

@@ -144,6 +144,12 @@ impl CoderSpec {
         StageAreas { wanted, inputs, outputs }
     }
 
+    /// The same for values whose sizes are given from step `first` on.
+    pub(super) fn areas_from(&self, stage: &Stage, first: usize, sizes: &[[usize; 2]], core: impl Fn(usize) -> Area) -> StageAreas {
+        let all: Vec<[usize; 2]> = std::iter::repeat_n([0, 0], first).chain(sizes.iter().copied()).collect();
+        self.areas(stage, &all, core)
+    }
+
     /// The size of what the branch kept that step `at` adds.
     pub(super) fn branch_size(&self, at: usize, sizes: &[[usize; 2]]) -> [usize; 2] {
         let mut depth = 0;
