@@ -100,3 +100,71 @@ fn plans_predict_the_peak_and_runs_keep_nothing() {
     let faults: Vec<String> = cases.into_iter().flat_map(|(model, size, frames, settings)| faults(model, size, frames, settings)).collect();
     assert!(faults.is_empty(), "{}", faults.join("\n"));
 }
+
+/// Takes parts of an output and keeps none.
+struct Nowhere;
+
+impl tilevae::tiling::Sink for Nowhere {
+    fn take(&mut self, _: [usize; 3], _: [usize; 3], _: HostTensor) -> Result<(), tilevae::tiling::BoxError> {
+        Ok(())
+    }
+}
+
+/// Bytes of a budget that are not the allocator's: the program, and stacks.
+const PROGRAM: u64 = 20 << 20;
+
+/// Runs within shares of the least budget for the whole, and says what is wrong. Counts the runs that were tiled, and those with a scratch file.
+fn over_budget(model: &str, size: [usize; 2], latent_frames: usize, settings: &str, counts: &mut [usize; 2]) -> Vec<String> {
+    let root = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
+    let mut faults = Vec::new();
+    let load = |mib: u64| {
+        let text = format!("model.path = \"{root}/{model}\"\ntiling = {{ kind = \"seamless\", memory_mib = {mib} }}\n{settings}");
+        Pipeline::load(&Config::from_toml(&text).unwrap()).unwrap()
+    };
+    for direction in [Direction::Decode, Direction::Encode] {
+        let shape = |pipeline: &Pipeline| {
+            let spec = pipeline.spec();
+            let latents = [1, spec.latent_channels, latent_frames, size[0], size[1]];
+            let [frames, height, width] = spec.decode_geometry().output([latent_frames, size[0], size[1]]);
+            if direction == Direction::Decode { latents } else { [1, spec.input_channels, frames, height, width] }
+        };
+        let pipeline = load(1 << 20);
+        let whole = pipeline.plan(direction, shape(&pipeline)).unwrap().peak_bytes.unwrap() >> 20;
+        drop(pipeline);
+        for share in [1.0, 0.8, 0.65, 0.5] {
+            let budget = (whole as f64 * share) as u64 + 1;
+            let pipeline = load(budget);
+            let Ok(plan) = pipeline.plan(direction, shape(&pipeline)) else { continue };
+            let input = noise(shape(&pipeline));
+            let before = LIVE.load(Relaxed);
+            let ((), peak) = peak_of(usize::MAX / 2, || drop(pipeline.run(&plan, &input, &mut Nowhere, RunOptions::default()).unwrap()));
+            let memory = plan.memory.unwrap();
+            counts[0] += usize::from(!plan.stages.is_empty());
+            counts[1] += usize::from(memory.scratch > 0);
+            let used = (before + peak) as u64 + PROGRAM;
+            if used > budget << 20 || memory.peak > budget << 20 {
+                faults.push(format!("{model}, {direction:?}, {budget} MiB: {} MiB at the peak, {memory:?}", used >> 20));
+            }
+        }
+    }
+    faults
+}
+
+#[test]
+fn seamless_runs_stay_within_their_budgets() {
+    const ONE: &str = "";
+    const TWO: &str = "executor.kind = \"multi-device\"\ndevices.cpu.workers = 2";
+    let mut counts = [0, 0];
+    let cases = [
+        ("models/demo-kl", [96, 112], 1, ONE),
+        ("models/demo-kl", [112, 96], 1, TWO),
+        ("models/demo-wan", [40, 56], 2, ONE),
+        ("models/demo-wan", [48, 64], 1, TWO),
+        ("crates/vae-wan/tests/data/wan22", [40, 40], 2, ONE),
+        ("crates/vae-kl/tests/data/sd", [96, 96], 1, ONE),
+    ];
+    let faults: Vec<String> =
+        cases.into_iter().flat_map(|(model, size, frames, settings)| over_budget(model, size, frames, settings, &mut counts)).collect();
+    assert!(faults.is_empty(), "{}", faults.join("\n"));
+    assert!(counts[0] >= 12 && counts[1] >= 6, "{counts:?} runs were tiled, and had a scratch file");
+}

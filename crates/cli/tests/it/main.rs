@@ -14,6 +14,7 @@ mod refusals;
 mod remote;
 #[cfg(unix)]
 mod signals;
+mod verify;
 mod video;
 mod watching;
 
