@@ -1,6 +1,11 @@
 //! Seamless tiles against the whole.
 
-use tiling::{Canvas, HostTensor, Span};
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use parallel::{ExecError, Executor, Job, RunStats, Worker};
+use tiling::{BoxError, Canvas, DevicePiece, Geometry, HostTensor, Span, Stop, TileOp, TilePlan, TileRun};
 use vae_core::testing::{Golden, assert_close, psnr};
 use vae_core::{FrameRule, VaeSpec};
 
@@ -152,6 +157,92 @@ fn every_executor_and_store_gives_the_same_bytes() {
             let mut canvas = Canvas::default();
             tiled.run(&plan, &latents, &mut canvas, RunOptions::default()).unwrap();
             assert!(canvas.into_tensor() == expected, "{model}, {stored} bytes of the store in memory");
+        }
+    }
+}
+
+/// An executor whose workers fail after they have done their work, every so many tiles.
+#[derive(Debug)]
+struct Faulty {
+    executor: Box<dyn Executor>,
+    every: usize,
+    begun: Arc<AtomicUsize>,
+}
+
+impl Executor for Faulty {
+    fn name(&self) -> &'static str {
+        self.executor.name()
+    }
+
+    fn check_workers(&self, count: usize) -> Result<(), ExecError> {
+        self.executor.check_workers(count)
+    }
+
+    fn held_tiles(&self, plan: &TilePlan, workers: usize) -> usize {
+        self.executor.held_tiles(plan, workers)
+    }
+
+    fn run(&self, job: Job<'_>, progress: &mut dyn Progress) -> Result<RunStats, ExecError> {
+        let faulty = |worker: &Worker| {
+            let op = FaultyOp { op: worker.op.clone(), every: self.every, begun: self.begun.clone() };
+            Worker { op: Arc::new(op), ..worker.clone() }
+        };
+        // They have to live as long as what the job borrows.
+        let workers = job.workers.iter().map(faulty).collect::<Vec<_>>().leak();
+        self.executor.run(Job { workers, ..job }, progress)
+    }
+}
+
+struct FaultyOp {
+    op: Arc<dyn TileOp>,
+    every: usize,
+    begun: Arc<AtomicUsize>,
+}
+
+impl TileOp for FaultyOp {
+    fn geometry(&self) -> Geometry {
+        self.op.geometry()
+    }
+
+    fn chunks(&self, frames: usize) -> Vec<Range<usize>> {
+        self.op.chunks(frames)
+    }
+
+    fn upload(&self, piece: HostTensor) -> Result<DevicePiece, BoxError> {
+        self.op.upload(piece)
+    }
+
+    fn begin(&self, tiles: &[usize], stop: &Stop) -> TileRun<'_> {
+        let fails = (self.begun.fetch_add(1, Ordering::Relaxed) + 1).is_multiple_of(self.every);
+        let mut run = self.op.begin(tiles, stop);
+        Box::new(move |piece| {
+            let answer = run(piece)?;
+            if fails { Err("an injected fault".into()) } else { Ok(answer) }
+        })
+    }
+
+    fn download(&self, answer: DevicePiece) -> Result<HostTensor, BoxError> {
+        self.op.download(answer)
+    }
+}
+
+#[test]
+fn tiles_of_a_stage_that_fail_are_run_again() {
+    for (model, latents) in [(format!("{KL}/sd"), noise([1, 4, 1, 13, 22], 1)), (format!("{WAN}/wan22"), noise([1, 6, 3, 7, 9], 1))] {
+        let ratio = pipeline(&model, "").spec().spatial_ratio;
+        let tiling = format!("tiling = {{ kind = \"seamless\", tile_px = {} }}", 4 * ratio);
+        let expected = pipeline(&model, &tiling).decode(&latents, RunOptions::default()).unwrap();
+        for (kind, workers, every) in [("multi-device", 1, 3), ("multi-device", 3, 2), ("pipelined", 2, 5)] {
+            let keys = format!("{tiling}\nexecutor = {{ kind = {kind:?}, retries = 50 }}\ndevices.cpu.workers = {workers}");
+            let faulty = pipeline(&model, &keys);
+            let begun = Arc::new(AtomicUsize::new(0));
+            let executor = Faulty { executor: faulty.config().executor.build(), every, begun: begun.clone() };
+            let faulty = faulty.with_executor(Box::new(executor)).unwrap();
+            let mut canvas = Canvas::default();
+            let plan = faulty.plan(Direction::Decode, latents.shape()).unwrap();
+            let stats = faulty.run(&plan, &latents, &mut canvas, RunOptions::default()).unwrap();
+            assert!(canvas.into_tensor() == expected, "{model}, {kind}, {workers} workers");
+            assert!(stats.workers.iter().map(|worker| worker.faults).sum::<usize>() > 0 && begun.load(Ordering::Relaxed) > stats.tiles, "{stats:?}");
         }
     }
 }

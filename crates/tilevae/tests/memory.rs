@@ -7,11 +7,15 @@
 mod counting;
 
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use counting::{LIVE, peak_of};
 use tilevae::tiling::FrameScale;
 use tilevae::{Config, Direction, HostTensor, Pipeline, RunOptions, RunPlan};
+
+/// The tests run one after the other: the allocator counts for the process.
+static ALONE: Mutex<()> = Mutex::new(());
 
 /// Bytes of each worker that plans do not count: the transformed weights of one layer (2.3 MiB in the largest of these models) and buffers of threads.
 const FIXED: usize = 5 << 20;
@@ -77,6 +81,7 @@ fn faults(model: &str, [height, width]: [usize; 2], latent_frames: usize, settin
 
 #[test]
 fn plans_predict_the_peak_and_runs_keep_nothing() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     const UNTILED: &str = "tiling.kind = \"off\"";
     const TILED: &str = "tiling.tile_px = 256";
     const TWO_WORKERS: &str = "tiling.tile_px = 256\nexecutor.kind = \"pipelined\"";
@@ -152,6 +157,7 @@ fn over_budget(model: &str, size: [usize; 2], latent_frames: usize, settings: &s
 
 #[test]
 fn seamless_runs_stay_within_their_budgets() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     const ONE: &str = "";
     const TWO: &str = "executor.kind = \"multi-device\"\ndevices.cpu.workers = 2";
     let mut counts = [0, 0];
