@@ -81,12 +81,12 @@ fn faults(model: &str, [height, width]: [usize; 2], latent_frames: usize, settin
 
 #[test]
 fn plans_predict_the_peak_and_runs_keep_nothing() {
-    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     const UNTILED: &str = "tiling.kind = \"off\"";
     const TILED: &str = "tiling.tile_px = 256";
     const TWO_WORKERS: &str = "tiling.tile_px = 256\nexecutor.kind = \"pipelined\"";
     let [flux, sd] = ["crates/vae-kl/tests/data/flux", "crates/vae-kl/tests/data/sd"];
     let [wan21, wan22] = ["crates/vae-wan/tests/data/wan21", "crates/vae-wan/tests/data/wan22"];
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let cases = [
         ("models/demo-kl", [40, 70], 1, UNTILED),
         ("models/demo-kl", [32, 60], 1, TILED),
@@ -157,9 +157,9 @@ fn over_budget(model: &str, size: [usize; 2], latent_frames: usize, settings: &s
 
 #[test]
 fn seamless_runs_stay_within_their_budgets() {
-    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     const ONE: &str = "";
     const TWO: &str = "executor.kind = \"multi-device\"\ndevices.cpu.workers = 2";
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let mut counts = [0, 0];
     let cases = [
         ("models/demo-kl", [96, 112], 1, ONE),

@@ -59,7 +59,6 @@ impl CoderSpec {
                 Flow::Branch => {
                     kept.push(x);
                     is_shared = true;
-                    continue;
                 }
                 Flow::Add(_) => {
                     // The sum is computed onto what the branch kept, or onto a copy of its part.

@@ -55,6 +55,7 @@ impl StagedPlan {
 
     /// The same stages, but with those that run tile by tile as one where they follow each other: the moments of its norms come from [`Crops`], and features are
     /// only kept between it and what runs on the whole picture.
+    #[must_use]
     pub fn sampled(self) -> Self {
         let mut stages: Vec<Stage> = Vec::new();
         for stage in self.stages {

@@ -84,7 +84,7 @@ impl StageOp {
         let outputs = coder.run_stage(description, &areas, inputs, moments, cache, context)?;
         if *stage + 1 == plan.stages().len() {
             let output = outputs.into_iter().next().ok_or("the stage gave nothing")?;
-            return Ok(Given::Output(output.into_tensor()));
+            return Ok(Given::Output(Box::new(output.into_tensor())));
         }
         let mut given = Vec::new();
         let mut is_finite = true;
@@ -104,7 +104,7 @@ impl StageOp {
 
 /// What a tile gives to the executor.
 enum Given {
-    Output(Tensor<5>),
+    Output(Box<Tensor<5>>),
     Moments(Vec<f32>),
 }
 
@@ -144,7 +144,7 @@ impl TileOp for StageOp {
             let mut moments = Vec::new();
             for given in given {
                 match given {
-                    Given::Output(output) => outputs.push(output),
+                    Given::Output(output) => outputs.push(*output),
                     Given::Moments(values) => moments.push(values),
                 }
             }

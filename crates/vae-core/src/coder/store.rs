@@ -126,18 +126,15 @@ impl Scratch {
             None => state.file.insert(Arc::new(ScratchFile::new()?)).clone(),
         };
         let found = state.free.iter().find(|(start, end)| **end - **start >= bytes).map(|(start, end)| (*start, *end));
-        let start = match found {
-            Some((start, end)) => {
-                state.free.remove(&start);
-                if start + bytes < end {
-                    state.free.insert(start + bytes, end);
-                }
-                start
+        let start = if let Some((start, end)) = found {
+            state.free.remove(&start);
+            if start + bytes < end {
+                state.free.insert(start + bytes, end);
             }
-            None => {
-                state.length += bytes;
-                state.length - bytes
-            }
+            start
+        } else {
+            state.length += bytes;
+            state.length - bytes
         };
         Ok(FileRange { scratch: self.clone(), file, start, end: start + bytes })
     }
@@ -198,17 +195,16 @@ impl FeatureStore {
             Layout::Blocked => {
                 let images = features.into_images();
                 let bytes = images.iter().map(|image| size_of_val(image.values()) as u64).sum();
-                let place = match self.host.take(bytes) {
-                    Some(share) => Place::Images(images, share),
-                    None => {
-                        let range = self.scratch.take(bytes)?;
-                        let mut start = range.start;
-                        for image in &images {
-                            range.file.write_at(start, image.values())?;
-                            start += size_of_val(image.values()) as u64;
-                        }
-                        Place::File(range)
+                let place = if let Some(share) = self.host.take(bytes) {
+                    Place::Images(images, share)
+                } else {
+                    let range = self.scratch.take(bytes)?;
+                    let mut start = range.start;
+                    for image in &images {
+                        range.file.write_at(start, image.values())?;
+                        start += size_of_val(image.values()) as u64;
                     }
+                    Place::File(range)
                 };
                 (place, DType::F32, true)
             }
@@ -216,13 +212,12 @@ impl FeatureStore {
                 let data = Tensor::<5>::from(features).try_into_data()?;
                 let (dtype, bytes) = (data.dtype(), data.as_bytes().len() as u64);
                 let is_finite = dtype == DType::F32 || data.iter::<f32>().all(f32::is_finite);
-                let place = match self.host.take(bytes) {
-                    Some(share) => Place::Planes(data, share),
-                    None => {
-                        let range = self.scratch.take(bytes)?;
-                        range.file.write_at(range.start, data.as_bytes())?;
-                        Place::File(range)
-                    }
+                let place = if let Some(share) = self.host.take(bytes) {
+                    Place::Planes(data, share)
+                } else {
+                    let range = self.scratch.take(bytes)?;
+                    range.file.write_at(range.start, data.as_bytes())?;
+                    Place::File(range)
                 };
                 (place, dtype, is_finite)
             }
