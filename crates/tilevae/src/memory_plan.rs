@@ -6,7 +6,7 @@ use parallel::Executor;
 use serde::Deserialize;
 use serde::Serialize;
 use tiling::{Grid, GridError, MemoryBudget, NormMoments, Off, Seamless, SeamlessKind, Span, TilePlan};
-use vae_core::coder::{CoderSpec, StagedPlan};
+use vae_core::coder::{CoderSpec, Reading, StagedPlan};
 use vae_core::{DeviceName, VaeSpec};
 
 use crate::workers::{count_workers, threads_of};
@@ -122,7 +122,7 @@ impl MemoryPlanner<'_> {
         };
         let Some(memory) = kind.memory_mib else {
             let candidate = self.candidate(grid, kind.norm == NormMoments::Sampled)?;
-            let (peak, stored) = (candidate.needed + candidate.stored, candidate.stored);
+            let (peak, stored) = (candidate.needed.saturating_add(candidate.stored), candidate.stored);
             let memory = MemoryPlan { budget: None, peak, stored, scratch: 0, next: None };
             return Ok(Division { tiles: candidate.tiles, staged: candidate.staged, memory });
         };
@@ -164,13 +164,14 @@ impl MemoryPlanner<'_> {
         };
         let stored = chosen.stored.min(budget - chosen.needed);
         let seconds = chosen.seconds(budget, workers);
-        let larger = candidates.iter().flat_map(|candidate| [(candidate, candidate.needed), (candidate, candidate.needed + candidate.stored)]);
+        let larger =
+            candidates.iter().flat_map(|candidate| [(candidate, candidate.needed), (candidate, candidate.needed.saturating_add(candidate.stored))]);
         let next =
             larger.filter(|&(candidate, bytes)| bytes > budget && candidate.seconds(bytes, workers) < seconds * 0.98).min_by_key(|&(_, bytes)| bytes);
         let next = next.map(|(candidate, bytes)| NextBudget {
             bytes,
             tile: candidate.tiles.largest_tile().map(|side| candidate.tiles.geometry.scale.latent_px(side)),
-            scratch: (candidate.needed + candidate.stored).saturating_sub(bytes),
+            scratch: candidate.needed.saturating_add(candidate.stored).saturating_sub(bytes),
         });
         let memory = MemoryPlan { budget: Some(budget), peak: chosen.needed + stored, stored, scratch: chosen.stored - stored, next };
         Ok(Division { tiles: chosen.tiles.clone(), staged: chosen.staged.clone(), memory })
@@ -206,18 +207,19 @@ impl MemoryPlanner<'_> {
         let not_seamless = || Error::NotSeamless { family: self.family.to_owned() };
         let coder = coder.as_ref().ok_or_else(not_seamless)?;
         let per_chunk = self.config.model.frames_per_chunk.get();
+        let reading = if self.is_on_cpu() { Reading::Fused } else { Reading::Apart };
         if !tiles.is_tiled() {
-            let values = StagedPlan::whole_values(coder, [frames, height, width], batch, per_chunk);
+            let values = StagedPlan::whole_values(coder, [frames, height, width], batch, per_chunk, reading);
             let needed = self.needed(coder, &tiles, values, values, 1);
-            return Ok(Candidate { needed, staged: None, stored: 0, multiply_adds: coder.multiply_adds(tiles.input) as f64, tiles });
+            return Ok(Candidate { needed, staged: None, stored: 0, multiply_adds: coder.multiply_adds(tiles.input), tiles });
         }
         let staged = StagedPlan::new(coder, tiles.input, cells(&tiles)).ok_or_else(not_seamless)?;
         let staged = if is_sampled { staged.sampled() } else { staged };
-        let memory = staged.memory(batch, per_chunk);
+        let memory = staged.memory(batch, per_chunk, reading);
         let workers = count_workers(&self.config.devices, self.executor).min(tiles.tiles.len());
         let needed = self.needed(coder, &tiles, memory.tile, memory.whole, workers);
-        let multiply_adds = staged.work_ratio() * coder.multiply_adds(tiles.input) as f64;
-        let stored = with_margin(memory.stored * F32);
+        let multiply_adds = staged.work_ratio() * coder.multiply_adds(tiles.input);
+        let stored = with_margin(memory.stored.saturating_mul(F32));
         Ok(Candidate { needed, stored, multiply_adds, staged: Some(Arc::new(staged)), tiles })
     }
 
@@ -225,24 +227,25 @@ impl MemoryPlanner<'_> {
     fn needed(&self, coder: &CoderSpec, tiles: &TilePlan, tile: u64, whole: u64, workers: usize) -> u64 {
         let weights = coder.weight_values() * F32;
         if !self.is_on_cpu() {
-            // Devices other than CPUs hold a normalised copy of what a layer reads.
-            return weights + with_margin(2 * tile.max(whole) * F32);
+            return weights.saturating_add(with_margin(tile.max(whole).saturating_mul(F32)));
         }
         let [batch, channels, ..] = self.input_shape;
-        let volume = |size: [usize; 3]| size.iter().map(|&side| side as u64).product::<u64>();
+        let volume = |size: [usize; 3]| size.iter().fold(1, |volume: u64, &side| volume.saturating_mul(side as u64));
         let channels_out = match self.direction {
             Direction::Decode => self.spec.output_channels,
             Direction::Encode => self.spec.encoder_channels(),
         } as u64;
         let batch = batch as u64;
-        let input = batch * channels as u64 * volume(tiles.input) * F32;
+        let input = volume(tiles.input).saturating_mul(batch * channels as u64 * F32);
         // A writer of images holds bytes; answers of tiles wait as f32.
         let held = self.executor.held_tiles(tiles, workers) as u64;
         let answer = tiles.tiles.iter().map(|tile| tile.output.volume() as u64).max().unwrap_or(0);
-        let output = batch * channels_out * (volume(tiles.output) + (held + 1) * answer * F32);
+        let waiting = answer.saturating_mul((held + 1) * F32);
+        let output = volume(tiles.output).saturating_add(waiting).saturating_mul(batch * channels_out);
         let threads = threads_of(&self.config.devices, self.executor);
-        let running = (tile * workers as u64).max(whole) + coder.kernel_values(threads / workers.max(1)) * workers as u64;
-        PROCESS_BYTES + weights + input + output + with_margin(running * F32)
+        let kernels = coder.kernel_values(threads / workers.max(1)).saturating_mul(workers as u64);
+        let running = tile.saturating_mul(workers as u64).max(whole).saturating_add(kernels);
+        [PROCESS_BYTES, weights, input, output, with_margin(running.saturating_mul(F32))].into_iter().fold(0, u64::saturating_add)
     }
 }
 

@@ -1,9 +1,10 @@
+use std::ops::Range;
 use std::sync::Arc;
 
 use parallel::Executor;
 use serde::{Deserialize, Serialize};
-use tiling::{BlendPolicy, FrameScale, Geometry, Grid, GridContext, GridError, TilePlan};
-use vae_core::coder::{Stage, StagedPlan};
+use tiling::{BlendPolicy, FrameScale, Geometry, Grid, GridContext, GridError, Off, TilePlan};
+use vae_core::coder::{Reading, Stage, StagedPlan};
 use vae_core::{Posterior, PosteriorKind, Tiling, VaeSpec};
 
 use crate::memory_plan::{Division, MemoryPlan, MemoryPlanner};
@@ -243,7 +244,16 @@ impl Planner<'_> {
         let workers = count_workers(&config.devices, executor);
         executor.check_workers(workers)?;
         let [batch, _, frames, height, width] = input_shape;
+        let channels = match direction {
+            Direction::Decode => spec.output_channels,
+            Direction::Encode => spec.encoder_channels(),
+        };
+        let check_size = |shape: [usize; 5]| {
+            if product(&shape) > MOST_BYTES / F32 || frames > MOST_FRAMES { Err(Error::TooLarge { shape }) } else { Ok(()) }
+        };
         let (tiles, staged, memory) = if grid.is_seamless() {
+            let [frames, height, width] = TilePlan::new(&Off, direction.geometry(spec), [frames, height, width])?.output;
+            [input_shape, [batch, channels, frames, height, width]].into_iter().try_for_each(check_size)?;
             let Division { tiles, staged, memory } = MemoryPlanner { config, family, spec, executor, direction, input_shape }.divide(grid)?;
             (tiles, staged, Some(memory))
         } else {
@@ -253,43 +263,35 @@ impl Planner<'_> {
             let summary = |(at, stage): (usize, &Stage)| StageSummary {
                 layers: stage.steps.len(),
                 tiles: staged.tiles(at),
-                multiply_adds: staged.stage_multiply_adds(at),
+                multiply_adds: staged.stage_multiply_adds(at) as u64,
             };
             staged.stages().iter().enumerate().map(summary)
         });
         let stages = stages.collect();
-        let channels = match direction {
-            Direction::Decode => spec.output_channels,
-            Direction::Encode => spec.encoder_channels(),
-        };
         let output_shape = [batch, channels, tiles.output[0], tiles.output[1], tiles.output[2]];
-        for shape in [input_shape, output_shape] {
-            if product(&shape) > MOST_BYTES / F32 || frames > MOST_FRAMES {
-                return Err(Error::TooLarge { shape });
-            }
-        }
+        [input_shape, output_shape].into_iter().try_for_each(check_size)?;
         let frames_per_chunk = config.model.frames_per_chunk.get();
         let chunks = tiles.geometry.frames.chunks(frames, frames_per_chunk);
         let workers = workers.min(tiles.tiles.len());
         let held_tiles = executor.held_tiles(&tiles, workers);
         let largest_answer = tiles.tiles.iter().map(|tile| tile.output.volume()).max().unwrap_or(0);
         let largest_answer = product(&[largest_answer, batch, channels, F32]);
-        // Sample frames that run at once.
-        let at_once = match direction {
-            Direction::Decode => chunks.iter().map(|chunk| if chunk.start == 0 { 1 } else { chunk.len() * spec.frames.ratio() }).max().unwrap_or(1),
-            Direction::Encode => chunks.iter().map(ExactSizeIterator::len).max().unwrap_or(1),
+        let coder = match direction {
+            Direction::Decode => &spec.decoder,
+            Direction::Encode => &spec.encoder,
         };
         let latent_px = |size: [usize; 2]| product(&size.map(|side| tiles.geometry.scale.latent_px(side)));
         let [decode_cache, encode_cache] = spec.cache_values_per_latent_px;
-        let [decode_peak, encode_peak] = spec.peak_values_per_px;
-        let (cache_per_latent_px, peak_per_px) =
-            if direction == Direction::Decode { (decode_cache, decode_peak) } else { (encode_cache, encode_peak) };
+        let cache_per_latent_px = if direction == Direction::Decode { decode_cache } else { encode_cache };
         // Nothing is kept of a single chunk.
         let cache_per_latent_px = if chunks.len() > 1 { cache_per_latent_px } else { 0 };
         let cache = |size| product(&[batch, latent_px(size), cache_per_latent_px, F32]);
-        let peak = |size| {
-            let values = product(&[batch, latent_px(size), spec.spatial_ratio, spec.spatial_ratio, peak_per_px, at_once]);
-            product(&[values, F32]).saturating_add(cache(size))
+        let peak = |size: [usize; 2]| {
+            let values = match coder {
+                Some(coder) => StagedPlan::whole_values(coder, [frames, size[0], size[1]], batch, frames_per_chunk, Reading::Apart),
+                None => return self.peak_without_layers(direction, batch, latent_px(size), &chunks).saturating_add(cache(size)),
+            };
+            usize::try_from(values).unwrap_or(usize::MAX).saturating_mul(F32)
         };
         let largest = tiles.largest_tile();
         let bytes = PlanBytes {
@@ -327,5 +329,20 @@ impl Planner<'_> {
                 on_non_finite: config.io.on_non_finite,
             },
         })
+    }
+
+    /// Bytes at the peak of some latent px, for models that do not list their layers.
+    fn peak_without_layers(&self, direction: Direction, batch: usize, latent_px: usize, chunks: &[Range<usize>]) -> usize {
+        let [decode, encode] = self.spec.peak_values_per_px;
+        let ratio = self.spec.spatial_ratio;
+        // Sample frames that run at once.
+        let (per_px, at_once) = match direction {
+            Direction::Decode => {
+                let frames = chunks.iter().map(|chunk| if chunk.start == 0 { 1 } else { chunk.len() * self.spec.frames.ratio() });
+                (decode, frames.max().unwrap_or(1))
+            }
+            Direction::Encode => (encode, chunks.iter().map(ExactSizeIterator::len).max().unwrap_or(1)),
+        };
+        product(&[batch, latent_px, ratio, ratio, per_px, at_once, F32])
     }
 }

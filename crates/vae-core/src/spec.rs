@@ -41,9 +41,9 @@ pub struct VaeSpec {
     pub tiling: FamilyTiling,
     /// Whether a model whose weights are f16 computes in f32, because f16 overflows.
     pub force_upcast: bool,
-    /// Values that a decode and an encode hold at their peak, for each sample px of a tile and each sample frame that runs at once: the layer with the
-    /// largest sum of what it reads, the normalised copy of that (which the CPU kernels do without), what it writes, and what a residual connection keeps. Channels count in
-    /// whole [`CHANNEL_BLOCK`](crate::CHANNEL_BLOCK)s. Weights, and what does not grow with the tile, are not part of it.
+    /// Of a family that does not list its layers: values that a decode and an encode hold at their peak, for each sample px of a tile and each sample frame that
+    /// runs at once. That is the layer with the largest sum of what it reads, the normalised copy of that, what it writes, and what a residual connection keeps.
+    /// Channels count in whole [`CHANNEL_BLOCK`](crate::CHANNEL_BLOCK)s. Weights, and what does not grow with the tile, are not part of it.
     pub peak_values_per_px: [usize; 2],
     /// The decoder without weights, where the family lists its layers.
     #[serde(skip)]

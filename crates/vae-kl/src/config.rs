@@ -1,6 +1,6 @@
 use serde::{Deserialize, Serialize};
 use tiling::{GridDefaults, Overlap};
-use vae_core::{CHANNEL_BLOCK, FamilyTiling, LatentNorm, VaeError, VaeSpec};
+use vae_core::{FamilyTiling, LatentNorm, VaeError, VaeSpec};
 
 use crate::blocks::{DOWN_BLOCKS, UP_BLOCKS};
 use vae_core::operators::Activation;
@@ -109,7 +109,6 @@ impl KlConfig {
             grid: GridDefaults { tile_px: self.sample_size.0, overlap: Overlap::Share([0.25, 0.25]) },
             tiling: FamilyTiling::default(),
             force_upcast: self.force_upcast,
-            peak_values_per_px: self.peak_values_per_px(),
             ..VaeSpec::image(self.out_channels, self.latent_channels, self.spatial_ratio())
         })
     }
@@ -139,31 +138,6 @@ impl KlConfig {
             }
             _ => LatentNorm { scale: vec![(1.0 / scaling) as f32], shift: vec![self.shift_factor.unwrap_or(0.0) as f32] },
         }
-    }
-
-    /// The widest layers of decoder and encoder, by the order in which a residual block runs: with `a` channels in and `b` out it holds its input, the
-    /// normalised input and the first convolution's output (`2a + b`); its input, that output and the shortcut's (`a + 2b`); the shortcut's output, the normalised
-    /// one and the second convolution's (`3b`). An upsampling convolution holds its input, the upsampled input and its output; attention holds its input, the normalised
-    /// input, queries, keys and values.
-    fn peak_values_per_px(&self) -> [usize; 2] {
-        let in_blocks = |channels: usize| channels.next_multiple_of(CHANNEL_BLOCK);
-        let widths: Vec<usize> = self.block_out_channels.iter().copied().map(in_blocks).collect();
-        let last = widths.len() - 1;
-        let residual_block = |a: usize, b: usize| (2 * a + b).max(a + 2 * b).max(3 * b);
-        let peak = |fed_by: &dyn Fn(usize) -> usize, at_full_size: usize| {
-            let at = |block: usize| {
-                let (a, b) = (fed_by(block), widths[block]);
-                let upsampling = 2 * a + a.div_ceil(4);
-                let attention = if block == last { 5 * b } else { 0 };
-                residual_block(a, b).max(upsampling).max(attention).div_ceil(1 << (2 * block))
-            };
-            (0..=last).map(at).max().unwrap_or(0).max(at_full_size)
-        };
-        let [samples_in, samples_out] = [self.in_channels, self.out_channels].map(|channels| channels + in_blocks(channels));
-        [
-            peak(&|block| widths[(block + 1).min(last)], 2 * widths[0] + samples_out),
-            peak(&|block| widths[block.saturating_sub(1)], samples_in + widths[0]),
-        ]
     }
 
     pub(crate) fn check(&self) -> Result<(), VaeError> {

@@ -1,6 +1,6 @@
 use serde::{Deserialize, Serialize};
 use tiling::{GridDefaults, Overlap};
-use vae_core::{CHANNEL_BLOCK, Clamp, FamilyTiling, FrameRule, LatentNorm, PosteriorKind, VaeError, VaeSpec};
+use vae_core::{Clamp, FamilyTiling, FrameRule, LatentNorm, PosteriorKind, VaeError, VaeSpec};
 
 /// Bounds of what a configuration may say, far above every published model: what is computed of it stays within memory and time.
 const MAX_CHANNELS: usize = 1 << 16;
@@ -111,11 +111,6 @@ fn shifted(number: usize, times: usize) -> usize {
     number.saturating_mul(1_usize.checked_shl(times as u32).unwrap_or(usize::MAX))
 }
 
-/// Channels in whole blocks, as the CPU kernels keep them.
-fn in_blocks(channels: usize) -> usize {
-    channels.next_multiple_of(CHANNEL_BLOCK)
-}
-
 impl WanConfig {
     /// Height and width of a patch, 1 without patches.
     pub fn patch(&self) -> usize {
@@ -191,43 +186,11 @@ impl WanConfig {
             grid: GridDefaults { tile_px: [256; 2], overlap: Overlap::StridePx([192; 2]) },
             tiling: FamilyTiling::default(),
             force_upcast: false,
-            peak_values_per_px: self.peak_values_per_px(),
+            peak_values_per_px: [0, 0],
             decoder: None,
             encoder: None,
             cache_values_per_latent_px: [0, 0],
         })
-    }
-
-    /// The widest layers of decoder and encoder, for each frame. A residual block holds its input, the normalised input with its two earlier frames (half as
-    /// much again where four frames run at once), the same in the order in which it is multiplied, and its output: five times its channels. An upsampling
-    /// convolution holds its input, that upsampled, the same in the order in which it is multiplied, and its output, with a shortcut twice. An encoder's block with
-    /// a shortcut keeps its input while its later residual blocks run.
-    fn peak_values_per_px(&self) -> [usize; 2] {
-        let [down, up] = [self.encoder_widths(), self.decoder_widths()];
-        let blocks = up.len() - 1;
-        let decoder = |block: usize| {
-            let fed_by = self.decoder_input(&up, block);
-            let upsampling = 9 * in_blocks(up[block]) / 4 + if self.is_residual { 2 * fed_by } else { fed_by };
-            (5 * fed_by.max(in_blocks(up[block + 1]))).max(if block == 0 { 0 } else { upsampling })
-        };
-        let encoder = |block: usize| {
-            let [a, b] = [down[block], down[block + 1]].map(in_blocks);
-            let later_blocks = if self.is_residual && self.num_res_blocks > 1 { 5 * b + a } else { 0 };
-            (5 * a.max(b)).max(later_blocks)
-        };
-        let peak = |values: &dyn Fn(usize) -> usize| {
-            let at = |halvings: usize| {
-                let halved_frames = self.temperal_downsample.iter().take(halvings).filter(|&&time| time).count();
-                values(halvings).div_ceil((1 << (2 * halvings)) << halved_frames)
-            };
-            (0..blocks).map(at).max().unwrap_or(0).div_ceil(self.patch() * self.patch())
-        };
-        [peak(&|halvings| decoder(blocks - 1 - halvings)), peak(&encoder)]
-    }
-
-    /// Channels that a decoder's block takes, in whole blocks of channels. Without shortcuts an upsampling convolution halves them.
-    fn decoder_input(&self, widths: &[usize], block: usize) -> usize {
-        in_blocks(if block == 0 || self.is_residual { widths[block] } else { widths[block] / 2 })
     }
 
     pub(crate) fn check(&self) -> Result<(), VaeError> {

@@ -198,10 +198,9 @@ struct StagedProgress<'a> {
 
 impl<'a> StagedProgress<'a> {
     fn new(staged: &StagedPlan, progress: &'a mut dyn Progress) -> Self {
-        let work: Vec<u64> = (0..staged.stages().len()).map(|stage| staged.stage_multiply_adds(stage)).collect();
-        let all = work.iter().sum::<u64>().max(1) as f64;
-        let stages =
-            work.iter().enumerate().map(|(stage, &work)| [staged.tiles(stage), (work as f64 / all * WORK as f64).round() as usize]).collect();
+        let work: Vec<f64> = (0..staged.stages().len()).map(|stage| staged.stage_multiply_adds(stage)).collect();
+        let all = work.iter().sum::<f64>().max(1.0);
+        let stages = work.iter().enumerate().map(|(stage, &work)| [staged.tiles(stage), (work / all * WORK as f64).round() as usize]).collect();
         let output_frames = staged.frames(staged.spec().steps.len());
         Self { progress, stages, stage: 0, output_frames }
     }

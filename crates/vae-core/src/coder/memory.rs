@@ -3,7 +3,7 @@
 use super::plan::StagedPlan;
 use super::spec::CoderSpec;
 use super::stage::{Area, Stage, StageAreas};
-use super::step::{Flow, FrameChange, Step, Support};
+use super::step::{Flow, FrameChange, Step};
 use crate::CHANNEL_BLOCK;
 
 /// What a run in stages holds at its peak.
@@ -17,9 +17,28 @@ pub struct StagedMemory {
     pub whole: u64,
 }
 
+/// How layers read what norms and upsampling change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reading {
+    /// They apply it while they read, as the CPU kernels do.
+    Fused,
+    /// It is in memory, too.
+    Apart,
+}
+
 /// Most values of transformed weights that the CPU kernels hold at once (64 MiB), and what each thread holds besides.
 const MOST_KERNEL_VALUES: u64 = 16 << 20;
 const THREAD_VALUES: u64 = 5 << 19;
+
+/// The product, or the largest number where it overflows.
+fn product(factors: &[usize]) -> u64 {
+    if factors.contains(&0) { 0 } else { factors.iter().fold(1, |product: u64, &factor| product.saturating_mul(factor as u64)) }
+}
+
+/// The sum, or the largest number where it overflows.
+fn sum(values: impl IntoIterator<Item = u64>) -> u64 {
+    values.into_iter().fold(0, u64::saturating_add)
+}
 
 impl CoderSpec {
     /// Values of the weights.
@@ -39,21 +58,25 @@ impl CoderSpec {
     }
 
     /// Values that a stage holds at its peak for one tile besides those that it keeps of earlier frames. Each value has as many frames as `frames` says.
-    fn peak_of_stage(&self, stage: &Stage, areas: &StageAreas, frames: &[u64]) -> u64 {
+    fn peak_of_stage(&self, stage: &Stage, areas: &StageAreas, frames: &[u64], reading: Reading) -> u64 {
         let channels = self.channels();
-        let values =
-            |area: Area, channels: usize, frames: u64| (area[0].length * area[1].length * channels.next_multiple_of(CHANNEL_BLOCK)) as u64 * frames;
+        let values = |area: Area, channels: usize, frames: u64| {
+            product(&[area[0].length, area[1].length, channels.next_multiple_of(CHANNEL_BLOCK)]).saturating_mul(frames)
+        };
         let start = stage.steps.start;
         let mut x = values(areas.wanted[0], channels[start], frames[start]);
         let inputs = stage.inputs.iter().zip(&areas.inputs).skip(1);
         let mut kept: Vec<u64> = inputs.map(|(&value, &area)| values(area, channels[value], frames[value])).collect();
-        let mut peak = x + kept.iter().sum::<u64>();
+        let inputs_kept = kept.len();
+        let mut peak = x.saturating_add(sum(kept.iter().copied()));
         // Whether a branch holds the same memory as `x`.
         let mut is_shared = false;
+        // What a norm or an upsampling gives where that is not computed by the layer that reads it.
+        let mut changed = 0;
         for at in stage.steps.clone() {
             let (step, area) = (&self.steps[at], areas.wanted[at + 1 - start]);
             let output = values(area, step.channels, frames[at + 1]);
-            let others: u64 = kept.iter().sum();
+            let others = sum(kept.iter().copied());
             let own = if is_shared { 0 } else { x };
             match &step.flow {
                 Flow::Branch => {
@@ -61,24 +84,30 @@ impl CoderSpec {
                     is_shared = true;
                 }
                 Flow::Add(_) => {
-                    // The sum is computed onto what the branch kept, or onto a copy of its part.
-                    peak = peak.max(others + own + output);
+                    let is_in_place = reading == Reading::Fused && kept.last() == Some(&output);
+                    peak = peak.max(sum([others, own, changed, if is_in_place { 0 } else { output }]));
                     kept.pop();
-                    (x, is_shared) = (output, false);
+                    (x, is_shared, changed) = (output, false, 0);
                 }
-                // Norms wait until the next layer reads, except for those of one channel block that are changed by a tensor.
-                Flow::GroupNorm(_) => {}
-                Flow::Straight if step.multiply_adds_per_pair > 0 => {
-                    peak = peak.max(others + own + 4 * x);
-                    (x, is_shared) = (output, false);
+                // Norms and upsampling have no weights that are multiplied, and keep the channels.
+                _ if step.multiply_adds == 0 && step.channels == channels[at] => {
+                    if reading == Reading::Apart {
+                        changed = output;
+                        peak = peak.max(sum([others, own, changed]));
+                    }
                 }
-                Flow::Straight if step.support == Support::Same && step.multiply_adds == 0 => {}
-                // So does upsampling; its output is never in memory.
-                Flow::Straight
-                    if step.weights == 0 && matches!(step.support, Support::Blocks(tiling::Scale::Up(_))) && step.channels == channels[at] => {}
-                Flow::Straight => {
-                    peak = peak.max(others + own + output);
-                    (x, is_shared) = (output, false);
+                _ => {
+                    // Attention holds queries, keys, values and its output.
+                    let is_added = matches!(self.steps.get(at + 1).map(|step| &step.flow), Some(Flow::Add(None))) && at + 1 < stage.steps.end;
+                    // Fused, a sum is computed onto what a branch of the stage kept, if that has its size.
+                    let is_in_place = reading == Reading::Fused && is_added && kept.len() > inputs_kept && kept.last() == Some(&output);
+                    let given = match step.multiply_adds_per_pair {
+                        0 if is_in_place => 0,
+                        0 => output,
+                        _ => output.saturating_mul(4),
+                    };
+                    peak = peak.max(sum([others, own, changed, given]));
+                    (x, is_shared, changed) = (output, false, 0);
                 }
             }
         }
@@ -102,23 +131,23 @@ impl CoderSpec {
 
 impl StagedPlan {
     /// What a run holds, with `batch` items and chunks of `per_chunk` latent frames after the first.
-    pub fn memory(&self, batch: usize, per_chunk: usize) -> StagedMemory {
+    pub fn memory(&self, batch: usize, per_chunk: usize, reading: Reading) -> StagedMemory {
         let (spec, channels) = (self.spec(), self.spec().channels());
         let steps = spec.steps.len();
         // Frames of the input in a chunk: those that become `per_chunk` frames of latents.
         let shrinks = spec.steps.iter().filter(|step| step.frames == FrameChange::Halve).count();
-        let chunk = if self.frames(0) == 1 { 1 } else { per_chunk << shrinks };
+        let chunk = if self.frames(0) == 1 { 1 } else { per_chunk.min(self.frames(0)) << shrinks };
         let at_once = if self.frames(0) == 1 { vec![1; steps + 1] } else { spec.frames_at_once(chunk) };
         let stored = |value: usize| {
             let [height, width] = self.size(value);
-            (height * width * channels[value].next_multiple_of(CHANNEL_BLOCK) * self.frames(value)) as u64
+            product(&[height, width, channels[value].next_multiple_of(CHANNEL_BLOCK), self.frames(value)])
         };
         let mut memory = StagedMemory::default();
         let mut held: Vec<usize> = Vec::new();
         for (at, stage) in self.stages().iter().enumerate() {
             let is_last = at + 1 == self.stages().len();
             held.extend(stage.outputs.iter().filter(|_| !is_last));
-            memory.stored = memory.stored.max(held.iter().map(|&value| stored(value)).sum::<u64>());
+            memory.stored = memory.stored.max(sum(held.iter().map(|&value| stored(value))));
             let finished = self.finished_after(at);
             held.retain(|value| !finished.contains(value));
             let has_chunks = self.frames(0) > 1;
@@ -126,28 +155,29 @@ impl StagedPlan {
                 let areas = self.areas(at, tile);
                 let cached = |step: usize| {
                     let (step_spec, area) = (&spec.steps[step], areas.wanted[step - stage.steps.start]);
-                    step_spec.kept_frames * channels[step].next_multiple_of(CHANNEL_BLOCK) * area[0].length * area[1].length
+                    product(&[step_spec.kept_frames, channels[step].next_multiple_of(CHANNEL_BLOCK), area[0].length, area[1].length])
                 };
-                let cache: usize = if has_chunks { stage.steps.clone().map(cached).sum() } else { 0 };
-                spec.peak_of_stage(stage, &areas, &at_once) + cache as u64
+                let cache = if has_chunks { sum(stage.steps.clone().map(cached)) } else { 0 };
+                spec.peak_of_stage(stage, &areas, &at_once, reading).saturating_add(cache)
             };
             if let Some(crops) = self.crops(at) {
                 let (all, areas) = self.as_crop(at, &crops);
-                memory.whole = memory.whole.max(crops.count() as u64 * spec.peak_of_stage(&all, &areas, &at_once));
+                memory.whole = memory.whole.max((crops.count() as u64).saturating_mul(spec.peak_of_stage(&all, &areas, &at_once, reading)));
             }
             let largest = self.largest_tiles(at).into_iter().map(of_tile).max().unwrap_or(0);
             let kind = if stage.is_whole { &mut memory.whole } else { &mut memory.tile };
             *kind = (*kind).max(largest);
         }
         let batch = batch as u64;
-        StagedMemory { stored: memory.stored * batch, tile: memory.tile * batch, whole: memory.whole * batch }
+        let of_all = |values: u64| values.saturating_mul(batch);
+        StagedMemory { stored: of_all(memory.stored), tile: of_all(memory.tile), whole: of_all(memory.whole) }
     }
 
     /// Values that a run of all steps on the whole holds at its peak.
-    pub fn whole_values(spec: &CoderSpec, [frames, height, width]: [usize; 3], batch: usize, per_chunk: usize) -> u64 {
+    pub fn whole_values(spec: &CoderSpec, [frames, height, width]: [usize; 3], batch: usize, per_chunk: usize, reading: Reading) -> u64 {
         let cell = |length: usize| vec![tiling::Span { start: 0, length }];
         let Some(plan) = Self::of_whole(spec, [frames, height, width], [cell(height), cell(width)]) else { return u64::MAX };
-        let memory = plan.memory(batch, per_chunk);
+        let memory = plan.memory(batch, per_chunk, reading);
         memory.whole.max(memory.tile)
     }
 }

@@ -23,7 +23,7 @@ mod store;
 
 pub use cache::FrameCache;
 pub use layer::{Coder, Layer, Projections, PxMap};
-pub use memory::StagedMemory;
+pub use memory::{Reading, StagedMemory};
 pub use plan::StagedPlan;
 pub use run::Value;
 pub use sampling::{Crops, SampleOp, SampleShared};

@@ -86,10 +86,10 @@ impl StagedPlan {
     }
 
     /// Multiply-adds of the crops of a stage.
-    fn crop_multiply_adds(&self, stage: usize) -> u64 {
-        let Some(crops) = self.crops(stage) else { return 0 };
+    fn crop_multiply_adds(&self, stage: usize) -> f64 {
+        let Some(crops) = self.crops(stage) else { return 0.0 };
         let (all, areas) = self.as_crop(stage, &crops);
-        crops.count() as u64 * self.spec.stage_multiply_adds(&all, &areas, self.frames[0])
+        crops.count() as f64 * self.spec.stage_multiply_adds(&all, &areas, self.frames[0])
     }
 
     /// A stage on one crop, as a picture of its own.
@@ -222,7 +222,7 @@ impl StagedPlan {
     }
 
     /// Multiply-adds of all tiles of a stage.
-    pub fn stage_multiply_adds(&self, stage: usize) -> u64 {
+    pub fn stage_multiply_adds(&self, stage: usize) -> f64 {
         if self.stages[stage].is_whole {
             return self.spec.stage_multiply_adds(&self.stages[stage], &self.areas(stage, 0), self.frames[0]);
         }
@@ -245,7 +245,7 @@ impl StagedPlan {
 
     /// Multiply-adds of the run over those of the whole as one.
     pub fn work_ratio(&self) -> f64 {
-        let staged: u64 = (0..self.stages.len()).map(|stage| self.stage_multiply_adds(stage) + self.crop_multiply_adds(stage)).sum();
-        staged as f64 / self.spec.multiply_adds([self.frames[0], self.sizes[0][0], self.sizes[0][1]]).max(1) as f64
+        let staged: f64 = (0..self.stages.len()).map(|stage| self.stage_multiply_adds(stage) + self.crop_multiply_adds(stage)).sum();
+        staged / self.spec.multiply_adds([self.frames[0], self.sizes[0][0], self.sizes[0][1]]).max(1.0)
     }
 }

@@ -1,6 +1,6 @@
 use serde::Serialize;
 
-use super::step::{Flow, Step, Support};
+use super::step::{Step, Support};
 use crate::CHANNEL_BLOCK;
 
 /// A [`Coder`](super::Coder) without weights.
@@ -54,24 +54,10 @@ impl CoderSpec {
     }
 
     /// Multiply-adds of a run over the whole.
-    pub fn multiply_adds(&self, [frames, height, width]: [usize; 3]) -> u64 {
+    pub fn multiply_adds(&self, [frames, height, width]: [usize; 3]) -> f64 {
         let (sizes, frames) = (self.sizes([height, width]), self.frames(frames));
-        let mut kept = Vec::new();
-        let mut total = 0;
-        for (at, step) in self.steps.iter().enumerate() {
-            let px = (sizes[at + 1][0] * sizes[at + 1][1]) as u64;
-            let frames = frames[at + 1] as u64;
-            total += frames * (px * step.multiply_adds + px * px * step.multiply_adds_per_pair);
-            match &step.flow {
-                Flow::Branch => kept.push(at),
-                Flow::Add(shortcut) => {
-                    kept.pop();
-                    total += shortcut.as_ref().map_or(0, |shortcut| frames * px * shortcut.multiply_adds);
-                }
-                Flow::Straight | Flow::GroupNorm(_) => {}
-            }
-        }
-        total
+        let of_step = |(at, step): (usize, &Step)| step.total_multiply_adds(sizes[at + 1], frames[at + 1]);
+        self.steps.iter().enumerate().map(of_step).sum()
     }
 
     /// Values of earlier frames that a run keeps between chunks of frames, in a picture of `size`. Channels count in whole blocks.

@@ -165,17 +165,9 @@ impl CoderSpec {
     }
 
     /// Multiply-adds of a stage for one tile and all frames of a clip that begins with `frames`.
-    pub fn stage_multiply_adds(&self, stage: &Stage, areas: &StageAreas, frames: usize) -> u64 {
+    pub(super) fn stage_multiply_adds(&self, stage: &Stage, areas: &StageAreas, frames: usize) -> f64 {
         let frames = self.frames(frames);
-        let px = |[rows, columns]: Area| (rows.length * columns.length) as u64;
-        let of_step = |(step, at): (usize, usize)| {
-            let (step, px, frames) = (&self.steps[at], px(areas.wanted[step + 1]), frames[at + 1] as u64);
-            let shortcut = match &step.flow {
-                Flow::Add(Some(shortcut)) => shortcut.multiply_adds,
-                _ => 0,
-            };
-            frames * (px * (step.multiply_adds + shortcut) + px * px * step.multiply_adds_per_pair)
-        };
+        let of_step = |(step, at): (usize, usize)| self.steps[at].total_multiply_adds(areas.wanted[step + 1].map(|span| span.length), frames[at + 1]);
         stage.steps.clone().enumerate().map(of_step).sum()
     }
 }

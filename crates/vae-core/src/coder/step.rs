@@ -82,6 +82,16 @@ impl Step {
             flow: Flow::Straight,
         }
     }
+
+    /// Multiply-adds for an output of a height, a width and a number of frames.
+    pub(super) fn total_multiply_adds(&self, [height, width]: [usize; 2], frames: usize) -> f64 {
+        let px = height as f64 * width as f64;
+        let shortcut = match &self.flow {
+            Flow::Add(Some(shortcut)) => shortcut.multiply_adds,
+            _ => 0,
+        };
+        frames as f64 * px * ((self.multiply_adds + shortcut) as f64 + px * self.multiply_adds_per_pair as f64)
+    }
 }
 
 impl FrameChange {
