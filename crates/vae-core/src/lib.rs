@@ -24,6 +24,7 @@ mod registry;
 #[cfg(feature = "remote")]
 mod remote_server;
 mod spec;
+pub mod staged;
 pub mod tensor_file;
 #[cfg(feature = "testing")]
 pub mod testing;

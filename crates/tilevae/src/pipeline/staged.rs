@@ -5,8 +5,9 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use parallel::{Done, Event, ExecError, Executor, Job, Progress, RunStats, Stop, Worker};
 use tiling::{BoxError, Canvas, Cascade, Compositor, Geometry, HostTensor, Party, Region, Scale, Sink, Span, TileOp, TilePlan, TileSource, guard};
-use vae_core::coder::{Crops, FeatureStore, MomentsSink, SampleOp, SampleShared, StageOp, StageShared, StagedPlan};
+use vae_core::coder::{Crops, StagedPlan};
 use vae_core::operators::GroupMoments;
+use vae_core::staged::{FeatureStore, MomentsSink, SampleOp, SampleShared, StageOp, StageShared};
 use vae_core::{Context, MathMode, Vae};
 
 use super::replicas::Replica;

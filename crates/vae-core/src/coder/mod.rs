@@ -10,25 +10,21 @@
 //! ```
 
 mod cache;
+mod crops;
 mod layer;
 mod memory;
 mod plan;
 mod run;
-mod sampling;
 mod spec;
 mod stage;
-mod stage_op;
 mod step;
-mod store;
 
 pub use cache::FrameCache;
+pub use crops::Crops;
 pub use layer::{Coder, Layer, Projections, PxMap};
 pub use memory::{Reading, StagedMemory};
 pub use plan::StagedPlan;
 pub use run::Value;
-pub use sampling::{Crops, SampleOp, SampleShared};
 pub use spec::CoderSpec;
 pub use stage::{Area, Stage, StageAreas};
-pub use stage_op::{MomentsSink, StageOp, StageShared};
 pub use step::{Flow, FrameChange, Step, Support};
-pub use store::FeatureStore;

@@ -2,7 +2,7 @@ use std::ops::Range;
 
 use tiling::{FrameScale, Region, Scale, Span};
 
-use super::sampling::Crops;
+use super::crops::Crops;
 use super::spec::CoderSpec;
 use super::stage::{Area, Stage, StageAreas};
 use super::step::{Flow, FrameChange, Step, Support};
@@ -80,8 +80,18 @@ impl StagedPlan {
         (has_norms && !is_whole && !is_given).then(|| Crops::new(latents))
     }
 
+    /// The regions of the input that the crops of the first stage read.
+    pub fn crop_regions(&self, crops: &Crops) -> Vec<Region> {
+        let scale = self.scale(0);
+        let region = |&[rows, columns]: &Area| Region {
+            start: [0, rows.start * scale, columns.start * scale],
+            size: [self.frames(0), rows.length * scale, columns.length * scale],
+        };
+        crops.windows.iter().map(region).collect()
+    }
+
     /// Px of a value in a latent px.
-    pub(super) fn scale(&self, value: usize) -> usize {
+    pub(crate) fn scale(&self, value: usize) -> usize {
         self.scales[value]
     }
 
@@ -93,7 +103,7 @@ impl StagedPlan {
     }
 
     /// A stage on one crop, as a picture of its own.
-    pub(super) fn as_crop(&self, stage: usize, crops: &Crops) -> (Stage, StageAreas) {
+    pub(crate) fn as_crop(&self, stage: usize, crops: &Crops) -> (Stage, StageAreas) {
         let steps = self.stages[stage].steps.clone();
         let sizes = self.spec.sizes_from(steps.start, crops.size().map(|side| side * self.scales[steps.start]));
         let whole = |value: usize| sizes[value - steps.start].map(|length| Span { start: 0, length });

@@ -105,7 +105,7 @@ impl<'a> Coder<'a> {
     }
 
     /// The same with moments from the step of a norm and its input.
-    pub(super) fn run_steps(
+    pub(crate) fn run_steps(
         &self,
         stage: &Stage,
         areas: &StageAreas,

@@ -6,12 +6,9 @@ use burn::tensor::{DType, Tensor, TensorData};
 use kernels::{GroupMoments as HostMoments, Moments};
 use tiling::{BoxError, DevicePiece, Geometry, HostTensor, Scale, Sink, Stop, TileOp, TileRun};
 
-use super::cache::FrameCache;
-use super::layer::Coder;
-use super::plan::StagedPlan;
-use super::run::Value;
 use super::store::FeatureStore;
 use crate::answer::Answer;
+use crate::coder::{Coder, FrameCache, StagedPlan, Value};
 use crate::operators::GroupMoments;
 use crate::{Context, Vae};
 

@@ -5,9 +5,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use tiling::{BoxError, ScratchError, ScratchFile, Span};
 
-use super::stage::Area;
 #[cfg(feature = "flex")]
 use crate::CHANNEL_BLOCK;
+use crate::coder::Area;
 use crate::layers::Features;
 use crate::{Context, backends};
 

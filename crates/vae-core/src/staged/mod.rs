@@ -1,0 +1,9 @@
+//! Runs in stages, as operations on tiles: features stay in a store, and what is known of the whole picture passes from one stage to the next.
+
+mod sample_op;
+mod stage_op;
+mod store;
+
+pub use sample_op::{SampleOp, SampleShared};
+pub use stage_op::{MomentsSink, StageOp, StageShared};
+pub use store::FeatureStore;
