@@ -30,6 +30,13 @@ fn with_margin(bytes: u64) -> u64 {
     (bytes as f64 * MARGIN) as u64
 }
 
+/// Most of the free memory.
+fn free_memory() -> u64 {
+    let mut system = sysinfo::System::new();
+    system.refresh_memory();
+    (system.available_memory() as f64 * AUTO_SHARE) as u64
+}
+
 /// Sides of tiles that are tried, in latent px.
 const SIDES: [usize; 14] = [256, 192, 128, 112, 96, 80, 64, 56, 48, 40, 32, 24, 16, 8];
 
@@ -122,8 +129,11 @@ impl MemoryPlanner<'_> {
         };
         let Some(memory) = kind.memory_mib else {
             let candidate = self.candidate(grid, kind.norm == NormMoments::Sampled)?;
-            let (peak, stored) = (candidate.needed.saturating_add(candidate.stored), candidate.stored);
-            let memory = MemoryPlan { budget: None, peak, stored, scratch: 0, next: None };
+            // What does not fit into the free memory goes to the scratch file.
+            let room = if self.is_on_cpu() { free_memory().saturating_sub(candidate.needed) } else { u64::MAX };
+            let stored = candidate.stored.min(room);
+            let peak = candidate.needed.saturating_add(stored);
+            let memory = MemoryPlan { budget: None, peak, stored, scratch: candidate.stored - stored, next: None };
             return Ok(Division { tiles: candidate.tiles, staged: candidate.staged, memory });
         };
         let budget = self.budget(memory)?;
@@ -181,11 +191,7 @@ impl MemoryPlanner<'_> {
     fn budget(&self, memory: MemoryBudget) -> Result<u64, Error> {
         match memory {
             MemoryBudget::Mib(mib) => Ok((mib.get() as u64).saturating_mul(MIB)),
-            MemoryBudget::Auto if self.is_on_cpu() => {
-                let mut system = sysinfo::System::new();
-                system.refresh_memory();
-                Ok((system.available_memory() as f64 * AUTO_SHARE) as u64)
-            }
+            MemoryBudget::Auto if self.is_on_cpu() => Ok(free_memory()),
             MemoryBudget::Auto => {
                 let message = "the free memory of GPUs and remote devices is not known; give a number".to_owned();
                 Err(Error::ConfigValue { key: "tiling.memory_mib".to_owned(), message })

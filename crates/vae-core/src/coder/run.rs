@@ -12,6 +12,7 @@ use crate::operators::{Convolution, GroupMoments, TemporalWindow};
 use crate::{Context, FrameStream, VaeError};
 
 /// What layers pass on, as the last of them left it.
+#[allow(clippy::large_enum_variant, reason = "few exist at a time; how large a tensor is depends on the backends")]
 #[derive(Debug, Clone)]
 pub enum Value {
     /// `[b, c, t, h, w]`.
