@@ -9,6 +9,10 @@ use crate::watch::Watch;
 pub(crate) fn verify(common: &Common, args: &Verify) -> anyhow::Result<()> {
     let config = super::configuration(common)?;
     let mut files = super::run::files(common, &config, std::slice::from_ref(&args.input));
+    // Before the output, which must not replace it.
+    if let Some(against) = &args.against {
+        files.read("--against", against);
+    }
     let output = match &args.output {
         Some(path) => Some(super::run::named(&mut files, path, Output::samples(path, args.output_format))?),
         None => None,

@@ -56,6 +56,10 @@ fn what_cannot_be_compared_is_refused() {
     assert!(refused(2, &["verify", LATENTS, "--against", &small]).contains("the decode gives"));
     assert!(refused(2, &["verify", "examples/images/chelsea.png", "--against", "examples/images/chelsea.png"]).contains("the input is encoded"));
     assert!(refused(2, &["verify", LATENTS, "-o", LATENTS]).contains("would"));
+    // Nor is the reference replaced.
+    let before = std::fs::read(&small).unwrap();
+    assert!(refused(2, &["verify", LATENTS, "--against", &small, "-o", &small]).contains("would"));
+    assert_eq!(std::fs::read(&small).unwrap(), before);
     assert!(refused(2, &["verify", LATENTS, "--set", "tiling={kind=\"seamless\",memory_mib=10}"]).contains("at least"));
     assert!(refused(2, &["verify", LATENTS, "--set", "tiling={kind=\"seamless\",memory_mib=\"lots\"}"]).contains("whole number of MiB"));
     assert!(refused(2, &["verify", LATENTS, "--set", "tiling={kind=\"seamless\",norm=\"local\"}"]).contains("sampled"));

@@ -91,7 +91,6 @@ impl VerifyJob {
                 if direction == Direction::Encode {
                     return Err(IoError::AgainstLatents { path: path.to_owned() }.into());
                 }
-                files.read("--against", path);
                 let samples = Samples::read(&[path.to_owned()], spec, io)?;
                 let [_, _, frames, height, width] = samples.source().shape();
                 let whole = tiling::Region { start: [0; 3], size: [frames, height, width] };
@@ -148,7 +147,8 @@ impl VerifyJob {
         let mut comparison = Comparison::default();
         comparison.add(&got, &expected);
         let difference = difference(&got, &expected);
-        let max_difference = difference.data().iter().fold(0.0, |most: f32, value| most.max(value.abs()));
+        let max_difference =
+            difference.data().iter().fold(0.0, |most: f32, value| if most.is_nan() || value.is_nan() { f32::NAN } else { most.max(value.abs()) });
         let borders = [&self.plan.tiles.rows, &self.plan.tiles.columns].map(|spans| {
             let inner = spans.windows(2).flat_map(|pair| [pair[1].start, pair[0].end()]);
             inner.collect::<std::collections::BTreeSet<usize>>()
