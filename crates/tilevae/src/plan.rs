@@ -95,7 +95,8 @@ pub struct RunPlan {
     /// `[batch, channels, frames, height, width]` of what the model gives: samples, or the moments of an encode (latents, where the encoder gives no
     /// moments).
     pub output_shape: [usize; 5],
-    /// Input px of all tiles divided by those of the input: 1 without overlaps.
+    /// Input px of all tiles divided by those of the input: 1 without overlaps. Of seamless tiles, the multiply-adds of all stages, crops included, divided by those
+    /// of the whole.
     pub work_ratio: f64,
     /// Tiles that lie wholly inside a neighbour.
     pub redundant_tiles: usize,

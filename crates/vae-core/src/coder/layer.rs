@@ -25,7 +25,8 @@ pub enum Layer<'a> {
     Linear(&'a Linear),
     /// A convolution of each frame by itself, whose kernel has one frame.
     Conv3d(&'a Conv3d),
-    /// A convolution of each frame with those before it, of which it keeps the last from chunk to chunk (diffusers, `WanCausalConv3d`).
+    /// A convolution of each frame with those before it, of which it keeps the last from chunk to chunk (diffusers, `WanCausalConv3d`). Its kernel is larger than
+    /// one px.
     CausalConv3d(&'a Conv3d),
     /// A group norm, then an activation.
     GroupNorm(&'a GroupNorm, Activation),
@@ -44,7 +45,7 @@ pub enum Layer<'a> {
     Map(Box<dyn PxMap + 'a>),
     /// Keeps the features for the [`Add`](Self::Add) that belongs to it.
     Branch,
-    /// Adds what the last open branch kept, after the layer of a shortcut if it has one.
+    /// Adds what the last open branch kept, after the layer of a shortcut if it has one: a map of each px without memory, or a [`Map`](Self::Map).
     Add(Option<Box<Layer<'a>>>),
 }
 
