@@ -1,5 +1,7 @@
+use std::ops::Range;
+
 use pulp::{Simd, WithSimd};
-use rayon::iter::{IndexedParallelIterator, IntoParallelIterator, ParallelIterator};
+use rayon::iter::{IndexedParallelIterator, ParallelIterator};
 use rayon::slice::ParallelSliceMut;
 
 use crate::groups::TILES;
@@ -10,8 +12,11 @@ use crate::memory::{Buffer, Scratch, SharedBuffers};
 use crate::products::{Depth, Operands, multiply};
 use crate::vectors::dispatch;
 
-/// Groups of `TILES` queries in a task, which holds their scores for all keys.
+/// Groups of `TILES` queries in a task.
 const GROUPS: usize = 4;
+
+/// Keys whose scores a task holds at once.
+const MOST_KEYS: usize = 2048;
 
 /// Scaled dot-product attention with one head: `softmax(Q K' / sqrt(channels)) V`, where each px is a token. Zeros if there are no keys or no channels.
 ///
@@ -23,38 +28,95 @@ const GROUPS: usize = 4;
 /// When the shapes do not fit.
 #[must_use]
 pub fn attend(queries: &BlockedImage, keys: &BlockedImage, values: &BlockedImage) -> BlockedImage {
-    assert!(queries.channels() == keys.channels() && keys.area() == values.area(), "shapes of queries, keys and values");
-    let [area, blocks_out] = [queries.area(), values.blocks()];
-    let workspace = queries.workspace();
-    if area * keys.area() * keys.channels() == 0 {
-        return BlockedImage::zeros(values.channels(), queries.size(), workspace);
-    }
-    let output = SharedBuffers::uninitialised(1, area * blocks_out, workspace);
-    let transposed_keys = transposed(keys);
-    let attention = Attention { queries, values, keys: &transposed_keys, output: &output };
-    let tasks = (0..area.div_ceil(GROUPS * TILES)).into_par_iter();
-    tasks.for_each_init(
-        || workspace.scratch(),
-        |scratch, task| {
-            workspace.check();
-            dispatch(Task { attention: &attention, first: task * GROUPS * TILES, scratch });
-        },
-    );
-    // SAFETY: the tasks write every px of every block.
-    #[expect(unsafe_code, reason = "the output is not cleared before it is written")]
-    let mut lanes = unsafe { output.into_vecs() };
-    BlockedImage::from_lanes(lanes.remove(0), values.channels(), queries.size(), workspace)
+    let mut attention = Attention::new(queries.clone(), values.channels());
+    attention.add(keys, values);
+    attention.finish()
 }
 
-/// `[px / 16, channels, 16 px]`, padded with zeros.
-fn transposed(image: &BlockedImage) -> Buffer {
+/// [`attend`] over keys and values that come part by part: the sums of earlier parts are scaled as the largest score grows (M. Milakov, N. Gimelshein: Online
+/// normalizer calculation for softmax). The output depends on the order of the parts as sums of floats do.
+#[derive(Debug)]
+pub struct Attention {
+    queries: BlockedImage,
+    channels: usize,
+    /// Sums of values, weighted by the exponentials of scores: block by block of channels.
+    sums: Vec<Lanes>,
+    /// For each query the largest score, and the sum of the exponentials of the differences from it.
+    softmax: Vec<[f32; 2]>,
+}
+
+impl Attention {
+    /// The attention of these queries over values with so many channels.
+    #[must_use]
+    pub fn new(queries: BlockedImage, channels: usize) -> Self {
+        let count = queries.area() * channels.div_ceil(LANES);
+        let mut sums = queries.workspace().allocate(count);
+        sums.resize(count, Lanes::ZERO);
+        let softmax = vec![[f32::NEG_INFINITY, 0.0]; queries.area()];
+        Self { queries, channels, sums, softmax }
+    }
+
+    /// Adds keys and their values.
+    ///
+    /// # Panics
+    /// When the shapes do not fit.
+    pub fn add(&mut self, keys: &BlockedImage, values: &BlockedImage) {
+        let Self { queries, channels, .. } = self;
+        assert!(queries.channels() == keys.channels() && values.channels() == *channels && keys.area() == values.area(), "queries, keys and values");
+        let workspace = queries.workspace().clone();
+        if queries.area() * queries.channels() == 0 {
+            return;
+        }
+        let mut transposed = Buffer::new(Vec::new(), workspace.clone());
+        for first in (0..keys.area()).step_by(MOST_KEYS) {
+            let px = first..(first + MOST_KEYS).min(keys.area());
+            transposed = transpose(keys, px.clone(), transposed);
+            let sums = SharedBuffers::initialised(vec![std::mem::take(&mut self.sums)]);
+            let part = Part { queries: &self.queries, keys: &transposed, values, px, sums: &sums };
+            self.softmax.par_chunks_mut(GROUPS * TILES).enumerate().for_each_init(
+                || workspace.scratch(),
+                |scratch, (task, softmax)| {
+                    workspace.check();
+                    dispatch(Task { part: &part, first: task * GROUPS * TILES, softmax, scratch });
+                },
+            );
+            // SAFETY: all values were initialised before.
+            #[expect(unsafe_code, reason = "see `SharedBuffers::into_vecs`")]
+            let mut lanes = unsafe { sums.into_vecs() };
+            self.sums = lanes.swap_remove(0);
+        }
+    }
+
+    /// The output for all keys that were added.
+    #[must_use]
+    pub fn finish(self) -> BlockedImage {
+        let Self { queries, channels, mut sums, softmax } = self;
+        sums.par_chunks_mut(queries.area().max(1)).for_each(|px| {
+            for (px, [_, sum]) in px.iter_mut().zip(&softmax) {
+                let factor = if *sum == 0.0 { 0.0 } else { 1.0 / sum };
+                for value in &mut px.0 {
+                    *value *= factor;
+                }
+            }
+        });
+        BlockedImage::from_lanes(sums, channels, queries.size(), queries.workspace())
+    }
+}
+
+/// Px of an image as `[px / 16, channels, 16 px]`, padded with zeros, in the memory of `buffer`.
+fn transpose(image: &BlockedImage, px: Range<usize>, buffer: Buffer) -> Buffer {
     let per_group = image.blocks() * LANES;
-    let groups = image.area().div_ceil(LANES);
-    let mut transposed = image.workspace().allocate(groups * per_group);
+    let groups = px.len().div_ceil(LANES);
+    let workspace = buffer.workspace().clone();
+    let mut transposed = buffer.into_lanes();
+    if transposed.capacity() < groups * per_group {
+        transposed = workspace.allocate(groups * per_group);
+    }
+    transposed.clear();
     transposed.resize(groups * per_group, Lanes::ZERO);
     transposed.par_chunks_mut(per_group).enumerate().for_each(|(group, transposed)| {
         for (block, transposed) in transposed.chunks_mut(LANES).enumerate() {
-            let px = &image.block(block)[group * LANES..];
+            let px = &image.block(block)[px.clone()][group * LANES..];
             for (lane, px) in px.iter().take(LANES).enumerate() {
                 for (transposed, &value) in transposed.iter_mut().zip(&px.0) {
                     transposed.0[lane] = value;
@@ -62,21 +124,25 @@ fn transposed(image: &BlockedImage) -> Buffer {
             }
         }
     });
-    Buffer::new(transposed, image.workspace().clone())
+    Buffer::new(transposed, workspace)
 }
 
-struct Attention<'a> {
+/// Some keys, for all queries.
+struct Part<'a> {
     queries: &'a BlockedImage,
-    values: &'a BlockedImage,
     /// Transposed.
     keys: &'a [Lanes],
-    output: &'a SharedBuffers<Lanes>,
+    /// Their values are among these.
+    values: &'a BlockedImage,
+    px: Range<usize>,
+    sums: &'a SharedBuffers<Lanes>,
 }
 
 /// Up to `GROUPS * TILES` queries, from the index `first` on.
 struct Task<'a, 's> {
-    attention: &'a Attention<'a>,
+    part: &'a Part<'a>,
     first: usize,
+    softmax: &'s mut [[f32; 2]],
     scratch: &'s mut Scratch,
 }
 
@@ -85,11 +151,10 @@ impl WithSimd for Task<'_, '_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Attention { queries, values, keys, output } = *self.attention;
+        let Part { queries, keys, values, px, sums: output } = self.part;
         let area = queries.area();
-        let count = (area - self.first).min(GROUPS * TILES);
-        let groups = count.div_ceil(TILES);
-        let key_groups = values.area().div_ceil(LANES);
+        let groups = self.softmax.len().div_ceil(TILES);
+        let key_groups = px.len().div_ceil(LANES);
         let (per_queries, per_scores) = (queries.blocks() * TILES, key_groups * TILES);
         let needed = groups * (per_queries + per_scores);
         let (packed, scores) = self.scratch.lanes(needed).split_at_mut(groups * per_queries);
@@ -112,30 +177,26 @@ impl WithSimd for Task<'_, '_> {
         }
         let scale = 1.0 / (queries.channels() as f32).sqrt();
         let mut factors = [[0.0; TILES]; GROUPS];
-        for (scores, factors) in scores.chunks_mut(per_scores).zip(&mut factors) {
+        for (group, (scores, factors)) in scores.chunks_mut(per_scores).zip(&mut factors).enumerate() {
             for (tile, factor) in factors.iter_mut().enumerate() {
-                *factor = exponentiate(scores, tile, values.area(), scale);
+                let mut padding = [f32::NEG_INFINITY, 0.0];
+                *factor = exponentiate(scores, tile, px.len(), scale, self.softmax.get_mut(group * TILES + tile).unwrap_or(&mut padding));
             }
         }
-        let depth = Depth::new(values.area());
+        let depth = Depth::new(px.len());
         let mut sums = [Lanes::ZERO; 2 * TILES];
         for pair in (0..values.blocks()).step_by(2) {
             let blocks = (values.blocks() - pair).min(2);
-            let kernels = [pair, pair + blocks - 1].map(|block| values.block(block));
+            let kernels = [pair, pair + blocks - 1].map(|block| &values.block(block)[px.clone()]);
             for (group, (scores, factors)) in scores.chunks(per_scores).zip(&factors).enumerate() {
                 multiply(simd, &[Operands { kernels, values: scores }], depth, &mut sums[..blocks * TILES]);
                 let first = self.first + group * TILES;
                 for (at, sums) in sums.chunks_mut(TILES).take(blocks).enumerate() {
                     let sums = &mut sums[..TILES.min(area - first)];
-                    for (px, factor) in sums.iter_mut().zip(factors) {
-                        for value in &mut px.0 {
-                            *value *= factor;
-                        }
-                    }
-                    // SAFETY: no other task writes these queries.
-                    #[expect(unsafe_code, reason = "see `SharedBuffers::write`")]
+                    // SAFETY: no other task writes these queries, whose sums are initialised.
+                    #[expect(unsafe_code, reason = "see `SharedBuffers::add_to_scaled`")]
                     unsafe {
-                        output.write(0, (pair + at) * area + first, sums, false);
+                        output.add_to_scaled((pair + at) * area + first, sums, factors);
                     }
                 }
             }
@@ -143,15 +204,15 @@ impl WithSimd for Task<'_, '_> {
     }
 }
 
-/// The numerators of the softmax over the scores of one query, in place: the exponentials of the differences from the maximum. Returns the inverse of their
-/// sum.
+/// The numerators of the softmax over the scores of one query, in place: the exponentials of the differences from the largest score so far. Updates that and the
+/// sum of all exponentials, and returns what the sums of earlier ones are to be multiplied by.
 #[inline(always)]
-fn exponentiate(scores: &mut [Lanes], tile: usize, keys: usize, scale: f32) -> f32 {
+fn exponentiate(scores: &mut [Lanes], tile: usize, keys: usize, scale: f32, [largest, all]: &mut [f32; 2]) -> f32 {
     let rest = (keys + LANES - 1) % LANES + 1;
     let last = scores.len() - TILES + tile;
     // Lanes beyond the last key.
     scores[last].0[rest..].fill(f32::NEG_INFINITY);
-    let mut maximum = [f32::NEG_INFINITY; LANES];
+    let mut maximum = [*largest; LANES];
     for px in scores.iter().skip(tile).step_by(TILES) {
         for (maximum, &value) in maximum.iter_mut().zip(&px.0) {
             *maximum = if value > *maximum { value } else { *maximum };
@@ -169,7 +230,11 @@ fn exponentiate(scores: &mut [Lanes], tile: usize, keys: usize, scale: f32) -> f
         *sum -= *value;
         *value = 0.0;
     }
-    1.0 / sum_of(&sum)
+    // Nothing before the first part.
+    let factor = if *largest == f32::NEG_INFINITY { 0.0 } else { exp((*largest - maximum) * scale) };
+    *all = all.mul_add(factor, sum_of(&sum));
+    *largest = maximum;
+    factor
 }
 
 #[cfg(test)]
@@ -180,7 +245,7 @@ mod tests {
 
     #[test]
     fn attention_equals_its_definition() {
-        let cases: &[_] = if cfg!(miri) { &[(3, [1, 1]), (17, [3, 3])] } else { &[(3, [1, 1]), (20, [5, 7]), (40, [9, 11]), (16, [4, 8])] };
+        let cases: &[_] = if cfg!(miri) { &[(3, [1, 1]), (17, [3, 3])] } else { &[(3, [1, 1]), (20, [5, 7]), (40, [9, 11]), (16, [4, 8]), (5, [3, 800])] };
         for &(channels, size) in cases {
             let area = size[0] * size[1];
             let values = |step: f32| (0..channels * area).map(|at| (at as f32 * step).sin() * 3.0).collect::<Vec<f32>>();
@@ -192,6 +257,15 @@ mod tests {
                 got
             });
             assert!(answers.iter().all(|answer| *answer == answers[0]), "{channels} {size:?}");
+            // The rows of keys one after the other, the last first.
+            let mut attention = Attention::new(image(&q), channels);
+            for row in (0..size[0]).rev() {
+                let part = |values: &[f32]| image(values).cropped([row, 0], [1, size[1]]);
+                attention.add(&part(&k), &part(&v));
+            }
+            let mut in_parts = vec![0.0; channels * area];
+            attention.finish().to_planes(&mut in_parts, area);
+            assert!(in_parts.iter().zip(&answers[0]).all(|(a, b)| (a - b).abs() < 1e-5), "{channels} {size:?}");
             for query in 0..area {
                 let score = |key: usize| {
                     let at = |values: &[f32], channel: usize, px: usize| f64::from(values[channel * area + px]);

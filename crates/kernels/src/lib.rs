@@ -5,7 +5,7 @@
 //! A [`BlockedImage`] stores 16 channels of a px next to one another, so that everything here works on vectors of channels as they are stored. The data of a
 //! layer takes one path: an [`Input`] is an image with a [`Prologue`] (norm, activation, upsampling), which a [`Convolution`] applies while it reads; the
 //! convolution writes its output, optionally onto a residual, and collects the [`Statistics`] that the next norm is made from. So none of these operations
-//! needs a pass over memory of its own. [`attend`] takes whole images.
+//! needs a pass over memory of its own. [`attend`] takes whole images, [`Attention`] keys and values part by part.
 //!
 //! A group norm has two steps. [`GroupMoments`] are computed from an image, and can be merged with those of other tiles; [`Norm::group_norm`] makes a norm
 //! from them.
@@ -52,7 +52,7 @@ mod vectors;
 
 pub use activation::Activation;
 pub use algorithms::{Algorithm, Padding};
-pub use attention::attend;
+pub use attention::{Attention, attend};
 pub use convolution::{Convolution, TemporalWindow};
 pub use group_moments::{GroupMoments, Moments};
 pub use image::{BlockedImage, Part};

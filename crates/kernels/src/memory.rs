@@ -49,6 +49,25 @@ impl SharedBuffers<Lanes> {
     pub(crate) fn uninitialised(count: usize, length: usize, workspace: &Workspace) -> Self {
         Self::new((0..count).map(|_| workspace.allocate(length)).collect(), length)
     }
+
+    /// Multiplies the px of the first buffer from the index `at` on by a factor each, and adds `px`.
+    ///
+    /// # Safety
+    /// No other thread reads or writes the same px at the same time, and those in the buffer are initialised.
+    ///
+    /// # Panics
+    /// When the range reaches beyond the end of the buffer.
+    #[inline(always)]
+    pub(crate) unsafe fn add_to_scaled(&self, at: usize, px: &[Lanes], factors: &[f32]) {
+        assert!(at <= self.length && px.len() <= self.length - at);
+        // SAFETY: the range lies within the buffer, which `self` owns, and no other thread accesses it.
+        let places = unsafe { std::slice::from_raw_parts_mut(self.starts[0].add(at), px.len()) };
+        for ((place, px), &factor) in places.iter_mut().zip(px).zip(factors) {
+            for (place, &value) in place.0.iter_mut().zip(&px.0) {
+                *place = place.mul_add(factor, value);
+            }
+        }
+    }
 }
 
 impl<T: Value> SharedBuffers<T> {

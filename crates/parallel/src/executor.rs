@@ -123,14 +123,16 @@ pub struct Worker {
     pub upcast: Option<Arc<dyn TileOp>>,
     /// A number that all workers of one device share. None of them runs a tile besides another of its device that is silent.
     pub device: Option<usize>,
+    /// How fast it is, as far as is known, in a unit that all workers share. It counts until a tile was measured.
+    pub speed: f64,
     /// Held while a tile is computed. Workers that stand for the same hardware, in several runs or with several operations, share it.
     pub lock: WorkerLock,
 }
 
 impl Worker {
-    /// A worker without a wider dtype, on a device of its own.
+    /// A worker without a wider dtype, on a device of its own, of unknown speed.
     pub fn new(name: impl Into<String>, op: Arc<dyn TileOp>) -> Self {
-        Self { name: name.into(), op, upcast: None, device: None, lock: WorkerLock::default() }
+        Self { name: name.into(), op, upcast: None, device: None, speed: 1.0, lock: WorkerLock::default() }
     }
 
     /// The operation, in a wider dtype where asked for and possible.

@@ -28,7 +28,7 @@ fn seconds<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S
 }
 
 impl RunStats {
-    /// The figures of runs on the same workers that follow each other, as of one.
+    /// The figures of runs on the same workers, or some of them, that follow each other, as of one.
     ///
     /// # Panics
     /// When there is none.
@@ -36,17 +36,28 @@ impl RunStats {
         let mut parts = parts.into_iter();
         let mut all = parts.next().expect("a run");
         for part in parts {
-            for (at, worker) in part.workers.into_iter().enumerate() {
-                match all.workers.get_mut(at) {
+            for worker in part.workers {
+                match all.workers.iter_mut().find(|own| own.name == worker.name) {
                     Some(own) => own.add(worker),
                     None => all.workers.push(worker),
                 }
             }
-            let later = |span: Span| Span { tile: all.tiles + span.tile, start: all.elapsed + span.start, end: all.elapsed + span.end, ..span };
+            let mut place = |name: String| {
+                let known = all.trace.workers.iter().position(|own| *own == name);
+                known.unwrap_or_else(|| {
+                    all.trace.workers.push(name);
+                    all.trace.workers.len() - 1
+                })
+            };
+            let places: Vec<usize> = part.trace.workers.into_iter().map(&mut place).collect();
+            let later = |span: Span| Span {
+                worker: span.worker.map(|worker| places[worker]),
+                tile: all.tiles + span.tile,
+                start: all.elapsed + span.start,
+                end: all.elapsed + span.end,
+                ..span
+            };
             all.trace.spans.extend(part.trace.spans.into_iter().map(later));
-            if part.trace.workers.len() > all.trace.workers.len() {
-                all.trace.workers = part.trace.workers;
-            }
             all.tiles += part.tiles;
             all.frames = part.frames;
             all.upcast_tiles += part.upcast_tiles;

@@ -57,6 +57,11 @@ impl Context {
         self.math_mode
     }
 
+    /// Whether the run is stopped.
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.stop.is_stopped()
+    }
+
     /// Unwinds to [`catch_stop`](Self::catch_stop) once the run is stopped. Layers call it; a family calls it in other long computations. No panic hook runs.
     pub fn check_stop(&self) {
         if self.stop.is_stopped() {

@@ -1,6 +1,6 @@
 use burn::module::Module;
 use burn::tensor::Device;
-use vae_core::coder::{Layer, Projections};
+use vae_core::coder::Layer;
 use vae_core::layers::{Conv2d, GroupNorm, Linear};
 use vae_core::operators::Activation;
 
@@ -54,7 +54,7 @@ impl Resnet {
     pub(crate) fn list<'a>(&'a self, layers: &mut Vec<Layer<'a>>) {
         let shortcut = self.conv_shortcut.as_ref().map(|conv| Box::new(Layer::Conv2d(conv)));
         layers.extend([
-            Layer::Branch,
+            Layer::Branch(None),
             Layer::GroupNorm(&self.norm1, self.activation),
             Layer::Conv2d(&self.conv1),
             Layer::GroupNorm(&self.norm2, self.activation),
@@ -88,9 +88,12 @@ impl Attention {
     /// From `[b, c, 1, h, w]` to the same.
     pub(crate) fn list<'a>(&'a self, layers: &mut Vec<Layer<'a>>) {
         layers.extend([
-            Layer::Branch,
+            Layer::Branch(None),
             Layer::GroupNorm(&self.group_norm, Activation::None),
-            Layer::Attention(Projections::Separate([&self.to_q, &self.to_k, &self.to_v])),
+            Layer::Branch(Some(Layer::Linear(&self.to_k).into())),
+            Layer::Branch(Some(Layer::Linear(&self.to_v).into())),
+            Layer::Linear(&self.to_q),
+            Layer::Attend,
             Layer::Linear(&self.to_out[0]),
             Layer::Add(None),
         ]);

@@ -2,7 +2,7 @@ use std::num::NonZeroUsize;
 
 use burn::module::Module;
 use burn::tensor::Device;
-use vae_core::coder::{Layer, Projections};
+use vae_core::coder::Layer;
 use vae_core::layers::{Conv2d, Conv3d, RmsNorm};
 use vae_core::operators::Activation;
 
@@ -33,7 +33,7 @@ impl Resnet {
     pub(crate) fn list<'a>(&'a self, layers: &mut Vec<Layer<'a>>) {
         let shortcut = self.conv_shortcut.as_ref().map(|conv| Box::new(Layer::Conv3d(conv)));
         layers.extend([
-            Layer::Branch,
+            Layer::Branch(None),
             Layer::RmsNorm(&self.norm1, Activation::Silu),
             Layer::CausalConv3d(&self.conv1),
             Layer::RmsNorm(&self.norm2, Activation::Silu),
@@ -59,10 +59,15 @@ impl Attention {
 
     /// From `[b, c, t, h, w]` to the same.
     pub(crate) fn list<'a>(&'a self, layers: &mut Vec<Layer<'a>>) {
+        // Queries, keys and values.
+        let part = |part: usize| Layer::Conv2dPart(&self.to_qkv, part, 3);
         layers.extend([
-            Layer::Branch,
+            Layer::Branch(None),
             Layer::RmsNorm(&self.norm, Activation::None),
-            Layer::Attention(Projections::Joint(&self.to_qkv)),
+            Layer::Branch(Some(part(1).into())),
+            Layer::Branch(Some(part(2).into())),
+            part(0),
+            Layer::Attend,
             Layer::Conv2d(&self.proj),
             Layer::Add(None),
         ]);
@@ -136,7 +141,7 @@ impl ResidualDownBlock {
     }
 
     fn list<'a>(&'a self, layers: &mut Vec<Layer<'a>>) {
-        layers.push(Layer::Branch);
+        layers.push(Layer::Branch(None));
         self.resnets.iter().for_each(|resnet| resnet.list(layers));
         self.downsampler.iter().for_each(|sampler| sampler.list(layers));
         layers.push(Layer::Add(Some(Box::new(Layer::Map(Box::new(self.shortcut))))));
@@ -190,7 +195,7 @@ impl UpBlock {
 
     /// From `[b, in, t, h, w]` to `[b, out, t', 2 * h, 2 * w]`, or `[b, out, t, h, w]` without an upsampling.
     pub(crate) fn list<'a>(&'a self, layers: &mut Vec<Layer<'a>>) {
-        layers.extend(self.shortcut.map(|_| Layer::Branch));
+        layers.extend(self.shortcut.map(|_| Layer::Branch(None)));
         self.resnets.iter().for_each(|resnet| resnet.list(layers));
         self.upsamplers.iter().chain(&self.upsampler).for_each(|sampler| sampler.list(layers));
         layers.extend(self.shortcut.map(|shortcut| Layer::Add(Some(Box::new(Layer::Map(Box::new(shortcut)))))));

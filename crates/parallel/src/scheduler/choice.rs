@@ -58,11 +58,11 @@ impl Scheduler {
 
     /// The tile that `worker` runs now if every waiting tile goes to the worker that finishes it first; none if all go to others.
     fn planned(&self, worker: usize, waiting: &[usize], now: Duration) -> Option<usize> {
-        let known: Vec<f64> = self.workers.iter().filter_map(|worker| worker.speed).collect();
-        // A worker that was not measured yet counts as fast as the fastest, so that it is tried. While none was, all are equal.
+        let known: Vec<f64> = self.workers.iter().filter_map(|worker| Some(worker.speed? / worker.expected_speed)).collect();
+        // A worker that was not measured yet counts as fast as expected, by the measure of the one that exceeds its own the most, so that it is tried.
         let is_known = !known.is_empty();
-        let fastest = if is_known { known.into_iter().fold(0.0, f64::max) } else { 1.0 };
-        let speed = |other: usize| self.workers[other].speed.unwrap_or(fastest);
+        let unit = if is_known { known.into_iter().fold(0.0, f64::max) } else { 1.0 };
+        let speed = |other: usize| self.workers[other].speed.unwrap_or(unit * self.workers[other].expected_speed);
         let mut free_at: Vec<f64> = (0..self.workers.len())
             .map(|other| {
                 let state = &self.workers[other];

@@ -84,6 +84,8 @@ enum TileProgress {
 struct WorkerState {
     /// Work a second, once measured.
     speed: Option<f64>,
+    /// What was known of its speed before, in some unit.
+    expected_speed: f64,
     running: Vec<Running>,
     /// Batches that were reassigned while the worker was still inside its operation on them.
     abandoned: Vec<Running>,
@@ -151,6 +153,7 @@ impl Scheduler {
     pub(crate) fn new(work: Vec<f64>, class: Vec<usize>, devices: Vec<Option<usize>>, rules: Rules) -> Self {
         let idle = WorkerState {
             speed: None,
+            expected_speed: 1.0,
             running: Vec::new(),
             abandoned: Vec::new(),
             last_finish: Duration::ZERO,
@@ -163,6 +166,14 @@ impl Scheduler {
         let rules = Rules { window: rules.window.max(1), ..rules };
         let (tiles, workers) = (vec![TileState::default(); work.len()], vec![idle; devices.len()]);
         Self { work, devices, class, tiles, workers, finished: 0, unfinished: 0, placed: 0, newest: 0, is_troubled: false, rules }
+    }
+
+    /// The same with what is known of the speed of each worker, in some unit.
+    pub(crate) fn with_expected_speeds(mut self, speeds: impl IntoIterator<Item = f64>) -> Self {
+        for (worker, speed) in self.workers.iter_mut().zip(speeds) {
+            worker.expected_speed = speed;
+        }
+        self
     }
 
     /// What the worker is to do at `now`, besides the tiles that it has.

@@ -1,6 +1,6 @@
 //! Runs in stages: one job of the executor after the other, with features in a store between them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use parallel::{Done, Event, ExecError, Executor, Job, Progress, RunStats, Stop, Worker};
@@ -37,11 +37,12 @@ impl StagedRun<'_> {
         let context = Context::new(self.math_mode, self.stop);
         let stages = self.staged.stages();
         let mut progress = StagedProgress::new(self.staged, progress);
-        let (mut moments, mut is_finite, mut all) = (BTreeMap::new(), true, Vec::new());
+        let (mut moments, mut is_finite, mut crew, mut all) = (BTreeMap::new(), true, Crew::default(), Vec::new());
         for (stage, description) in stages.iter().enumerate() {
             if let Some(crops) = self.staged.crops(stage) {
-                let (sampled, stats) = self.sample(stage, crops, &store, source, &context)?;
+                let (sampled, stats) = self.sample(stage, crops, &store, source, is_finite, &crew, &context)?;
                 moments.extend(sampled);
+                crew.learn(&stats);
                 all.push(stats);
             }
             let is_last = stage + 1 == stages.len();
@@ -49,14 +50,15 @@ impl StagedRun<'_> {
                 plan: self.staged.clone(),
                 stage,
                 store: store.clone(),
+                epoch: store.begin_stage(),
                 moments: std::mem::take(&mut moments),
                 is_decoder: self.plan.direction == Direction::Decode,
                 frames_per_chunk: self.plan.frames_per_chunk,
                 is_single_chunk: self.plan.chunks == 1,
                 eight_bits: self.eight_bits,
             });
-            let workers = self.workers(&shared, &context);
             let tiles = tiles_of(self.staged, stage);
+            let workers = crew.of(self.workers(&shared, &context));
             let filled = Filled { shape: tiles_shape(&tiles, self.plan.input_shape[0]), value: if is_finite { 0.0 } else { f32::NAN } };
             let source = if stage == 0 { source } else { &filled };
             let mut merged = MomentsSink::new(description.moments);
@@ -64,6 +66,7 @@ impl StagedRun<'_> {
             let compositor = Compositor::new(&tiles, &Cascade, target);
             let stats = self.executor.run(Job { plan: &tiles, source, workers: &workers, compositor, stop: self.stop }, &mut progress)?;
             progress.next_stage();
+            crew.learn(&stats);
             all.push(stats);
             let (of_whole, finite) = merged.finish();
             is_finite &= finite;
@@ -71,6 +74,7 @@ impl StagedRun<'_> {
             moments.extend(of_whole.map(|moments| (norm, moments)));
             store.remove(&self.staged.finished_after(stage));
         }
+        store.begin_stage();
         let [host, scratch] = store.peak_bytes();
         tracing::debug!("features between stages took {host} bytes of memory and {scratch} of a scratch file");
         Ok(RunStats::of_parts(all))
@@ -83,6 +87,8 @@ impl StagedRun<'_> {
         crops: Crops,
         store: &Arc<FeatureStore>,
         source: &dyn TileSource,
+        is_finite: bool,
+        crew: &Crew,
         context: &Context,
     ) -> Result<(BTreeMap<usize, GroupMoments>, RunStats), Error> {
         let read = |region: &Region| match guard(Party::Source, || source.read(region)).map_err(ExecError::from)? {
@@ -90,6 +96,7 @@ impl StagedRun<'_> {
             Err(source) => Err(Error::Source { what: self.plan.direction.input_name(), source }),
         };
         let input = (stage == 0).then(|| self.staged.crop_regions(&crops).iter().map(read).collect::<Result<Vec<_>, Error>>()).transpose()?;
+        let is_finite = is_finite && input.iter().flatten().flat_map(HostTensor::data).all(|value| value.is_finite());
         let shared = Arc::new(SampleShared {
             plan: self.staged.clone(),
             stage,
@@ -101,13 +108,18 @@ impl StagedRun<'_> {
         });
         let worker = |slot: &WorkerSlot| {
             let replica = &self.replicas[slot.device];
-            slot.worker_with_all_threads(Arc::new(SampleOp::new(replica.vae.clone(), shared.clone(), context.clone())), None)
+            let op = {
+                let (shared, context) = (shared.clone(), context.clone());
+                move |vae: Arc<dyn Vae>| -> Arc<dyn TileOp> { Arc::new(SampleOp::new(vae, shared.clone(), context.clone())) }
+            };
+            let upcast = self.upcast(replica, Geometry::image(Scale::Up(1)), op.clone());
+            slot.worker_with_all_threads(op(replica.vae.clone()), upcast)
         };
-        let workers: Vec<Worker> = self.worker_slots.iter().map(worker).collect();
+        let workers = crew.of(self.worker_slots.iter().map(worker).collect());
         let px = vec![Span { start: 0, length: 1 }];
         let region = Region { start: [0; 3], size: [1; 3] };
         let tiles = TilePlan::of_cells(Geometry::image(Scale::Up(1)), [1; 3], vec![region], 1, px.clone(), px);
-        let filled = Filled { shape: tiles_shape(&tiles, self.plan.input_shape[0]), value: 0.0 };
+        let filled = Filled { shape: tiles_shape(&tiles, self.plan.input_shape[0]), value: if is_finite { 0.0 } else { f32::NAN } };
         let mut canvas = Canvas::default();
         let compositor = Compositor::new(&tiles, &Cascade, &mut canvas);
         let stats = self.executor.run(Job { plan: &tiles, source: &filled, workers: &workers, compositor, stop: self.stop }, &mut ())?;
@@ -123,16 +135,58 @@ impl StagedRun<'_> {
                 let (shared, context) = (shared.clone(), context.clone());
                 move |vae: Arc<dyn Vae>| -> Arc<dyn TileOp> { Arc::new(StageOp::new(vae, shared.clone(), context.clone())) }
             };
-            let upcast = replica.wide.clone().map(|wide| {
-                let (device, stop, op) = (replica.vae.device(), self.stop.clone(), op.clone());
-                let geometry = Geometry { frames: shared.plan.frame_scale(shared.stage), ..Geometry::image(Scale::Up(1)) };
-                let make = move || Ok(op(wide.on(&device, &stop)?));
-                Arc::new(LazyOp { geometry, frames_per_chunk: shared.frames_per_chunk, make, op: OnceLock::new() }) as Arc<dyn TileOp>
-            });
+            let geometry = Geometry { frames: shared.plan.frame_scale(shared.stage), ..Geometry::image(Scale::Up(1)) };
+            let upcast = self.upcast(replica, geometry, op.clone());
             let op = op(replica.vae.clone());
             if shared.plan.stages()[shared.stage].is_whole { slot.worker_with_all_threads(op, upcast) } else { slot.worker(op, upcast) }
         };
         self.worker_slots.iter().map(worker).collect()
+    }
+
+    /// The operation in a wider dtype, where the replica's may overflow.
+    fn upcast<F>(&self, replica: &Replica, geometry: Geometry, op: F) -> Option<Arc<dyn TileOp>>
+    where
+        F: Fn(Arc<dyn Vae>) -> Arc<dyn TileOp> + Send + Sync + 'static,
+    {
+        replica.wide.clone().map(|wide| {
+            let (device, stop) = (replica.vae.device(), self.stop.clone());
+            let make = move || Ok(op(wide.on(&device, &stop)?));
+            Arc::new(LazyOp { geometry, frames_per_chunk: self.plan.frames_per_chunk, make, op: OnceLock::new() }) as Arc<dyn TileOp>
+        })
+    }
+}
+
+/// What stages tell of the workers for later ones, by their names.
+#[derive(Default)]
+struct Crew {
+    retired: BTreeSet<String>,
+    /// Of those that were measured: beside the fastest, which has 1.
+    speeds: BTreeMap<String, f64>,
+}
+
+impl Crew {
+    fn learn(&mut self, stats: &RunStats) {
+        let retired = stats.workers.iter().filter(|worker| worker.retired.is_some());
+        self.retired.extend(retired.map(|worker| worker.name.clone()));
+        let measured: Vec<(&str, f64)> = stats
+            .workers
+            .iter()
+            .filter(|worker| worker.tiles > 0 && !worker.busy.is_zero())
+            .map(|worker| (worker.name.as_str(), worker.work / worker.busy.as_secs_f64()))
+            .collect();
+        // A stage whose tiles one worker ran says nothing about the others.
+        if measured.len() > 1 {
+            let fastest = measured.iter().map(|(_, speed)| *speed).fold(0.0, f64::max);
+            self.speeds.extend(measured.into_iter().map(|(name, speed)| (name.to_owned(), speed / fastest)));
+        }
+    }
+
+    /// The workers that are left, with their speeds beside the fastest.
+    fn of(&self, workers: Vec<Worker>) -> Vec<Worker> {
+        let speed = |worker: &Worker| self.speeds.get(&worker.name).copied().unwrap_or(1.0);
+        let all = workers.into_iter().map(|worker| Worker { speed: speed(&worker), ..worker });
+        let (left, retired): (Vec<Worker>, Vec<Worker>) = all.partition(|worker| !self.retired.contains(&worker.name));
+        if left.is_empty() { retired } else { left }
     }
 }
 

@@ -6,7 +6,7 @@ use tiling::Scale;
 
 use super::spec::CoderSpec;
 use super::step::{Flow, FrameChange, Step, Support};
-use crate::layers::{Conv2d, Conv3d, Features, GroupNorm, Linear, RmsNorm};
+use crate::layers::{Conv2d, Conv3d, GroupNorm, Linear, RmsNorm};
 use crate::operators::{Activation, Convolution, TemporalWindow};
 
 /// The layers of a decoder or an encoder, in the order in which the reference code runs them.
@@ -32,8 +32,11 @@ pub enum Layer<'a> {
     GroupNorm(&'a GroupNorm, Activation),
     /// An RMS norm of each px, then an activation.
     RmsNorm(&'a RmsNorm, Activation),
-    /// Attention over all px of each frame, with one head (see [`Features::attend`]).
-    Attention(Projections<'a>),
+    /// The same for one of equal parts of the output channels of a convolution: which, and of how many.
+    Conv2dPart(&'a Conv2d, usize, usize),
+    /// Attention over all px of each frame, with one head (see [`Features::attend`](crate::layers::Features::attend)). The features are the queries; keys and values are what the last two open
+    /// branches kept, in that order.
+    Attend,
     /// Twice the height and width, each value four times.
     UpsampleNearest2x,
     /// Two frames for each but the first of a clip: a convolution over three frames with twice the channels, whose halves are the even and the odd frames
@@ -43,19 +46,11 @@ pub enum Layer<'a> {
     HalveFrames(&'a Conv3d),
     /// A change without weights by operators of a tensor.
     Map(Box<dyn PxMap + 'a>),
-    /// Keeps the features for the [`Add`](Self::Add) that belongs to it.
-    Branch,
+    /// Keeps the features for the [`Add`](Self::Add) or [`Attend`](Self::Attend) that belongs to it, or what a layer makes of them: a map of each px without
+    /// memory.
+    Branch(Option<Box<Layer<'a>>>),
     /// Adds what the last open branch kept, after the layer of a shortcut if it has one: a map of each px without memory, or a [`Map`](Self::Map).
     Add(Option<Box<Layer<'a>>>),
-}
-
-/// The maps to queries, keys and values.
-#[derive(Debug)]
-pub enum Projections<'a> {
-    /// One each.
-    Separate([&'a Linear; 3]),
-    /// One, whose output channels are those of queries, keys and values.
-    Joint(&'a Conv2d),
 }
 
 /// A change of px without weights, in which blocks of px become one px, or one px a block.
@@ -86,16 +81,23 @@ impl<'a> Coder<'a> {
         let mut current = channels;
         for layer in &layers {
             let step = match layer {
+                Layer::Branch(map) => {
+                    let map = map.as_ref().map(|layer| Box::new(layer.step(current)));
+                    kept.push(map.as_ref().map_or(current, |map| map.channels));
+                    Step { flow: Flow::Branch(map), ..Step::plain(current) }
+                }
                 Layer::Add(shortcut) => {
                     let from = kept.pop().unwrap_or(current);
                     let shortcut = shortcut.as_ref().map(|layer| Box::new(layer.step(from)));
                     Step { flow: Flow::Add(shortcut), ..Step::plain(current) }
                 }
+                Layer::Attend => {
+                    let values = kept.pop().unwrap_or(current);
+                    kept.pop();
+                    Step { multiply_adds_per_pair: (current + values) as u64, flow: Flow::Attend, ..Step::plain(values) }
+                }
                 layer => layer.step(current),
             };
-            if step.flow == Flow::Branch {
-                kept.push(current);
-            }
             current = step.channels;
             steps.push(step);
         }
@@ -118,11 +120,8 @@ impl Layer<'_> {
     fn step(&self, channels: usize) -> Step {
         let plain = Step::plain(channels);
         match self {
-            Self::Conv2d(conv) => {
-                let [channels_out, _, height, width] = shape(&conv.weight);
-                let support = Support::Window { kernel: [height, width], stride: conv.stride(), padding: conv.padding() };
-                convolution(support, channels, channels_out, [1, height, width])
-            }
+            Self::Conv2d(conv) => of_conv2d(conv, channels, 1),
+            Self::Conv2dPart(conv, _, parts) => of_conv2d(conv, channels, *parts),
             Self::Linear(map) => convolution(Support::Same, channels, shape(&map.weight)[0], [1; 3]),
             Self::Conv3d(conv) | Self::CausalConv3d(conv) => {
                 let [channels_out, _, frames, height, width] = shape(&conv.weight);
@@ -130,11 +129,6 @@ impl Layer<'_> {
                 Step { kept_frames: frames - 1, ..convolution(support, channels, channels_out, [frames, height, width]) }
             }
             Self::GroupNorm(norm, _) => Step { flow: Flow::GroupNorm(norm.groups()), ..plain },
-            Self::Attention(_) => {
-                let channels = channels as u64;
-                let weights = 3 * channels * channels;
-                Step { support: Support::Whole, weights, multiply_adds: weights, multiply_adds_per_pair: 2 * channels, ..plain }
-            }
             Self::UpsampleNearest2x => Step { support: Support::Blocks(Scale::Up(2)), ..plain },
             Self::DoubleFrames(conv) => {
                 let [channels_out, _, frames, ..] = shape(&conv.weight);
@@ -152,8 +146,7 @@ impl Layer<'_> {
                 let support = if map.scale().ratio() == 1 { Support::Same } else { Support::Blocks(map.scale()) };
                 Step { channels: map.channels(channels), support, frames: map.frames(), ..plain }
             }
-            Self::Branch => Step { flow: Flow::Branch, ..plain },
-            Self::RmsNorm(..) | Self::Add(_) => plain,
+            Self::RmsNorm(..) | Self::Branch(_) | Self::Attend | Self::Add(_) => plain,
         }
     }
 
@@ -161,6 +154,7 @@ impl Layer<'_> {
     pub(super) fn convolution(&self) -> Option<Convolution> {
         match self {
             Self::Conv2d(conv) => Some(conv.convolution()),
+            Self::Conv2dPart(conv, part, parts) => Some(conv.convolution().part(*part, *parts)),
             Self::Linear(map) => Some(map.convolution()),
             Self::Conv3d(conv) => Some(conv.convolution(TemporalWindow::EACH)),
             _ => None,
@@ -168,19 +162,15 @@ impl Layer<'_> {
     }
 }
 
-impl Projections<'_> {
-    /// Queries, keys and values.
-    pub(super) fn forward(&self, x: &Features) -> [Features; 3] {
-        match self {
-            Self::Separate(maps) => maps.map(|map| map.forward(x.clone())),
-            Self::Joint(map) => map.forward_in_parts(x),
-        }
-    }
-}
-
 /// The shape of a parameter, which need not be loaded.
 fn shape<const D: usize>(parameter: &Param<Tensor<D>>) -> [usize; D] {
     parameter.lazy_shape().dims()
+}
+
+fn of_conv2d(conv: &Conv2d, channels: usize, parts: usize) -> Step {
+    let [channels_out, _, height, width] = shape(&conv.weight);
+    let support = Support::Window { kernel: [height, width], stride: conv.stride(), padding: conv.padding() };
+    convolution(support, channels, channels_out / parts, [1, height, width])
 }
 
 fn convolution(support: Support, channels_in: usize, channels_out: usize, kernel: [usize; 3]) -> Step {

@@ -43,11 +43,7 @@ fn sum(values: impl IntoIterator<Item = u64>) -> u64 {
 impl CoderSpec {
     /// Values of the weights.
     pub fn weight_values(&self) -> u64 {
-        let of_step = |step: &Step| match &step.flow {
-            Flow::Add(Some(shortcut)) => step.weights + shortcut.weights,
-            _ => step.weights,
-        };
-        self.steps.iter().map(of_step).sum()
+        self.steps.iter().map(|step| step.weights + step.aside().map_or(0, |step| step.weights)).sum()
     }
 
     /// Values that the CPU kernels hold for themselves, with so many threads: transformed weights, and buffers of threads.
@@ -66,7 +62,7 @@ impl CoderSpec {
         let start = stage.steps.start;
         let mut x = values(areas.wanted[0], channels[start], frames[start]);
         let inputs = stage.inputs.iter().zip(&areas.inputs).skip(1);
-        let mut kept: Vec<u64> = inputs.map(|(&value, &area)| values(area, channels[value], frames[value])).collect();
+        let mut kept: Vec<u64> = inputs.map(|(&value, &area)| values(area, self.value_channels(value), frames[self.place(value)])).collect();
         let inputs_kept = kept.len();
         let mut peak = x.saturating_add(sum(kept.iter().copied()));
         // Whether a branch holds the same memory as `x`.
@@ -79,9 +75,21 @@ impl CoderSpec {
             let others = sum(kept.iter().copied());
             let own = if is_shared { 0 } else { x };
             match &step.flow {
-                Flow::Branch => {
+                Flow::Branch(None) => {
                     kept.push(x);
                     is_shared = true;
+                }
+                Flow::Branch(Some(step)) => {
+                    let given = values(area, step.channels, frames[at]);
+                    peak = peak.max(sum([others, own, changed, given]));
+                    kept.push(given);
+                }
+                Flow::Attend => {
+                    peak = peak.max(sum([others, own, output]));
+                    if at > start || stage.attends_to.is_none() {
+                        kept.truncate(kept.len().saturating_sub(2));
+                    }
+                    (x, is_shared, changed) = (output, false, 0);
                 }
                 Flow::Add(_) => {
                     let is_in_place = reading == Reading::Fused && kept.last() == Some(&output);
@@ -97,15 +105,10 @@ impl CoderSpec {
                     }
                 }
                 _ => {
-                    // Attention holds queries, keys, values and its output.
                     let is_added = matches!(self.steps.get(at + 1).map(|step| &step.flow), Some(Flow::Add(None))) && at + 1 < stage.steps.end;
                     // Fused, a sum is computed onto what a branch of the stage kept, if that has its size.
                     let is_in_place = reading == Reading::Fused && is_added && kept.len() > inputs_kept && kept.last() == Some(&output);
-                    let given = match step.multiply_adds_per_pair {
-                        0 if is_in_place => 0,
-                        0 => output,
-                        _ => output.saturating_mul(4),
-                    };
+                    let given = if is_in_place { 0 } else { output };
                     peak = peak.max(sum([others, own, changed, given]));
                     (x, is_shared, changed) = (output, false, 0);
                 }
@@ -136,11 +139,11 @@ impl StagedPlan {
         let steps = spec.steps.len();
         // Frames of the input in a chunk: those that become `per_chunk` frames of latents.
         let shrinks = spec.steps.iter().filter(|step| step.frames == FrameChange::Halve).count();
-        let chunk = if self.frames(0) == 1 { 1 } else { per_chunk.min(self.frames(0)) << shrinks };
+        let chunk = if self.frames(0) == 1 { 1 } else { per_chunk.saturating_mul(1 << shrinks).min(self.frames(0) - 1) };
         let at_once = if self.frames(0) == 1 { vec![1; steps + 1] } else { spec.frames_at_once(chunk) };
         let stored = |value: usize| {
             let [height, width] = self.size(value);
-            product(&[height, width, channels[value].next_multiple_of(CHANNEL_BLOCK), self.frames(value)])
+            product(&[height, width, spec.value_channels(value).next_multiple_of(CHANNEL_BLOCK), self.frames(value)])
         };
         let mut memory = StagedMemory::default();
         let mut held: Vec<usize> = Vec::new();
@@ -151,6 +154,14 @@ impl StagedPlan {
             let finished = self.finished_after(at);
             held.retain(|value| !finished.contains(value));
             let has_chunks = self.frames(0) > 1;
+            // Keys and values: a tile of them at a time, or all.
+            let attended = stage.attends_to.map_or(0, |values| {
+                let area = |value: usize| match reading {
+                    Reading::Fused => self.largest_cell(value),
+                    Reading::Apart => product(&self.size(value)),
+                };
+                sum(values.map(|value| area(value).saturating_mul(spec.value_channels(value).next_multiple_of(CHANNEL_BLOCK) as u64)))
+            });
             let of_tile = |tile: usize| {
                 let areas = self.areas(at, tile);
                 let cached = |step: usize| {
@@ -158,7 +169,7 @@ impl StagedPlan {
                     product(&[step_spec.kept_frames, channels[step].next_multiple_of(CHANNEL_BLOCK), area[0].length, area[1].length])
                 };
                 let cache = if has_chunks { sum(stage.steps.clone().map(cached)) } else { 0 };
-                spec.peak_of_stage(stage, &areas, &at_once, reading).saturating_add(cache)
+                spec.peak_of_stage(stage, &areas, &at_once, reading).saturating_add(cache).saturating_add(attended)
             };
             if let Some(crops) = self.crops(at) {
                 let (all, areas) = self.as_crop(at, &crops);

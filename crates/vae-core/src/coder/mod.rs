@@ -21,10 +21,11 @@ mod step;
 
 pub use cache::FrameCache;
 pub use crops::Crops;
-pub use layer::{Coder, Layer, Projections, PxMap};
+pub use layer::{Coder, Layer, PxMap};
 pub use memory::{Reading, StagedMemory};
 pub use plan::StagedPlan;
 pub use run::Value;
+pub(crate) use run::Whole;
 pub use spec::CoderSpec;
 pub use stage::{Area, Stage, StageAreas};
 pub use step::{Flow, FrameChange, Step, Support};

@@ -7,6 +7,9 @@ use super::spec::CoderSpec;
 use super::stage::{Area, Stage, StageAreas};
 use super::step::{Flow, FrameChange, Step, Support};
 
+/// Most keys to which a query attends where moments are sampled: those of a picture of 1024x1024 px.
+const MOST_SAMPLED_KEYS: usize = 128 * 128;
+
 /// The stages of a run over one picture or clip, in tiles: integers alone, made without weights.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StagedPlan {
@@ -22,6 +25,8 @@ pub struct StagedPlan {
     frames: Vec<usize>,
     /// The rows and columns of tiles, in latent px.
     cells: [Vec<Span>; 2],
+    /// Whether moments and attention are those of a sample.
+    is_sampled: bool,
 }
 
 impl StagedPlan {
@@ -29,14 +34,14 @@ impl StagedPlan {
     /// has no stages, or a later one reads the input.
     pub fn new(spec: &CoderSpec, input: [usize; 3], cells: [Vec<Span>; 2]) -> Option<Self> {
         let [frames, height, width] = input;
-        let stages = spec.stages();
+        let stages = spec.stages(false);
         if stages.iter().skip(1).any(|stage| stage.inputs.contains(&0)) {
             return None;
         }
         let scale_of = |step: &Step| match step.support {
             Support::Window { stride, .. } => (stride[0] == stride[1]).then_some(Scale::Down(stride[0])),
             Support::Blocks(scale) => Some(scale),
-            Support::Same | Support::Whole => Some(Scale::Down(1)),
+            Support::Same => Some(Scale::Down(1)),
         };
         let scales = spec.steps.iter().map(scale_of).collect::<Option<Vec<_>>>()?;
         // From the end where latents are.
@@ -50,25 +55,13 @@ impl StagedPlan {
                 px[at] = px[at + 1] * if let Scale::Down(ratio) = scale { *ratio } else { 1 };
             }
         }
-        Some(Self { spec: spec.clone(), stages, input, sizes: spec.sizes([height, width]), scales: px, frames: spec.frames(frames), cells })
+        Some(Self { spec: spec.clone(), stages, input, sizes: spec.sizes([height, width]), scales: px, frames: spec.frames(frames), cells, is_sampled: false })
     }
 
-    /// The same stages, but with those that run tile by tile as one where they follow each other: the moments of its norms come from [`Crops`], and features are
-    /// only kept between it and what runs on the whole picture.
+    /// The same with moments of norms from [`Crops`]: stages only begin and end at attention and at what runs on the whole picture.
     #[must_use]
     pub fn sampled(self) -> Self {
-        let mut stages: Vec<Stage> = Vec::new();
-        for stage in self.stages {
-            match stages.last_mut() {
-                Some(before) if !before.is_whole && !stage.is_whole => {
-                    before.steps.end = stage.steps.end;
-                    before.outputs = stage.outputs;
-                    before.moments = None;
-                }
-                _ => stages.push(Stage { moments: None, ..stage }),
-            }
-        }
-        Self { stages, ..self }
+        Self { stages: self.spec.stages(true), is_sampled: true, ..self }
     }
 
     /// The crops from which the moments of a stage's norms are estimated, where it has norms that are not those of the whole.
@@ -90,26 +83,45 @@ impl StagedPlan {
         crops.windows.iter().map(region).collect()
     }
 
+    /// Rows and columns from one px of keys to the next, on which attention rests: all px, or an even grid of a few in a large picture of sampled moments.
+    pub(crate) fn key_stride(&self, value: usize) -> usize {
+        let [height, width] = self.size(value);
+        let count = |stride: usize| height.div_ceil(stride) * width.div_ceil(stride);
+        if self.is_sampled { (1..).find(|&stride| count(stride) <= MOST_SAMPLED_KEYS).unwrap_or(1) } else { 1 }
+    }
+
+    /// The sizes of values as attention reads them.
+    fn key_sizes(&self) -> Vec<[usize; 2]> {
+        (0..self.sizes.len()).map(|value| self.sizes[value].map(|side| side.div_ceil(self.key_stride(value)))).collect()
+    }
+
     /// Px of a value in a latent px.
     pub(crate) fn scale(&self, value: usize) -> usize {
-        self.scales[value]
+        self.scales[self.spec.place(value)]
     }
 
     /// Multiply-adds of the crops of a stage.
     fn crop_multiply_adds(&self, stage: usize) -> f64 {
         let Some(crops) = self.crops(stage) else { return 0.0 };
         let (all, areas) = self.as_crop(stage, &crops);
-        crops.count() as f64 * self.spec.stage_multiply_adds(&all, &areas, self.frames[0])
+        let sizes = self.crop_sizes(all.steps.start, &crops);
+        let all_sizes: Vec<_> = std::iter::repeat_n([0; 2], all.steps.start).chain(sizes).collect();
+        crops.count() as f64 * self.spec.stage_multiply_adds(&all, &areas, &all_sizes, self.frames[0])
     }
 
     /// A stage on one crop, as a picture of its own.
     pub(crate) fn as_crop(&self, stage: usize, crops: &Crops) -> (Stage, StageAreas) {
         let steps = self.stages[stage].steps.clone();
-        let sizes = self.spec.sizes_from(steps.start, crops.size().map(|side| side * self.scales[steps.start]));
+        let sizes = self.crop_sizes(steps.start, crops);
         let whole = |value: usize| sizes[value - steps.start].map(|length| Span { start: 0, length });
-        let all = Stage { steps: steps.clone(), is_whole: true, inputs: vec![steps.start], outputs: vec![steps.end], moments: None };
+        let all = Stage { steps: steps.clone(), is_whole: true, inputs: vec![steps.start], attends_to: None, outputs: vec![steps.end], moments: None };
         let areas = self.spec.areas_from(&all, steps.start, &sizes, whole);
         (all, areas)
+    }
+
+    /// Height and width of a crop before a step, and after it and each later one.
+    fn crop_sizes(&self, step: usize, crops: &Crops) -> Vec<[usize; 2]> {
+        self.spec.sizes_from(step, crops.size().map(|side| side * self.scales[step]))
     }
 
     /// All steps as one stage on the whole.
@@ -182,7 +194,7 @@ impl StagedPlan {
 
     /// Frames of a value.
     pub fn frames(&self, value: usize) -> usize {
-        self.frames[value]
+        self.frames[self.spec.place(value)]
     }
 
     /// The chunks of frames in which a stage takes its input (see [`FrameScale::chunks`]).
@@ -200,8 +212,14 @@ impl StagedPlan {
     }
 
     /// Height and width of a value.
-    pub(super) fn size(&self, value: usize) -> [usize; 2] {
-        self.sizes[value]
+    pub(crate) fn size(&self, value: usize) -> [usize; 2] {
+        self.sizes[self.spec.place(value)]
+    }
+
+    /// Px of the largest cell of a value.
+    pub(super) fn largest_cell(&self, value: usize) -> u64 {
+        let side = |axis: usize| self.cells[axis].iter().map(|&cell| self.in_px(cell, axis, self.spec.place(value)).length).max().unwrap_or(0);
+        side(0) as u64 * side(1) as u64
     }
 
     /// Tiles of a stage among which is the largest: those with each size of a cell, at the border and inside.
@@ -227,14 +245,16 @@ impl StagedPlan {
 
     /// The values that no stage after this one reads.
     pub fn finished_after(&self, stage: usize) -> Vec<usize> {
-        let later = |value: &usize| self.stages[stage + 1..].iter().any(|later| later.inputs.contains(value));
-        self.stages[..=stage].iter().flat_map(|stage| stage.inputs.iter().chain(&stage.outputs)).filter(|value| !later(value)).copied().collect()
+        let read = |stage: &Stage| stage.inputs.iter().copied().chain(stage.attends_to.into_iter().flatten()).collect::<Vec<_>>();
+        let later: Vec<usize> = self.stages[stage + 1..].iter().flat_map(read).collect();
+        let all = self.stages[..=stage].iter().flat_map(|stage| read(stage).into_iter().chain(stage.outputs.iter().copied()));
+        all.filter(|value| !later.contains(value)).collect()
     }
 
     /// Multiply-adds of all tiles of a stage.
     pub fn stage_multiply_adds(&self, stage: usize) -> f64 {
         if self.stages[stage].is_whole {
-            return self.spec.stage_multiply_adds(&self.stages[stage], &self.areas(stage, 0), self.frames[0]);
+            return self.spec.stage_multiply_adds(&self.stages[stage], &self.areas(stage, 0), &self.key_sizes(), self.frames[0]);
         }
         // The px of all tiles are those of all rows times those of all columns.
         let columns = self.cells[1].len();
@@ -250,7 +270,7 @@ impl StagedPlan {
         let columns = sums(1, &mut (0..columns));
         let all: Vec<Area> = rows.into_iter().zip(columns).map(|lengths| [lengths.0, lengths.1].map(|length| Span { start: 0, length })).collect();
         let areas = StageAreas { wanted: all, inputs: Vec::new(), outputs: Vec::new() };
-        self.spec.stage_multiply_adds(&self.stages[stage], &areas, self.frames[0])
+        self.spec.stage_multiply_adds(&self.stages[stage], &areas, &self.key_sizes(), self.frames[0])
     }
 
     /// Multiply-adds of the run over those of the whole as one.

@@ -1,5 +1,3 @@
-use std::collections::BTreeMap;
-
 use burn::tensor::Tensor;
 use tiling::Span;
 
@@ -10,6 +8,36 @@ use super::step::{Flow, Step, Support};
 use crate::layers::{Conv3d, Features};
 use crate::operators::{Convolution, GroupMoments, TemporalWindow};
 use crate::{Context, FrameStream, VaeError};
+
+/// What steps need of the whole picture when they run on a part of it.
+pub(crate) trait Whole {
+    /// What can go wrong.
+    type Error: From<VaeError>;
+
+    /// The moments for the norm of a step with this input; none: those of the input.
+    fn moments(&mut self, step: usize, x: &Features) -> Option<GroupMoments>;
+
+    /// Attention over the keys and values that a stage [attends to](Stage::attends_to).
+    ///
+    /// # Errors
+    /// When they cannot be read.
+    fn attend(&mut self, queries: Features) -> Result<Features, Self::Error>;
+}
+
+/// A run on the whole picture.
+struct Itself;
+
+impl Whole for Itself {
+    type Error = VaeError;
+
+    fn moments(&mut self, _: usize, _: &Features) -> Option<GroupMoments> {
+        None
+    }
+
+    fn attend(&mut self, _: Features) -> Result<Features, VaeError> {
+        unreachable!("keys and values are kept by branches")
+    }
+}
 
 /// What layers pass on, as the last of them left it.
 #[allow(clippy::large_enum_variant, reason = "few exist at a time; how large a tensor is depends on the backends")]
@@ -83,38 +111,25 @@ impl<'a> Coder<'a> {
         let areas = self.spec.areas(&all, &sizes, core);
         let given = x.size().map(|length| Span { start: 0, length });
         let x = x.crop(given, core(0));
-        Ok(self.run_stage(&all, &areas, vec![x], &BTreeMap::new(), cache, context)?.swap_remove(0))
+        Ok(self.run_stage(&all, &areas, vec![x], &mut Itself, cache, context)?.swap_remove(0))
     }
 
-    /// Runs a stage on the next frames of one tile. Group norms use the moments that `moments` has for their steps, and else those of their input.
+    /// Runs a stage on the next frames of one tile.
     ///
     /// # Shapes
     /// Inputs and outputs are `[b, c, t, h, w]` with the heights and widths of `areas`.
     ///
     /// # Errors
-    /// When a run of a single chunk of frames gets another one.
-    pub fn run_stage(
+    /// When a run of a single chunk of frames gets another one, and those of `whole`.
+    pub(crate) fn run_stage<W: Whole>(
         &self,
         stage: &Stage,
         areas: &StageAreas,
         inputs: Vec<Value>,
-        moments: &BTreeMap<usize, GroupMoments>,
+        whole: &mut W,
         cache: &mut FrameCache,
         context: &Context,
-    ) -> Result<Vec<Value>, VaeError> {
-        self.run_steps(stage, areas, inputs, &mut |step, _| moments.get(&step).cloned(), cache, context)
-    }
-
-    /// The same with moments from the step of a norm and its input.
-    pub(crate) fn run_steps(
-        &self,
-        stage: &Stage,
-        areas: &StageAreas,
-        inputs: Vec<Value>,
-        moments: &mut dyn FnMut(usize, &Features) -> Option<GroupMoments>,
-        cache: &mut FrameCache,
-        context: &Context,
-    ) -> Result<Vec<Value>, VaeError> {
+    ) -> Result<Vec<Value>, W::Error> {
         cache.rewind()?;
         let start = stage.steps.start;
         let mut inputs = inputs.into_iter().zip(&areas.inputs).map(|(value, &area)| (value, area));
@@ -125,7 +140,24 @@ impl<'a> Coder<'a> {
             let (layer, step) = (&self.layers[at], &self.spec.steps[at]);
             let wanted = areas.wanted[at + 1 - start];
             match layer {
-                Layer::Branch => kept.push((x.clone(), area)),
+                Layer::Branch(None) => kept.push((x.clone(), area)),
+                Layer::Branch(Some(map)) => {
+                    let features = x.into_features(context);
+                    let map = map.convolution().expect("a map of each px");
+                    kept.push((Value::Features(features.clone().convolve(&map, None)), area));
+                    x = Value::Features(features);
+                }
+                Layer::Attend => {
+                    let queries = x.crop(area, wanted).into_features(context);
+                    x = Value::Features(if at == start && stage.attends_to.is_some() {
+                        whole.attend(queries)?
+                    } else {
+                        let mut pop = || kept.pop().unwrap_or_else(|| panic!("a branch for step {at}")).0.into_features(context);
+                        let (values, keys) = (pop(), pop());
+                        queries.attend(keys, values)
+                    });
+                    area = wanted;
+                }
                 Layer::Add(shortcut) => {
                     let (other, from) = kept.pop().unwrap_or_else(|| panic!("a branch for step {at}"));
                     let other = shortcut_of(shortcut.as_deref(), step, other, from, wanted, cache, context);
@@ -158,7 +190,7 @@ impl<'a> Coder<'a> {
                         });
                         area = wanted;
                     } else {
-                        let moments = if matches!(layer, Layer::GroupNorm(..)) { moments(at, &input) } else { None };
+                        let moments = if matches!(layer, Layer::GroupNorm(..)) { whole.moments(at, &input) } else { None };
                         x = Value::Features(forward(layer, input, moments, cache));
                         area = step.support.of_area(area);
                     }
@@ -187,7 +219,7 @@ fn shortcut_of(layer: Option<&Layer>, step: &Step, kept: Value, area: Area, want
     y.crop(given, wanted)
 }
 
-/// A layer that computes each px from the same px, or all from all.
+/// A layer that computes each px from the same px.
 fn forward(layer: &Layer, x: Features, moments: Option<GroupMoments>, cache: &mut FrameCache) -> Features {
     match layer {
         Layer::GroupNorm(norm, activation) => match moments {
@@ -195,11 +227,6 @@ fn forward(layer: &Layer, x: Features, moments: Option<GroupMoments>, cache: &mu
             None => norm.forward_activated(x, *activation),
         },
         Layer::RmsNorm(norm, activation) => norm.forward_activated(x, *activation),
-        Layer::Attention(projections) => {
-            let [queries, keys, values] = projections.forward(&x);
-            drop(x);
-            queries.attend(keys, values)
-        }
         Layer::UpsampleNearest2x => x.upsample_nearest2x(),
         Layer::DoubleFrames(conv) => double_frames(conv, x, cache.slot()),
         Layer::HalveFrames(conv) => halve_frames(conv, x, cache.slot()),

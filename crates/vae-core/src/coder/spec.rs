@@ -1,6 +1,6 @@
 use serde::Serialize;
 
-use super::step::{Step, Support};
+use super::step::{Flow, Step, Support};
 use crate::CHANNEL_BLOCK;
 
 /// A [`Coder`](super::Coder) without weights.
@@ -15,6 +15,29 @@ pub struct CoderSpec {
 }
 
 impl CoderSpec {
+    /// The channels of a [value](super::Stage).
+    pub fn value_channels(&self, value: usize) -> usize {
+        let place = self.place(value);
+        match (&self.steps.get(place).map(|step| &step.flow), value > self.steps.len()) {
+            (Some(Flow::Branch(Some(step))), true) => step.channels,
+            _ if place == 0 => self.channels,
+            _ => self.steps[place - 1].channels,
+        }
+    }
+
+    /// The value that a branch keeps.
+    pub(super) fn kept_value(&self, branch: usize) -> usize {
+        match self.steps[branch].flow {
+            Flow::Branch(Some(_)) => self.steps.len() + 1 + branch,
+            _ => branch,
+        }
+    }
+
+    /// The step whose input has the px and frames of a value; for the output the number of steps.
+    pub fn place(&self, value: usize) -> usize {
+        if value > self.steps.len() { value - self.steps.len() - 1 } else { value }
+    }
+
     /// Channels before each step and after the last.
     pub fn channels(&self) -> Vec<usize> {
         std::iter::once(self.channels).chain(self.steps.iter().map(|step| step.channels)).collect()
@@ -22,12 +45,7 @@ impl CoderSpec {
 
     /// Height and width before each step and after the last, for a picture of `size`.
     pub fn sizes(&self, size: [usize; 2]) -> Vec<[usize; 2]> {
-        let next = |size: &mut [usize; 2], step: &Step| {
-            *size = step.support.output(*size);
-            Some(*size)
-        };
-        let size = size.map(|side| side / self.whole_px * self.whole_px);
-        std::iter::once(size).chain(self.steps.iter().scan(size, next)).collect()
+        self.sizes_from(0, size.map(|side| side / self.whole_px * self.whole_px))
     }
 
     /// Height and width before a step, and after it and each later one, for a value of `size` before it.
@@ -56,7 +74,7 @@ impl CoderSpec {
     /// Multiply-adds of a run over the whole.
     pub fn multiply_adds(&self, [frames, height, width]: [usize; 3]) -> f64 {
         let (sizes, frames) = (self.sizes([height, width]), self.frames(frames));
-        let of_step = |(at, step): (usize, &Step)| step.total_multiply_adds(sizes[at + 1], frames[at + 1]);
+        let of_step = |(at, step): (usize, &Step)| step.total_multiply_adds(sizes[at + 1], sizes[at + 1], frames[at + 1]);
         self.steps.iter().enumerate().map(of_step).sum()
     }
 

@@ -31,8 +31,10 @@ pub enum Flow {
     Straight,
     /// Normalises by the moments of this many groups of channels of the whole picture.
     GroupNorm(usize),
-    /// Keeps its input for the [`Add`](Self::Add) that belongs to it.
-    Branch,
+    /// Keeps its input for the [`Add`](Self::Add) or [`Attend`](Self::Attend) that belongs to it, after a step of its own if it has one.
+    Branch(Option<Box<Step>>),
+    /// Attends to the keys and values that the last two open branches kept, over the whole picture.
+    Attend,
     /// Adds what the last open branch kept, after the step of the shortcut if it has one.
     Add(Option<Box<Step>>),
 }
@@ -53,8 +55,6 @@ pub enum Support {
     },
     /// Blocks of px on one px, or one px on a block.
     Blocks(Scale),
-    /// On the whole picture.
-    Whole,
 }
 
 /// How the number of frames changes. No frame depends on a later one.
@@ -83,14 +83,19 @@ impl Step {
         }
     }
 
-    /// Multiply-adds for an output of a height, a width and a number of frames.
-    pub(super) fn total_multiply_adds(&self, [height, width]: [usize; 2], frames: usize) -> f64 {
-        let px = height as f64 * width as f64;
-        let shortcut = match &self.flow {
-            Flow::Add(Some(shortcut)) => shortcut.multiply_adds,
-            _ => 0,
-        };
-        frames as f64 * px * ((self.multiply_adds + shortcut) as f64 + px * self.multiply_adds_per_pair as f64)
+    /// Multiply-adds for an output of a height, a width and a number of frames, in a picture of `whole`.
+    pub(super) fn total_multiply_adds(&self, size: [usize; 2], whole: [usize; 2], frames: usize) -> f64 {
+        let px = |[height, width]: [usize; 2]| height as f64 * width as f64;
+        let aside = self.aside().map_or(0, |step| step.multiply_adds);
+        frames as f64 * px(size) * ((self.multiply_adds + aside) as f64 + px(whole) * self.multiply_adds_per_pair as f64)
+    }
+
+    /// The step that is made of what a branch keeps, when it keeps or adds it.
+    pub(super) fn aside(&self) -> Option<&Self> {
+        match &self.flow {
+            Flow::Branch(step) | Flow::Add(step) => step.as_deref(),
+            _ => None,
+        }
     }
 }
 
@@ -109,7 +114,7 @@ impl Support {
     /// Height and width of the output for a picture of a height and width.
     pub fn output(self, size: [usize; 2]) -> [usize; 2] {
         match self {
-            Self::Same | Self::Whole => size,
+            Self::Same => size,
             Self::Window { kernel, stride, padding } => {
                 let sides = [padding.top + padding.bottom, padding.left + padding.right];
                 std::array::from_fn(|axis| (size[axis].saturating_add_signed(sides[axis]) + stride[axis]).saturating_sub(kernel[axis]) / stride[axis])
@@ -125,7 +130,6 @@ impl Support {
             let Span { start, length } = output[axis];
             let (start, end) = match self {
                 Self::Same => (start, start + length),
-                Self::Whole => (0, size[axis]),
                 Self::Window { kernel, stride, .. } => {
                     let first = (start * stride[axis]).cast_signed() - self.before(axis);
                     let end = first + ((length.max(1) - 1) * stride[axis] + kernel[axis]).cast_signed();
@@ -143,7 +147,7 @@ impl Support {
         let scaled =
             |change: &dyn Fn(usize) -> usize| input.map(|span| Span { start: change(span.start), length: change(span.end()) - change(span.start) });
         match self {
-            Self::Same | Self::Whole | Self::Window { .. } => input,
+            Self::Same | Self::Window { .. } => input,
             Self::Blocks(Scale::Up(ratio)) => scaled(&|px| px * ratio),
             Self::Blocks(Scale::Down(ratio)) => scaled(&|px| px / ratio),
         }

@@ -91,17 +91,6 @@ impl Conv2d {
         x.convolve(&self.convolution(), Some(residual))
     }
 
-    /// The convolutions of `PARTS` equal parts of the output channels.
-    ///
-    /// # Shapes
-    /// `[b, in, t, h, w]` to `PARTS` times `[b, out / PARTS, t, h', w']`.
-    ///
-    /// # Panics
-    /// When the input has another number of channels.
-    pub fn forward_in_parts<const PARTS: usize>(&self, x: &Features) -> [Features; PARTS] {
-        split(&self.convolution(), x)
-    }
-
     pub(crate) fn stride(&self) -> [usize; 2] {
         self.stride
     }
@@ -258,12 +247,7 @@ impl Conv1d {
 }
 
 fn split<const PARTS: usize>(convolution: &Convolution, x: &Features) -> [Features; PARTS] {
-    let channels = convolution.weight.dims()[0] / PARTS;
-    std::array::from_fn(|part| {
-        let weight = convolution.weight.clone().narrow(0, part * channels, channels);
-        let bias = convolution.bias.clone().map(|bias| bias.narrow(0, part * channels, channels));
-        x.clone().convolve(&Convolution { weight, bias, ..convolution.clone() }, None)
-    })
+    std::array::from_fn(|part| x.clone().convolve(&convolution.part(part, PARTS), None))
 }
 
 fn check(field: &'static str, sides: &[usize]) -> Result<(), VaeError> {

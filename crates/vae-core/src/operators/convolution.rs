@@ -17,6 +17,14 @@ pub struct Convolution {
 }
 
 impl Convolution {
+    /// One of equal parts of the output channels: which, and of how many.
+    pub(crate) fn part(&self, part: usize, parts: usize) -> Self {
+        let channels = self.weight.dims()[0] / parts;
+        let weight = self.weight.clone().narrow(0, part * channels, channels);
+        let bias = self.bias.clone().map(|bias| bias.narrow(0, part * channels, channels));
+        Self { weight, bias, ..self.clone() }
+    }
+
     /// Frames, height and width of the kernel.
     pub fn kernel(&self) -> [usize; 3] {
         let [_, _, frames, height, width] = self.weight.dims();

@@ -6,4 +6,4 @@ mod store;
 
 pub use sample_op::{SampleOp, SampleShared};
 pub use stage_op::{MomentsSink, StageOp, StageShared};
-pub use store::FeatureStore;
+pub use store::{Epoch, FeatureStore};

@@ -7,7 +7,7 @@ use tiling::{BoxError, DevicePiece, Geometry, HostTensor, Scale, Span, Stop, Til
 
 use super::store::FeatureStore;
 use crate::answer::Answer;
-use crate::coder::{Area, Crops, Flow, FrameCache, StagedPlan, Value};
+use crate::coder::{Area, CoderSpec, Crops, Flow, FrameCache, StagedPlan, Value, Whole};
 use crate::layers::Features;
 use crate::operators::GroupMoments;
 use crate::{Context, Vae};
@@ -45,7 +45,8 @@ impl SampleOp {
         Self { vae, shared, context }
     }
 
-    fn run(&self, batch: usize, context: &Context) -> Result<(), BoxError> {
+    /// Whether all moments are finite.
+    fn run(&self, batch: usize, context: &Context) -> Result<bool, BoxError> {
         let SampleShared { plan, stage, store, crops, input, is_decoder, moments } = &*self.shared;
         let coder = if *is_decoder { self.vae.decoder() } else { self.vae.encoder() };
         let coder = coder.ok_or("the model does not list its layers")?;
@@ -62,31 +63,55 @@ impl SampleOp {
         };
         let all = (0..crops.count()).map(crop).collect::<Result<Vec<_>, _>>()?;
         let (description, areas) = plan.as_crop(*stage, crops);
-        let mut found = BTreeMap::new();
-        let mut failed = None;
-        let mut estimate = |step: usize, x: &Features| {
-            let Flow::GroupNorm(groups) = coder.spec().steps[step].flow else { return None };
-            let inside = crops.inside.clone().map(|range| range.start * plan.scale(step)..range.end * plan.scale(step));
-            match merged(x, groups, inside.map(|range| Span { start: range.start, length: range.len() }), batch) {
-                Ok(merged) => {
-                    let crops = x.dims()[0] / batch;
-                    let of_all = std::iter::repeat_n(&merged, crops).flatten().cloned().collect();
-                    found.insert(step, GroupMoments::Host(merged));
-                    Some(GroupMoments::Host(of_all))
-                }
-                Err(error) => {
-                    failed.get_or_insert(error);
-                    None
-                }
-            }
-        };
         let input = Value::Tensor(Tensor::cat(all, 0));
-        coder.run_steps(&description, &areas, vec![input], &mut estimate, &mut FrameCache::new(context), context)?;
+        let mut estimate = Estimate { spec: coder.spec(), plan, crops, batch, found: BTreeMap::new(), failed: None };
+        coder.run_stage(&description, &areas, vec![input], &mut estimate, &mut FrameCache::new(context), context)?;
+        let Estimate { found, failed, .. } = estimate;
         if let Some(error) = failed {
             return Err(error);
         }
-        *moments.lock().unwrap_or_else(PoisonError::into_inner) = found;
-        Ok(())
+        let is_finite = found.values().flatten().flat_map(HostMoments::groups).all(|moments| moments.squared_deviations.is_finite());
+        let mut moments = moments.lock().unwrap_or_else(PoisonError::into_inner);
+        // A stopped run has been replaced by another, whose moments count.
+        if !context.is_stopped() {
+            *moments = found.into_iter().map(|(step, of)| (step, GroupMoments::Host(of))).collect();
+        }
+        Ok(is_finite)
+    }
+}
+
+/// Estimates the moments of each norm from its input.
+struct Estimate<'a> {
+    spec: &'a CoderSpec,
+    plan: &'a StagedPlan,
+    crops: &'a Crops,
+    batch: usize,
+    found: BTreeMap<usize, Vec<HostMoments>>,
+    failed: Option<BoxError>,
+}
+
+impl Whole for Estimate<'_> {
+    type Error = BoxError;
+
+    fn moments(&mut self, step: usize, x: &Features) -> Option<GroupMoments> {
+        let Flow::GroupNorm(groups) = self.spec.steps[step].flow else { return None };
+        let inside = self.crops.inside.clone().map(|range| range.start * self.plan.scale(step)..range.end * self.plan.scale(step));
+        match merged(x, groups, inside.map(|range| Span { start: range.start, length: range.len() }), self.batch) {
+            Ok(merged) => {
+                let crops = x.dims()[0] / self.batch;
+                let of_all = std::iter::repeat_n(&merged, crops).flatten().cloned().collect();
+                self.found.insert(step, merged);
+                Some(GroupMoments::Host(of_all))
+            }
+            Err(error) => {
+                self.failed.get_or_insert(error);
+                None
+            }
+        }
+    }
+
+    fn attend(&mut self, _: Features) -> Result<Features, BoxError> {
+        Err("a stage with norms attends to nothing".into())
     }
 }
 
@@ -110,8 +135,10 @@ impl TileOp for SampleOp {
         let context = self.context.with_stop(stop);
         Box::new(move |piece| {
             let px: HostTensor = piece.take()?;
-            context.catch_stop(|| self.run(px.shape()[0], &context))??;
-            Ok(DevicePiece::new(Answer::Host(px)))
+            let is_finite = context.catch_stop(|| self.run(px.shape()[0], &context))??;
+            // The executor runs it again in a wider dtype.
+            let answer = if is_finite { px } else { HostTensor::from_fn(px.shape(), |_| f32::NAN) };
+            Ok(DevicePiece::new(Answer::Host(answer)))
         })
     }
 

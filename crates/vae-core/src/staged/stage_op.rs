@@ -2,13 +2,14 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-use burn::tensor::{DType, Tensor, TensorData};
+use burn::tensor::{DType, Device, Tensor, TensorData};
 use kernels::{GroupMoments as HostMoments, Moments};
 use tiling::{BoxError, DevicePiece, Geometry, HostTensor, Scale, Sink, Stop, TileOp, TileRun};
 
-use super::store::FeatureStore;
+use super::store::{Epoch, FeatureStore, KeyGrid, Slot};
 use crate::answer::Answer;
-use crate::coder::{Coder, FrameCache, StagedPlan, Value};
+use crate::coder::{Coder, FrameCache, StagedPlan, Value, Whole};
+use crate::layers::Features;
 use crate::operators::GroupMoments;
 use crate::{Context, Vae};
 
@@ -35,6 +36,8 @@ pub struct StageShared {
     pub stage: usize,
     /// Where features are kept between stages.
     pub store: Arc<FeatureStore>,
+    /// What the store takes from this stage, until the next begins.
+    pub epoch: Epoch,
     /// The moments of the whole, by the steps that need them.
     pub moments: BTreeMap<usize, GroupMoments>,
     /// Whether it is the decoder's.
@@ -68,7 +71,7 @@ impl StageOp {
         cache: &mut FrameCache,
         context: &Context,
     ) -> Result<Given, BoxError> {
-        let StageShared { plan, stage, store, moments, .. } = &*self.shared;
+        let StageShared { plan, stage, store, epoch, .. } = &*self.shared;
         let (areas, description) = (plan.areas(*stage, tile), &plan.stages()[*stage]);
         let frames = input.dims()[2];
         let (device, dtype) = (self.vae.device(), self.vae.dtype());
@@ -78,7 +81,8 @@ impl StageOp {
             None => store.get(value, first[0]..first[0] + frames, area, &device, dtype, context).map(Value::Features),
         };
         let inputs = description.inputs.iter().zip(&areas.inputs).map(read).collect::<Result<Vec<_>, BoxError>>()?;
-        let outputs = coder.run_stage(description, &areas, inputs, moments, cache, context)?;
+        let mut whole = OfStore { shared: &self.shared, frames: first[0]..first[0] + frames, device, dtype };
+        let outputs = coder.run_stage(description, &areas, inputs, &mut whole, cache, context)?;
         if *stage + 1 == plan.stages().len() {
             let output = outputs.into_iter().next().ok_or("the stage gave nothing")?;
             return Ok(Given::Output(Box::new(output.into_tensor())));
@@ -90,12 +94,36 @@ impl StageOp {
             if let Some(groups) = description.moments.filter(|_| at == 0) {
                 given = encode(&features.group_moments(groups).into_host()?);
             }
-            is_finite &= store.put(description.outputs[at], tile, first[1], area, features)?;
+            let slot = Slot { value: description.outputs[at], tile, first: first[1], area };
+            is_finite &= store.put(*epoch, slot, features)?;
         }
         if given.is_empty() {
             given.push(if is_finite { 0.0 } else { f32::NAN });
         }
         Ok(Given::Moments(given))
+    }
+}
+
+/// What a stage needs of the whole picture: moments that are known, keys and values of the store.
+struct OfStore<'a> {
+    shared: &'a StageShared,
+    frames: Range<usize>,
+    device: Device,
+    dtype: DType,
+}
+
+impl Whole for OfStore<'_> {
+    type Error = BoxError;
+
+    fn moments(&mut self, step: usize, _: &Features) -> Option<GroupMoments> {
+        self.shared.moments.get(&step).cloned()
+    }
+
+    fn attend(&mut self, queries: Features) -> Result<Features, BoxError> {
+        let StageShared { plan, stage, store, .. } = self.shared;
+        let keys_and_values = plan.stages()[*stage].attends_to.ok_or("the stage attends to nothing")?;
+        let keys = KeyGrid { size: plan.size(keys_and_values[0]), stride: plan.key_stride(keys_and_values[0]) };
+        store.attend(queries, keys_and_values, keys, self.frames.clone(), &self.device, self.dtype)
     }
 }
 

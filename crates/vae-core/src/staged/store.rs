@@ -18,13 +18,54 @@ use kernels::BlockedImage;
 
 /// Keeps the values between stages, tile by tile, in the dtype in which they were computed: in host memory up to a limit, then in a scratch file.
 ///
-/// Tiles are written once each, from any thread; a tile that is run again replaces what it wrote. An area is read from all tiles that it touches.
+/// Tiles are written once each, from any thread; a tile that is run again replaces what it wrote. What comes after its stage has ended, or from a worker that
+/// does not have the tile any longer, is refused. An area is read from all tiles that it touches.
 #[derive(Debug)]
 pub struct FeatureStore {
     layout: Layout,
-    values: RwLock<BTreeMap<usize, Vec<Piece>>>,
+    state: RwLock<State>,
+    /// Keys and values that all tiles of a stage on a device attend to.
+    attended: Mutex<Vec<(Device, DType, Attended)>>,
     host: Arc<HostMemory>,
     scratch: Arc<Scratch>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    epoch: Epoch,
+    values: BTreeMap<usize, Vec<Piece>>,
+}
+
+/// The time in which one stage is run.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Epoch(u64);
+
+/// Where features belong.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Slot {
+    pub(super) value: usize,
+    pub(super) tile: usize,
+    /// The first of their frames.
+    pub(super) first: usize,
+    /// The tile's own area.
+    pub(super) area: Area,
+}
+
+/// The px of a value that are keys.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct KeyGrid {
+    /// Height and width of the value.
+    pub(super) size: [usize; 2],
+    /// Rows and columns from one to the next.
+    pub(super) stride: usize,
+}
+
+/// Keys and values of some frames.
+#[derive(Debug, Clone)]
+struct Attended {
+    values: [usize; 2],
+    frames: Range<usize>,
+    features: [Features; 2],
 }
 
 /// How values lie in memory.
@@ -175,7 +216,7 @@ impl FeatureStore {
             Layout::Planes
         };
         let host = Arc::new(HostMemory { limit, used: Mutex::default() });
-        Self { layout, values: RwLock::default(), host, scratch: Arc::default() }
+        Self { layout, state: RwLock::default(), attended: Mutex::default(), host, scratch: Arc::default() }
     }
 
     /// The most bytes that were in host memory at once, and the length of the scratch file.
@@ -183,13 +224,23 @@ impl FeatureStore {
         [lock(&self.host.used)[1], lock(&self.scratch.state).length]
     }
 
-    /// Stores frames of a tile's own area of a value, from the frame `first` on. Says whether all values are finite, where that has to be known: in 16 bits.
+    /// Begins a stage. What earlier ones still give is refused.
+    pub fn begin_stage(&self) -> Epoch {
+        lock(&self.attended).clear();
+        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+        state.epoch.0 += 1;
+        state.epoch
+    }
+
+    /// Stores features. Says whether all values are finite, where that has to be known: in 16 bits.
     ///
     /// # Errors
-    /// When the device does not give them, or the scratch file cannot be written.
-    pub fn put(&self, value: usize, tile: usize, first: usize, area: Area, features: Features) -> Result<bool, BoxError> {
+    /// When the device does not give them, the scratch file cannot be written, or the stage or the run that they belong to has ended.
+    pub(super) fn put(&self, epoch: Epoch, slot: Slot, features: Features) -> Result<bool, BoxError> {
+        let Slot { value, tile, first, area } = slot;
         let [b, c, t, h, w] = features.dims();
         debug_assert_eq!([h, w], area.map(|span| span.length));
+        let context = features.context().clone();
         let (place, dtype, is_finite) = match self.layout {
             #[cfg(feature = "flex")]
             Layout::Blocked => {
@@ -223,8 +274,11 @@ impl FeatureStore {
             }
         };
         let piece = Piece { tile, frames: first..first + t, area, content: Arc::new(Content { items: [b, c], dtype, place }) };
-        let mut values = self.values.write().unwrap_or_else(PoisonError::into_inner);
-        let pieces = values.entry(value).or_default();
+        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+        if state.epoch != epoch || context.is_stopped() {
+            return Err("features come too late".into());
+        }
+        let pieces = state.values.entry(value).or_default();
         pieces.retain(|old| old.tile != tile || old.frames != piece.frames);
         pieces.push(piece);
         Ok(is_finite)
@@ -243,18 +297,18 @@ impl FeatureStore {
         dtype: DType,
         context: &Context,
     ) -> Result<Features, BoxError> {
-        let values = self.values.read().unwrap_or_else(PoisonError::into_inner);
-        let all = values.get(&value).map_or(&[][..], Vec::as_slice);
+        let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
+        let all = state.values.get(&value).map_or(&[][..], Vec::as_slice);
         let touches = |piece: &&Piece| {
             let shares = |a: Span, b: Span| a.start < b.end() && b.start < a.end();
             shares(piece.area[0], area[0]) && shares(piece.area[1], area[1]) && piece.frames.start < frames.end && frames.start < piece.frames.end
         };
         let pieces: Vec<Piece> = all.iter().filter(touches).cloned().collect();
-        drop(values);
+        drop(state);
         let parts: Vec<Part> = pieces.iter().map(|piece| Part::new(piece, area, &frames)).collect();
         let covered: usize = parts.iter().map(Part::volume).sum();
         let Some(first) = pieces.first().filter(|_| covered == frames.len() * area[0].length * area[1].length) else {
-            return Err("features of an earlier stage are missing".into());
+            return Err(MISSING.into());
         };
         let [b, c] = first.content.items;
         let shape = [b, c, frames.len(), area[0].length, area[1].length];
@@ -267,8 +321,113 @@ impl FeatureStore {
 
     /// Gives up values.
     pub fn remove(&self, finished: &[usize]) {
-        let mut values = self.values.write().unwrap_or_else(PoisonError::into_inner);
-        values.retain(|value, _| !finished.contains(value));
+        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+        state.values.retain(|value, _| !finished.contains(value));
+    }
+
+    /// Attention over keys and values of the whole. On the CPU, where tiles of them may be in the scratch file, over one tile after the other.
+    ///
+    /// # Errors
+    /// When a part of them was never stored, or the scratch file cannot be read.
+    pub(super) fn attend(
+        &self,
+        queries: Features,
+        keys_and_values: [usize; 2],
+        keys: KeyGrid,
+        frames: Range<usize>,
+        device: &Device,
+        dtype: DType,
+    ) -> Result<Features, BoxError> {
+        #[cfg(feature = "flex")]
+        if self.layout == Layout::Blocked && keys.stride == 1 {
+            return self.attend_by_tiles(queries, keys_and_values, keys.size, frames);
+        }
+        let is_wanted = |(on, of, attended): &&(Device, DType, Attended)| {
+            (on, *of, attended.values, &attended.frames) == (device, dtype, keys_and_values, &frames)
+        };
+        let known = lock(&self.attended).iter().find(is_wanted).map(|(_, _, attended)| attended.features.clone());
+        // Not under the lock: a device that hangs must not hold the others up.
+        let [keys, values] = match known {
+            Some(features) => features,
+            None => {
+                let context = queries.context();
+                let read = |value: usize| match keys.stride {
+                    1 => self.get(value, frames.clone(), keys.size.map(|length| Span { start: 0, length }), device, dtype, context),
+                    _ => self.get_grid(value, frames.clone(), keys, device, dtype, context),
+                };
+                let features = [read(keys_and_values[0])?, read(keys_and_values[1])?];
+                let attended = Attended { values: keys_and_values, frames, features: features.clone() };
+                lock(&self.attended).push((device.clone(), dtype, attended));
+                features
+            }
+        };
+        Ok(queries.attend(keys, values))
+    }
+
+    /// Frames of an even grid of px of a value, the first of them half a stride from the border.
+    fn get_grid(&self, value: usize, frames: Range<usize>, grid: KeyGrid, device: &Device, dtype: DType, context: &Context) -> Result<Features, BoxError> {
+        let KeyGrid { size: [height, width], stride } = grid;
+        let at = |side: usize| (0..side.div_ceil(stride)).map(move |at| (at * stride + stride / 2).min(side - 1));
+        let row = |row: usize| {
+            context.check_stop();
+            let area = [Span { start: row, length: 1 }, Span { start: 0, length: width }];
+            let row = Tensor::<5>::from(self.get(value, frames.clone(), area, device, dtype, context)?);
+            let columns: Vec<i64> = at(width).map(|column| column as i64).collect();
+            Ok(row.select(4, Tensor::from_data(&columns[..], device)))
+        };
+        let rows = at(height).map(row).collect::<Result<Vec<_>, BoxError>>()?;
+        Ok(Features::new(Tensor::cat(rows, 3), context))
+    }
+
+    #[cfg(feature = "flex")]
+    fn attend_by_tiles(&self, queries: Features, keys_and_values: [usize; 2], size: [usize; 2], frames: Range<usize>) -> Result<Features, BoxError> {
+        let context = queries.context().clone();
+        let [b, .., height, width] = queries.dims();
+        let [keys, values] = keys_and_values.map(|value| {
+            let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
+            let mut pieces = state.values.get(&value).cloned().unwrap_or_default();
+            // Sums depend on the order.
+            pieces.sort_by_key(|piece| (piece.frames.start, piece.tile));
+            pieces
+        });
+        let channels = values.first().ok_or(MISSING)?.content.items[1];
+        let mut attentions: Vec<kernels::Attention> =
+            queries.into_images().into_iter().map(|image| kernels::Attention::new(image, channels)).collect();
+        let mut covered = vec![0; attentions.len()];
+        for (keys, values) in keys.iter().zip(&values) {
+            for (at, attention) in attentions.iter_mut().enumerate() {
+                let (item, frame) = (at / frames.len(), frames.start + at % frames.len());
+                if !keys.frames.contains(&frame) {
+                    continue;
+                }
+                context.check_stop();
+                let index = item * keys.frames.len() + frame - keys.frames.start;
+                let [keys, values] = [keys.image(index, &context)?, values.image(index, &context)?];
+                attention.add(&keys, &values);
+                covered[at] += keys.size().iter().product::<usize>();
+            }
+        }
+        if covered.iter().any(|&covered| covered != size[0] * size[1]) {
+            return Err(MISSING.into());
+        }
+        let images = attentions.into_iter().map(kernels::Attention::finish).collect();
+        Ok(Features::from_images(b, images, channels, [height, width], &context))
+    }
+}
+
+/// The message for a read of what was never stored.
+const MISSING: &str = "features of an earlier stage are missing";
+
+#[cfg(feature = "flex")]
+impl Piece {
+    /// One of its images.
+    fn image(&self, index: usize, context: &Context) -> Result<BlockedImage, BoxError> {
+        let part = Part::new(self, self.area, &self.frames);
+        match &self.content.place {
+            Place::Images(images, _) => Ok(images[index].clone()),
+            Place::File(range) => Ok(read_part(&part, range, self.content.items[1], index, context)?),
+            Place::Planes(..) => unreachable!("one layout"),
+        }
     }
 }
 
