@@ -245,7 +245,8 @@ mod tests {
 
     #[test]
     fn attention_equals_its_definition() {
-        let cases: &[_] = if cfg!(miri) { &[(3, [1, 1]), (17, [3, 3])] } else { &[(3, [1, 1]), (20, [5, 7]), (40, [9, 11]), (16, [4, 8]), (5, [3, 800])] };
+        let cases: &[_] =
+            if cfg!(miri) { &[(3, [1, 1]), (17, [3, 3])] } else { &[(3, [1, 1]), (20, [5, 7]), (40, [9, 11]), (16, [4, 8]), (5, [3, 800])] };
         for &(channels, size) in cases {
             let area = size[0] * size[1];
             let values = |step: f32| (0..channels * area).map(|at| (at as f32 * step).sin() * 3.0).collect::<Vec<f32>>();

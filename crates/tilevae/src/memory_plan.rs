@@ -10,7 +10,7 @@ use vae_core::coder::{CoderSpec, Reading, StagedPlan};
 use vae_core::{DeviceName, VaeSpec};
 
 use crate::workers::{count_workers, threads_of};
-use crate::{Config, Direction, Error, io};
+use crate::{Config, Direction, DtypeConfig, Error, io};
 
 const F32: u64 = size_of::<f32>() as u64;
 
@@ -30,11 +30,26 @@ fn with_margin(bytes: u64) -> u64 {
     (bytes as f64 * MARGIN) as u64
 }
 
-/// Most of the free memory.
+/// Most of the memory that is free on the machine, and to the process's control group where that has a limit.
 fn free_memory() -> u64 {
     let mut system = sysinfo::System::new();
     system.refresh_memory();
-    (system.available_memory() as f64 * AUTO_SHARE) as u64
+    let of_group = system.cgroup_limits().map_or(u64::MAX, |limits| limits.free_memory);
+    (system.available_memory().min(of_group) as f64 * AUTO_SHARE) as u64
+}
+
+/// What a process holds besides what a run takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Holding {
+    /// Whether the weights of the other direction are loaded, too.
+    pub(crate) both_components: bool,
+    /// Bytes in which each value of the output is held: one by writers of images.
+    pub(crate) output_value_bytes: u64,
+}
+
+impl Holding {
+    /// One direction, whose output becomes an image.
+    pub(crate) const IMAGE: Self = Self { both_components: false, output_value_bytes: 1 };
 }
 
 /// Sides of tiles that are tried, in latent px.
@@ -88,6 +103,7 @@ pub(crate) struct MemoryPlanner<'a> {
     pub(crate) executor: &'a dyn Executor,
     pub(crate) direction: Direction,
     pub(crate) input_shape: [usize; 5],
+    pub(crate) holding: Holding,
 }
 
 /// A division with what it needs.
@@ -102,9 +118,14 @@ struct Candidate {
 }
 
 impl Candidate {
+    /// Bytes of features in memory, of which so many of the host's are free besides the budget.
+    fn stored_in_memory(&self, budget: u64, host: Option<u64>) -> u64 {
+        self.stored.min(host.unwrap_or(budget.saturating_sub(self.needed)))
+    }
+
     /// Seconds, about, with a budget.
-    fn seconds(&self, budget: u64, workers: usize) -> f64 {
-        let scratch = self.stored.saturating_sub(budget.saturating_sub(self.needed));
+    fn seconds(&self, budget: u64, host: Option<u64>, workers: usize) -> f64 {
+        let scratch = self.stored - self.stored_in_memory(budget, host);
         self.multiply_adds / (MULTIPLY_ADDS_PER_SECOND * workers as f64) + 2.0 * scratch as f64 / SCRATCH_BYTES_PER_SECOND
     }
 }
@@ -130,14 +151,16 @@ impl MemoryPlanner<'_> {
         let Some(memory) = kind.memory_mib else {
             let candidate = self.candidate(grid, kind.norm == NormMoments::Sampled)?;
             // What does not fit into the free memory goes to the scratch file.
-            let room = if self.is_on_cpu() { free_memory().saturating_sub(candidate.needed) } else { u64::MAX };
-            let stored = candidate.stored.min(room);
-            let peak = candidate.needed.saturating_add(stored);
+            let free = free_memory();
+            let stored = candidate.stored.min(if self.is_on_cpu() { free.saturating_sub(candidate.needed) } else { free });
+            let peak = candidate.needed.saturating_add(if self.is_on_cpu() { stored } else { 0 });
             let memory = MemoryPlan { budget: None, peak, stored, scratch: candidate.stored - stored, next: None };
             return Ok(Division { tiles: candidate.tiles, staged: candidate.staged, memory });
         };
         let budget = self.budget(memory)?;
         let workers = count_workers(&self.config.devices, self.executor);
+        // Features of devices with a memory of their own are kept by the host.
+        let host = (!self.is_on_cpu()).then(free_memory);
         let room = io::free_bytes(&std::env::temp_dir()).unwrap_or(u64::MAX);
         let mut candidates = vec![self.candidate(&Off, false)?];
         let grids: Vec<Box<dyn Grid + '_>> = if kind.tile_px.is_some() {
@@ -153,7 +176,7 @@ impl MemoryPlanner<'_> {
         for &is_sampled in sources {
             // Exact moments are taken as long as there is room for the features of the whole.
             let has_exact =
-                candidates.iter().any(|candidate| candidate.needed <= budget && candidate.stored <= room.saturating_add(budget - candidate.needed));
+                candidates.iter().any(|candidate| candidate.needed <= budget && candidate.stored - candidate.stored_in_memory(budget, host) <= room);
             if is_sampled && kind.norm == NormMoments::Auto && has_exact {
                 break;
             }
@@ -167,23 +190,33 @@ impl MemoryPlanner<'_> {
             }
         }
         let least = candidates.iter().map(|candidate| candidate.needed).min().unwrap_or(u64::MAX);
-        let fits = |candidate: &&Candidate| candidate.needed <= budget && candidate.stored <= room.saturating_add(budget - candidate.needed);
-        let faster = |a: &&Candidate, b: &&Candidate| a.seconds(budget, workers).total_cmp(&b.seconds(budget, workers));
-        let Some(chosen) = candidates.iter().filter(fits).min_by(faster) else {
+        let in_scratch = |candidate: &Candidate| candidate.stored - candidate.stored_in_memory(budget, host);
+        let within = || candidates.iter().filter(|candidate| candidate.needed <= budget);
+        let faster = |a: &&Candidate, b: &&Candidate| a.seconds(budget, host, workers).total_cmp(&b.seconds(budget, host, workers));
+        let with_disk = within().filter(|candidate| in_scratch(candidate) <= room).min_by(faster);
+        // Where the disk is what is missing, the run says so when it begins.
+        let Some(chosen) = with_disk.or_else(|| within().min_by_key(|candidate| in_scratch(candidate))) else {
             return Err(Error::Budget { budget_mib: budget / MIB, least_mib: least.div_ceil(MIB) });
         };
-        let stored = chosen.stored.min(budget - chosen.needed);
-        let seconds = chosen.seconds(budget, workers);
+        let stored = chosen.stored_in_memory(budget, host);
+        let seconds = chosen.seconds(budget, host, workers);
         let larger =
             candidates.iter().flat_map(|candidate| [(candidate, candidate.needed), (candidate, candidate.needed.saturating_add(candidate.stored))]);
-        let next =
-            larger.filter(|&(candidate, bytes)| bytes > budget && candidate.seconds(bytes, workers) < seconds * 0.98).min_by_key(|&(_, bytes)| bytes);
+        let next = larger
+            .filter(|&(candidate, bytes)| bytes > budget && candidate.seconds(bytes, host, workers) < seconds * 0.98)
+            .min_by_key(|&(_, bytes)| bytes);
         let next = next.map(|(candidate, bytes)| NextBudget {
             bytes,
             tile: candidate.tiles.largest_tile().map(|side| candidate.tiles.geometry.scale.latent_px(side)),
-            scratch: candidate.needed.saturating_add(candidate.stored).saturating_sub(bytes),
+            scratch: candidate.stored - candidate.stored_in_memory(bytes, host),
         });
-        let memory = MemoryPlan { budget: Some(budget), peak: chosen.needed + stored, stored, scratch: chosen.stored - stored, next };
+        let memory = MemoryPlan {
+            budget: Some(budget),
+            peak: chosen.needed + if host.is_some() { 0 } else { stored },
+            stored,
+            scratch: chosen.stored - stored,
+            next,
+        };
         Ok(Division { tiles: chosen.tiles.clone(), staged: chosen.staged.clone(), memory })
     }
 
@@ -203,6 +236,12 @@ impl MemoryPlanner<'_> {
         self.config.devices.names.iter().all(|name| *name == DeviceName::CPU)
     }
 
+    /// Whether the CPU computes in f32.
+    fn is_f32(&self) -> bool {
+        let dtype = self.config.devices.dtype.get(&DeviceName::CPU).unwrap_or(&self.config.model.dtype);
+        matches!(dtype, DtypeConfig::Auto | DtypeConfig::F32) || *dtype == DtypeConfig::F16 && self.spec.force_upcast
+    }
+
     fn candidate(&self, grid: &dyn Grid, is_sampled: bool) -> Result<Candidate, Error> {
         let Self { spec, direction, input_shape: [batch, _, frames, height, width], .. } = *self;
         let tiles = TilePlan::new(grid, direction.geometry(spec), [frames, height, width])?;
@@ -213,7 +252,7 @@ impl MemoryPlanner<'_> {
         let not_seamless = || Error::NotSeamless { family: self.family.to_owned() };
         let coder = coder.as_ref().ok_or_else(not_seamless)?;
         let per_chunk = self.config.model.frames_per_chunk.get();
-        let reading = if self.is_on_cpu() { Reading::Fused } else { Reading::Apart };
+        let reading = if self.is_on_cpu() && self.is_f32() { Reading::Fused } else { Reading::Apart };
         if !tiles.is_tiled() {
             let values = StagedPlan::whole_values(coder, [frames, height, width], batch, per_chunk, reading);
             let needed = self.needed(coder, &tiles, values, values, 1);
@@ -231,7 +270,13 @@ impl MemoryPlanner<'_> {
 
     /// Bytes that a run holds besides its store: each worker a tile, or one the whole.
     fn needed(&self, coder: &CoderSpec, tiles: &TilePlan, tile: u64, whole: u64, workers: usize) -> u64 {
-        let weights = coder.weight_values() * F32;
+        let Holding { both_components, output_value_bytes } = self.holding;
+        let other = match self.direction {
+            Direction::Decode => &self.spec.encoder,
+            Direction::Encode => &self.spec.decoder,
+        };
+        let others = other.as_ref().filter(|_| both_components).map_or(0, CoderSpec::weight_values);
+        let weights = (coder.weight_values() + others) * F32;
         if !self.is_on_cpu() {
             return weights.saturating_add(with_margin(tile.max(whole).saturating_mul(F32)));
         }
@@ -243,11 +288,11 @@ impl MemoryPlanner<'_> {
         } as u64;
         let batch = batch as u64;
         let input = volume(tiles.input).saturating_mul(batch * channels as u64 * F32);
-        // A writer of images holds bytes; answers of tiles wait as f32.
+        // Answers of tiles wait as f32.
         let held = self.executor.held_tiles(tiles, workers) as u64;
         let answer = tiles.tiles.iter().map(|tile| tile.output.volume() as u64).max().unwrap_or(0);
         let waiting = answer.saturating_mul((held + 1) * F32);
-        let output = volume(tiles.output).saturating_add(waiting).saturating_mul(batch * channels_out);
+        let output = volume(tiles.output).saturating_mul(output_value_bytes).saturating_add(waiting).saturating_mul(batch * channels_out);
         let threads = threads_of(&self.config.devices, self.executor);
         let kernels = coder.kernel_values(threads / workers.max(1)).saturating_mul(workers as u64);
         let running = tile.saturating_mul(workers as u64).max(whole).saturating_add(kernels);

@@ -7,7 +7,7 @@ use tiling::{BlendPolicy, FrameScale, Geometry, Grid, GridContext, GridError, Of
 use vae_core::coder::{Reading, Stage, StagedPlan};
 use vae_core::{Posterior, PosteriorKind, Tiling, VaeSpec};
 
-use crate::memory_plan::{Division, MemoryPlan, MemoryPlanner};
+use crate::memory_plan::{Division, Holding, MemoryPlan, MemoryPlanner};
 use crate::workers::{check_devices, count_workers};
 use crate::{Config, Error, LatentSpace, OnNonFiniteInput};
 
@@ -179,7 +179,7 @@ impl RunPlan {
     /// When the model does not take such an input, it has no posterior that the configuration asks for, or the grid cannot be laid.
     pub fn new(config: &Config, family: &str, spec: &VaeSpec, direction: Direction, input_shape: [usize; 5]) -> Result<Self, Error> {
         let (grid, executor) = (direction.grid(config, spec)?, config.executor.build());
-        Planner { config, family, spec, grid: grid.as_ref(), executor: executor.as_ref() }.plan(direction, input_shape)
+        Planner { config, family, spec, grid: grid.as_ref(), executor: executor.as_ref(), holding: Holding::IMAGE }.plan(direction, input_shape)
     }
 
     /// Whether strips and waiting tiles are kept in a scratch file, so that memory does not grow with the number of frames.
@@ -224,6 +224,7 @@ pub(crate) struct Planner<'a> {
     pub(crate) spec: &'a VaeSpec,
     pub(crate) grid: &'a dyn Grid,
     pub(crate) executor: &'a dyn Executor,
+    pub(crate) holding: Holding,
 }
 
 impl Planner<'_> {
@@ -232,7 +233,7 @@ impl Planner<'_> {
     /// # Errors
     /// Those of [`RunPlan::new`].
     pub(crate) fn plan(&self, direction: Direction, input_shape: [usize; 5]) -> Result<RunPlan, Error> {
-        let Self { config, family, spec, grid, executor } = *self;
+        let Self { config, family, spec, grid, executor, holding } = *self;
         match direction {
             Direction::Decode => spec.check_latents(input_shape)?,
             Direction::Encode => spec.check_samples(input_shape)?,
@@ -255,7 +256,8 @@ impl Planner<'_> {
         let (tiles, staged, memory) = if grid.is_seamless() {
             let [frames, height, width] = TilePlan::new(&Off, direction.geometry(spec), [frames, height, width])?.output;
             [input_shape, [batch, channels, frames, height, width]].into_iter().try_for_each(check_size)?;
-            let Division { tiles, staged, memory } = MemoryPlanner { config, family, spec, executor, direction, input_shape }.divide(grid)?;
+            let Division { tiles, staged, memory } =
+                MemoryPlanner { config, family, spec, executor, direction, input_shape, holding }.divide(grid)?;
             (tiles, staged, Some(memory))
         } else {
             (TilePlan::new(grid, direction.geometry(spec), [frames, height, width])?, None, None)

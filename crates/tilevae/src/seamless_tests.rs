@@ -133,10 +133,16 @@ fn tiles_of_a_seamless_grid_share_no_px() {
 
 #[test]
 fn every_executor_and_store_gives_the_same_bytes() {
-    for (model, latents) in [(format!("{KL}/sd"), noise([2, 4, 1, 13, 22], 1)), (format!("{WAN}/wan22"), noise([1, 6, 3, 7, 9], 1))] {
+    let cases = [
+        (format!("{KL}/sd"), noise([2, 4, 1, 13, 22], 1), "exact"),
+        (format!("{KL}/sd"), noise([2, 4, 1, 13, 22], 1), "sampled"),
+        (format!("{WAN}/wan22"), noise([1, 6, 3, 7, 9], 1), "auto"),
+    ];
+    for (model, latents, norm) in cases {
         let ratio = pipeline(&model, "").spec().spatial_ratio;
+        let tiling = format!("tiling = {{ kind = \"seamless\", tile_px = {}, norm = {norm:?} }}", 4 * ratio);
         let decode = |keys: &str| {
-            let pipeline = pipeline(&model, &format!("tiling = {{ kind = \"seamless\", tile_px = {} }}\n{keys}", 4 * ratio));
+            let pipeline = pipeline(&model, &format!("{tiling}\n{keys}"));
             pipeline.decode(&latents, RunOptions::default()).unwrap()
         };
         let expected = decode("");
@@ -149,7 +155,7 @@ fn every_executor_and_store_gives_the_same_bytes() {
             }
         }
         // Where features lie does not matter either.
-        let tiled = pipeline(&model, &format!("tiling = {{ kind = \"seamless\", tile_px = {} }}", 4 * ratio));
+        let tiled = pipeline(&model, &tiling);
         for stored in [0, 100 << 10] {
             let mut plan = tiled.plan(Direction::Decode, latents.shape()).unwrap();
             let memory = plan.memory.as_mut().unwrap();
@@ -245,6 +251,104 @@ fn tiles_of_a_stage_that_fail_are_run_again() {
             assert!(stats.workers.iter().map(|worker| worker.faults).sum::<usize>() > 0 && begun.load(Ordering::Relaxed) > stats.tiles, "{stats:?}");
         }
     }
+}
+
+/// An executor whose second worker has no device any longer.
+#[derive(Debug)]
+struct SecondLost {
+    executor: Box<dyn Executor>,
+    tried: Arc<AtomicUsize>,
+}
+
+impl Executor for SecondLost {
+    fn name(&self) -> &'static str {
+        self.executor.name()
+    }
+
+    fn check_workers(&self, count: usize) -> Result<(), ExecError> {
+        self.executor.check_workers(count)
+    }
+
+    fn held_tiles(&self, plan: &TilePlan, workers: usize) -> usize {
+        self.executor.held_tiles(plan, workers)
+    }
+
+    fn run(&self, job: Job<'_>, progress: &mut dyn Progress) -> Result<RunStats, ExecError> {
+        let lose = |worker: &Worker| {
+            let is_lost = worker.name == "cpu/1";
+            let op = if is_lost { Arc::new(LostOp(worker.op.clone(), self.tried.clone())) } else { worker.op.clone() };
+            Worker { op, ..worker.clone() }
+        };
+        let workers = job.workers.iter().map(lose).collect::<Vec<_>>().leak();
+        self.executor.run(Job { workers, ..job }, progress)
+    }
+}
+
+struct LostOp(Arc<dyn TileOp>, Arc<AtomicUsize>);
+
+impl TileOp for LostOp {
+    fn geometry(&self) -> Geometry {
+        self.0.geometry()
+    }
+
+    fn begin(&self, _: &[usize], _: &Stop) -> TileRun<'_> {
+        self.1.fetch_add(1, Ordering::Relaxed);
+        Box::new(|_| Err("the device is lost".into()))
+    }
+
+    fn check(&self) -> Result<(), BoxError> {
+        Err("the device is lost".into())
+    }
+}
+
+#[test]
+fn a_lost_device_is_not_tried_in_later_stages() {
+    let latents = noise([1, 4, 1, 13, 22], 1);
+    let (model, tiling) = (format!("{KL}/sd"), "tiling = { kind = \"seamless\", tile_px = 32 }");
+    let expected = pipeline(&model, tiling).decode(&latents, RunOptions::default()).unwrap();
+    let lossy = pipeline(&model, &format!("{tiling}\nexecutor.kind = \"multi-device\"\ndevices.cpu.workers = 3"));
+    let tried = Arc::new(AtomicUsize::new(0));
+    let executor = SecondLost { executor: lossy.config().executor.build(), tried: tried.clone() };
+    let lossy = lossy.with_executor(Box::new(executor)).unwrap();
+    let plan = lossy.plan(Direction::Decode, latents.shape()).unwrap();
+    let mut canvas = Canvas::default();
+    let stats = lossy.run(&plan, &latents, &mut canvas, RunOptions::default()).unwrap();
+    assert!(canvas.into_tensor() == expected);
+    assert_eq!(tried.load(Ordering::Relaxed), 1, "of {} stages", plan.stages.len());
+    let retired = stats.workers.iter().find(|worker| worker.name == "cpu/1").unwrap();
+    assert!(retired.retired.is_some() && retired.tiles == 0, "{retired:?}");
+}
+
+#[test]
+fn sampled_moments_come_close_to_the_whole() {
+    let model = concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/demo-kl");
+    let smooth = |[_, c, _, y, x]: [usize; 5]| ((c * c) as f32 + y as f32 * 0.17 * (c % 3) as f32 + x as f32 * 0.11).sin();
+    let mut latents = HostTensor::from_fn([1, 16, 1, 64, 64], smooth);
+    latents.data_mut().iter_mut().zip(vae_core::normal_noise(3, 0)).for_each(|(value, noise)| *value += 0.3 * noise);
+    let decode = |tiling: &str| pipeline(model, &format!("tiling = {{ {tiling} }}")).decode(&latents, RunOptions::default()).unwrap();
+    let whole = decode("kind = \"off\"");
+    let sampled = decode("kind = \"seamless\", tile_px = 256, norm = \"sampled\"");
+    let overlapping = decode("kind = \"diffusers\", tile_px = 256");
+    let [sampled, overlapping] = [sampled, overlapping].map(|tiled| psnr(&tiled, &whole));
+    assert!(sampled > 29.0 && sampled > overlapping + 6.0, "{sampled} dB, and {overlapping} of diffusers' tiles");
+}
+
+#[test]
+fn sampled_moments_that_overflow_are_taken_again_in_f32() {
+    let model = concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/demo-kl");
+    let mut latents = noise([1, 16, 1, 20, 20], 3);
+    latents.data_mut().iter_mut().for_each(|value| *value *= 1e4);
+    let decode = |dtype: &str| {
+        let keys = format!("tiling = {{ kind = \"seamless\", tile_px = 96, norm = \"sampled\" }}\nmodel.dtype = {dtype:?}");
+        let pipeline = pipeline(model, &keys);
+        let mut canvas = Canvas::default();
+        let stats = pipeline.run(&pipeline.plan(Direction::Decode, latents.shape()).unwrap(), &latents, &mut canvas, RunOptions::default()).unwrap();
+        (canvas.into_tensor(), stats.upcast_tiles)
+    };
+    let ((half, upcast), (single, _)) = (decode("f16"), decode("f32"));
+    // The crops, and the tiles of the stage that they belong to.
+    assert!(upcast > 1, "{upcast}");
+    assert!(half.data().iter().all(|value| value.is_finite()) && psnr(&half, &single) > 30.0, "{}", psnr(&half, &single));
 }
 
 #[test]

@@ -168,6 +168,8 @@ fn seamless_runs_stay_within_their_budgets() {
         ("models/demo-wan", [48, 64], 1, TWO),
         ("crates/vae-wan/tests/data/wan22", [40, 40], 2, ONE),
         ("crates/vae-kl/tests/data/sd", [96, 96], 1, ONE),
+        ("crates/vae-kl/tests/data/flux", [40, 40], 1, "model.dtype = \"bf16\""),
+        ("models/demo-wan", [32, 40], 3, "model.frames_per_chunk = 2"),
     ];
     let faults: Vec<String> =
         cases.into_iter().flat_map(|(model, size, frames, settings)| over_budget(model, size, frames, settings, &mut counts)).collect();

@@ -15,10 +15,14 @@ use tiling::{BlendPolicy, Canvas, Compositor, Grid, HostTensor, Party, ScratchFi
 use vae_core::{MathMode, Model, Posterior, Registry, Vae, VaeOp, VaeSpec};
 
 use crate::finite::FiniteSource;
+use crate::memory_plan::Holding;
 use crate::plan::Planner;
 use crate::warming;
 use crate::workers::{LazyOp, WorkerSlot, check_devices, run_zeros, worker_slots};
 use crate::{Config, Direction, Error, FittedFrames, NonFinite, OnNonFiniteInput, OpenDevice, RunOptions, RunPlan, io, open_devices};
+
+/// Bytes of a value of a tensor in host memory.
+const F32: u64 = size_of::<f32>() as u64;
 
 /// Finds the model that a configuration names. No weights are loaded.
 ///
@@ -172,12 +176,20 @@ impl Pipeline {
     /// # Errors
     /// When the model does not take such an input, or the grid cannot be laid.
     pub fn plan(&self, direction: Direction, input_shape: [usize; 5]) -> Result<RunPlan, Error> {
+        self.plan_for(direction, input_shape, 1)
+    }
+
+    /// The same for an output that is held with so many bytes a value.
+    fn plan_for(&self, direction: Direction, input_shape: [usize; 5], output_value_bytes: u64) -> Result<RunPlan, Error> {
+        let vae = &self.replicas[0].vae;
+        let both_components = vae.decoder().is_some() && vae.encoder().is_some();
         let planner = Planner {
             config: &self.config,
             family: self.family,
             spec: self.spec(),
             grid: self.grids.get(direction).as_ref(),
             executor: self.executor.as_ref(),
+            holding: Holding { both_components, output_value_bytes },
         };
         planner.plan(direction, input_shape)
     }
@@ -231,7 +243,7 @@ impl Pipeline {
     /// # Errors
     /// Those of [`plan`](Self::plan) and [`run`](Self::run).
     pub fn decode(&self, latents: &dyn TileSource, options: RunOptions<'_>) -> Result<HostTensor, Error> {
-        let plan = self.plan(Direction::Decode, called(Party::Source, || latents.shape())?)?;
+        let plan = self.plan_for(Direction::Decode, called(Party::Source, || latents.shape())?, F32)?;
         let mut canvas = Canvas::default();
         self.run(&plan, latents, &mut canvas, options)?;
         Ok(canvas.into_tensor())
@@ -248,7 +260,7 @@ impl Pipeline {
     /// Those of [`plan`](Self::plan) and [`run`](Self::run), and [`Error::Frames`].
     pub fn encode(&self, samples: &dyn TileSource, options: RunOptions<'_>) -> Result<Encoded, Error> {
         let samples = called(Party::Source, || FittedFrames::new(samples, self.spec().frames, self.config.io.frames))??;
-        let plan = self.plan(Direction::Encode, called(Party::Source, || samples.shape())?)?;
+        let plan = self.plan_for(Direction::Encode, called(Party::Source, || samples.shape())?, F32)?;
         self.encode_planned(&plan, &samples, options)
     }
 

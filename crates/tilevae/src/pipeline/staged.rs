@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use parallel::{Done, Event, ExecError, Executor, Job, Progress, RunStats, Stop, Worker};
+use parallel::{Done, Event, ExecError, Executor, Job, Progress, RunStats, Stop, Worker, WorkerStats};
 use tiling::{BoxError, Canvas, Cascade, Compositor, Geometry, HostTensor, Party, Region, Scale, Sink, Span, TileOp, TilePlan, TileSource, guard};
 use vae_core::coder::{Crops, StagedPlan};
 use vae_core::operators::GroupMoments;
@@ -43,7 +43,9 @@ impl StagedRun<'_> {
                 let (sampled, stats) = self.sample(stage, crops, &store, source, is_finite, &crew, &context)?;
                 moments.extend(sampled);
                 crew.learn(&stats);
-                all.push(stats);
+                // Crops are no tiles.
+                let workers = stats.workers.iter().cloned().map(|worker| WorkerStats { tiles: 0, ..worker }).collect();
+                all.push(RunStats { tiles: 0, workers, ..stats });
             }
             let is_last = stage + 1 == stages.len();
             let shared = Arc::new(StageShared {

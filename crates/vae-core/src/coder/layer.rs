@@ -25,8 +25,7 @@ pub enum Layer<'a> {
     Linear(&'a Linear),
     /// A convolution of each frame by itself, whose kernel has one frame.
     Conv3d(&'a Conv3d),
-    /// A convolution of each frame with those before it, of which it keeps the last from chunk to chunk (diffusers, `WanCausalConv3d`). Its kernel is larger than
-    /// one px.
+    /// A convolution of each frame with those before it, of which it keeps the last from chunk to chunk (diffusers, `WanCausalConv3d`).
     CausalConv3d(&'a Conv3d),
     /// A group norm, then an activation.
     GroupNorm(&'a GroupNorm, Activation),

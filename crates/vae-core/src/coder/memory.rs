@@ -186,9 +186,7 @@ impl StagedPlan {
 
     /// Values that a run of all steps on the whole holds at its peak.
     pub fn whole_values(spec: &CoderSpec, [frames, height, width]: [usize; 3], batch: usize, per_chunk: usize, reading: Reading) -> u64 {
-        let cell = |length: usize| vec![tiling::Span { start: 0, length }];
-        let Some(plan) = Self::of_whole(spec, [frames, height, width], [cell(height), cell(width)]) else { return u64::MAX };
-        let memory = plan.memory(batch, per_chunk, reading);
+        let memory = Self::of_whole(spec, [frames, height, width]).memory(batch, per_chunk, reading);
         memory.whole.max(memory.tile)
     }
 }

@@ -55,7 +55,16 @@ impl StagedPlan {
                 px[at] = px[at + 1] * if let Scale::Down(ratio) = scale { *ratio } else { 1 };
             }
         }
-        Some(Self { spec: spec.clone(), stages, input, sizes: spec.sizes([height, width]), scales: px, frames: spec.frames(frames), cells, is_sampled: false })
+        Some(Self {
+            spec: spec.clone(),
+            stages,
+            input,
+            sizes: spec.sizes([height, width]),
+            scales: px,
+            frames: spec.frames(frames),
+            cells,
+            is_sampled: false,
+        })
     }
 
     /// The same with moments of norms from [`Crops`]: stages only begin and end at attention and at what runs on the whole picture.
@@ -114,7 +123,8 @@ impl StagedPlan {
         let steps = self.stages[stage].steps.clone();
         let sizes = self.crop_sizes(steps.start, crops);
         let whole = |value: usize| sizes[value - steps.start].map(|length| Span { start: 0, length });
-        let all = Stage { steps: steps.clone(), is_whole: true, inputs: vec![steps.start], attends_to: None, outputs: vec![steps.end], moments: None };
+        let all =
+            Stage { steps: steps.clone(), is_whole: true, inputs: vec![steps.start], attends_to: None, outputs: vec![steps.end], moments: None };
         let areas = self.spec.areas_from(&all, steps.start, &sizes, whole);
         (all, areas)
     }
@@ -125,10 +135,19 @@ impl StagedPlan {
     }
 
     /// All steps as one stage on the whole.
-    pub(super) fn of_whole(spec: &CoderSpec, input: [usize; 3], cells: [Vec<Span>; 2]) -> Option<Self> {
-        let mut plan = Self::new(spec, input, cells)?;
-        plan.stages = vec![spec.all_steps()];
-        Some(plan)
+    pub(super) fn of_whole(spec: &CoderSpec, input: [usize; 3]) -> Self {
+        let [frames, height, width] = input;
+        let sizes = spec.sizes([height, width]);
+        Self {
+            spec: spec.clone(),
+            stages: vec![spec.all_steps()],
+            input,
+            scales: vec![1; sizes.len()],
+            sizes,
+            frames: spec.frames(frames),
+            cells: [height, width].map(|length| vec![Span { start: 0, length }]),
+            is_sampled: false,
+        }
     }
 
     /// Frames, height and width of the input.

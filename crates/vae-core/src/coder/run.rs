@@ -172,7 +172,7 @@ impl<'a> Coder<'a> {
                 layer => {
                     let input = x.into_features(context);
                     let padding = step.support.padding(area, wanted);
-                    if matches!(step.support, Support::Window { .. }) || layer.convolution().is_some() {
+                    if matches!(layer, Layer::CausalConv3d(_)) || layer.convolution().is_some() {
                         // Onto what a branch kept, where the sum follows.
                         let add = self.layers.get(at + 1).filter(|_| at + 1 < stage.steps.end);
                         let residual = if let Some(Layer::Add(shortcut)) = add {

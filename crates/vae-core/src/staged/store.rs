@@ -365,7 +365,15 @@ impl FeatureStore {
     }
 
     /// Frames of an even grid of px of a value, the first of them half a stride from the border.
-    fn get_grid(&self, value: usize, frames: Range<usize>, grid: KeyGrid, device: &Device, dtype: DType, context: &Context) -> Result<Features, BoxError> {
+    fn get_grid(
+        &self,
+        value: usize,
+        frames: Range<usize>,
+        grid: KeyGrid,
+        device: &Device,
+        dtype: DType,
+        context: &Context,
+    ) -> Result<Features, BoxError> {
         let KeyGrid { size: [height, width], stride } = grid;
         let at = |side: usize| (0..side.div_ceil(stride)).map(move |at| (at * stride + stride / 2).min(side - 1));
         let row = |row: usize| {
@@ -559,6 +567,57 @@ mod tests {
         assert_eq!((fourth.start, lock(&scratch.state).length), (0, 220));
         drop(third);
         assert_eq!(take(20).start, 150);
+    }
+
+    #[test]
+    fn features_that_come_late_are_refused() {
+        let store = FeatureStore::new([(Device::flex(), DType::F32)], u64::MAX);
+        let features = |value: f32, context: &Context| Features::new(Tensor::full([1, 3, 1, 2, 2], value, &Device::flex()), context);
+        let slot = Slot { value: 1, tile: 0, first: 0, area: [Span { start: 0, length: 2 }; 2] };
+        let stop = tiling::Stop::default();
+        let (context, stopped) = (Context::default(), Context::default().with_stop(&stop));
+        let first = store.begin_stage();
+        store.put(first, slot, features(1.0, &context)).unwrap();
+        // Of a tile that was taken from its worker, and of a stage that is over.
+        stop.stop();
+        store.put(first, slot, features(2.0, &stopped)).unwrap_err();
+        let second = store.begin_stage();
+        store.put(first, slot, features(3.0, &context)).unwrap_err();
+        store.remove(&[1]);
+        store.put(first, slot, features(4.0, &context)).unwrap_err();
+        store.get(1, 0..1, slot.area, &Device::flex(), DType::F32, &context).unwrap_err();
+        store.put(second, slot, features(5.0, &context)).unwrap();
+        let read = store.get(1, 0..1, slot.area, &Device::flex(), DType::F32, &context).unwrap();
+        assert!(Tensor::<5>::from(read).into_data().iter::<f32>().all(|value| value == 5.0));
+    }
+
+    #[test]
+    fn attention_rests_on_tiles_or_on_an_even_grid() {
+        let store = FeatureStore::new([(Device::flex(), DType::F32)], 500);
+        let context = Context::default();
+        let epoch = store.begin_stage();
+        let whole = |seed: usize| {
+            Tensor::<1>::from_data(TensorData::new((0..5 * 7 * 9).map(|at| ((at * 37 + seed) as f32).sin()).collect(), [5 * 7 * 9]), &Device::flex())
+                .reshape([1, 5, 1, 7, 9])
+        };
+        let [queries, keys, values] = [1, 2, 3].map(whole);
+        for (value, tensor) in [(10, &keys), (11, &values)] {
+            for (tile, (top, height)) in [(0, 3), (3, 4)].into_iter().enumerate() {
+                let area = [Span { start: top, length: height }, Span { start: 0, length: 9 }];
+                store.put(epoch, Slot { value, tile, first: 0, area }, Features::new(tensor.clone().narrow(3, top, height), &context)).unwrap();
+            }
+        }
+        let features = |tensor: &Tensor<5>| Features::new(tensor.clone(), &context);
+        let attend =
+            |stride: usize| store.attend(features(&queries), [10, 11], KeyGrid { size: [7, 9], stride }, 0..1, &Device::flex(), DType::F32).unwrap();
+        let difference = |a: Features, b: Features| (Tensor::<5>::from(a) - Tensor::from(b)).abs().max().into_scalar::<f32>();
+        assert!(difference(attend(1), features(&queries).attend(features(&keys), features(&values))) < 1e-5);
+        let grid = |tensor: &Tensor<5>| {
+            let columns = Tensor::from_data([1, 4, 7], &Device::flex());
+            let rows = Tensor::from_data([1, 4, 6], &Device::flex());
+            features(&tensor.clone().select(3, rows).select(4, columns))
+        };
+        assert!(difference(attend(3), features(&queries).attend(grid(&keys), grid(&values))) < 1e-5);
     }
 
     #[test]
