@@ -14,6 +14,16 @@ use super::replicas::Replica;
 use crate::workers::{LazyOp, WorkerSlot};
 use crate::{Direction, Error, RunPlan};
 
+/// What stages leave for later ones.
+struct State {
+    store: Arc<FeatureStore>,
+    /// Memory is reused from stage to stage, by any worker.
+    context: Context,
+    crew: Crew,
+    /// Whether all features so far are finite, as far as is known.
+    is_finite: bool,
+}
+
 /// A run of a plan in stages.
 pub(super) struct StagedRun<'a> {
     pub(super) plan: &'a RunPlan,
@@ -29,20 +39,21 @@ pub(super) struct StagedRun<'a> {
 impl StagedRun<'_> {
     pub(super) fn run(&self, source: &dyn TileSource, sink: &mut dyn Sink, progress: &mut dyn Progress) -> Result<RunStats, Error> {
         let vaes = self.worker_slots.iter().map(|slot| &self.replicas[slot.device].vae);
-        let store = Arc::new(FeatureStore::new(
-            vaes.map(|vae| (vae.device(), vae.dtype())),
-            self.plan.memory.map_or(u64::MAX, |memory| memory.store_limit()),
-        ));
-        // Memory is reused from stage to stage, by any worker.
-        let context = Context::new(self.math_mode, self.stop);
+        let store_limit = self.plan.memory.map_or(u64::MAX, |memory| memory.store_limit());
+        let mut state = State {
+            store: Arc::new(FeatureStore::new(vaes.map(|vae| (vae.device(), vae.dtype())), store_limit)),
+            context: Context::new(self.math_mode, self.stop),
+            crew: Crew::default(),
+            is_finite: true,
+        };
         let stages = self.staged.stages();
         let mut progress = StagedProgress::new(self.staged, progress);
-        let (mut moments, mut is_finite, mut crew, mut all) = (BTreeMap::new(), true, Crew::default(), Vec::new());
+        let (mut moments, mut all) = (BTreeMap::new(), Vec::new());
         for (stage, description) in stages.iter().enumerate() {
             if let Some(crops) = self.staged.crops(stage) {
-                let (sampled, stats) = self.sample(stage, crops, &store, source, is_finite, &crew, &context)?;
+                let (sampled, stats) = self.sample(stage, crops, source, &state)?;
                 moments.extend(sampled);
-                crew.learn(&stats);
+                state.crew.learn(&stats);
                 // Crops are no tiles.
                 let workers = stats.workers.iter().cloned().map(|worker| WorkerStats { tiles: 0, ..worker }).collect();
                 all.push(RunStats { tiles: 0, workers, ..stats });
@@ -51,8 +62,8 @@ impl StagedRun<'_> {
             let shared = Arc::new(StageShared {
                 plan: self.staged.clone(),
                 stage,
-                store: store.clone(),
-                epoch: store.begin_stage(),
+                store: state.store.clone(),
+                epoch: state.store.begin_stage(),
                 moments: std::mem::take(&mut moments),
                 is_decoder: self.plan.direction == Direction::Decode,
                 frames_per_chunk: self.plan.frames_per_chunk,
@@ -60,49 +71,40 @@ impl StagedRun<'_> {
                 eight_bits: self.eight_bits,
             });
             let tiles = tiles_of(self.staged, stage);
-            let workers = crew.of(self.workers(&shared, &context));
-            let filled = Filled { shape: tiles_shape(&tiles, self.plan.input_shape[0]), value: if is_finite { 0.0 } else { f32::NAN } };
+            let workers = state.crew.of(self.workers(&shared, &state.context));
+            let filled = Filled { shape: tiles_shape(&tiles, self.plan.input_shape[0]), value: if state.is_finite { 0.0 } else { f32::NAN } };
             let source = if stage == 0 { source } else { &filled };
             let mut merged = MomentsSink::new(description.moments);
             let target: &mut dyn Sink = if is_last { &mut *sink } else { &mut merged };
             let compositor = Compositor::new(&tiles, &Cascade, target);
             let stats = self.executor.run(Job { plan: &tiles, source, workers: &workers, compositor, stop: self.stop }, &mut progress)?;
             progress.next_stage();
-            crew.learn(&stats);
+            state.crew.learn(&stats);
             all.push(stats);
             let (of_whole, finite) = merged.finish();
-            is_finite &= finite;
+            state.is_finite &= finite;
             let norm = description.steps.end + self.staged.spec().branches_at(description.steps.end);
             moments.extend(of_whole.map(|moments| (norm, moments)));
-            store.remove(&self.staged.finished_after(stage));
+            state.store.remove(&self.staged.finished_after(stage));
         }
-        store.begin_stage();
-        let [host, scratch] = store.peak_bytes();
+        state.store.begin_stage();
+        let [host, scratch] = state.store.peak_bytes();
         tracing::debug!("features between stages took {host} bytes of memory and {scratch} of a scratch file");
         Ok(RunStats::of_parts(all))
     }
 
     /// The moments of a stage's norms, estimated from crops by one worker with all threads.
-    fn sample(
-        &self,
-        stage: usize,
-        crops: Crops,
-        store: &Arc<FeatureStore>,
-        source: &dyn TileSource,
-        is_finite: bool,
-        crew: &Crew,
-        context: &Context,
-    ) -> Result<(BTreeMap<usize, GroupMoments>, RunStats), Error> {
+    fn sample(&self, stage: usize, crops: Crops, source: &dyn TileSource, state: &State) -> Result<(BTreeMap<usize, GroupMoments>, RunStats), Error> {
         let read = |region: &Region| match guard(Party::Source, || source.read(region)).map_err(ExecError::from)? {
             Ok(piece) => Ok(piece),
             Err(source) => Err(Error::Source { what: self.plan.direction.input_name(), source }),
         };
         let input = (stage == 0).then(|| self.staged.crop_regions(&crops).iter().map(read).collect::<Result<Vec<_>, Error>>()).transpose()?;
-        let is_finite = is_finite && input.iter().flatten().flat_map(HostTensor::data).all(|value| value.is_finite());
+        let is_finite = state.is_finite && input.iter().flatten().flat_map(HostTensor::data).all(|value| value.is_finite());
         let shared = Arc::new(SampleShared {
             plan: self.staged.clone(),
             stage,
-            store: store.clone(),
+            store: state.store.clone(),
             crops,
             input,
             is_decoder: self.plan.direction == Direction::Decode,
@@ -111,13 +113,13 @@ impl StagedRun<'_> {
         let worker = |slot: &WorkerSlot| {
             let replica = &self.replicas[slot.device];
             let op = {
-                let (shared, context) = (shared.clone(), context.clone());
+                let (shared, context) = (shared.clone(), state.context.clone());
                 move |vae: Arc<dyn Vae>| -> Arc<dyn TileOp> { Arc::new(SampleOp::new(vae, shared.clone(), context.clone())) }
             };
             let upcast = self.upcast(replica, Geometry::image(Scale::Up(1)), op.clone());
             slot.worker_with_all_threads(op(replica.vae.clone()), upcast)
         };
-        let workers = crew.of(self.worker_slots.iter().map(worker).collect());
+        let workers = state.crew.of(self.worker_slots.iter().map(worker).collect());
         let px = vec![Span { start: 0, length: 1 }];
         let region = Region { start: [0; 3], size: [1; 3] };
         let tiles = TilePlan::of_cells(Geometry::image(Scale::Up(1)), [1; 3], vec![region], 1, px.clone(), px);

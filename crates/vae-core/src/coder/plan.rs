@@ -96,7 +96,7 @@ impl StagedPlan {
     pub(crate) fn key_stride(&self, value: usize) -> usize {
         let [height, width] = self.size(value);
         let count = |stride: usize| height.div_ceil(stride) * width.div_ceil(stride);
-        if self.is_sampled { (1..).find(|&stride| count(stride) <= MOST_SAMPLED_KEYS).unwrap_or(1) } else { 1 }
+        if self.is_sampled { (1..=height.max(width)).find(|&stride| count(stride) <= MOST_SAMPLED_KEYS).unwrap_or(1) } else { 1 }
     }
 
     /// The sizes of values as attention reads them.

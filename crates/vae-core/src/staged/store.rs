@@ -347,19 +347,18 @@ impl FeatureStore {
         };
         let known = lock(&self.attended).iter().find(is_wanted).map(|(_, _, attended)| attended.features.clone());
         // Not under the lock: a device that hangs must not hold the others up.
-        let [keys, values] = match known {
-            Some(features) => features,
-            None => {
-                let context = queries.context();
-                let read = |value: usize| match keys.stride {
-                    1 => self.get(value, frames.clone(), keys.size.map(|length| Span { start: 0, length }), device, dtype, context),
-                    _ => self.get_grid(value, frames.clone(), keys, device, dtype, context),
-                };
-                let features = [read(keys_and_values[0])?, read(keys_and_values[1])?];
-                let attended = Attended { values: keys_and_values, frames, features: features.clone() };
-                lock(&self.attended).push((device.clone(), dtype, attended));
-                features
-            }
+        let [keys, values] = if let Some(features) = known {
+            features
+        } else {
+            let context = queries.context();
+            let read = |value: usize| match keys.stride {
+                1 => self.get(value, frames.clone(), keys.size.map(|length| Span { start: 0, length }), device, dtype, context),
+                _ => self.get_grid(value, frames.clone(), keys, device, dtype, context),
+            };
+            let features = [read(keys_and_values[0])?, read(keys_and_values[1])?];
+            let attended = Attended { values: keys_and_values, frames, features: features.clone() };
+            lock(&self.attended).push((device.clone(), dtype, attended));
+            features
         };
         Ok(queries.attend(keys, values))
     }
@@ -380,7 +379,7 @@ impl FeatureStore {
             context.check_stop();
             let area = [Span { start: row, length: 1 }, Span { start: 0, length: width }];
             let row = Tensor::<5>::from(self.get(value, frames.clone(), area, device, dtype, context)?);
-            let columns: Vec<i64> = at(width).map(|column| column as i64).collect();
+            let columns: Vec<i64> = at(width).map(|column| column.cast_signed() as i64).collect();
             Ok(row.select(4, Tensor::from_data(&columns[..], device)))
         };
         let rows = at(height).map(row).collect::<Result<Vec<_>, BoxError>>()?;
