@@ -4,7 +4,7 @@
 //! cannot be handed out as mutable slices: all tasks write to one [`SharedBuffers`], each to px of its own. Memory that is overwritten entirely is not
 //! cleared before.
 
-#![expect(unsafe_code, reason = "concurrent writes to disjoint px, uninitialised output, and `madvise`")]
+#![expect(unsafe_code, reason = "concurrent writes to disjoint px, uninitialised output, and functions of the system")]
 
 use std::fmt;
 use std::ops::Deref;
@@ -240,6 +240,18 @@ impl Workspace {
             }
         }
         allocate_from_system(count)
+    }
+
+    /// Gives memory that is free back to the system, with what the C library keeps for later allocations.
+    pub fn return_free_memory(&self) {
+        let free = std::mem::take(&mut lock(&self.0.free).free);
+        drop(free);
+        drop(std::mem::take(&mut *lock(&self.0.scratch)));
+        #[cfg(all(target_os = "linux", target_env = "gnu", not(miri)))]
+        // SAFETY: malloc_trim takes a plain integer, and may be called at any time.
+        unsafe {
+            libc::malloc_trim(0);
+        }
     }
 
     /// Scratch memory of a task.

@@ -82,6 +82,12 @@ impl Context {
         })
     }
 
+    /// Gives memory of the CPU that is free back to the system. Without that it is kept for buffers of about the same size.
+    pub fn return_free_memory(&self) {
+        #[cfg(feature = "flex")]
+        self.workspace.return_free_memory();
+    }
+
     #[cfg(feature = "flex")]
     pub(crate) fn workspace(&self) -> &Workspace {
         &self.workspace

@@ -79,3 +79,21 @@ fn a_plan_says_what_a_budget_comes_to() {
     assert!(json["peak_bytes"].as_u64().unwrap() <= 200 << 20 && json["work_ratio"].as_f64().unwrap() < 1.02);
     assert!(json["stages"].as_array().unwrap().len() > 10);
 }
+
+#[test]
+#[cfg(target_os = "linux")]
+fn budgets_hold_for_the_whole_process() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let (image, latents) = (path("in.png"), path("latents.safetensors"));
+    image::RgbImage::from_fn(1280, 1280, |x, y| image::Rgb([(x / 5) as u8, (y / 5) as u8, (x * y / 900) as u8])).save(&image).unwrap();
+    for (command, input, output) in [("encode", &image, &latents), ("decode", &latents, &path("out.png"))] {
+        for budget in [140, 240] {
+            let tiling = format!("tiling={{kind=\"seamless\",memory_mib={budget}}}");
+            let text = run(&[command, input, "-o", output, "--set", &tiling, "--set", "executor.kind=multi-device", "--format", "json"]);
+            let json: Value = serde_json::from_str(&text).unwrap();
+            let peak = json["peak_memory_bytes"].as_u64().unwrap();
+            assert!(peak <= budget << 20 && json["tiles"].as_u64().unwrap() > 100, "{command} within {budget} MiB: {text}");
+        }
+    }
+}

@@ -86,6 +86,9 @@ impl StagedRun<'_> {
             let norm = description.steps.end + self.staged.spec().branches_at(description.steps.end);
             moments.extend(of_whole.map(|moments| (norm, moments)));
             state.store.remove(&self.staged.finished_after(stage));
+            if self.plan.memory.is_some_and(|memory| memory.budget.is_some()) {
+                state.context.return_free_memory();
+            }
         }
         state.store.begin_stage();
         let [host, scratch] = state.store.peak_bytes();

@@ -321,8 +321,7 @@ impl FeatureStore {
 
     /// Gives up values.
     pub fn remove(&self, finished: &[usize]) {
-        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
-        state.values.retain(|value, _| !finished.contains(value));
+        self.state.write().unwrap_or_else(PoisonError::into_inner).values.retain(|value, _| !finished.contains(value));
     }
 
     /// Attention over keys and values of the whole. On the CPU, where tiles of them may be in the scratch file, over one tile after the other.
