@@ -40,7 +40,7 @@ pub struct Attention {
     queries: BlockedImage,
     channels: usize,
     /// Sums of values, weighted by the exponentials of scores: block by block of channels.
-    sums: Vec<Lanes>,
+    sums: Buffer,
     /// For each query the largest score, and the sum of the exponentials of the differences from it.
     softmax: Vec<[f32; 2]>,
 }
@@ -52,6 +52,7 @@ impl Attention {
         let count = queries.area() * channels.div_ceil(LANES);
         let mut sums = queries.workspace().allocate(count);
         sums.resize(count, Lanes::ZERO);
+        let sums = Buffer::new(sums, queries.workspace().clone());
         let softmax = vec![[f32::NEG_INFINITY, 0.0]; queries.area()];
         Self { queries, channels, sums, softmax }
     }
@@ -71,7 +72,8 @@ impl Attention {
         for first in (0..keys.area()).step_by(MOST_KEYS) {
             let px = first..(first + MOST_KEYS).min(keys.area());
             transposed = transpose(keys, px.clone(), transposed);
-            let sums = SharedBuffers::initialised(vec![std::mem::take(&mut self.sums)]);
+            let sums = std::mem::replace(&mut self.sums, Buffer::new(Vec::new(), workspace.clone()));
+            let sums = SharedBuffers::initialised(vec![sums.into_lanes()]);
             let part = Part { queries: &self.queries, keys: &transposed, values, px, sums: &sums };
             self.softmax.par_chunks_mut(GROUPS * TILES).enumerate().for_each_init(
                 || workspace.scratch(),
@@ -83,14 +85,15 @@ impl Attention {
             // SAFETY: all values were initialised before.
             #[expect(unsafe_code, reason = "see `SharedBuffers::into_vecs`")]
             let mut lanes = unsafe { sums.into_vecs() };
-            self.sums = lanes.swap_remove(0);
+            self.sums = Buffer::new(lanes.swap_remove(0), workspace.clone());
         }
     }
 
     /// The output for all keys that were added.
     #[must_use]
     pub fn finish(self) -> BlockedImage {
-        let Self { queries, channels, mut sums, softmax } = self;
+        let Self { queries, channels, sums, softmax } = self;
+        let mut sums = sums.into_lanes();
         sums.par_chunks_mut(queries.area().max(1)).for_each(|px| {
             for (px, [_, sum]) in px.iter_mut().zip(&softmax) {
                 let factor = if *sum == 0.0 { 0.0 } else { 1.0 / sum };

@@ -70,7 +70,16 @@ impl<'a, 'p> RunOutput<'a, 'p> {
         self.failed(worker, &[tile], &error.in_one_line())
     }
 
-    /// Reports that a worker is retired, or limited to smaller tiles.
+    /// Reports that a worker is limited to smaller tiles.
+    ///
+    /// # Errors
+    /// When the listener panics.
+    pub fn worker_limited(&mut self, worker: usize, message: String) -> Result<(), ExecError> {
+        self.workers[worker].is_limited = true;
+        self.worker_retired(worker, message)
+    }
+
+    /// Reports that a worker is retired.
     ///
     /// # Errors
     /// When the listener panics.

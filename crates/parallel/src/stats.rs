@@ -101,6 +101,9 @@ pub struct WorkerStats {
     pub faults: usize,
     /// Why it was retired, or limited to smaller tiles, if so.
     pub retired: Option<String>,
+    /// Whether it was limited to smaller tiles, and not retired.
+    #[serde(skip)]
+    pub is_limited: bool,
 }
 
 impl WorkerStats {
@@ -112,10 +115,21 @@ impl WorkerStats {
         self.uploaded_bytes += later.uploaded_bytes;
         self.downloaded_bytes += later.downloaded_bytes;
         self.faults += later.faults;
+        self.is_limited = if later.retired.is_some() { later.is_limited } else { self.is_limited };
         self.retired = later.retired.or(self.retired.take());
     }
 
     pub(crate) fn new(name: &str) -> Self {
-        Self { name: name.to_owned(), tiles: 0, work: 0.0, busy: Duration::ZERO, uploaded_bytes: 0, downloaded_bytes: 0, faults: 0, retired: None }
+        Self {
+            name: name.to_owned(),
+            tiles: 0,
+            work: 0.0,
+            busy: Duration::ZERO,
+            uploaded_bytes: 0,
+            downloaded_bytes: 0,
+            faults: 0,
+            retired: None,
+            is_limited: false,
+        }
     }
 }

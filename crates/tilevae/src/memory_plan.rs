@@ -34,7 +34,9 @@ fn with_margin(bytes: u64) -> u64 {
 fn free_memory() -> u64 {
     let mut system = sysinfo::System::new();
     system.refresh_memory();
-    let of_group = system.cgroup_limits().map_or(u64::MAX, |limits| limits.free_memory);
+    // What a group has of the disk's cache is free for it.
+    let limits = system.cgroup_limits().filter(|limits| limits.total_memory < system.total_memory());
+    let of_group = limits.map_or(u64::MAX, |limits| limits.total_memory.saturating_sub(limits.rss));
     (system.available_memory().min(of_group) as f64 * AUTO_SHARE) as u64
 }
 
@@ -43,7 +45,7 @@ fn free_memory() -> u64 {
 pub(crate) struct Holding {
     /// Whether the weights of the other direction are loaded, too.
     pub(crate) both_components: bool,
-    /// Bytes in which each value of the output is held: one by writers of images.
+    /// Bytes in which each value of a decode's output is held: one by writers of images.
     pub(crate) output_value_bytes: u64,
 }
 
@@ -292,7 +294,12 @@ impl MemoryPlanner<'_> {
         let held = self.executor.held_tiles(tiles, workers) as u64;
         let answer = tiles.tiles.iter().map(|tile| tile.output.volume() as u64).max().unwrap_or(0);
         let waiting = answer.saturating_mul((held + 1) * F32);
-        let output = volume(tiles.output).saturating_mul(output_value_bytes).saturating_add(waiting).saturating_mul(batch * channels_out);
+        // Latents are held in f32, with their moments.
+        let held = match self.direction {
+            Direction::Decode => volume(tiles.output).saturating_mul(output_value_bytes),
+            Direction::Encode => volume(tiles.output).saturating_mul(F32 + F32 / 2),
+        };
+        let output = held.saturating_add(waiting).saturating_mul(batch * channels_out);
         let threads = threads_of(&self.config.devices, self.executor);
         let kernels = coder.kernel_values(threads / workers.max(1)).saturating_mul(workers as u64);
         let running = tile.saturating_mul(workers as u64).max(whole).saturating_add(kernels);

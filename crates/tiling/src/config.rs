@@ -278,12 +278,12 @@ pub struct SeamlessKind {
     /// The memory that a run may take: on a CPU the process, on other devices each device.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_mib: Option<MemoryBudget>,
-    /// Where the moments of group norms come from.
+    /// Where the moments of group norms come from, and what attention rests on.
     #[serde(default, skip_serializing_if = "NormMoments::is_auto")]
     pub norm: NormMoments,
 }
 
-/// Where the moments of group norms come from in a seamless run.
+/// Where the moments of group norms come from in a seamless run, and what attention rests on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum NormMoments {
@@ -292,7 +292,7 @@ pub enum NormMoments {
     Auto,
     /// From the whole picture, whose features are kept between stages.
     Exact,
-    /// From crops that are spread over the picture.
+    /// From crops that are spread over the picture. In pictures of more than 128x128 latent px, attention rests on an even grid of px.
     Sampled,
 }
 

@@ -66,7 +66,8 @@ impl Coordinator<'_, '_> {
                 self.output.failed(worker, &tiles, &message)?;
                 if is_retired {
                     tracing::warn!("{name} is retired, or limited to smaller tiles");
-                    self.output.worker_retired(worker, message)?;
+                    let is_limited = !self.shared.state().scheduler.is_retired(worker);
+                    if is_limited { self.output.worker_limited(worker, message)? } else { self.output.worker_retired(worker, message)? }
                 }
                 Ok(())
             }

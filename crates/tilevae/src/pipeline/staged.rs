@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use parallel::{Done, Event, ExecError, Executor, Job, Progress, RunStats, Stop, Worker, WorkerStats};
+use parallel::{Done, Event, ExecError, Executor, Job, Progress, RunStats, Stop, Trace, Worker, WorkerStats};
 use tiling::{BoxError, Canvas, Cascade, Compositor, Geometry, HostTensor, Party, Region, Scale, Sink, Span, TileOp, TilePlan, TileSource, guard};
 use vae_core::coder::{Crops, StagedPlan};
 use vae_core::operators::GroupMoments;
@@ -47,7 +47,8 @@ impl StagedRun<'_> {
             is_finite: true,
         };
         let stages = self.staged.stages();
-        let mut progress = StagedProgress::new(self.staged, progress);
+        let names = self.worker_slots.iter().map(|slot| slot.name().to_owned()).collect();
+        let mut progress = StagedProgress::new(self.staged, names, progress);
         let (mut moments, mut all) = (BTreeMap::new(), Vec::new());
         for (stage, description) in stages.iter().enumerate() {
             if let Some(crops) = self.staged.crops(stage) {
@@ -55,8 +56,8 @@ impl StagedRun<'_> {
                 moments.extend(sampled);
                 state.crew.learn(&stats);
                 // Crops are no tiles.
-                let workers = stats.workers.iter().cloned().map(|worker| WorkerStats { tiles: 0, ..worker }).collect();
-                all.push(RunStats { tiles: 0, workers, ..stats });
+                let workers = stats.workers.into_iter().map(|worker| WorkerStats { tiles: 0, work: 0.0, ..worker }).collect();
+                all.push(RunStats { tiles: 0, upcast_tiles: 0, workers, trace: Trace::default(), ..stats });
             }
             let is_last = stage + 1 == stages.len();
             let shared = Arc::new(StageShared {
@@ -163,17 +164,20 @@ impl StagedRun<'_> {
     }
 }
 
+/// The least speed that is expected of a worker.
+const LEAST_SPEED: f64 = 0.1;
+
 /// What stages tell of the workers for later ones, by their names.
 #[derive(Default)]
 struct Crew {
     retired: BTreeSet<String>,
-    /// Of those that were measured: beside the fastest, which has 1.
+    /// Of those that were measured, beside the first to be the fastest.
     speeds: BTreeMap<String, f64>,
 }
 
 impl Crew {
     fn learn(&mut self, stats: &RunStats) {
-        let retired = stats.workers.iter().filter(|worker| worker.retired.is_some());
+        let retired = stats.workers.iter().filter(|worker| worker.retired.is_some() && !worker.is_limited);
         self.retired.extend(retired.map(|worker| worker.name.clone()));
         let measured: Vec<(&str, f64)> = stats
             .workers
@@ -181,17 +185,22 @@ impl Crew {
             .filter(|worker| worker.tiles > 0 && !worker.busy.is_zero())
             .map(|worker| (worker.name.as_str(), worker.work / worker.busy.as_secs_f64()))
             .collect();
-        // A stage whose tiles one worker ran says nothing about the others.
-        if measured.len() > 1 {
-            let fastest = measured.iter().map(|(_, speed)| *speed).fold(0.0, f64::max);
-            self.speeds.extend(measured.into_iter().map(|(name, speed)| (name.to_owned(), speed / fastest)));
+        let Some(&(fastest, most)) = measured.iter().max_by(|(_, a), (_, b)| a.total_cmp(b)) else { return };
+        let unit = self.speed(fastest) / most;
+        for (name, speed) in measured {
+            // A device that was slow once, since it compiled its kernels, is tried again.
+            self.speeds.insert(name.to_owned(), (speed * unit).max(LEAST_SPEED));
         }
     }
 
-    /// The workers that are left, with their speeds beside the fastest.
+    /// The speed of a worker; of one that was not measured that of the first to be.
+    fn speed(&self, name: &str) -> f64 {
+        self.speeds.get(name).copied().unwrap_or(1.0)
+    }
+
+    /// The workers that are left, with their speeds.
     fn of(&self, workers: Vec<Worker>) -> Vec<Worker> {
-        let speed = |worker: &Worker| self.speeds.get(&worker.name).copied().unwrap_or(1.0);
-        let all = workers.into_iter().map(|worker| Worker { speed: speed(&worker), ..worker });
+        let all = workers.into_iter().map(|worker| Worker { speed: self.speed(&worker.name), ..worker });
         let (left, retired): (Vec<Worker>, Vec<Worker>) = all.partition(|worker| !self.retired.contains(&worker.name));
         if left.is_empty() { retired } else { left }
     }
@@ -256,15 +265,18 @@ struct StagedProgress<'a> {
     stages: Vec<[usize; 2]>,
     stage: usize,
     output_frames: usize,
+    /// The names of all workers, and the places among them of those that run the stage.
+    names: Vec<String>,
+    places: Vec<usize>,
 }
 
 impl<'a> StagedProgress<'a> {
-    fn new(staged: &StagedPlan, progress: &'a mut dyn Progress) -> Self {
+    fn new(staged: &StagedPlan, names: Vec<String>, progress: &'a mut dyn Progress) -> Self {
         let work: Vec<f64> = (0..staged.stages().len()).map(|stage| staged.stage_multiply_adds(stage)).collect();
         let all = work.iter().sum::<f64>().max(1.0);
         let stages = work.iter().enumerate().map(|(stage, &work)| [staged.tiles(stage), (work / all * WORK as f64).round() as usize]).collect();
         let output_frames = staged.frames(staged.spec().steps.len());
-        Self { progress, stages, stage: 0, output_frames }
+        Self { progress, stages, stage: 0, output_frames, names, places: Vec::new() }
     }
 
     fn next_stage(&mut self) {
@@ -292,14 +304,22 @@ impl<'a> StagedProgress<'a> {
 impl Progress for StagedProgress<'_> {
     fn on_event(&mut self, event: &Event) {
         let before = self.before(0);
+        let of = |worker: usize| self.places.get(worker).copied().unwrap_or(worker);
         let event = match event.clone() {
-            Event::Started { .. } if self.stage > 0 => return,
-            Event::Started { workers, done } => Event::Started { workers, done: self.done(done) },
-            Event::TileStarted { worker, tile } => Event::TileStarted { worker, tile: before + tile },
+            Event::Started { workers, done } => {
+                let place = |name: &String| self.names.iter().position(|own| own == name).unwrap_or_default();
+                self.places = workers.iter().map(place).collect();
+                if self.stage > 0 {
+                    return;
+                }
+                Event::Started { workers: self.names.clone(), done: self.done(done) }
+            }
+            Event::TileStarted { worker, tile } => Event::TileStarted { worker: of(worker), tile: before + tile },
             Event::Advanced(done) => Event::Advanced(self.done(done)),
-            Event::TileFinished { worker, tile, done } => Event::TileFinished { worker, tile: before + tile, done: self.done(done) },
-            Event::TileFailed { worker, tile, message } => Event::TileFailed { worker, tile: before + tile, message },
-            Event::TileUpcast { worker, tile } => Event::TileUpcast { worker, tile: before + tile },
+            Event::TileFinished { worker, tile, done } => Event::TileFinished { worker: of(worker), tile: before + tile, done: self.done(done) },
+            Event::TileFailed { worker, tile, message } => Event::TileFailed { worker: of(worker), tile: before + tile, message },
+            Event::TileUpcast { worker, tile } => Event::TileUpcast { worker: of(worker), tile: before + tile },
+            Event::WorkerRetired { worker, message } => Event::WorkerRetired { worker: of(worker), message },
             other => other,
         };
         self.progress.on_event(&event);

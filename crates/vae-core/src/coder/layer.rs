@@ -21,6 +21,8 @@ pub struct Coder<'a> {
 pub enum Layer<'a> {
     /// A convolution of each frame.
     Conv2d(&'a Conv2d),
+    /// The same for one of equal parts of its output channels: which, and of how many.
+    Conv2dPart(&'a Conv2d, usize, usize),
     /// A linear map of each px's channels.
     Linear(&'a Linear),
     /// A convolution of each frame by itself, whose kernel has one frame.
@@ -31,8 +33,6 @@ pub enum Layer<'a> {
     GroupNorm(&'a GroupNorm, Activation),
     /// An RMS norm of each px, then an activation.
     RmsNorm(&'a RmsNorm, Activation),
-    /// The same for one of equal parts of the output channels of a convolution: which, and of how many.
-    Conv2dPart(&'a Conv2d, usize, usize),
     /// Attention over all px of each frame, with one head (see [`Features::attend`](crate::layers::Features::attend)). The features are the queries; keys and values are what the last two open
     /// branches kept, in that order.
     Attend,

@@ -30,6 +30,9 @@ pub enum Reading {
 const MOST_KERNEL_VALUES: u64 = 16 << 20;
 const THREAD_VALUES: u64 = 5 << 19;
 
+/// Queries whose scores are in memory at once, but for the CPU kernels.
+const MOST_QUERIES: u64 = 1024;
+
 /// The product, or the largest number where it overflows.
 fn product(factors: &[usize]) -> u64 {
     if factors.contains(&0) { 0 } else { factors.iter().fold(1, |product: u64, &factor| product.saturating_mul(factor as u64)) }
@@ -154,13 +157,15 @@ impl StagedPlan {
             let finished = self.finished_after(at);
             held.retain(|value| !finished.contains(value));
             let has_chunks = self.frames(0) > 1;
-            // Keys and values: a tile of them at a time, or all.
+            // Keys and values: a tile of them at a time, or all, which are copied once; then the scores of some queries, before and after their softmax.
             let attended = stage.attends_to.map_or(0, |values| {
-                let area = |value: usize| match reading {
-                    Reading::Fused => self.largest_cell(value),
-                    Reading::Apart => product(&self.size(value)),
-                };
-                sum(values.map(|value| area(value).saturating_mul(spec.value_channels(value).next_multiple_of(CHANNEL_BLOCK) as u64)))
+                let stride = self.key_stride(values[0]);
+                let all = product(&self.size(values[0]).map(|side| side.div_ceil(stride)));
+                let is_by_tile = reading == Reading::Fused && stride == 1;
+                let of_px = |value: usize| spec.value_channels(value).next_multiple_of(CHANNEL_BLOCK) as u64;
+                let area = if is_by_tile { self.largest_cell(values[0]) } else { all.saturating_mul(2) };
+                let scores = if reading == Reading::Fused { 0 } else { all.saturating_mul(2 * MOST_QUERIES) };
+                sum(values.map(|value| area.saturating_mul(of_px(value)))).saturating_add(scores)
             });
             let of_tile = |tile: usize| {
                 let areas = self.areas(at, tile);

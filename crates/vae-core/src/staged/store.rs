@@ -24,8 +24,10 @@ use kernels::BlockedImage;
 pub struct FeatureStore {
     layout: Layout,
     state: RwLock<State>,
-    /// Keys and values that all tiles of a stage on a device attend to.
+    /// Keys and values that all tiles of a stage on a device attend to, until the next stage begins.
     attended: Mutex<Vec<(Device, DType, Attended)>>,
+    /// Held while they are read for a CPU.
+    reading: Mutex<()>,
     host: Arc<HostMemory>,
     scratch: Arc<Scratch>,
 }
@@ -216,7 +218,7 @@ impl FeatureStore {
             Layout::Planes
         };
         let host = Arc::new(HostMemory { limit, used: Mutex::default() });
-        Self { layout, state: RwLock::default(), attended: Mutex::default(), host, scratch: Arc::default() }
+        Self { layout, state: RwLock::default(), attended: Mutex::default(), reading: Mutex::default(), host, scratch: Arc::default() }
     }
 
     /// The most bytes that were in host memory at once, and the length of the scratch file.
@@ -226,10 +228,14 @@ impl FeatureStore {
 
     /// Begins a stage. What earlier ones still give is refused.
     pub fn begin_stage(&self) -> Epoch {
-        lock(&self.attended).clear();
-        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
-        state.epoch.0 += 1;
-        state.epoch
+        let epoch = {
+            let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+            state.epoch.0 += 1;
+            state.epoch
+        };
+        let earlier = std::mem::take(&mut *lock(&self.attended));
+        drop(earlier);
+        epoch
     }
 
     /// Stores features. Says whether all values are finite, where that has to be known: in 16 bits.
@@ -279,8 +285,13 @@ impl FeatureStore {
             return Err("features come too late".into());
         }
         let pieces = state.values.entry(value).or_default();
-        pieces.retain(|old| old.tile != tile || old.frames != piece.frames);
-        pieces.push(piece);
+        let known = pieces.iter().position(|old| old.tile == tile && old.frames == piece.frames);
+        match known {
+            // Another worker may have given them in a wider dtype.
+            Some(_) if !is_finite => {}
+            Some(at) => pieces[at] = piece,
+            None => pieces.push(piece),
+        }
         Ok(is_finite)
     }
 
@@ -344,20 +355,23 @@ impl FeatureStore {
         let is_wanted = |(on, of, attended): &&(Device, DType, Attended)| {
             (on, *of, attended.values, &attended.frames) == (device, dtype, keys_and_values, &frames)
         };
-        let known = lock(&self.attended).iter().find(is_wanted).map(|(_, _, attended)| attended.features.clone());
-        // Not under the lock: a device that hangs must not hold the others up.
-        let [keys, values] = if let Some(features) = known {
-            features
-        } else {
-            let context = queries.context();
-            let read = |value: usize| match keys.stride {
-                1 => self.get(value, frames.clone(), keys.size.map(|length| Span { start: 0, length }), device, dtype, context),
-                _ => self.get_grid(value, frames.clone(), keys, device, dtype, context),
-            };
-            let features = [read(keys_and_values[0])?, read(keys_and_values[1])?];
-            let attended = Attended { values: keys_and_values, frames, features: features.clone() };
-            lock(&self.attended).push((device.clone(), dtype, attended));
-            features
+        let known = || lock(&self.attended).iter().find(is_wanted).map(|(_, _, attended)| attended.features.clone());
+        let [keys, values] = {
+            // One worker of a CPU reads for all. A device that may hang must not hold others up.
+            let _alone = crate::is_in_host_memory(device).then(|| lock(&self.reading));
+            if let Some(features) = known() {
+                features
+            } else {
+                let context = queries.context();
+                let read = |value: usize| match keys.stride {
+                    1 => self.get(value, frames.clone(), keys.size.map(|length| Span { start: 0, length }), device, dtype, context),
+                    _ => self.get_grid(value, frames.clone(), keys, device, dtype, context),
+                };
+                let features = [read(keys_and_values[0])?, read(keys_and_values[1])?];
+                let attended = Attended { values: keys_and_values, frames, features: features.clone() };
+                lock(&self.attended).push((device.clone(), dtype, attended));
+                features
+            }
         };
         Ok(queries.attend(keys, values))
     }
