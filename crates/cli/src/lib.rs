@@ -75,18 +75,22 @@ pub fn main_with(program: Program) -> ExitCode {
 /// Exit codes: 0 done, 1 the run failed, 2 the arguments or the configuration ask for something that cannot be, 130 interrupted.
 pub fn main() -> ExitCode {
     allocator::tune();
-    let arguments: Vec<OsString> = std::env::args_os().collect();
+    ExitCode::from(main_of(std::env::args_os().collect()))
+}
+
+/// Runs the command line with these arguments, the first of which is the program's name, and gives the exit code.
+pub fn main_of(arguments: Vec<OsString>) -> u8 {
     let args = match Args::try_parse_from(&arguments) {
         Ok(args) => args,
         Err(error) if error.use_stderr() => {
             terminal::set_format(if asks_for_json(&arguments) { Format::Json } else { Format::Text }, false);
             failure::print_argument_error(&error);
-            return ExitCode::from(2);
+            return 2;
         }
         // Help and version.
         Err(shown) => {
             let _ = shown.print();
-            return ExitCode::SUCCESS;
+            return 0;
         }
     };
     terminal::set_format(args.common.format, args.common.quiet);
@@ -100,9 +104,9 @@ pub fn main() -> ExitCode {
         Err(failure::InternalError(panic.unwrap_or_else(|| "the program panicked".to_owned())).into())
     };
     match run.unwrap_or_else(internal) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) if output::is_broken_pipe(&error) => ExitCode::SUCCESS,
-        Err(error) => ExitCode::from(failure::print_error(&error)),
+        Ok(()) => 0,
+        Err(error) if output::is_broken_pipe(&error) => 0,
+        Err(error) => failure::print_error(&error),
     }
 }
 

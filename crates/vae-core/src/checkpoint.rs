@@ -7,7 +7,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tiling::Stop;
 
-use crate::tensor_file::{Content, Source, content, read_tensors};
+use crate::tensor_file::{Content, Source, StoredTensor, content, read_tensors};
 use crate::weight_error::WeightError;
 use crate::weights::{Components, Weights};
 
@@ -25,6 +25,8 @@ pub struct Checkpoint {
     path: PathBuf,
     config: Option<(PathBuf, Value)>,
     sibling: Option<SiblingConfig>,
+    /// Those of a checkpoint in memory.
+    tensors: Option<Vec<StoredTensor>>,
 }
 
 /// The `config.json` in the folder of a single file, which may belong to another model.
@@ -55,7 +57,13 @@ impl Checkpoint {
             path: config_path,
         });
         let config = own.map(|own| read_config(&own).map(|config| (own, config))).transpose()?;
-        Ok(Self { path, config, sibling })
+        Ok(Self { path, config, sibling, tensors: None })
+    }
+
+    /// A checkpoint in memory.
+    pub(crate) fn in_memory(config: Value, tensors: Vec<StoredTensor>) -> Self {
+        let path = PathBuf::from("the model in memory");
+        Self { config: Some((path.clone(), config)), path, sibling: None, tensors: Some(tensors) }
     }
 
     /// The fields of the configuration: the given one, that of the folder, or that in the folder of a file named `diffusion_pytorch_model*`. For other single
@@ -101,6 +109,10 @@ impl Checkpoint {
     /// When there is no weight file, or one cannot be read.
     pub fn weights(&self) -> Result<Weights, WeightError> {
         let mut tensors = BTreeMap::new();
+        if let Some(own) = &self.tensors {
+            tensors.extend(own.iter().map(|tensor| (tensor.name().to_owned(), tensor.clone())));
+            return Ok(Weights { path: self.path.clone(), tensors, other_names: Vec::new(), components: Components::Both, stop: Stop::default() });
+        }
         for file in self.weight_files()?.1 {
             tensors.extend(read_tensors(&file)?.into_iter().map(|tensor| (tensor.name().to_owned(), tensor)));
         }

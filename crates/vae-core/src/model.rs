@@ -6,6 +6,7 @@ use tiling::Stop;
 
 use crate::checkpoint::{Checkpoint, SiblingConfig};
 use crate::family::VaeEntry;
+use crate::tensor_file::StoredTensor;
 use crate::{Components, Registry, RegistryError, Vae, VaeError, VaeSpec, WeightError, Weights};
 
 /// A checkpoint whose family and configuration are known, and whose weights are not loaded.
@@ -98,6 +99,18 @@ impl Model {
                     "{has_none}: {at} is assumed to be a model of the family {family} with {scaling}; if that is wrong, set `model.config`"
                 );
             }
+        })
+    }
+
+    /// The model of tensors in memory, whose family is the one that claims the `_class_name` of `config` (the fields of a `config.json`). The tensors have the
+    /// names that diffusers gives them.
+    ///
+    /// # Errors
+    /// When no family claims the class, or the configuration is not one of its own.
+    pub fn in_memory(registry: &Registry, config: Value, tensors: Vec<StoredTensor>) -> Result<Self, RegistryError> {
+        let entry = registry.get(config.get("_class_name").and_then(Value::as_str).unwrap_or_default())?;
+        Self::configured(entry, config.clone(), Checkpoint::in_memory(config, tensors), |model, at, scaling| {
+            tracing::info!("{at} is of the family {} with {scaling}", model.entry.name);
         })
     }
 

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use parallel::Progress;
 use tiling::{BoxError, Corner, Region, Span};
+use vae_core::tensor_file::{StoredTensor, read_tensors};
 
 use super::*;
 
@@ -27,6 +28,27 @@ fn f16_is_computed_in_f32_where_the_model_asks_for_it() {
     // `auto` is f32 on CPUs.
     assert_eq!(decode(DEMO, "auto", 16), decode(DEMO, "f32", 16));
     assert_ne!(decode(DEMO, "f16", 16), decode(DEMO, "f32", 16));
+}
+
+#[test]
+fn a_model_in_memory_is_that_of_its_files() {
+    let file = format!("{SD}/diffusion_pytorch_model.safetensors");
+    let fields: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(format!("{SD}/config.json")).unwrap()).unwrap();
+    let stored = read_tensors(file.as_ref()).unwrap();
+    let in_memory = |tensor: &StoredTensor, bytes: Vec<u8>| {
+        StoredTensor::in_memory(tensor.name().to_owned(), tensor.dtype().clone(), tensor.shape().to_vec(), Arc::new(bytes))
+    };
+    let tensors = |count: usize| stored.iter().take(count).map(|tensor| in_memory(tensor, tensor.read_bytes().unwrap()).unwrap()).collect::<Vec<_>>();
+    let registry = Registry::linked().unwrap();
+    let load = |count: usize| Pipeline::load_model(&Config::default(), &Model::in_memory(&registry, fields.clone(), tensors(count)).unwrap());
+    let decode = |pipeline: Pipeline| pipeline.decode(&latents(4), RunOptions::default()).unwrap();
+    assert_eq!(decode(load(stored.len()).unwrap()), decode(pipeline(SD, "f32")));
+    let missing = load(stored.len() - 1).unwrap_err().to_string();
+    assert!(missing.contains("the model in memory") && missing.contains("missing"), "{missing}");
+    let cut = in_memory(&stored[0], vec![0; 3]).unwrap_err().to_string();
+    assert!(cut.contains("3 bytes"), "{cut}");
+    let other = serde_json::json!({ "_class_name": "AutoencoderTiny" });
+    assert!(Model::in_memory(&registry, other, Vec::new()).is_err());
 }
 
 /// A source of which nothing is known but what is read.

@@ -150,7 +150,7 @@ impl fmt::Display for StoredDtype {
     }
 }
 
-/// A tensor in a file, whose values are not read yet.
+/// A tensor in a file or in memory, whose values are not read yet.
 #[derive(Debug, Clone)]
 pub struct StoredTensor {
     name: String,
@@ -167,6 +167,20 @@ pub struct StoredTensor {
 }
 
 impl StoredTensor {
+    /// A tensor in memory: little-endian values, the last axis fastest.
+    ///
+    /// # Errors
+    /// When there are more or fewer bytes than the shape says.
+    pub fn in_memory(name: String, dtype: StoredDtype, shape: Vec<usize>, bytes: SharedBytes) -> Result<Self, WeightError> {
+        let len = (*bytes).as_ref().len() as u64;
+        let file = Source { path: PathBuf::from(IN_MEMORY), file: Mutex::new(Box::new(io::Cursor::new(SharedSlice(bytes)))), len };
+        let expected = shape.iter().chain(&dtype.size()).try_fold(1_usize, |product, &side| product.checked_mul(side));
+        if dtype.size().is_some() && expected.map(|bytes| bytes as u64) != Some(len) {
+            return Err(Fault::Damaged(format!("`{name}` has {len} bytes, which is not a tensor of {shape:?} in {dtype}")).at(&file.path));
+        }
+        Ok(Self { name, dtype, shape, strides: None, file: Arc::new(file), start: 0, len, checksum: None })
+    }
+
     /// The name.
     pub fn name(&self) -> &str {
         &self.name
@@ -295,12 +309,37 @@ fn strides_of_view(shape: &[usize], strides: &[usize], fresh: &[usize]) -> Optio
     strides.collect::<Option<Vec<usize>>>().filter(|_| sides.next().is_none())
 }
 
-/// A file that is read at places. A map of it would count its pages as the program's memory.
-#[derive(Debug)]
+/// Bytes that are shared with their owner.
+pub type SharedBytes = Arc<dyn AsRef<[u8]> + Send + Sync>;
+
+/// The name of what is in memory, in messages.
+const IN_MEMORY: &str = "the tensors in memory";
+
+/// [`SharedBytes`] to read from.
+struct SharedSlice(SharedBytes);
+
+impl AsRef<[u8]> for SharedSlice {
+    fn as_ref(&self) -> &[u8] {
+        (*self.0).as_ref()
+    }
+}
+
+/// What is read at places.
+trait ReadAt: Read + Seek + Send {}
+
+impl<T: Read + Seek + Send> ReadAt for T {}
+
+/// A file, or bytes in memory, that is read at places. A map of a file would count its pages as the program's memory.
 pub(crate) struct Source {
     path: PathBuf,
-    file: Mutex<File>,
+    file: Mutex<Box<dyn ReadAt>>,
     len: u64,
+}
+
+impl fmt::Debug for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Source").field("path", &self.path).field("len", &self.len).finish_non_exhaustive()
+    }
 }
 
 impl Source {
@@ -311,7 +350,7 @@ impl Source {
         if !meta.is_file() {
             return Err(io(io::Error::new(io::ErrorKind::InvalidInput, "it is no regular file")));
         }
-        Ok(Self { path: path.to_owned(), file: Mutex::new(file), len: meta.len() })
+        Ok(Self { path: path.to_owned(), file: Mutex::new(Box::new(file)), len: meta.len() })
     }
 
     /// Replaces `bytes` by `len` bytes from `start`, which lie in the file.
