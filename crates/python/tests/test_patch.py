@@ -36,6 +36,12 @@ def qwen():
     return diffusers.AutoencoderKLQwenImage(base_dim=16, z_dim=4, dim_mult=[1, 2, 2, 2], num_res_blocks=1, latents_mean=[0.0] * 4, latents_std=[1.0] * 4).eval()
 
 
+def flux2_vae():
+    torch.manual_seed(0)
+    sizes = dict(block_out_channels=[32, 64], down_block_types=["DownEncoderBlock2D"] * 2, up_block_types=["UpDecoderBlock2D"] * 2, layers_per_block=1)
+    return diffusers.AutoencoderKLFlux2(**sizes, latent_channels=4, sample_size=64).eval()
+
+
 def noise(*shape):
     return torch.randn(shape, generator=torch.Generator().manual_seed(1))
 
@@ -43,6 +49,7 @@ def noise(*shape):
 CASES = [
     (kl, noise(2, 4, 9, 13), noise(1, 3, 40, 56)),
     (lambda: kl(latent_channels=16, use_quant_conv=False, use_post_quant_conv=False), noise(1, 16, 8, 8), noise(1, 3, 32, 32)),
+    (flux2_vae, noise(1, 4, 8, 8), noise(1, 3, 32, 32)),
     (wan, noise(1, 4, 2, 4, 5), noise(1, 3, 6, 32, 16)),
     (qwen, noise(1, 4, 1, 6, 7), noise(1, 3, 1, 32, 48)),
 ]
@@ -128,6 +135,16 @@ def flux():
     return pipe, dict(prompt_embeds=noise(1, 7, 32), pooled_prompt_embeds=noise(1, 32), guidance_scale=1.0)
 
 
+def flux2():
+    torch.manual_seed(0)
+    transformer = diffusers.Flux2Transformer2DModel(
+        patch_size=1, in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2, joint_attention_dim=16,
+        timestep_guidance_channels=256, axes_dims_rope=[4, 4, 4, 4],
+    )  # fmt: skip
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
+    return diffusers.Flux2Pipeline(scheduler=scheduler, vae=flux2_vae(), transformer=transformer, **NO_TEXT), dict(prompt_embeds=noise(1, 7, 16))
+
+
 def wan_video():
     torch.manual_seed(0)
     transformer = diffusers.WanTransformer3DModel(
@@ -138,7 +155,31 @@ def wan_video():
     return pipe, EMBEDS | dict(num_frames=5)
 
 
-@pytest.mark.parametrize("make", [stable_diffusion, image_to_image, inpainting, stable_diffusion_xl, flux, wan_video])
+def wan_image_to_video():
+    torch.manual_seed(0)
+    transformer = diffusers.WanTransformer3DModel(
+        patch_size=(1, 2, 2), num_attention_heads=2, attention_head_dim=12, in_channels=12, out_channels=4, text_dim=32, freq_dim=256, ffn_dim=32,
+        num_layers=1, cross_attn_norm=True, qk_norm="rms_norm_across_heads", rope_max_seq_len=32,
+    )  # fmt: skip
+    pipe = diffusers.WanImageToVideoPipeline(
+        transformer=transformer, vae=wan(), scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=7.0), image_encoder=None, image_processor=None, **NO_TEXT
+    )
+    return pipe, EMBEDS | dict(num_frames=5, image=noise(1, 3, 32, 32).clamp(-1, 1) / 2 + 0.5)
+
+
+def qwen_image():
+    torch.manual_seed(0)
+    transformer = diffusers.QwenImageTransformer2DModel(
+        patch_size=2, in_channels=16, out_channels=4, num_layers=1, attention_head_dim=16, num_attention_heads=2, joint_attention_dim=16,
+        guidance_embeds=False, axes_dims_rope=(8, 4, 4),
+    )  # fmt: skip
+    pipe = diffusers.QwenImagePipeline(transformer=transformer, vae=qwen(), scheduler=diffusers.FlowMatchEulerDiscreteScheduler(), **NO_TEXT)
+    return pipe, dict(prompt_embeds=noise(1, 7, 16), prompt_embeds_mask=torch.ones(1, 7, dtype=torch.long), true_cfg_scale=1.0)
+
+
+@pytest.mark.parametrize(
+    "make", [stable_diffusion, image_to_image, inpainting, stable_diffusion_xl, flux, flux2, wan_video, wan_image_to_video, qwen_image]
+)
 def test_pipelines(make):
     pipe, arguments = make()
     pipe.set_progress_bar_config(disable=True)
@@ -189,6 +230,20 @@ def test_what_cannot_be_taken_over_is_refused_or_left_to_diffusers(tmp_path):
         for wrong in (noise(1, 5, 8, 8), noise(4, 8), torch.zeros(1, 4, 0, 8)):
             with pytest.raises(ValueError):
                 tilevae.patch(vae).decode(wrong)
+
+
+def test_the_weights_of_torch_can_be_freed():
+    vae, latents = kl(), noise(1, 4, 8, 8)
+    with torch.no_grad():
+        expected = vae.decode(latents).sample
+        tilevae.patch(vae, free=True)
+        assert sum(tensor.numel() for tensor in vae.parameters()) == 0 and vae.dtype == torch.float32 and vae.device.type == "cpu"
+        assert (vae.decode(latents).sample - expected).abs().max() < TOLERANCE
+    for undo in (tilevae.unpatch, tilevae.patch):
+        with pytest.raises(RuntimeError, match="freed"):
+            undo(vae)
+    with pytest.raises(RuntimeError, match="gradients"):
+        vae.decode(latents.requires_grad_())
 
 
 def test_settings_are_checked():

@@ -14,7 +14,10 @@ from ._tilevae import Engine
 from ._vae import _DEFAULTS, _to_numpy, _with_frames
 
 #: Classes of diffusers that can be taken over.
-SUPPORTED = ("AutoencoderKL", "AutoencoderKLWan", "AutoencoderKLQwenImage")
+SUPPORTED = ("AutoencoderKL", "AutoencoderKLFlux2", "AutoencoderKLWan", "AutoencoderKLQwenImage")
+
+#: What `AutoencoderKLFlux2` has for its pipeline alone. Without it, it is an `AutoencoderKL`.
+_FLUX2 = ("batch_norm_eps", "batch_norm_momentum", "decoder_block_out_channels", "patch_size")
 
 #: As in diffusers, values that are not finite are decoded, and frames that do not fill a latent frame are left out.
 _PATCH_DEFAULTS = {**_DEFAULTS, "io.on_non_finite": "allow", "io.frames": "drop"}
@@ -42,8 +45,15 @@ def tensors_of(vae: Any) -> tuple[str, list[tuple[str, str, list[int], np.ndarra
     vae = vae_of(vae)
     config = {key: value for key, value in dict(vae.config).items() if not key.startswith("_")}
     config["_class_name"] = type(vae).__name__
+    weights = vae.state_dict()
+    if type(vae).__name__ == "AutoencoderKLFlux2":
+        decoder = config.get("decoder_block_out_channels")
+        if decoder is not None and list(decoder) != list(config["block_out_channels"]):
+            raise ValueError("a decoder with other channels than the encoder is not implemented (`decoder_block_out_channels`)")
+        config = {key: value for key, value in config.items() if key not in _FLUX2} | {"_class_name": "AutoencoderKL"}
+        weights = {name: tensor for name, tensor in weights.items() if not name.startswith("bn.")}
     tensors = []
-    for name, tensor in vae.state_dict().items():
+    for name, tensor in weights.items():
         if tensor.is_meta:
             raise ValueError(f"{name} has no values (it is on the device `meta`): load the weights, or give a path")
         tensor = tensor.detach().to("cpu").contiguous()
@@ -59,6 +69,7 @@ class _Patched:
         self.settings = settings
         self.fingerprint = _fingerprint(vae)
         self.engine = Engine.of_tensors(*tensors_of(vae), keys_of(settings, _PATCH_DEFAULTS))
+        self.is_freed = False
 
     def __reduce__(self) -> Any:
         raise TypeError("a patched VAE cannot be pickled; call tilevae.unpatch first")
@@ -85,7 +96,12 @@ def _has_changed(vae: Any, state: _Patched) -> bool:
 def _falls_back(vae: Any, state: _Patched, x: Any) -> bool:
     import torch
 
-    if torch.is_grad_enabled() and x.requires_grad:
+    wants_gradients = torch.is_grad_enabled() and x.requires_grad
+    if state.is_freed:
+        if wants_gradients:
+            raise RuntimeError("tilevae computes no gradients, and the weights of torch were freed: load the model again")
+        return False
+    if wants_gradients:
         warnings.warn("tilevae computes no gradients: diffusers decodes and encodes this input", stacklevel=3)
         return True
     if _has_changed(vae, state):
@@ -131,14 +147,16 @@ def _original(vae: Any, name: str) -> Any:
     return types.MethodType(getattr(type(vae), name), vae)
 
 
-def patch(target: Any, **settings: Any) -> Any:
+def patch(target: Any, *, free: bool = False, **settings: Any) -> Any:
     """Let tilevae do what `decode` and `encode` of a VAE do, with the weights that are loaded.
 
     Everything else about the pipeline stays: configuration, device, dtype, hooks, `isinstance`. Inputs that want gradients, and runs after the weights
     have changed, are left to diffusers, with a warning.
 
     Args:
-        target: A pipeline of diffusers, or a VAE of one of the classes `AutoencoderKL`, `AutoencoderKLWan` and `AutoencoderKLQwenImage`.
+        target: A pipeline of diffusers, or a VAE of one of the classes `AutoencoderKL`, `AutoencoderKLFlux2`, `AutoencoderKLWan` and
+            `AutoencoderKLQwenImage`.
+        free: Drop torch's copy of the weights. The VAE keeps its device and dtype, but cannot be saved or unpatched any more.
         **settings: As of `tilevae.Vae`.
 
     Returns:
@@ -147,19 +165,31 @@ def patch(target: Any, **settings: Any) -> Any:
     Raises:
         TypeError: It is something else.
         ValueError: A setting is wrong, or the weights do not fit.
+        RuntimeError: The weights were freed before.
     """
     vae = vae_of(target)
-    state = _Patched(vae, settings)
     unpatch(target)
+    state = _Patched(vae, settings)
     vae.__dict__[_STATE] = state
     for name, method in (("decode", _decode), ("encode", _encode)):
         vae.__dict__[name] = types.MethodType(method, vae)
+    if free:
+        state.is_freed = True
+        for tensor in vae.parameters():
+            tensor.data = tensor.data.new_empty(0)
     return target
 
 
 def unpatch(target: Any) -> Any:
-    """Undo `patch`. Does nothing to what is not patched. Returns the target."""
+    """Undo `patch`. Does nothing to what is not patched. Returns the target.
+
+    Raises:
+        RuntimeError: The weights of torch were freed.
+    """
     vae = vae_of(target)
+    state = vae.__dict__.get(_STATE)
+    if state is not None and state.is_freed:
+        raise RuntimeError("the weights of torch were freed by tilevae.patch: load the model again")
     for name in ("decode", "encode", _STATE):
         vae.__dict__.pop(name, None)
     return target
