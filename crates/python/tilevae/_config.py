@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any, Mapping
 
+#: What arrays are, for a model: values of its own latent space, and the posterior of an encode.
+DEFAULTS = {"io.latent_space": "vae", "io.posterior": "moments"}
+
 #: Short names of keys.
 SHORT = {
     "devices": "devices.use",

@@ -2,64 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import types
 import warnings
 from typing import Any
 
 import numpy as np
 
-from ._config import keys_of
+from ._arrays import to_numpy, with_frames
+from ._config import DEFAULTS, keys_of
+from ._modules import tensors_of, vae_of
 from ._tilevae import Engine
-from ._vae import _DEFAULTS, _to_numpy, _with_frames
-
-#: Classes of diffusers that can be taken over.
-SUPPORTED = ("AutoencoderKL", "AutoencoderKLFlux2", "AutoencoderKLWan", "AutoencoderKLQwenImage")
-
-#: What `AutoencoderKLFlux2` has for its pipeline alone. Without it, it is an `AutoencoderKL`.
-_FLUX2 = ("batch_norm_eps", "batch_norm_momentum", "decoder_block_out_channels", "patch_size")
 
 #: As in diffusers, values that are not finite are decoded, and frames that do not fill a latent frame are left out.
-_PATCH_DEFAULTS = {**_DEFAULTS, "io.on_non_finite": "allow", "io.frames": "drop"}
+_PATCH_DEFAULTS = {**DEFAULTS, "io.on_non_finite": "allow", "io.frames": "drop"}
 
 _STATE = "_tilevae"
-
-
-def vae_of(target: Any) -> Any:
-    """The VAE of a pipeline, or the VAE itself."""
-    vae = getattr(target, "vae", None)
-    vae = target if vae is None else vae
-    kind = type(vae)
-    if kind.__name__ not in SUPPORTED or not kind.__module__.startswith("diffusers."):
-        raise TypeError(
-            f"{kind.__module__}.{kind.__name__} cannot be taken over: expected a pipeline of diffusers, or one of {', '.join(SUPPORTED)} "
-            "(a subclass may compute something else)"
-        )
-    return vae
-
-
-def tensors_of(vae: Any) -> tuple[str, list[tuple[str, str, list[int], np.ndarray]]]:
-    """The configuration as JSON, and the tensors, which share memory with the module where they are contiguous and on the CPU."""
-    import torch
-
-    vae = vae_of(vae)
-    config = {key: value for key, value in dict(vae.config).items() if not key.startswith("_")}
-    config["_class_name"] = type(vae).__name__
-    weights = vae.state_dict()
-    if type(vae).__name__ == "AutoencoderKLFlux2":
-        decoder = config.get("decoder_block_out_channels")
-        if decoder is not None and list(decoder) != list(config["block_out_channels"]):
-            raise ValueError("a decoder with other channels than the encoder is not implemented (`decoder_block_out_channels`)")
-        config = {key: value for key, value in config.items() if key not in _FLUX2} | {"_class_name": "AutoencoderKL"}
-        weights = {name: tensor for name, tensor in weights.items() if not name.startswith("bn.")}
-    tensors = []
-    for name, tensor in weights.items():
-        if tensor.is_meta:
-            raise ValueError(f"{name} has no values (it is on the device `meta`): load the weights, or give a path")
-        tensor = tensor.detach().to("cpu").contiguous()
-        values = tensor.reshape(-1).view(torch.uint8).numpy()
-        tensors.append((name, str(tensor.dtype).removeprefix("torch."), list(tensor.shape), values))
-    return json.dumps(config, default=str), tensors
 
 
 class _Patched:
@@ -96,7 +53,8 @@ def _has_changed(vae: Any, state: _Patched) -> bool:
 def _falls_back(vae: Any, state: _Patched, x: Any) -> bool:
     import torch
 
-    wants_gradients = torch.is_grad_enabled() and x.requires_grad
+    trains = vae.training and any(tensor.requires_grad for tensor in vae.parameters())
+    wants_gradients = torch.is_grad_enabled() and (x.requires_grad or trains)
     if state.is_freed:
         if wants_gradients:
             raise RuntimeError("tilevae computes no gradients, and the weights of torch were freed: load the model again")
@@ -118,7 +76,7 @@ def _decode(self: Any, z: Any, return_dict: bool = True, generator: Any = None) 
     state = getattr(self, _STATE)
     if _falls_back(self, state, z):
         return _original(self, "decode")(z, return_dict=return_dict)
-    array, has_frames = _with_frames(_to_numpy(z))
+    array, has_frames = with_frames(to_numpy(z))
     shape = state.engine.output_shape(True, array.shape)
     samples = np.empty(shape, dtype=np.float32)
     state.engine.decode(array, samples, None)
@@ -135,7 +93,7 @@ def _encode(self: Any, x: Any, return_dict: bool = True) -> Any:
     state = getattr(self, _STATE)
     if _falls_back(self, state, x):
         return _original(self, "encode")(x, return_dict=return_dict)
-    array, has_frames = _with_frames(_to_numpy(x))
+    array, has_frames = with_frames(to_numpy(x))
     mean, logvar = state.engine.encode(array, None)
     moments = np.concatenate([mean, mean if logvar is None else logvar], axis=1)
     parameters = torch.from_numpy(moments if has_frames else moments[:, :, 0]).to(x.device, x.dtype)

@@ -8,50 +8,12 @@ from typing import Any, Callable, Optional, Union
 
 import numpy as np
 
-from ._config import keys_of
+from ._arrays import like, to_numpy, with_frames
+from ._config import DEFAULTS, keys_of
+from ._modules import tensors_of
 from ._tilevae import Engine
 
 Progress = Callable[[int, int], Any]
-
-_DEFAULTS = {"io.latent_space": "vae", "io.posterior": "moments"}
-
-
-def _is_torch(value: Any) -> bool:
-    return type(value).__module__.split(".")[0] == "torch"
-
-
-def _to_numpy(value: Any) -> np.ndarray:
-    """f32, contiguous; a view where the value is that already."""
-    if _is_torch(value):
-        import torch
-
-        value = value.detach().to("cpu", torch.float32).numpy()
-    elif not isinstance(value, np.ndarray):
-        if not hasattr(value, "__dlpack__"):
-            raise TypeError(f"expected an array of numpy, a tensor of torch or an object with __dlpack__, got {type(value).__name__}")
-        value = np.from_dlpack(value)
-    if value.dtype.kind not in "fiu":
-        raise TypeError(f"expected numbers, got an array of {value.dtype}")
-    return np.ascontiguousarray(value, dtype=np.float32)
-
-
-def _with_frames(array: np.ndarray) -> tuple[np.ndarray, bool]:
-    """``[b, c, t, h, w]``, and whether the array had frames."""
-    if array.ndim == 5:
-        return array, True
-    if array.ndim == 4:
-        return array[:, :, None], False
-    raise ValueError(f"expected [b, c, h, w] or [b, c, t, h, w], got an array of the shape {list(array.shape)}")
-
-
-def _like(array: np.ndarray, value: Any) -> Any:
-    """The array as the kind of thing that `value` is."""
-    if _is_torch(value):
-        import torch
-
-        return torch.from_numpy(array).to(value.device, value.dtype if value.dtype.is_floating_point else torch.float32)
-    return array
-
 
 class Posterior:
     """What an encode gives: a normal distribution for each value of the latents, in the VAE's own latent space.
@@ -73,9 +35,9 @@ class Posterior:
         """Latents drawn from the distribution; equal for equal seeds."""
         if self.logvar is None:
             return self.mean
-        mean, logvar = _to_numpy(self.mean), _to_numpy(self.logvar)
+        mean, logvar = to_numpy(self.mean), to_numpy(self.logvar)
         noise = np.random.default_rng(seed).standard_normal(mean.shape, dtype=np.float32)
-        return _like(mean + np.exp(0.5 * np.clip(logvar, -30.0, 20.0)) * noise, self.mean)
+        return like(mean + np.exp(0.5 * np.clip(logvar, -30.0, 20.0)) * noise, self.mean)
 
 
 class Vae:
@@ -96,13 +58,11 @@ class Vae:
     def __init__(self, source: Union[str, "os.PathLike[str]", Any], *, config: Optional[Union[str, "os.PathLike[str]"]] = None, **settings: Any):
         if isinstance(source, (str, os.PathLike)):
             settings = {"model.path": os.path.abspath(os.fspath(source)), **settings}
-            self._engine = Engine.open(None if config is None else os.fspath(config), keys_of(settings, _DEFAULTS))
+            self._engine = Engine.open(None if config is None else os.fspath(config), keys_of(settings, DEFAULTS))
         else:
-            from ._patch import tensors_of
-
             if config is not None:
                 raise TypeError("a model in memory takes settings, not a configuration file")
-            self._engine = Engine.of_tensors(*tensors_of(source), keys_of(settings, _DEFAULTS))
+            self._engine = Engine.of_tensors(*tensors_of(source), keys_of(settings, DEFAULTS))
 
     @property
     def latent_channels(self) -> int:
@@ -125,7 +85,7 @@ class Vae:
         Returns:
             Samples as the same kind of thing, with frames if the latents have them.
         """
-        array, has_frames = _with_frames(_to_numpy(latents))
+        array, has_frames = with_frames(to_numpy(latents))
         shape = self._engine.output_shape(True, array.shape)
         wanted = shape if has_frames else (*shape[:2], *shape[3:])
         if out is None:
@@ -135,17 +95,17 @@ class Vae:
         else:
             raise ValueError(f"out must be a writeable, contiguous array of float32 of the shape {list(wanted)}")
         self._engine.decode(array, samples.reshape(shape), progress)
-        return samples if out is not None else _like(samples, latents)
+        return samples if out is not None else like(samples, latents)
 
     def encode(self, samples: Any, *, progress: Optional[Progress] = None) -> Posterior:
         """Samples from -1 to 1, ``[b, c, h, w]`` or ``[b, c, t, h, w]``, to latents of the VAE's own latent space."""
-        array, has_frames = _with_frames(_to_numpy(samples))
+        array, has_frames = with_frames(to_numpy(samples))
         mean, logvar = self._engine.encode(array, progress)
 
         def own(values: Optional[np.ndarray]) -> Any:
             if values is None:
                 return None
-            return _like(values if has_frames else values[:, :, 0], samples)
+            return like(values if has_frames else values[:, :, 0], samples)
 
         return Posterior(own(mean), own(logvar))
 

@@ -1,0 +1,70 @@
+"""Runs tests of diffusers itself with every VAE patched. Needs a checkout of diffusers of the version in requirements.txt, the package `tilevae` and pytest.
+
+    python tools/diffusers_tests.py CHECKOUT [TEST... and other arguments of pytest]
+
+Without tests those of `AutoencoderKL`, `AutoencoderKLWan`, `AutoencoderKLQwenImage` and `AutoencoderKLFlux2` run. Many tests of pipelines load tiny text encoders from a hub.
+"""
+
+import pathlib
+import sys
+import types
+
+TESTS = [f"tests/models/autoencoders/test_models_autoencoder_{name}.py" for name in ("kl", "wan", "qwenimage", "flux2")]
+
+#: By class and name.
+originals = {}
+counts = {"calls": 0}
+
+
+def pytest_configure(config):
+    import diffusers
+    import tilevae
+    from tilevae import _modules, _patch
+
+    def wrapped(name):
+        def method(self, x, *args, **kwargs):
+            if _patch._STATE not in self.__dict__:
+                tilevae.patch(self)
+            counts["calls"] += 1
+            bound = self.__dict__.pop(name)
+            # Copies and pickles of the module are those of diffusers: what is bound is taken away again.
+            state = self.__dict__[_patch._STATE]
+            try:
+                return bound(x, *args, **kwargs)
+            finally:
+                tilevae.unpatch(self)
+                del state
+
+        return method
+
+    def original(vae, name):
+        return types.MethodType(originals[type(vae), name], vae)
+
+    _patch._original = original
+    for class_name in _modules.SUPPORTED:
+        kind = getattr(diffusers, class_name)
+        for name in ("decode", "encode"):
+            originals[kind, name] = getattr(kind, name)
+            setattr(kind, name, wrapped(name))
+
+
+def pytest_terminal_summary(terminalreporter):
+    terminalreporter.write_line(f"{counts['calls']} calls of decode and encode went through tilevae")
+
+
+def main():
+    checkout, *arguments = sys.argv[1:]
+    import pytest
+
+    folder = pathlib.Path(checkout).resolve()
+    # As a plugin this file is a module of its own.
+    sys.path.insert(0, str(pathlib.Path(__file__).parent))
+    chosen = arguments if any(not argument.startswith("-") for argument in arguments) else [*arguments, *(t for t in TESTS if (folder / t).exists())]
+    import os
+
+    os.chdir(folder)
+    return pytest.main(["-p", "diffusers_tests", "-p", "no:cacheprovider", "-q", *chosen])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
