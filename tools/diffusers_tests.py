@@ -5,6 +5,7 @@
 Without tests those of `AutoencoderKL`, `AutoencoderKLWan`, `AutoencoderKLQwenImage` and `AutoencoderKLFlux2` run. Many tests of pipelines load tiny text encoders from a hub.
 """
 
+import os
 import pathlib
 import sys
 import types
@@ -23,17 +24,13 @@ def pytest_configure(config):
 
     def wrapped(name):
         def method(self, x, *args, **kwargs):
-            if _patch._STATE not in self.__dict__:
-                tilevae.patch(self)
             counts["calls"] += 1
-            bound = self.__dict__.pop(name)
-            # Copies and pickles of the module are those of diffusers: what is bound is taken away again.
-            state = self.__dict__[_patch._STATE]
+            # For one call: tests copy, pickle and change their models in between.
+            tilevae.patch(self)
             try:
-                return bound(x, *args, **kwargs)
+                return self.__dict__[name](x, *args, **kwargs)
             finally:
                 tilevae.unpatch(self)
-                del state
 
         return method
 
@@ -60,8 +57,6 @@ def main():
     # As a plugin this file is a module of its own.
     sys.path.insert(0, str(pathlib.Path(__file__).parent))
     chosen = arguments if any(not argument.startswith("-") for argument in arguments) else [*arguments, *(t for t in TESTS if (folder / t).exists())]
-    import os
-
     os.chdir(folder)
     return pytest.main(["-p", "diffusers_tests", "-p", "no:cacheprovider", "-q", *chosen])
 

@@ -26,9 +26,9 @@ def kl(**config):
     return diffusers.AutoencoderKL(**(sizes | dict(sample_size=64) | config)).eval()
 
 
-def wan():
+def wan(base_dim=16, dim_mult=(1, 2, 2, 2)):
     torch.manual_seed(0)
-    return diffusers.AutoencoderKLWan(base_dim=16, z_dim=4, dim_mult=[1, 2, 2, 2], num_res_blocks=1, latents_mean=[0.0] * 4, latents_std=[1.0] * 4).eval()
+    return diffusers.AutoencoderKLWan(base_dim=base_dim, z_dim=4, dim_mult=list(dim_mult), num_res_blocks=1, latents_mean=[0.0] * 4, latents_std=[1.0] * 4).eval()
 
 
 def qwen():
@@ -51,6 +51,7 @@ CASES = [
     (lambda: kl(latent_channels=16, use_quant_conv=False, use_post_quant_conv=False), noise(1, 16, 8, 8), noise(1, 3, 32, 32)),
     (flux2_vae, noise(1, 4, 8, 8), noise(1, 3, 32, 32)),
     (wan, noise(1, 4, 2, 4, 5), noise(1, 3, 6, 32, 16)),
+    (lambda: wan(3, (1, 1, 1, 1)), noise(1, 4, 2, 4, 5), noise(1, 3, 5, 16, 32)),
     (qwen, noise(1, 4, 1, 6, 7), noise(1, 3, 1, 32, 48)),
 ]
 

@@ -247,8 +247,8 @@ impl WanConfig {
             return wrong("latents_mean", mean.to_string(), expected());
         }
         if !self.is_residual {
-            if let Some(width) = self.decoder_widths()[1..blocks].iter().find(|&&width| width % 2 != 0) {
-                return wrong("dim_mult", format!("{:?}", self.dim_mult), format!("a doubling halves its {width} channels, which must be even"));
+            if self.decoder_widths()[1..blocks].contains(&1) {
+                return wrong("dim_mult", format!("{:?}", self.dim_mult), "a doubling halves its channels, of which there is one".to_owned());
             }
             return Ok(());
         }

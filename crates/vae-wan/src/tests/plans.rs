@@ -105,7 +105,7 @@ fn what_contradicts_itself_is_refused_by_name() {
     assert_eq!(refused(wan_2_2(), json!({"in_channels": 3})), "in_channels 3");
     assert_eq!(refused(wan_2_2(), json!({"dim_mult": [1, 2, 3, 4]})), "dim_mult [1, 2, 3, 4]");
     assert_eq!(
-        refused(wan_2_1(), json!({"base_dim": 3, "scale_factor_spatial": 8, "decoder_base_dim": 3, "dim_mult": [1, 1, 1, 1]})),
+        refused(wan_2_1(), json!({"base_dim": 3, "scale_factor_spatial": 8, "decoder_base_dim": 1, "dim_mult": [1, 1, 1, 1]})),
         "dim_mult [1, 1, 1, 1]"
     );
 }
