@@ -12,7 +12,7 @@ use numpy::{IntoPyArray, PyArray1, PyArray5, PyArrayMethods, PyReadonlyArray5, P
 use pyo3::prelude::*;
 use tilevae::tiling::HostTensor;
 use tilevae::vae_core::tensor_file::{StoredDtype, StoredTensor};
-use tilevae::{Config, Direction, Model, Pipeline, Posterior, Registry, RunOptions, TileSource, open_model, parse_override};
+use tilevae::{Config, Direction, Model, Pipeline, Registry, RunOptions, TileSource, open_model, parse_override};
 
 use array::{ArraySink, ArraySource, HeldBytes};
 use error::{raise, value_error};
@@ -109,12 +109,6 @@ impl Engine {
             Some([mean, logvar]) => Ok((array(mean)?, Some(array(logvar)?))),
             None => Ok((array(encoded.latents)?, None)),
         }
-    }
-
-    /// Whether an encode gives a posterior with the present configuration.
-    #[getter]
-    fn gives_moments(&self) -> bool {
-        self.pipeline.config().io.posterior == Posterior::Moments
     }
 
     /// Channels of latents.

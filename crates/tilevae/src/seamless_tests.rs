@@ -167,15 +167,21 @@ fn every_executor_and_store_gives_the_same_bytes() {
     }
 }
 
-/// An executor whose workers fail after they have done their work, every so many tiles.
-#[derive(Debug)]
-struct Faulty {
+type MakeOp = dyn Fn(&Worker) -> Arc<dyn TileOp> + Send + Sync;
+
+/// An executor that puts other operations in the place of its workers'.
+struct Rewired {
     executor: Box<dyn Executor>,
-    every: usize,
-    begun: Arc<AtomicUsize>,
+    op: Box<MakeOp>,
 }
 
-impl Executor for Faulty {
+impl std::fmt::Debug for Rewired {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Rewired").field("executor", &self.executor).finish_non_exhaustive()
+    }
+}
+
+impl Executor for Rewired {
     fn name(&self) -> &'static str {
         self.executor.name()
     }
@@ -189,16 +195,20 @@ impl Executor for Faulty {
     }
 
     fn run(&self, job: Job<'_>, progress: &mut dyn Progress) -> Result<RunStats, ExecError> {
-        let faulty = |worker: &Worker| {
-            let op = FaultyOp { op: worker.op.clone(), every: self.every, begun: self.begun.clone() };
-            Worker { op: Arc::new(op), ..worker.clone() }
-        };
+        let rewired = |worker: &Worker| Worker { op: (self.op)(worker), ..worker.clone() };
         // They have to live as long as what the job borrows.
-        let workers = job.workers.iter().map(faulty).collect::<Vec<_>>().leak();
+        let workers = job.workers.iter().map(rewired).collect::<Vec<_>>().leak();
         self.executor.run(Job { workers, ..job }, progress)
     }
 }
 
+/// The same pipeline with other operations.
+fn rewired(pipeline: Pipeline, op: impl Fn(&Worker) -> Arc<dyn TileOp> + Send + Sync + 'static) -> Pipeline {
+    let executor = Rewired { executor: pipeline.config().executor.build(), op: Box::new(op) };
+    pipeline.with_executor(Box::new(executor)).unwrap()
+}
+
+/// Fails after it has done its work, every so many tiles.
 struct FaultyOp {
     op: Arc<dyn TileOp>,
     every: usize,
@@ -242,8 +252,8 @@ fn tiles_of_a_stage_that_fail_are_run_again() {
             let keys = format!("{tiling}\nexecutor = {{ kind = {kind:?}, retries = 50 }}\ndevices.cpu.workers = {workers}");
             let faulty = pipeline(&model, &keys);
             let begun = Arc::new(AtomicUsize::new(0));
-            let executor = Faulty { executor: faulty.config().executor.build(), every, begun: begun.clone() };
-            let faulty = faulty.with_executor(Box::new(executor)).unwrap();
+            let counted = begun.clone();
+            let faulty = rewired(faulty, move |worker| Arc::new(FaultyOp { op: worker.op.clone(), every, begun: counted.clone() }));
             let mut canvas = Canvas::default();
             let plan = faulty.plan(Direction::Decode, latents.shape()).unwrap();
             let stats = faulty.run(&plan, &latents, &mut canvas, RunOptions::default()).unwrap();
@@ -253,37 +263,7 @@ fn tiles_of_a_stage_that_fail_are_run_again() {
     }
 }
 
-/// An executor whose second worker has no device any longer.
-#[derive(Debug)]
-struct SecondLost {
-    executor: Box<dyn Executor>,
-    tried: Arc<AtomicUsize>,
-}
-
-impl Executor for SecondLost {
-    fn name(&self) -> &'static str {
-        self.executor.name()
-    }
-
-    fn check_workers(&self, count: usize) -> Result<(), ExecError> {
-        self.executor.check_workers(count)
-    }
-
-    fn held_tiles(&self, plan: &TilePlan, workers: usize) -> usize {
-        self.executor.held_tiles(plan, workers)
-    }
-
-    fn run(&self, job: Job<'_>, progress: &mut dyn Progress) -> Result<RunStats, ExecError> {
-        let lose = |worker: &Worker| {
-            let is_lost = worker.name == "cpu/1";
-            let op = if is_lost { Arc::new(LostOp(worker.op.clone(), self.tried.clone())) } else { worker.op.clone() };
-            Worker { op, ..worker.clone() }
-        };
-        let workers = job.workers.iter().map(lose).collect::<Vec<_>>().leak();
-        self.executor.run(Job { workers, ..job }, progress)
-    }
-}
-
+/// Its device does not work any more. Counts the tiles that it is given.
 struct LostOp(Arc<dyn TileOp>, Arc<AtomicUsize>);
 
 impl TileOp for LostOp {
@@ -308,8 +288,11 @@ fn a_lost_device_is_not_tried_in_later_stages() {
     let expected = pipeline(&model, tiling).decode(&latents, RunOptions::default()).unwrap();
     let lossy = pipeline(&model, &format!("{tiling}\nexecutor.kind = \"multi-device\"\ndevices.cpu.workers = 3"));
     let tried = Arc::new(AtomicUsize::new(0));
-    let executor = SecondLost { executor: lossy.config().executor.build(), tried: tried.clone() };
-    let lossy = lossy.with_executor(Box::new(executor)).unwrap();
+    let counted = tried.clone();
+    let lossy = rewired(lossy, move |worker| match worker.name.as_str() {
+        "cpu/1" => Arc::new(LostOp(worker.op.clone(), counted.clone())),
+        _ => worker.op.clone(),
+    });
     let plan = lossy.plan(Direction::Decode, latents.shape()).unwrap();
     let mut canvas = Canvas::default();
     let stats = lossy.run(&plan, &latents, &mut canvas, RunOptions::default()).unwrap();

@@ -1,5 +1,6 @@
 //! Runs in stages, as operations on tiles: features stay in a store, and what is known of the whole picture passes from one stage to the next.
 
+mod room;
 mod sample_op;
 mod stage_op;
 mod store;

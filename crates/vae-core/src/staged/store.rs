@@ -1,10 +1,11 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
-use tiling::{BoxError, ScratchError, ScratchFile, Span};
+use tiling::{BoxError, ScratchError, Span};
 
+use super::room::{FileRange, HostBytes, HostMemory, Scratch, lock};
 #[cfg(feature = "flex")]
 use crate::CHANNEL_BLOCK;
 use crate::coder::Area;
@@ -107,103 +108,6 @@ enum Place {
     File(FileRange),
 }
 
-/// Counts the bytes that lie in host memory.
-#[derive(Debug)]
-struct HostMemory {
-    limit: u64,
-    /// Used now, and at most.
-    used: Mutex<[u64; 2]>,
-}
-
-/// A share of the host memory.
-#[derive(Debug)]
-struct HostBytes(Arc<HostMemory>, u64);
-
-impl HostMemory {
-    /// A share of so many bytes, if it fits.
-    fn take(self: &Arc<Self>, bytes: u64) -> Option<HostBytes> {
-        let mut used = lock(&self.used);
-        if used[0].saturating_add(bytes) > self.limit {
-            return None;
-        }
-        used[0] += bytes;
-        used[1] = used[1].max(used[0]);
-        Some(HostBytes(self.clone(), bytes))
-    }
-}
-
-impl Drop for HostBytes {
-    fn drop(&mut self) {
-        lock(&self.0.used)[0] -= self.1;
-    }
-}
-
-/// A scratch file that is made when it is first needed, with the ranges of it that are in use.
-#[derive(Debug, Default)]
-struct Scratch {
-    state: Mutex<ScratchState>,
-}
-
-#[derive(Debug, Default)]
-struct ScratchState {
-    file: Option<Arc<ScratchFile>>,
-    /// Bytes from the beginning of each free range to its end.
-    free: BTreeMap<u64, u64>,
-    length: u64,
-}
-
-/// A range of the scratch file, free again when it is dropped.
-#[derive(Debug)]
-struct FileRange {
-    scratch: Arc<Scratch>,
-    file: Arc<ScratchFile>,
-    start: u64,
-    end: u64,
-}
-
-impl Scratch {
-    fn take(self: &Arc<Self>, bytes: u64) -> Result<FileRange, ScratchError> {
-        let mut state = lock(&self.state);
-        let file = match &state.file {
-            Some(file) => file.clone(),
-            None => state.file.insert(Arc::new(ScratchFile::new()?)).clone(),
-        };
-        let found = state.free.iter().find(|(start, end)| **end - **start >= bytes).map(|(start, end)| (*start, *end));
-        let start = if let Some((start, end)) = found {
-            state.free.remove(&start);
-            if start + bytes < end {
-                state.free.insert(start + bytes, end);
-            }
-            start
-        } else {
-            state.length += bytes;
-            state.length - bytes
-        };
-        Ok(FileRange { scratch: self.clone(), file, start, end: start + bytes })
-    }
-}
-
-impl Drop for FileRange {
-    fn drop(&mut self) {
-        let mut state = lock(&self.scratch.state);
-        let (mut start, mut end) = (self.start, self.end);
-        if let Some(next) = state.free.remove(&end) {
-            end = next;
-        }
-        if let Some((&before, &until)) = state.free.range(..start).next_back()
-            && until == start
-        {
-            state.free.remove(&before);
-            start = before;
-        }
-        state.free.insert(start, end);
-    }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl FeatureStore {
     /// A store for devices that compute in these dtypes, with at most `limit` bytes in host memory.
     pub fn new(devices: impl IntoIterator<Item = (Device, DType)>, limit: u64) -> Self {
@@ -217,13 +121,13 @@ impl FeatureStore {
             let _ = devices;
             Layout::Planes
         };
-        let host = Arc::new(HostMemory { limit, used: Mutex::default() });
+        let host = Arc::new(HostMemory::new(limit));
         Self { layout, state: RwLock::default(), attended: Mutex::default(), reading: Mutex::default(), host, scratch: Arc::default() }
     }
 
     /// The most bytes that were in host memory at once, and the length of the scratch file.
     pub fn peak_bytes(&self) -> [u64; 2] {
-        [lock(&self.host.used)[1], lock(&self.scratch.state).length]
+        [self.host.peak(), self.scratch.length()]
     }
 
     /// Begins a stage. What earlier ones still give is refused.
@@ -256,10 +160,10 @@ impl FeatureStore {
                     Place::Images(images, share)
                 } else {
                     let range = self.scratch.take(bytes)?;
-                    let mut start = range.start;
+                    let mut offset = 0;
                     for image in &images {
-                        range.file.write_at(start, image.values())?;
-                        start += size_of_val(image.values()) as u64;
+                        range.file.write_at(range.start + offset, image.values())?;
+                        offset += size_of_val(image.values()) as u64;
                     }
                     Place::File(range)
                 };
@@ -567,21 +471,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ranges_of_the_scratch_file_are_used_again() {
-        let scratch = Arc::new(Scratch::default());
-        let take = |bytes| scratch.take(bytes).unwrap();
-        let [first, second, third] = [take(100), take(50), take(70)];
-        assert_eq!([first.start, second.start, third.start], [0, 100, 150]);
-        drop(first);
-        drop(second);
-        // Both free ranges have become one.
-        let fourth = take(150);
-        assert_eq!((fourth.start, lock(&scratch.state).length), (0, 220));
-        drop(third);
-        assert_eq!(take(20).start, 150);
-    }
-
-    #[test]
     fn features_that_come_late_are_refused() {
         let store = FeatureStore::new([(Device::flex(), DType::F32)], u64::MAX);
         let features = |value: f32, context: &Context| Features::new(Tensor::full([1, 3, 1, 2, 2], value, &Device::flex()), context);
@@ -630,15 +519,5 @@ mod tests {
             features(&tensor.clone().select(3, rows).select(4, columns))
         };
         assert!(difference(attend(3), features(&queries).attend(grid(&keys), grid(&values))) < 1e-5);
-    }
-
-    #[test]
-    fn host_memory_is_counted_and_given_back() {
-        let host = Arc::new(HostMemory { limit: 100, used: Mutex::default() });
-        let share = host.take(60).unwrap();
-        assert!(host.take(50).is_none());
-        drop(share);
-        assert!(host.take(100).is_some());
-        assert_eq!(*lock(&host.used), [0, 100]);
     }
 }
