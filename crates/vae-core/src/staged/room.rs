@@ -143,6 +143,6 @@ mod tests {
         assert!(host.take(50).is_none());
         drop(share);
         assert!(host.take(100).is_some());
-        assert_eq!((lock(&host.used)[0], host.peak()), (0, 100));
+        assert_eq!(*lock(&host.used), [0, 100]);
     }
 }
