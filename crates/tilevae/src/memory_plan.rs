@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
+use burn::tensor::Device;
 use parallel::Executor;
-use serde::Deserialize;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tiling::{Grid, GridError, MemoryBudget, NormMoments, Off, Seamless, SeamlessKind, Span, TilePlan};
 use vae_core::coder::{CoderSpec, Reading, StagedPlan};
-use vae_core::{DeviceName, VaeSpec};
+use vae_core::{DeviceName, VaeSpec, free_memory as free_memory_of};
 
 use crate::workers::{count_workers, threads_of};
 use crate::{Config, Direction, DtypeConfig, Error, io};
@@ -61,6 +61,10 @@ const SIDES: [usize; 14] = [256, 192, 128, 112, 96, 80, 64, 56, 48, 40, 32, 24, 
 const MULTIPLY_ADDS_PER_SECOND: f64 = 4e10;
 const SCRATCH_BYTES_PER_SECOND: f64 = 1e9;
 
+/// Multiply-adds of a GPU, and bytes that it exchanges with the host, in a second. Figures of data sheets, rounded down.
+const GPU_MULTIPLY_ADDS_PER_SECOND: f64 = 1e13;
+const EXCHANGED_BYTES_PER_SECOND: f64 = 1e10;
+
 /// How a seamless run is divided.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Division {
@@ -78,6 +82,10 @@ pub struct MemoryPlan {
     pub budget: Option<u64>,
     /// The predicted peak.
     pub peak: u64,
+    /// What is held besides features between stages.
+    pub running: u64,
+    /// Features between stages that stay on devices with memory of their own. Without a budget they keep what they have room for, which is not predicted.
+    pub kept: u64,
     /// Features between stages that are kept in host memory.
     pub stored: u64,
     /// Features between stages in a scratch file.
@@ -119,23 +127,55 @@ struct Candidate {
     multiply_adds: f64,
 }
 
+/// Where features are kept with a budget.
+#[derive(Clone, Copy)]
+enum Memories {
+    /// In the memory of the process, which the budget is for.
+    Process,
+    /// On devices that each have the budget, and in so many free bytes of the host's.
+    Devices { count: u64, host: u64 },
+}
+
+/// Bytes of features by where they are kept.
+struct Places {
+    kept: u64,
+    host: u64,
+    scratch: u64,
+}
+
 impl Candidate {
-    /// Bytes of features in memory, of which so many of the host's are free besides the budget.
-    fn stored_in_memory(&self, budget: u64, host: Option<u64>) -> u64 {
-        self.stored.min(host.unwrap_or(budget.saturating_sub(self.needed)))
+    fn places(&self, budget: u64, memories: Memories) -> Places {
+        let left = budget.saturating_sub(self.needed);
+        let (kept, free) = match memories {
+            Memories::Process => (0, left),
+            Memories::Devices { count, host } => (self.stored.min(left.saturating_mul(count)), host),
+        };
+        let host = (self.stored - kept).min(free);
+        Places { kept, host, scratch: self.stored - kept - host }
     }
 
     /// Seconds, about, with a budget.
-    fn seconds(&self, budget: u64, host: Option<u64>, workers: usize) -> f64 {
-        let scratch = self.stored - self.stored_in_memory(budget, host);
-        self.multiply_adds / (MULTIPLY_ADDS_PER_SECOND * workers as f64) + 2.0 * scratch as f64 / SCRATCH_BYTES_PER_SECOND
+    fn seconds(&self, budget: u64, memories: Memories, workers: usize) -> f64 {
+        let Places { host, scratch, .. } = self.places(budget, memories);
+        let (speed, exchanged) = match memories {
+            Memories::Process => (MULTIPLY_ADDS_PER_SECOND, 0),
+            Memories::Devices { .. } => (GPU_MULTIPLY_ADDS_PER_SECOND, host + scratch),
+        };
+        self.multiply_adds / (speed * workers as f64)
+            + 2.0 * (exchanged as f64 / EXCHANGED_BYTES_PER_SECOND + scratch as f64 / SCRATCH_BYTES_PER_SECOND)
     }
 }
 
 impl MemoryPlan {
     /// Bytes of features that the store may keep in host memory.
-    pub(crate) fn store_limit(&self) -> u64 {
+    pub(crate) fn host_limit(&self) -> u64 {
         if self.scratch > 0 { (self.stored as f64 / MARGIN) as u64 } else { u64::MAX }
+    }
+
+    /// Bytes of features that a device with memory of its own may keep: what its budget leaves, or else most of what it has free, if that is known.
+    pub(crate) fn room_on(&self, device: &Device) -> u64 {
+        let budget = self.budget.or_else(|| free_memory_of(device).map(|free| (free as f64 * AUTO_SHARE) as u64)).unwrap_or(0);
+        (budget.saturating_sub(self.running) as f64 / MARGIN) as u64
     }
 }
 
@@ -156,13 +196,20 @@ impl MemoryPlanner<'_> {
             let free = free_memory();
             let stored = candidate.stored.min(if self.is_on_cpu() { free.saturating_sub(candidate.needed) } else { free });
             let peak = candidate.needed.saturating_add(if self.is_on_cpu() { stored } else { 0 });
-            let memory = MemoryPlan { budget: None, peak, stored, scratch: candidate.stored - stored, next: None };
+            let scratch = candidate.stored - stored;
+            let memory = MemoryPlan { budget: None, peak, running: candidate.needed, kept: 0, stored, scratch, next: None };
             return Ok(Division { tiles: candidate.tiles, staged: candidate.staged, memory });
         };
         let budget = self.budget(memory)?;
         let workers = count_workers(&self.config.devices, self.executor);
-        // Features of devices with a memory of their own are kept by the host.
-        let host = (!self.is_on_cpu()).then(free_memory);
+        let memories = if self.is_on_cpu() {
+            Memories::Process
+        } else {
+            let count = self.config.devices.names.iter().filter(|name| **name != DeviceName::CPU).count() as u64;
+            Memories::Devices { count, host: free_memory() }
+        };
+        let in_scratch = |candidate: &Candidate| candidate.places(budget, memories).scratch;
+        // Of the disk.
         let room = io::free_bytes(&std::env::temp_dir()).unwrap_or(u64::MAX);
         let mut candidates = vec![self.candidate(&Off, false)?];
         let grids: Vec<Box<dyn Grid + '_>> = if kind.tile_px.is_some() {
@@ -177,8 +224,7 @@ impl MemoryPlanner<'_> {
         };
         for &is_sampled in sources {
             // Exact moments are taken as long as there is room for the features of the whole.
-            let has_exact =
-                candidates.iter().any(|candidate| candidate.needed <= budget && candidate.stored - candidate.stored_in_memory(budget, host) <= room);
+            let has_exact = candidates.iter().any(|candidate| candidate.needed <= budget && in_scratch(candidate) <= room);
             if is_sampled && kind.norm == NormMoments::Auto && has_exact {
                 break;
             }
@@ -192,31 +238,36 @@ impl MemoryPlanner<'_> {
             }
         }
         let least = candidates.iter().map(|candidate| candidate.needed).min().unwrap_or(u64::MAX);
-        let in_scratch = |candidate: &Candidate| candidate.stored - candidate.stored_in_memory(budget, host);
         let within = || candidates.iter().filter(|candidate| candidate.needed <= budget);
-        let faster = |a: &&Candidate, b: &&Candidate| a.seconds(budget, host, workers).total_cmp(&b.seconds(budget, host, workers));
+        let faster = |a: &&Candidate, b: &&Candidate| a.seconds(budget, memories, workers).total_cmp(&b.seconds(budget, memories, workers));
         let with_disk = within().filter(|candidate| in_scratch(candidate) <= room).min_by(faster);
         // Where the disk is what is missing, the run says so when it begins.
         let Some(chosen) = with_disk.or_else(|| within().min_by_key(|candidate| in_scratch(candidate))) else {
             return Err(Error::Budget { budget_mib: budget / MIB, least_mib: least.div_ceil(MIB) });
         };
-        let stored = chosen.stored_in_memory(budget, host);
-        let seconds = chosen.seconds(budget, host, workers);
+        let Places { kept, host, scratch } = chosen.places(budget, memories);
+        let seconds = chosen.seconds(budget, memories, workers);
         let larger =
             candidates.iter().flat_map(|candidate| [(candidate, candidate.needed), (candidate, candidate.needed.saturating_add(candidate.stored))]);
         let next = larger
-            .filter(|&(candidate, bytes)| bytes > budget && candidate.seconds(bytes, host, workers) < seconds * 0.98)
+            .filter(|&(candidate, bytes)| bytes > budget && candidate.seconds(bytes, memories, workers) < seconds * 0.98)
             .min_by_key(|&(_, bytes)| bytes);
         let next = next.map(|(candidate, bytes)| NextBudget {
             bytes,
             tile: candidate.tiles.largest_tile().map(|side| candidate.tiles.geometry.scale.latent_px(side)),
-            scratch: candidate.stored - candidate.stored_in_memory(bytes, host),
+            scratch: candidate.places(bytes, memories).scratch,
         });
         let memory = MemoryPlan {
             budget: Some(budget),
-            peak: chosen.needed + if host.is_some() { 0 } else { stored },
-            stored,
-            scratch: chosen.stored - stored,
+            peak: chosen.needed
+                + match memories {
+                    Memories::Process => host,
+                    Memories::Devices { count, .. } => kept.div_ceil(count.max(1)),
+                },
+            running: chosen.needed,
+            kept,
+            stored: host,
+            scratch,
             next,
         };
         Ok(Division { tiles: chosen.tiles.clone(), staged: chosen.staged.clone(), memory })

@@ -32,7 +32,7 @@ mod vae;
 mod weight_error;
 mod weights;
 
-pub use backends::{Adapter, DeviceName, DeviceNameError, adapter, held_memory, is_in_host_memory, keep_kernels};
+pub use backends::{Adapter, DeviceName, DeviceNameError, adapter, free_memory, held_memory, is_in_host_memory, keep_kernels};
 pub use checkpoint::Checkpoint;
 pub use context::Context;
 pub use eight_bits::{from_eight_bits, to_eight_bits};

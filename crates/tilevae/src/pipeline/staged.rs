@@ -7,8 +7,8 @@ use parallel::{Done, Event, ExecError, Executor, Job, Progress, RunStats, Stop, 
 use tiling::{BoxError, Canvas, Cascade, Compositor, Geometry, HostTensor, Party, Region, Scale, Sink, Span, TileOp, TilePlan, TileSource, guard};
 use vae_core::coder::{Crops, StagedPlan};
 use vae_core::operators::GroupMoments;
-use vae_core::staged::{FeatureStore, MomentsSink, SampleOp, SampleShared, StageOp, StageShared};
-use vae_core::{Context, MathMode, Vae};
+use vae_core::staged::{FeatureStore, MomentsSink, SampleOp, SampleShared, StageOp, StageShared, StoredBytes};
+use vae_core::{Context, MathMode, Vae, is_in_host_memory};
 
 use super::replicas::Replica;
 use crate::workers::{LazyOp, WorkerSlot};
@@ -37,18 +37,45 @@ pub(super) struct StagedRun<'a> {
 }
 
 impl StagedRun<'_> {
+    /// Runs all stages. Where a device is lost with features that it kept, they run once more without keeping any on devices.
     pub(super) fn run(&self, source: &dyn TileSource, sink: &mut dyn Sink, progress: &mut dyn Progress) -> Result<RunStats, Error> {
-        let vaes = self.worker_slots.iter().map(|slot| &self.replicas[slot.device].vae);
-        let store_limit = self.plan.memory.map_or(u64::MAX, |memory| memory.store_limit());
-        let mut state = State {
-            store: Arc::new(FeatureStore::new(vaes.map(|vae| (vae.device(), vae.dtype())), store_limit)),
-            context: Context::new(self.math_mode, self.stop),
-            crew: Crew::default(),
-            is_finite: true,
-        };
-        let stages = self.staged.stages();
         let names = self.worker_slots.iter().map(|slot| slot.name().to_owned()).collect();
         let mut progress = StagedProgress::new(self.staged, names, progress);
+        let mut sink = Resumed { sink, taken: 0, to_skip: 0 };
+        let store = Arc::new(self.store(true));
+        match self.run_stages(store.clone(), source, &mut sink, &mut progress) {
+            Err(error) if store.has_lost() && !self.stop.is_stopped() => {
+                tracing::warn!("{error}; the run begins again, and keeps nothing on devices");
+                progress.begin_again();
+                sink.begin_again();
+                self.run_stages(Arc::new(self.store(false)), source, &mut sink, &mut progress)
+            }
+            outcome => outcome,
+        }
+    }
+
+    /// A store for the features of a run; on devices with memory of their own only if they are to be kept there.
+    fn store(&self, keeps_on_devices: bool) -> FeatureStore {
+        let memory = self.plan.memory.filter(|_| keeps_on_devices);
+        let devices: BTreeSet<usize> = self.worker_slots.iter().map(|slot| slot.device).collect();
+        let room = |device: usize| {
+            let device = self.replicas[device].vae.device();
+            let room = memory.map_or(0, |memory| memory.room_on(&device));
+            (device, room)
+        };
+        let rooms = devices.into_iter().map(room).filter(|(device, _)| !is_in_host_memory(device));
+        FeatureStore::new(self.plan.memory.map_or(u64::MAX, |memory| memory.host_limit()), rooms)
+    }
+
+    fn run_stages(
+        &self,
+        store: Arc<FeatureStore>,
+        source: &dyn TileSource,
+        sink: &mut dyn Sink,
+        progress: &mut StagedProgress<'_>,
+    ) -> Result<RunStats, Error> {
+        let mut state = State { store, context: Context::new(self.math_mode, self.stop), crew: Crew::default(), is_finite: true };
+        let stages = self.staged.stages();
         let (mut moments, mut all) = (BTreeMap::new(), Vec::new());
         for (stage, description) in stages.iter().enumerate() {
             if let Some(crops) = self.staged.crops(stage) {
@@ -78,7 +105,7 @@ impl StagedRun<'_> {
             let mut merged = MomentsSink::new(description.moments);
             let target: &mut dyn Sink = if is_last { &mut *sink } else { &mut merged };
             let compositor = Compositor::new(&tiles, &Cascade, target);
-            let stats = self.executor.run(Job { plan: &tiles, source, workers: &workers, compositor, stop: self.stop }, &mut progress)?;
+            let stats = self.executor.run(Job { plan: &tiles, source, workers: &workers, compositor, stop: self.stop }, progress)?;
             progress.next_stage();
             state.crew.learn(&stats);
             all.push(stats);
@@ -92,8 +119,8 @@ impl StagedRun<'_> {
             }
         }
         state.store.begin_stage();
-        let [host, scratch] = state.store.peak_bytes();
-        tracing::debug!("features between stages took {host} bytes of memory and {scratch} of a scratch file");
+        let StoredBytes { devices, host, scratch, .. } = state.store.peak_bytes();
+        tracing::debug!("features between stages took {devices} bytes of devices, {host} of memory and {scratch} of a scratch file");
         Ok(RunStats::of_parts(all))
     }
 
@@ -161,6 +188,26 @@ impl StagedRun<'_> {
             let make = move || Ok(op(wide.on(&device, &stop)?));
             Arc::new(LazyOp { geometry, frames_per_chunk: self.plan.frames_per_chunk, make, op: OnceLock::new() }) as Arc<dyn TileOp>
         })
+    }
+}
+
+/// The sink of a run that may begin again: what it has taken comes a second time, in the same pieces.
+struct Resumed<'a> {
+    sink: &'a mut dyn Sink,
+    taken: usize,
+    to_skip: usize,
+}
+
+impl Resumed<'_> {
+    fn begin_again(&mut self) {
+        (self.taken, self.to_skip) = (0, self.taken);
+    }
+}
+
+impl Sink for Resumed<'_> {
+    fn take(&mut self, start: [usize; 3], extent: [usize; 3], piece: HostTensor) -> Result<(), BoxError> {
+        self.taken += 1;
+        if self.taken <= self.to_skip { Ok(()) } else { self.sink.take(start, extent, piece) }
     }
 }
 
@@ -268,6 +315,7 @@ struct StagedProgress<'a> {
     /// The names of all workers, and the places among them of those that run the stage.
     names: Vec<String>,
     places: Vec<usize>,
+    has_started: bool,
 }
 
 impl<'a> StagedProgress<'a> {
@@ -276,11 +324,15 @@ impl<'a> StagedProgress<'a> {
         let all = work.iter().sum::<f64>().max(1.0);
         let stages = work.iter().enumerate().map(|(stage, &work)| [staged.tiles(stage), (work / all * WORK as f64).round() as usize]).collect();
         let output_frames = staged.frames(staged.spec().steps.len());
-        Self { progress, stages, stage: 0, output_frames, names, places: Vec::new() }
+        Self { progress, stages, stage: 0, output_frames, names, places: Vec::new(), has_started: false }
     }
 
     fn next_stage(&mut self) {
         self.stage += 1;
+    }
+
+    fn begin_again(&mut self) {
+        self.stage = 0;
     }
 
     fn before(&self, which: usize) -> usize {
@@ -309,7 +361,7 @@ impl Progress for StagedProgress<'_> {
             Event::Started { workers, done } => {
                 let place = |name: &String| self.names.iter().position(|own| own == name).unwrap_or_default();
                 self.places = workers.iter().map(place).collect();
-                if self.stage > 0 {
+                if std::mem::replace(&mut self.has_started, true) {
                     return;
                 }
                 Event::Started { workers: self.names.clone(), done: self.done(done) }

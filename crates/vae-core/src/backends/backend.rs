@@ -121,6 +121,11 @@ pub(crate) trait Driver: Sync {
         None
     }
 
+    /// Bytes of the device's own memory that this process can take or has for reuse. May panic where the device is lost.
+    fn free_memory(&self, _device: &Device) -> Option<u64> {
+        None
+    }
+
     /// Whether compiled kernels are kept from run to run. Backends that share a cache may all be set.
     fn keep_kernels(&self, _keep: bool) {}
 }

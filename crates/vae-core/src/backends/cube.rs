@@ -14,6 +14,8 @@ pub(super) struct Cube {
     pub(super) kind: fn() -> DeviceType,
     /// Whether a device belongs to the runtime.
     pub(super) owns: fn(&cubecl::Device) -> bool,
+    /// Bytes that a device has free for any process, where its driver tells.
+    pub(super) free: fn(&cubecl::Device) -> Option<u64>,
 }
 
 impl Driver for Cube {
@@ -43,6 +45,13 @@ impl Driver for Cube {
 
     fn held_memory(&self, device: &Device) -> Option<u64> {
         device.memory_pool_usage().map(|pools| pools.bytes_reserved)
+    }
+
+    fn free_memory(&self, device: &Device) -> Option<u64> {
+        #[allow(irrefutable_let_patterns, reason = "there may be no other backends in a build")]
+        let DispatchDevice::Cube(of_runtime) = device.as_dispatch() else { return None };
+        let for_reuse = device.memory_pool_usage().map_or(0, |pools| pools.bytes_reserved.saturating_sub(pools.bytes_in_use));
+        Some((self.free)(of_runtime)? + for_reuse)
     }
 
     fn keep_kernels(&self, keep: bool) {

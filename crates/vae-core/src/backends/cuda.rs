@@ -18,8 +18,16 @@ pub(super) static BACKEND: Backend = Backend {
 mod driver {
     use burn::tensor::DeviceType;
     use cubecl::Device;
+    use cudarc::driver::CudaContext;
 
     use crate::backends::cube::Cube;
 
-    pub(super) static DRIVER: Cube = Cube { kind: || DeviceType::Cuda, owns: |device| matches!(device, Device::Cuda(_)) };
+    pub(super) static DRIVER: Cube = Cube { kind: || DeviceType::Cuda, owns: |device| matches!(device, Device::Cuda(_)), free: free_memory };
+
+    fn free_memory(device: &Device) -> Option<u64> {
+        #[allow(irrefutable_let_patterns, reason = "there may be no other runtimes in a build")]
+        let Device::Cuda(device) = device else { return None };
+        let (free, _) = CudaContext::new(device.index).ok()?.mem_get_info().ok()?;
+        Some(free as u64)
+    }
 }

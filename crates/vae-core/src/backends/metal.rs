@@ -22,6 +22,9 @@ mod driver {
 
     use crate::backends::cube::Cube;
 
-    pub(super) static DRIVER: Cube =
-        Cube { kind: || DeviceType::Metal, owns: |device| matches!(device, Device::Wgpu(device) if device.backend == WgpuBackend::Metal) };
+    pub(super) static DRIVER: Cube = Cube {
+        kind: || DeviceType::Metal,
+        owns: |device| matches!(device, Device::Wgpu(device) if device.backend == WgpuBackend::Metal),
+        free: |_| None,
+    };
 }

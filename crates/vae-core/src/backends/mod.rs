@@ -61,6 +61,12 @@ pub fn held_memory(device: &Device) -> Option<u64> {
     tiling::catch(|| driver.held_memory(device)).ok().flatten()
 }
 
+/// Bytes that a GPU has free for this process, of which some may be kept for reuse. `None` for other devices, where it is not known, and for a GPU that is lost.
+pub fn free_memory(device: &Device) -> Option<u64> {
+    let driver = Backend::of(device)?.driver?;
+    tiling::catch(|| driver.free_memory(device)).ok().flatten()
+}
+
 /// Whether a device computes in this process's own memory, so that its results need no download.
 pub fn is_in_host_memory(device: &Device) -> bool {
     Backend::of(device).is_some_and(|backend| backend.is_cpu)

@@ -22,6 +22,9 @@ mod driver {
 
     use crate::backends::cube::Cube;
 
-    pub(super) static DRIVER: Cube =
-        Cube { kind: || DeviceType::Vulkan, owns: |device| matches!(device, Device::Wgpu(device) if device.backend == WgpuBackend::Vulkan) };
+    pub(super) static DRIVER: Cube = Cube {
+        kind: || DeviceType::Vulkan,
+        owns: |device| matches!(device, Device::Wgpu(device) if device.backend == WgpuBackend::Vulkan),
+        free: |_| None,
+    };
 }

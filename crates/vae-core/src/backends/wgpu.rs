@@ -25,5 +25,6 @@ mod driver {
     pub(super) static DRIVER: Cube = Cube {
         kind: || DeviceType::Wgpu,
         owns: |device| matches!(device, Device::Wgpu(device) if !matches!(device.backend, WgpuBackend::Vulkan | WgpuBackend::Metal)),
+        free: |_| None,
     };
 }

@@ -6,7 +6,7 @@ use burn::tensor::Tensor;
 #[cfg(feature = "flex")]
 use crate::operators::cpu::Images;
 use crate::operators::erased::{AnyData, AnyOperators};
-use crate::operators::{Activation, Convolution, GroupMoments, GroupNormParameters};
+use crate::operators::{Activation, Convolution, GroupMoments, GroupNormParameters, Part};
 use crate::{Context, backends};
 
 /// What layers pass on: channels of images or frames `[b, c, t, h, w]`, stored as the operators of their device and dtype store them. Clones share memory.
@@ -186,14 +186,40 @@ impl Features {
         Self { data: self.operators.zero_frames(&self.data, count, &self.context), ..self.clone() }
     }
 
-    /// Images with the norms and activations that were waiting, those of each batch item consecutive.
-    ///
-    /// # Panics
-    /// When these are not the features of the CPU kernels.
+    /// Features of `[b, c, t, h, w]` of parts of others on the same device, which cover them and do not overlap.
+    pub(crate) fn assemble(parts: Vec<Part<Self>>, shape: [usize; 5], context: &Context) -> Self {
+        context.check_stop();
+        let operators = parts[0].x.operators;
+        let parts = parts.into_iter().map(|part| part.map(|x| x.data_for(operators))).collect();
+        Self { data: operators.assemble(parts, shape, context), operators, context: context.clone() }
+    }
+
+    /// The same, with all operations that were waiting.
+    pub(crate) fn computed(self) -> Self {
+        self.change(AnyOperators::computed)
+    }
+
+    /// Bytes of memory that they take once they are [computed](Self::computed).
+    pub(crate) fn bytes(&self) -> u64 {
+        self.operators.bytes(&self.data)
+    }
+
+    /// The same for another run.
+    pub(crate) fn in_run(self, context: &Context) -> Self {
+        Self { context: context.clone(), ..self }
+    }
+
+    /// Whether these are features of the CPU kernels.
     #[cfg(feature = "flex")]
-    pub(crate) fn into_images(self) -> Vec<kernels::BlockedImage> {
-        let images = std::sync::Arc::unwrap_or_clone(self.data.downcast::<Images>().expect("features of the CPU kernels"));
-        images.into_images()
+    pub(crate) fn has_images(&self) -> bool {
+        (*self.data).is::<Images>()
+    }
+
+    /// Images with the norms and activations that were waiting, those of each batch item consecutive. `None` where these are no features of the CPU kernels.
+    #[cfg(feature = "flex")]
+    pub(crate) fn into_images(self) -> Option<Vec<kernels::BlockedImage>> {
+        let images = self.data.downcast::<Images>().ok()?;
+        Some(std::sync::Arc::unwrap_or_clone(images).into_images())
     }
 
     /// Features of the CPU kernels.

@@ -10,9 +10,9 @@ use kernels::{Algorithm, BlockedImage, Input, Norm, Prologue, Statistics};
 use super::activation::Activation;
 use super::convolution::{Convolution, Padding, TemporalWindow};
 use super::group_norm::{GroupMoments, GroupNormParameters};
-use super::interface::Operators;
+use super::interface::{Operators, Part};
 use super::plain;
-use crate::{Context, Precision};
+use crate::{CHANNEL_BLOCK, Context, Precision};
 
 /// Operators on [`Images`].
 #[derive(Debug, Clone, Copy)]
@@ -249,6 +249,35 @@ impl Operators for Cpu {
         }
         let images = x.frames.iter().map(|frame| frame.clone().applied().cropped(start, size)).collect();
         x.with_images(images, x.channels, size)
+    }
+
+    fn assemble(&self, parts: Vec<Part<Images>>, [items, channels, frames, height, width]: [usize; 5], context: &Context) -> Images {
+        let parts: Vec<Part<Images>> = parts.into_iter().map(|part| part.map(|x| self.computed(x, context))).collect();
+        let image = |at: usize| {
+            let (item, frame) = (at / frames, at % frames);
+            let mut of_frame = Vec::new();
+            for Part { x, from, to, size } in &parts {
+                if (to[0]..to[0] + size[0]).contains(&frame) {
+                    let image = &x.frames[item * x.frames_per_item() + from[0] + frame - to[0]].image;
+                    of_frame.push(kernels::Part { image, from: [from[1], from[2]], to: [to[1], to[2]], size: [size[1], size[2]] });
+                }
+            }
+            match of_frame[..] {
+                [kernels::Part { image, from: [0, 0], .. }] if image.size() == [height, width] => image.clone(),
+                _ => BlockedImage::from_parts(channels, [height, width], context.workspace(), &of_frame),
+            }
+        };
+        Images::new(items, (0..items * frames).map(image).collect(), channels, [height, width])
+    }
+
+    fn computed(&self, x: Images, _: &Context) -> Images {
+        let (items, channels, size) = (x.items, x.channels, x.size);
+        Images::new(items, x.into_images(), channels, size)
+    }
+
+    fn bytes(&self, x: &Images) -> u64 {
+        let [height, width] = x.size;
+        (x.frames.len() * x.channels.next_multiple_of(CHANNEL_BLOCK) * height * width * size_of::<f32>()) as u64
     }
 
     fn add(&self, x: Images, other: Images, _: &Context) -> Images {

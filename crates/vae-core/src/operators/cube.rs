@@ -18,18 +18,19 @@ use std::sync::{Arc, OnceLock};
 use burn::backend::DispatchTensor;
 use burn::tensor::Tensor;
 use burn_cubecl::ops::{numeric, permute};
+use burn_cubecl::tensor::CubeTensor;
 use cubecl::zspace::metadata::Metadata;
 
 #[cfg(feature = "testing")]
 pub(crate) use self::norms::has_shared_memory;
 
-use self::feature_map::{FeatureMap, Pending, RmsNorm, copy_frames};
+use self::feature_map::{FeatureMap, Pending, RmsNorm, copy_frames, copy_part};
 use self::norms::GroupNorm;
 use self::tensor::{address, dense, element, elementwise, empty, generic, primitive, reshaped};
 use super::activation::Activation;
 use super::convolution::{Convolution, Padding, TemporalWindow};
 use super::group_norm::{GroupMoments, GroupNormParameters, TensorMoments};
-use super::interface::Operators;
+use super::interface::{Operators, Part};
 use super::plain;
 use crate::{Context, MathMode};
 
@@ -147,6 +148,15 @@ impl Operators for Cube {
     fn upsample_nearest2x(&self, x: FeatureMap, _: &Context) -> FeatureMap {
         let x = if matches!(x.pending, Pending::None) { x.x } else { x.values() };
         FeatureMap { x, pending: Pending::Doubling }
+    }
+
+    fn assemble(&self, parts: Vec<Part<FeatureMap>>, [b, c, t, h, w]: [usize; 5], _: &Context) -> FeatureMap {
+        let parts: Vec<Part<CubeTensor>> = parts.into_iter().map(|part| part.map(FeatureMap::values)).collect();
+        let y = empty(&parts[0].x, [b, t, h, w, c]);
+        for part in parts {
+            copy_part(part, &y);
+        }
+        y.into()
     }
 
     fn add(&self, x: FeatureMap, other: FeatureMap, _: &Context) -> FeatureMap {

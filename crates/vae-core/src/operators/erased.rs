@@ -10,7 +10,7 @@ use burn::tensor::Tensor;
 use super::activation::Activation;
 use super::convolution::Convolution;
 use super::group_norm::{GroupMoments, GroupNormParameters};
-use super::interface::Operators;
+use super::interface::{Operators, Part};
 use crate::Context;
 
 /// An [`Operators::Data`] of unknown type.
@@ -32,6 +32,9 @@ pub(crate) trait AnyOperators: Debug + Send + Sync {
     fn activate(&self, x: AnyData, activation: Activation, context: &Context) -> AnyData;
     fn upsample_nearest2x(&self, x: AnyData, context: &Context) -> AnyData;
     fn crop(&self, x: AnyData, start: [usize; 2], size: [usize; 2], context: &Context) -> AnyData;
+    fn assemble(&self, parts: Vec<Part<AnyData>>, shape: [usize; 5], context: &Context) -> AnyData;
+    fn computed(&self, x: AnyData, context: &Context) -> AnyData;
+    fn bytes(&self, x: &AnyData) -> u64;
     fn add(&self, x: AnyData, other: AnyData, context: &Context) -> AnyData;
     fn concat_frames(&self, x: AnyData, later: AnyData, context: &Context) -> AnyData;
     fn interleave_frames(&self, even: AnyData, odd: AnyData, context: &Context) -> AnyData;
@@ -102,6 +105,18 @@ impl<O: Operators> AnyOperators for O {
 
     fn crop(&self, x: AnyData, start: [usize; 2], size: [usize; 2], context: &Context) -> AnyData {
         Arc::new(O::crop(self, typed(x), start, size, context))
+    }
+
+    fn assemble(&self, parts: Vec<Part<AnyData>>, shape: [usize; 5], context: &Context) -> AnyData {
+        Arc::new(O::assemble(self, parts.into_iter().map(|part| part.map(typed)).collect(), shape, context))
+    }
+
+    fn computed(&self, x: AnyData, context: &Context) -> AnyData {
+        Arc::new(O::computed(self, typed(x), context))
+    }
+
+    fn bytes(&self, x: &AnyData) -> u64 {
+        O::bytes(self, typed_ref(x))
     }
 
     fn add(&self, x: AnyData, other: AnyData, context: &Context) -> AnyData {

@@ -9,6 +9,27 @@ use super::group_norm::{GroupMoments, GroupNormParameters};
 use super::plain;
 use crate::{Context, eight_bits};
 
+/// A box of features that is put into others: frames, rows and columns.
+#[derive(Debug, Clone)]
+pub struct Part<D> {
+    /// The features that it is taken from.
+    pub x: D,
+    /// Its first frame, row and column there.
+    pub from: [usize; 3],
+    /// Its first frame, row and column in the others.
+    pub to: [usize; 3],
+    /// Its frames, rows and columns.
+    pub size: [usize; 3],
+}
+
+impl<D> Part<D> {
+    /// The same box of other features.
+    pub fn map<E>(self, of: impl FnOnce(D) -> E) -> Part<E> {
+        let Self { x, from, to, size } = self;
+        Part { x: of(x), from, to, size }
+    }
+}
+
 /// The operations that layers are made of, on features `[b, c, t, h, w]` (batch, channels, frames, height, width) that an implementation stores as it likes.
 ///
 /// Only the conversions have to be written: by default an operation converts its input to a tensor, uses Burn's operators, and converts back. Where operands
@@ -84,6 +105,23 @@ pub trait Operators: Debug + Send + Sync + 'static {
     /// The px of `size` (height and width) from row and column `start` on.
     fn crop(&self, x: Self::Data, start: [usize; 2], size: [usize; 2], context: &Context) -> Self::Data {
         self.import_tensor(plain::crop(self.export_tensor(x), start, size), context)
+    }
+
+    /// Features `[b, c, t, h, w]` of parts of others, which cover them and do not overlap.
+    fn assemble(&self, parts: Vec<Part<Self::Data>>, shape: [usize; 5], context: &Context) -> Self::Data {
+        let parts = parts.into_iter().map(|part| part.map(|x| self.export_tensor(x))).collect();
+        self.import_tensor(plain::assemble(parts, shape), context)
+    }
+
+    /// The same features, without operations that wait to be computed.
+    fn computed(&self, x: Self::Data, context: &Context) -> Self::Data {
+        self.import_tensor(self.export_tensor(x), context)
+    }
+
+    /// Bytes of memory that features take once they are [computed](Self::computed).
+    fn bytes(&self, x: &Self::Data) -> u64 {
+        let x = self.export_tensor(x.clone());
+        (x.shape().num_elements() * x.dtype().size()) as u64
     }
 
     /// The sum of two features of one shape.

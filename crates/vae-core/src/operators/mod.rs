@@ -27,7 +27,7 @@ mod tests;
 pub use activation::{Activation, UnknownActivation};
 pub use convolution::{Convolution, Padding, TemporalWindow};
 pub use group_norm::{GroupMoments, GroupNormParameters, TensorMoments};
-pub use interface::{Operators, Plain};
+pub use interface::{Operators, Part, Plain};
 
 use burn::tensor::Tensor;
 

@@ -7,6 +7,7 @@ use burn::tensor::{DType, FloatDType, Tensor, module};
 use super::activation::Activation;
 use super::convolution::{Convolution, Padding};
 use super::group_norm::{GroupNormParameters, TensorMoments};
+use super::interface::Part;
 use crate::Context;
 
 /// Queries whose scores are in memory at once.
@@ -167,6 +168,19 @@ pub(super) fn upsample_nearest2x(x: Tensor<5>) -> Tensor<5> {
 /// See [`Operators::crop`](super::Operators::crop).
 pub(super) fn crop(x: Tensor<5>, [top, left]: [usize; 2], [height, width]: [usize; 2]) -> Tensor<5> {
     x.narrow(3, top, height).narrow(4, left, width)
+}
+
+/// See [`Operators::assemble`](super::Operators::assemble).
+pub(super) fn assemble(parts: Vec<Part<Tensor<5>>>, shape: [usize; 5]) -> Tensor<5> {
+    let [b, c, ..] = shape;
+    let like = parts[0].x.clone();
+    parts.into_iter().fold(Tensor::empty(shape, (&like.device(), like.dtype())), |y, Part { x, from, to, size }| {
+        let ranges = |start: [usize; 3]| {
+            let [frames, rows, columns] = std::array::from_fn(|axis| start[axis]..start[axis] + size[axis]);
+            [0..b, 0..c, frames, rows, columns]
+        };
+        y.slice_assign(ranges(to), x.slice(ranges(from)))
+    })
 }
 
 /// See [`Operators::interleave_frames`](super::Operators::interleave_frames).

@@ -1,23 +1,23 @@
-//! Room for features: host memory up to a limit, and ranges of a scratch file.
+//! Room for features: memory up to a limit, and ranges of a scratch file.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tiling::{ScratchError, ScratchFile};
 
-/// Counts the bytes that lie in host memory.
+/// Counts the bytes that lie in one memory.
 #[derive(Debug)]
-pub(super) struct HostMemory {
+pub(super) struct Room {
     limit: u64,
     /// Used now, and at most.
     used: Mutex<[u64; 2]>,
 }
 
-/// A share of the host memory.
+/// A share of a memory, free again when it is dropped.
 #[derive(Debug)]
-pub(super) struct HostBytes(Arc<HostMemory>, u64);
+pub(super) struct Share(Arc<Room>, u64);
 
-impl HostMemory {
+impl Room {
     pub(super) fn new(limit: u64) -> Self {
         Self { limit, used: Mutex::default() }
     }
@@ -28,18 +28,18 @@ impl HostMemory {
     }
 
     /// A share of so many bytes, if it fits.
-    pub(super) fn take(self: &Arc<Self>, bytes: u64) -> Option<HostBytes> {
+    pub(super) fn take(self: &Arc<Self>, bytes: u64) -> Option<Share> {
         let mut used = lock(&self.used);
         if used[0].saturating_add(bytes) > self.limit {
             return None;
         }
         used[0] += bytes;
         used[1] = used[1].max(used[0]);
-        Some(HostBytes(self.clone(), bytes))
+        Some(Share(self.clone(), bytes))
     }
 }
 
-impl Drop for HostBytes {
+impl Drop for Share {
     fn drop(&mut self) {
         lock(&self.0.used)[0] -= self.1;
     }
@@ -137,12 +137,12 @@ mod tests {
     }
 
     #[test]
-    fn host_memory_is_counted_and_given_back() {
-        let host = Arc::new(HostMemory::new(100));
-        let share = host.take(60).unwrap();
-        assert!(host.take(50).is_none());
+    fn memory_is_counted_and_given_back() {
+        let room = Arc::new(Room::new(100));
+        let share = room.take(60).unwrap();
+        assert!(room.take(50).is_none());
         drop(share);
-        assert!(host.take(100).is_some());
-        assert_eq!(*lock(&host.used), [0, 100]);
+        assert!(room.take(100).is_some());
+        assert_eq!(*lock(&room.used), [0, 100]);
     }
 }

@@ -5,6 +5,7 @@ use burn::tensor::{DType, Tensor, TensorData};
 use kernels::GroupMoments as HostMoments;
 use tiling::{BoxError, DevicePiece, Geometry, HostTensor, Scale, Span, Stop, TileOp, TileRun};
 
+use super::piece::Reader;
 use super::store::FeatureStore;
 use crate::answer::Answer;
 use crate::coder::{Area, CoderSpec, Crops, Flow, FrameCache, StagedPlan, Value, Whole};
@@ -59,7 +60,7 @@ impl SampleOp {
                 return Ok(Tensor::<5>::from_data(data, (&device, DType::F32)).cast(dtype));
             }
             let area = crops.windows[at].map(|span| Span { start: span.start * scale, length: span.length * scale });
-            Ok(store.get(steps.start, 0..1, area, &device, dtype, context)?.into())
+            Ok(store.get(steps.start, 0..1, area, Reader { device: &device, dtype, context })?.into())
         };
         let all = (0..crops.count()).map(crop).collect::<Result<Vec<_>, _>>()?;
         let (description, areas) = plan.as_crop(*stage, crops);

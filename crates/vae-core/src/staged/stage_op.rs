@@ -2,11 +2,13 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-use burn::tensor::{DType, Device, Tensor, TensorData};
+use burn::tensor::{DType, Tensor, TensorData};
 use kernels::{GroupMoments as HostMoments, Moments};
 use tiling::{BoxError, DevicePiece, Geometry, HostTensor, Scale, Sink, Stop, TileOp, TileRun};
 
-use super::store::{Epoch, FeatureStore, KeyGrid, Slot};
+use super::attend::KeyGrid;
+use super::piece::Reader;
+use super::store::{Epoch, FeatureStore, Slot};
 use crate::answer::Answer;
 use crate::coder::{Coder, FrameCache, StagedPlan, Value, Whole};
 use crate::layers::Features;
@@ -74,14 +76,15 @@ impl StageOp {
         let StageShared { plan, stage, store, epoch, .. } = &*self.shared;
         let (areas, description) = (plan.areas(*stage, tile), &plan.stages()[*stage]);
         let frames = input.dims()[2];
-        let (device, dtype) = (self.vae.device(), self.vae.dtype());
-        let mut input = Some(input.cast(dtype));
+        let device = self.vae.device();
+        let reader = Reader { device: &device, dtype: self.vae.dtype(), context };
+        let mut input = Some(input.cast(reader.dtype));
         let read = |(&value, &area): (&usize, &_)| match input.take_if(|_| value == 0) {
             Some(input) => Ok(Value::Tensor(input)),
-            None => store.get(value, first[0]..first[0] + frames, area, &device, dtype, context).map(Value::Features),
+            None => store.get(value, first[0]..first[0] + frames, area, reader).map(Value::Features),
         };
         let inputs = description.inputs.iter().zip(&areas.inputs).map(read).collect::<Result<Vec<_>, BoxError>>()?;
-        let mut whole = OfStore { shared: &self.shared, frames: first[0]..first[0] + frames, device, dtype };
+        let mut whole = OfStore { shared: &self.shared, frames: first[0]..first[0] + frames, reader };
         let outputs = coder.run_stage(description, &areas, inputs, &mut whole, cache, context)?;
         if *stage + 1 == plan.stages().len() {
             let output = outputs.into_iter().next().ok_or("the stage gave nothing")?;
@@ -91,11 +94,13 @@ impl StageOp {
         let mut is_finite = true;
         for (at, (output, &area)) in outputs.into_iter().zip(&areas.outputs).enumerate() {
             let features = output.into_features(context);
+            let mut are_finite = None;
             if let Some(groups) = description.moments.filter(|_| at == 0) {
                 given = encode(&features.group_moments(groups).into_host()?);
+                are_finite = Some(given.iter().all(|number| number.is_finite()));
             }
             let slot = Slot { value: description.outputs[at], tile, first: first[1], area };
-            is_finite &= store.put(*epoch, slot, features)?;
+            is_finite &= store.put(*epoch, slot, reader, features, are_finite)?;
         }
         if given.is_empty() {
             given.push(if is_finite { 0.0 } else { f32::NAN });
@@ -108,8 +113,7 @@ impl StageOp {
 struct OfStore<'a> {
     shared: &'a StageShared,
     frames: Range<usize>,
-    device: Device,
-    dtype: DType,
+    reader: Reader<'a>,
 }
 
 impl Whole for OfStore<'_> {
@@ -123,7 +127,7 @@ impl Whole for OfStore<'_> {
         let StageShared { plan, stage, store, .. } = self.shared;
         let keys_and_values = plan.stages()[*stage].attends_to.ok_or("the stage attends to nothing")?;
         let keys = KeyGrid { size: plan.size(keys_and_values[0]), stride: plan.key_stride(keys_and_values[0]) };
-        store.attend(queries, keys_and_values, keys, self.frames.clone(), &self.device, self.dtype)
+        store.attend(queries, keys_and_values, keys, self.frames.clone(), self.reader)
     }
 }
 

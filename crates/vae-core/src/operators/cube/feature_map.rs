@@ -6,6 +6,7 @@ use burn_cubecl::tensor::CubeTensor;
 use super::kernels;
 use super::norms;
 use super::tensor::{address, element, elementwise, empty, reshaped, vector_size};
+use crate::operators::Part;
 
 /// Features `[b, t, h, w, c]`, dense, with an operation that is applied when they are read.
 #[derive(Clone)]
@@ -107,5 +108,42 @@ pub(super) fn copy_frames(x: &CubeTensor, from: [usize; 2], y: &CubeTensor, to: 
     #[expect(unsafe_code, reason = "callers name frames that both have")]
     unsafe {
         kernels::copy_frames::launch_unchecked(&client, cubes, dim, address, size, x, y, from[0], from[1], to[0], to[1], count, element);
+    }
+}
+
+/// Copies a box of `[b, t, h, w, c]` into `y`, which has other frames, rows and columns.
+pub(super) fn copy_part(Part { x, from, to, size: [frames, rows, columns] }: Part<CubeTensor>, y: &CubeTensor) {
+    let shape = x.meta.shape();
+    let (items, channels) = (shape[0], shape[4]);
+    let size = vector_size(&x, [channels]).min(vector_size(y, [channels]));
+    let units = items * frames * rows * columns * channels / size;
+    if units == 0 {
+        return;
+    }
+    let (cubes, dim) = elementwise(&x, units);
+    let (client, address, element) = (x.client.clone(), address([&x, y]), element(&x));
+    let (x, y) = (x.into_tensor_arg(), y.clone().into_tensor_arg());
+    let ([from_frame, from_row, from_column], [to_frame, to_row, to_column]) = (from, to);
+    #[expect(unsafe_code, reason = "callers name boxes that both have")]
+    unsafe {
+        kernels::copy_part::launch_unchecked(
+            &client,
+            cubes,
+            dim,
+            address,
+            size,
+            x,
+            y,
+            from_frame,
+            from_row,
+            from_column,
+            to_frame,
+            to_row,
+            to_column,
+            frames,
+            rows,
+            columns,
+            element,
+        );
     }
 }

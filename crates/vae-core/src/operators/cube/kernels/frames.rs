@@ -24,6 +24,35 @@ pub(in super::super) fn copy_frames<F: Float, N: Size>(
     y[to + at] = x[from + at];
 }
 
+/// A box of frames, rows and columns of each item of `x` to `y`, both `[items, frames, height, width, channels]`.
+#[cube(launch_unchecked, address_type = "dynamic")]
+pub(in super::super) fn copy_part<F: Float, N: Size>(
+    x: &Tensor<Vector<F, N>>,
+    y: &mut Tensor<Vector<F, N>>,
+    from_frame: usize,
+    from_row: usize,
+    from_column: usize,
+    to_frame: usize,
+    to_row: usize,
+    to_column: usize,
+    frames: usize,
+    rows: usize,
+    columns: usize,
+    #[define(F)] _dtype: cubecl::ir::ElemType,
+) {
+    let vectors = x.shape(4) / x.vector_size();
+    if ABSOLUTE_POS >= x.shape(0) * frames * rows * columns * vectors {
+        terminate!();
+    }
+    let (at, px) = (ABSOLUTE_POS % vectors, ABSOLUTE_POS / vectors);
+    let (column, line) = (px % columns, px / columns);
+    let (row, image) = (line % rows, line / rows);
+    let (frame, item) = (image % frames, image / frames);
+    let from = ((item * x.shape(1) + from_frame + frame) * x.shape(2) + from_row + row) * x.shape(3) + from_column + column;
+    let to = ((item * y.shape(1) + to_frame + frame) * y.shape(2) + to_row + row) * y.shape(3) + to_column + column;
+    y[to * vectors + at] = x[from * vectors + at];
+}
+
 /// Twice the height and width: each unit writes one vector. `x` is `[frames, height, width, channels]`.
 #[cube(launch_unchecked, address_type = "dynamic")]
 pub(in super::super) fn upsample_nearest2x<F: Float, N: Size>(
