@@ -1,6 +1,6 @@
 //! Arrays of numpy as inputs and outputs of runs, without a copy of the whole.
 
-use numpy::{PyArray1, PyArrayMethods, PyReadonlyArray5, PyReadwriteArray5, PyUntypedArrayMethods};
+use numpy::{IntoPyArray, PyArray1, PyArray5, PyArrayMethods, PyReadonlyArray5, PyReadwriteArray5, PyUntypedArrayMethods};
 use pyo3::prelude::*;
 use tilevae::TileSource;
 use tilevae::tiling::{BoxError, HostTensor, Region, Sink};
@@ -20,6 +20,19 @@ impl<'a> ArraySource<'a> {
         let shape = array.shape().try_into().map_err(value_error)?;
         Ok(Self { values: array.as_slice().map_err(value_error)?, shape })
     }
+}
+
+impl ArraySource<'_> {
+    /// A copy of the whole.
+    pub(crate) fn to_tensor(&self) -> PyResult<HostTensor> {
+        HostTensor::new(self.shape, self.values.to_vec()).ok_or_else(|| value_error("the array has not as many values as its shape says"))
+    }
+}
+
+/// An array that takes over the values of a tensor.
+pub(crate) fn into_array(py: Python<'_>, tensor: HostTensor) -> PyResult<Bound<'_, PyArray5<f32>>> {
+    let shape = tensor.shape();
+    tensor.into_data().into_pyarray(py).reshape(shape)
 }
 
 impl TileSource for ArraySource<'_> {

@@ -2,9 +2,13 @@
 
 use std::error::Error as StdError;
 use std::fmt::Display;
+use std::io::ErrorKind;
 
 use pyo3::PyErr;
-use pyo3::exceptions::{PyFileNotFoundError, PyKeyboardInterrupt, PyMemoryError, PyOSError, PyRuntimeError, PyValueError};
+use pyo3::exceptions::{
+    PyFileExistsError, PyFileNotFoundError, PyIsADirectoryError, PyKeyboardInterrupt, PyMemoryError, PyNotADirectoryError, PyOSError,
+    PyPermissionError, PyRuntimeError, PyValueError,
+};
 use tilevae::Error;
 
 /// The exception for an error.
@@ -17,8 +21,12 @@ pub(crate) fn raise(error: Error) -> PyErr {
         return PyMemoryError::new_err(message);
     }
     match io_kind(&error) {
-        Some(std::io::ErrorKind::NotFound) => return PyFileNotFoundError::new_err(message),
-        Some(std::io::ErrorKind::OutOfMemory) => return PyMemoryError::new_err(message),
+        Some(ErrorKind::NotFound) => return PyFileNotFoundError::new_err(message),
+        Some(ErrorKind::AlreadyExists) => return PyFileExistsError::new_err(message),
+        Some(ErrorKind::IsADirectory) => return PyIsADirectoryError::new_err(message),
+        Some(ErrorKind::NotADirectory) => return PyNotADirectoryError::new_err(message),
+        Some(ErrorKind::PermissionDenied) => return PyPermissionError::new_err(message),
+        Some(ErrorKind::OutOfMemory) => return PyMemoryError::new_err(message),
         Some(_) => return PyOSError::new_err(message),
         None => {}
     }
@@ -48,7 +56,7 @@ fn message(error: &Error) -> String {
 }
 
 /// The kind of the system's error that is the cause, if one is.
-fn io_kind(error: &Error) -> Option<std::io::ErrorKind> {
+fn io_kind(error: &Error) -> Option<ErrorKind> {
     let mut cause: Option<&(dyn StdError + 'static)> = Some(error);
     while let Some(error) = cause {
         if let Some(error) = error.downcast_ref::<std::io::Error>() {

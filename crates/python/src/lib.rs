@@ -2,20 +2,22 @@
 
 mod array;
 mod error;
+mod frames;
 mod runs;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use numpy::{IntoPyArray, PyArray1, PyArray5, PyArrayMethods, PyReadonlyArray5, PyReadwriteArray5};
+use numpy::{PyArray1, PyArray5, PyReadonlyArray5, PyReadwriteArray5};
 use pyo3::prelude::*;
-use tilevae::tiling::HostTensor;
+use tilevae::io::{DecodeJob, Fps, Origin, Output, Tensor};
 use tilevae::vae_core::tensor_file::{StoredDtype, StoredTensor};
-use tilevae::{Config, Direction, Model, Pipeline, Registry, RunOptions, TileSource, open_model, parse_override};
+use tilevae::{Config, Direction, Error, Model, Pipeline, Registry, RunOptions, TileSource, open_model, parse_override};
 
-use array::{ArraySink, ArraySource, HeldBytes};
+use array::{ArraySink, ArraySource, HeldBytes, into_array};
 use error::{raise, value_error};
+use frames::Frames;
 use runs::watched;
 
 /// Name, type, shape and bytes of a tensor.
@@ -23,6 +25,15 @@ type TensorParts<'py> = (String, String, Vec<usize>, Bound<'py, PyArray1<u8>>);
 
 /// The mean and the log-variance of a posterior.
 type Moments<'py> = (Bound<'py, PyArray5<f32>>, Option<Bound<'py, PyArray5<f32>>>);
+
+/// Latents of a decode: an array `[b, c, t, h, w]`, or a file.
+#[derive(FromPyObject)]
+enum Latents<'py> {
+    #[pyo3(transparent)]
+    Array(PyReadonlyArray5<'py, f32>),
+    #[pyo3(transparent)]
+    File(PathBuf),
+}
 
 /// A model with its weights on the configured devices. Threads may share it.
 #[pyclass(frozen, module = "tilevae._tilevae")]
@@ -46,9 +57,10 @@ impl Engine {
         Ok(Self { pipeline })
     }
 
-    /// Loads a model from memory: the fields of its `config.json` as JSON, and names, types, shapes and bytes of its tensors.
+    /// Loads a model from memory: the fields of its `config.json` as JSON, and names, types, shapes and bytes of its tensors. Memory budgets count `held_bytes` that
+    /// the program holds besides.
     #[staticmethod]
-    fn of_tensors(py: Python<'_>, model: &str, tensors: Vec<TensorParts<'_>>, keys: Vec<String>) -> PyResult<Self> {
+    fn of_tensors(py: Python<'_>, model: &str, tensors: Vec<TensorParts<'_>>, keys: Vec<String>, held_bytes: u64) -> PyResult<Self> {
         let config = config(None, keys)?;
         let fields = serde_json::from_str(model).map_err(value_error)?;
         let stored = |(name, dtype, shape, bytes): TensorParts<'_>| {
@@ -66,17 +78,23 @@ impl Engine {
             let model = Model::in_memory(&Registry::linked()?, fields, tensors)?;
             Pipeline::load_model(&config, &model)
         };
-        Ok(Self { pipeline: py.detach(load).map_err(raise)? })
+        Ok(Self { pipeline: py.detach(load).map_err(raise)?.with_held_bytes(held_bytes) })
+    }
+
+    /// The same weights with other tiles.
+    fn share(&self, py: Python<'_>, keys: Vec<String>) -> PyResult<Self> {
+        let config = config(None, keys)?;
+        Ok(Self { pipeline: py.detach(|| self.pipeline.share(&config)).map_err(raise)? })
     }
 
     /// The shape of the output of a decode (`decode` true) or an encode over an input of `[batch, channels, frames, height, width]`.
     fn output_shape(&self, decode: bool, shape: [usize; 5]) -> PyResult<[usize; 5]> {
-        Ok(self.pipeline.plan(direction(decode), shape).map_err(raise)?.output_shape)
+        Ok(self.pipeline.plan_in_memory(direction(decode), shape).map_err(raise)?.output_shape)
     }
 
     /// The plan of such a run, as JSON.
     fn plan(&self, decode: bool, shape: [usize; 5]) -> PyResult<String> {
-        let plan = self.pipeline.plan(direction(decode), shape).map_err(raise)?;
+        let plan = self.pipeline.plan_in_memory(direction(decode), shape).map_err(raise)?;
         serde_json::to_string(&plan).map_err(value_error)
     }
 
@@ -91,23 +109,49 @@ impl Engine {
         let source = ArraySource::new(&latents)?;
         let mut sink = ArraySink::new(&mut samples)?;
         watched(py, progress, |options: RunOptions<'_>| {
-            let plan = self.pipeline.plan(Direction::Decode, source.shape())?;
+            let plan = self.pipeline.plan_in_memory(Direction::Decode, source.shape())?;
             self.pipeline.run(&plan, &source, &mut sink, options)?;
             Ok(())
         })
+    }
+
+    /// Decodes latents into a file, or one for each item of a batch, and gives their names. Arrays have frames, or are written without that axis.
+    fn decode_to(
+        &self,
+        py: Python<'_>,
+        path: PathBuf,
+        latents: Latents<'_>,
+        has_frames: bool,
+        fps: Option<&str>,
+        progress: Option<Py<PyAny>>,
+    ) -> PyResult<Vec<PathBuf>> {
+        let fps: Option<Fps> = fps.map(str::parse).transpose().map_err(value_error)?;
+        let output = || Ok::<_, Error>(Output::samples(path, None)?.with_fps(fps)?);
+        let run = |job: DecodeJob, options: RunOptions<'_>| Ok(job.run(&self.pipeline, options)?.files);
+        match latents {
+            Latents::File(file) => watched(py, progress, |options| run(DecodeJob::new(&self.pipeline, file, &output()?)?, options)),
+            Latents::Array(array) => {
+                let values = ArraySource::new(&array)?.to_tensor()?;
+                let latents = Tensor { values, rank: if has_frames { 5 } else { 4 }, origin: Origin::default() };
+                watched(py, progress, |options| run(DecodeJob::of_tensor(&self.pipeline, latents, &output()?)?, options))
+            }
+        }
+    }
+
+    /// Begins the decode of `latents` (`[b, c, t, h, w]`) and gives its frames as they are finished. Its workers are its own: meanwhile there may be other runs.
+    fn decode_frames(&self, py: Python<'_>, latents: PyReadonlyArray5<'_, f32>, progress: Option<Py<PyAny>>) -> PyResult<Frames> {
+        let latents = ArraySource::new(&latents)?.to_tensor()?;
+        let pipeline = py.detach(|| self.pipeline.share(self.pipeline.config())).map_err(raise)?;
+        Frames::start(pipeline, latents, progress)
     }
 
     /// Encodes samples `[b, c, t, h, w]` to the mean and the log-variance of latents; the latter is missing where the model has no posterior.
     fn encode<'py>(&self, py: Python<'py>, samples: PyReadonlyArray5<'py, f32>, progress: Option<Py<PyAny>>) -> PyResult<Moments<'py>> {
         let source = ArraySource::new(&samples)?;
         let encoded = watched(py, progress, |options: RunOptions<'_>| self.pipeline.encode(&source, options))?;
-        let array = |tensor: HostTensor| {
-            let shape = tensor.shape();
-            tensor.into_data().into_pyarray(py).reshape(shape)
-        };
         match encoded.moments {
-            Some([mean, logvar]) => Ok((array(mean)?, Some(array(logvar)?))),
-            None => Ok((array(encoded.latents)?, None)),
+            Some([mean, logvar]) => Ok((into_array(py, mean)?, Some(into_array(py, logvar)?))),
+            None => Ok((into_array(py, encoded.latents)?, None)),
         }
     }
 
@@ -137,6 +181,7 @@ fn command(py: Python<'_>, arguments: Vec<OsString>) -> u8 {
 #[pymodule]
 fn _tilevae(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<Engine>()?;
+    module.add_class::<Frames>()?;
     module.add_function(wrap_pyfunction!(command, module)?)?;
     module.add("__version__", env!("CARGO_PKG_VERSION"))
 }

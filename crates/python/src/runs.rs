@@ -11,7 +11,7 @@ use tilevae::{Done, Error, Event, Progress, RunOptions, Stop};
 use crate::error::raise;
 
 /// The longest time after which signals are looked at.
-const POLL: Duration = Duration::from_millis(50);
+pub(crate) const POLL: Duration = Duration::from_millis(50);
 
 /// Runs `work` without the interpreter's lock. A signal whose handler raises, and an exception of `progress`, end it within a tile.
 ///
@@ -33,7 +33,13 @@ pub(crate) fn watched<T: Send>(
             let run = scope.spawn(|| {
                 // Its end is seen when the sender is dropped.
                 let _sender = sender;
-                let mut listener = progress.map(|callback| Listener { callback, note: &note });
+                let mut listener = progress.map(|callback| {
+                    Listener(move |done, all| {
+                        if let Err(error) = Python::attach(|py| callback.call1(py, (done, all)).map(drop)) {
+                            note(error);
+                        }
+                    })
+                });
                 let mut options = RunOptions::default().with_stop(stop.clone());
                 if let Some(listener) = &mut listener {
                     options = options.with_progress(listener);
@@ -57,18 +63,14 @@ pub(crate) fn watched<T: Send>(
     }
 }
 
-/// Passes progress to a callable: tiles that are done, and all.
-struct Listener<'a, N> {
-    callback: Py<PyAny>,
-    note: &'a N,
-}
+/// Passes on tiles that are done, and all.
+pub(crate) struct Listener<F>(pub(crate) F);
 
-impl<N: Fn(PyErr) + Sync> Progress for Listener<'_, N> {
+impl<F: FnMut(usize, usize) + Send> Progress for Listener<F> {
     fn on_event(&mut self, event: &Event) {
-        let (Event::Started { done, .. } | Event::TileFinished { done, .. }) = event else { return };
-        let Done { tiles, of_tiles, .. } = *done;
-        if let Err(error) = Python::attach(|py| self.callback.call1(py, (tiles, of_tiles)).map(drop)) {
-            (self.note)(error);
+        if let Event::Started { done, .. } | Event::TileFinished { done, .. } = event {
+            let Done { tiles, of_tiles, .. } = *done;
+            (self.0)(tiles, of_tiles);
         }
     }
 }

@@ -1,50 +1,19 @@
 """Real pipelines of diffusers with tiny seeded weights, patched against unpatched."""
 
-import gc
-import os
 import pickle
-import signal
-import subprocess
-import sys
-import threading
 
 import diffusers
 import numpy as np
+import pipelines
 import pytest
 import torch
 from diffusers.models.autoencoders.vae import DecoderOutput
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
+from models import flux2_vae, kl, noise, qwen, wan
 
 import tilevae
 
 TOLERANCE = 2e-4
-
-
-def kl(**config):
-    torch.manual_seed(0)
-    sizes = dict(block_out_channels=[32, 64], down_block_types=["DownEncoderBlock2D"] * 2, up_block_types=["UpDecoderBlock2D"] * 2, layers_per_block=1)
-    return diffusers.AutoencoderKL(**(sizes | dict(sample_size=64) | config)).eval()
-
-
-def wan(base_dim=16, dim_mult=(1, 2, 2, 2)):
-    torch.manual_seed(0)
-    return diffusers.AutoencoderKLWan(base_dim=base_dim, z_dim=4, dim_mult=list(dim_mult), num_res_blocks=1, latents_mean=[0.0] * 4, latents_std=[1.0] * 4).eval()
-
-
-def qwen():
-    torch.manual_seed(0)
-    return diffusers.AutoencoderKLQwenImage(base_dim=16, z_dim=4, dim_mult=[1, 2, 2, 2], num_res_blocks=1, latents_mean=[0.0] * 4, latents_std=[1.0] * 4).eval()
-
-
-def flux2_vae():
-    torch.manual_seed(0)
-    sizes = dict(block_out_channels=[32, 64], down_block_types=["DownEncoderBlock2D"] * 2, up_block_types=["UpDecoderBlock2D"] * 2, layers_per_block=1)
-    return diffusers.AutoencoderKLFlux2(**sizes, latent_channels=4, sample_size=64).eval()
-
-
-def noise(*shape):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(1))
-
 
 CASES = [
     (kl, noise(2, 4, 9, 13), noise(1, 3, 40, 56)),
@@ -86,100 +55,19 @@ def test_bf16_rounds_as_bf16():
     assert got.dtype == torch.bfloat16 and (got.float() - expected.float()).abs().max() < 0.1
 
 
-NO_TEXT = dict(text_encoder=None, tokenizer=None)
-EMBEDS = dict(prompt_embeds=noise(1, 7, 32), negative_prompt_embeds=noise(1, 7, 32))
-
-
-def unet(**config):
-    torch.manual_seed(0)
-    return diffusers.UNet2DConditionModel(
-        block_out_channels=(32, 64), layers_per_block=1, sample_size=16, in_channels=4, out_channels=4,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), cross_attention_dim=32, **config,
-    )  # fmt: skip
-
-
-def stable_diffusion(kind=diffusers.StableDiffusionPipeline):
-    scheduler = diffusers.DDIMScheduler(steps_offset=1, clip_sample=False)
-    return kind(unet=unet(), vae=kl(), scheduler=scheduler, safety_checker=None, feature_extractor=None, requires_safety_checker=False, **NO_TEXT), EMBEDS
-
-
-def image_to_image():
-    pipe, arguments = stable_diffusion(diffusers.StableDiffusionImg2ImgPipeline)
-    return pipe, arguments | dict(image=noise(1, 3, 32, 32).clamp(-1, 1) / 2 + 0.5, strength=0.9, height=None, width=None)
-
-
-def inpainting():
-    pipe, arguments = stable_diffusion(diffusers.StableDiffusionInpaintPipeline)
-    mask = torch.zeros(1, 1, 32, 32)
-    mask[..., 8:24, :] = 1
-    return pipe, arguments | dict(image=noise(1, 3, 32, 32).clamp(-1, 1) / 2 + 0.5, mask_image=mask)
-
-
-def stable_diffusion_xl():
-    conditioned = unet(addition_embed_type="text_time", addition_time_embed_dim=8, projection_class_embeddings_input_dim=80, use_linear_projection=True)
-    scheduler = diffusers.DDIMScheduler(steps_offset=1, clip_sample=False)
-    pipe = diffusers.StableDiffusionXLPipeline(
-        unet=conditioned, vae=kl(force_upcast=True), scheduler=scheduler, text_encoder_2=None, tokenizer_2=None, add_watermarker=False, **NO_TEXT
-    )
-    return pipe, EMBEDS | dict(pooled_prompt_embeds=noise(1, 32), negative_pooled_prompt_embeds=noise(1, 32))
-
-
-def flux():
-    torch.manual_seed(0)
-    transformer = diffusers.FluxTransformer2DModel(
-        patch_size=1, in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2, joint_attention_dim=32,
-        pooled_projection_dim=32, axes_dims_rope=[4, 4, 8],
-    )  # fmt: skip
-    vae = kl(use_quant_conv=False, use_post_quant_conv=False, shift_factor=0.1, scaling_factor=1.5)
-    scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
-    pipe = diffusers.FluxPipeline(scheduler=scheduler, vae=vae, text_encoder_2=None, tokenizer_2=None, transformer=transformer, **NO_TEXT)
-    return pipe, dict(prompt_embeds=noise(1, 7, 32), pooled_prompt_embeds=noise(1, 32), guidance_scale=1.0)
-
-
-def flux2():
-    torch.manual_seed(0)
-    transformer = diffusers.Flux2Transformer2DModel(
-        patch_size=1, in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2, joint_attention_dim=16,
-        timestep_guidance_channels=256, axes_dims_rope=[4, 4, 4, 4],
-    )  # fmt: skip
-    scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
-    return diffusers.Flux2Pipeline(scheduler=scheduler, vae=flux2_vae(), transformer=transformer, **NO_TEXT), dict(prompt_embeds=noise(1, 7, 16))
-
-
-def wan_video():
-    torch.manual_seed(0)
-    transformer = diffusers.WanTransformer3DModel(
-        patch_size=(1, 2, 2), num_attention_heads=2, attention_head_dim=12, in_channels=4, out_channels=4, text_dim=32, freq_dim=256, ffn_dim=32,
-        num_layers=1, cross_attn_norm=True, qk_norm="rms_norm_across_heads", rope_max_seq_len=32,
-    )  # fmt: skip
-    pipe = diffusers.WanPipeline(transformer=transformer, vae=wan(), scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=7.0), **NO_TEXT)
-    return pipe, EMBEDS | dict(num_frames=5)
-
-
-def wan_image_to_video():
-    torch.manual_seed(0)
-    transformer = diffusers.WanTransformer3DModel(
-        patch_size=(1, 2, 2), num_attention_heads=2, attention_head_dim=12, in_channels=12, out_channels=4, text_dim=32, freq_dim=256, ffn_dim=32,
-        num_layers=1, cross_attn_norm=True, qk_norm="rms_norm_across_heads", rope_max_seq_len=32,
-    )  # fmt: skip
-    pipe = diffusers.WanImageToVideoPipeline(
-        transformer=transformer, vae=wan(), scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=7.0), image_encoder=None, image_processor=None, **NO_TEXT
-    )
-    return pipe, EMBEDS | dict(num_frames=5, image=noise(1, 3, 32, 32).clamp(-1, 1) / 2 + 0.5)
-
-
-def qwen_image():
-    torch.manual_seed(0)
-    transformer = diffusers.QwenImageTransformer2DModel(
-        patch_size=2, in_channels=16, out_channels=4, num_layers=1, attention_head_dim=16, num_attention_heads=2, joint_attention_dim=16,
-        guidance_embeds=False, axes_dims_rope=(8, 4, 4),
-    )  # fmt: skip
-    pipe = diffusers.QwenImagePipeline(transformer=transformer, vae=qwen(), scheduler=diffusers.FlowMatchEulerDiscreteScheduler(), **NO_TEXT)
-    return pipe, dict(prompt_embeds=noise(1, 7, 16), prompt_embeds_mask=torch.ones(1, 7, dtype=torch.long), true_cfg_scale=1.0)
-
-
 @pytest.mark.parametrize(
-    "make", [stable_diffusion, image_to_image, inpainting, stable_diffusion_xl, flux, flux2, wan_video, wan_image_to_video, qwen_image]
+    "make",
+    [
+        pipelines.stable_diffusion,
+        pipelines.image_to_image,
+        pipelines.inpainting,
+        pipelines.stable_diffusion_xl,
+        pipelines.flux,
+        pipelines.flux2,
+        pipelines.wan_video,
+        pipelines.wan_image_to_video,
+        pipelines.qwen_image,
+    ],
 )
 def test_pipelines(make):
     pipe, arguments = make()
@@ -247,88 +135,138 @@ def test_the_weights_of_torch_can_be_freed():
         vae.decode(latents.requires_grad_())
 
 
-def test_settings_are_checked():
-    for wrong, kind in (({"memory_mib": 1}, MemoryError), ({"tile_px": -3}, ValueError), ({"norm": "local"}, ValueError), ({"devices": ["gpu:9"]}, ValueError)):
-        with pytest.raises(kind):
-            vae = tilevae.Vae(kl(), **wrong)
-            vae.decode(np.zeros((1, 4, 64, 64), np.float32))
-    with pytest.raises(TypeError, match="no setting"):
-        tilevae.Vae(kl(), tiles=3)
-    with pytest.raises(FileNotFoundError):
-        tilevae.Vae("nowhere/at/all")
+def peaks(vae, size):
+    """Predicted bytes at the peak of a decode through a patched VAE, and its tiles."""
+    plan = vae._tilevae.vae(vae).plan((1, vae.config.get("latent_channels") or vae.config.z_dim, *size))
+    return plan["peak_bytes"], len(plan["tiles"]["tiles"])
 
 
-def test_threads_share_a_model():
-    vae, latents = tilevae.Vae(kl(), tile_px=32), noise(1, 4, 16, 16).numpy()
-    expected = vae.decode(latents)
-    answers = [None] * 4
+def test_tiling_and_slicing_are_heard():
+    vae, latents = wan(), noise(2, 4, 1, 12, 12)
+    with torch.no_grad():
+        whole = vae.decode(latents).sample
+        vae.enable_tiling(64, 64, 48, 48)
+        tiled = vae.decode(latents).sample
+        assert (tiled - whole).abs().max() > 10 * TOLERANCE
 
-    def run(at):
-        answers[at] = vae.decode(latents)
+        calls = []
+        tilevae.patch(vae, progress=lambda done, all: calls.append((done, all)))
+        assert peaks(vae, (1, 12, 12))[1] == 4
+        assert (vae.decode(latents).sample - whole).abs().max() < TOLERANCE
+        assert calls[0][0] == 0 and calls[-1][0] == calls[-1][1] > 4
+        vae.enable_slicing()
+        calls.clear()
+        assert (vae.decode(latents).sample - whole).abs().max() < TOLERANCE
+        samples = whole.clamp(-1, 1)
+        encoded = vae.encode(samples).latent_dist.mean
+        assert sum(done == all for done, all in calls) == 4
+        vae.disable_tiling()
+        vae.disable_slicing()
+        assert peaks(vae, (1, 12, 12))[1] == 1
+        assert (vae.encode(samples).latent_dist.mean - encoded).abs().max() < TOLERANCE
 
-    threads = [threading.Thread(target=run, args=(at,)) for at in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert all(np.array_equal(answer, expected) for answer in answers)
+        vae.enable_tiling()
+        tilevae.patch(vae, tiling="diffusers")
+        vae.enable_tiling(64, 64, 48, 48)
+        assert (vae.decode(latents).sample - tiled).abs().max() < TOLERANCE
 
+        tilevae.patch(vae, tile_px=32)
+        assert peaks(vae, (1, 12, 12))[1] == 9
 
-def test_arrays_of_many_kinds():
-    vae, latents = tilevae.Vae(kl()), noise(1, 4, 8, 8)
-    expected = vae.decode(latents)
-    assert isinstance(expected, torch.Tensor)
-    array = vae.decode(latents.numpy())
-    assert isinstance(array, np.ndarray) and np.array_equal(array, expected.numpy())
-    out = np.empty_like(array)
-    assert vae.decode(latents.numpy()[:, :, ::1], out=out) is out and np.array_equal(out, array)
-    assert vae.decode(latents.double().numpy()[:, :, ::-1]).shape == array.shape
-    with pytest.raises(ValueError, match="out must be"):
-        vae.decode(latents, out=np.empty((1, 3, 4, 4), np.float32))
-    with pytest.raises(TypeError):
-        vae.decode("latents")
-    posterior = vae.encode(array)
-    assert np.array_equal(posterior.sample(3), posterior.sample(3)) and not np.array_equal(posterior.sample(3), posterior.sample(4))
-    assert posterior.mode() is posterior.mean
-    plan = vae.plan((1, 4, 64, 64))
-    assert plan["output_shape"] == [1, 3, 1, 128, 128]
-
-
-def test_progress_is_told_and_its_exceptions_end_the_run():
-    vae, seen = tilevae.Vae(kl(), tile_px=32), []
-    vae.decode(noise(1, 4, 32, 32), progress=lambda done, all: seen.append((done, all)))
-    assert seen[-1][0] == seen[-1][1] > 4
-
-    def fail(done, _):
-        raise KeyError("enough")
-
-    with pytest.raises(KeyError):
-        vae.decode(noise(1, 4, 32, 32), progress=fail)
-    assert vae.decode(noise(1, 4, 8, 8)).shape == (1, 3, 16, 16)
+        image = kl(sample_size=32)
+        expected = image.decode(noise(1, 4, 24, 24)).sample
+        image.enable_tiling()
+        overlapping = image.decode(noise(1, 4, 24, 24)).sample
+        tilevae.patch(image)
+        assert peaks(image, (24, 24))[1] == 4
+        assert (image.decode(noise(1, 4, 24, 24)).sample - expected).abs().max() < TOLERANCE
+        tilevae.patch(image, tiling="diffusers")
+        assert (image.decode(noise(1, 4, 24, 24)).sample - overlapping).abs().max() < TOLERANCE
 
 
-CHILD = """
-import numpy as np, tilevae, sys
-vae = tilevae.Vae(sys.argv[1])
-print("ready", flush=True)
-try:
-    vae.decode(np.zeros((1, 16, 512, 512), np.float32))
-except KeyboardInterrupt:
-    print("interrupted", flush=True)
-    sys.exit(7)
-"""
+def test_weights_that_move_or_round_are_the_same():
+    vae, latents = kl(), noise(1, 4, 8, 8)
+    with torch.no_grad():
+        expected = vae.decode(latents).sample
+        tilevae.patch(vae)
+        # Warnings are errors here: one would say that diffusers ran the input.
+        for dtype in (torch.bfloat16, torch.float32, torch.float16, torch.float32):
+            vae.to(dtype)
+            with pytest.MonkeyPatch.context() as patched:
+                patched.setattr("warnings.warn", lambda text, **_: pytest.fail(text))
+                sample = vae.decode(latents.to(dtype)).sample
+            assert sample.dtype == dtype and (sample.float() - expected).abs().max() < 0.02
+        vae.to(memory_format=torch.channels_last)
+        assert not vae._tilevae.weights.have_changed(vae)
+        tilevae.patch(vae.to(torch.float32))
+        weight = vae.decoder.conv_out.weight
+        weight.data += 1e-4 * weight.data
+        with pytest.warns(UserWarning, match="changed"):
+            vae.decode(latents)
 
 
-def test_ctrl_c_ends_a_run():
-    model = os.path.join(os.path.dirname(__file__), "../../../models/demo-kl")
-    child = subprocess.Popen([sys.executable, "-c", CHILD, model], stdout=subprocess.PIPE, text=True)
-    assert child.stdout.readline() == "ready\n"
-    threading.Event().wait(1)
-    child.send_signal(signal.SIGINT)
-    assert child.wait(30) == 7
-    gc.collect()
+def test_sdxl_upcasts_a_patched_vae():
+    pipe, arguments = pipelines.stable_diffusion_xl()
+    pipe.to(torch.float16).set_progress_bar_config(disable=True)
+    arguments = {name: value.half() for name, value in arguments.items()} | dict(height=32, width=32, num_inference_steps=2, output_type="np")
+
+    def run():
+        return pipe(**arguments, generator=torch.Generator().manual_seed(0)).images
+
+    expected = run()
+    tilevae.patch(pipe)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("tilevae._patch._original", None)
+        assert np.abs(run() - expected).max() < 2e-3
+    assert pipe.vae.dtype == torch.float16
 
 
-def test_the_command_is_there():
-    shown = subprocess.run([os.path.join(os.path.dirname(sys.executable), "tilevae"), "models"], capture_output=True, text=True)
-    assert shown.returncode == 0 and "AutoencoderKLWan" in shown.stdout
+def test_hooks_of_accelerate_run():
+    accelerate = pytest.importorskip("accelerate")
+    vae, before, latents = kl(), torch.nn.Linear(2, 2), noise(1, 4, 8, 8)
+    with torch.no_grad():
+        expected = vae.decode(latents).sample
+        _, first = accelerate.cpu_offload_with_hook(before, torch.device("cpu"))
+        vae, _ = accelerate.cpu_offload_with_hook(vae, torch.device("cpu"), prev_module_hook=first)
+        offloads = []
+        first.offload = lambda: offloads.append(1)
+        tilevae.patch(vae)
+        assert (vae.decode(latents).sample - expected).abs().max() < TOLERANCE and offloads == [1]
+        vae.encode(expected)
+        assert offloads == [1, 1]
+
+        # As enable_sequential_cpu_offload does.
+        vae = tilevae.patch(kl())
+        accelerate.cpu_offload(vae, torch.device("cpu"))
+        assert next(vae.parameters()).is_meta
+        assert (vae.decode(latents).sample - expected).abs().max() < TOLERANCE
+        with pytest.raises(ValueError, match="patch before it"):
+            tilevae.patch(vae)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an accelerator")
+def test_models_are_offloaded():
+    pipe, arguments = pipelines.stable_diffusion()
+    pipe.set_progress_bar_config(disable=True)
+    arguments |= dict(height=32, width=32, num_inference_steps=2, output_type="np")
+
+    def run():
+        return pipe(**arguments, generator=torch.Generator().manual_seed(0)).images
+
+    expected = run()
+    pipe.enable_model_cpu_offload()
+    tilevae.patch(pipe)
+    assert np.abs(run() - expected).max() < 5e-3 and pipe.vae.device.type == "cpu"
+
+
+def test_a_budget_counts_the_weights_of_torch():
+    vae = kl(block_out_channels=[128, 256])
+    held = sum(tensor.numel() * tensor.element_size() for tensor in vae.parameters())
+    size = (16, 16)
+    both, _ = peaks(tilevae.patch(vae, memory_mib=2000), size)
+    with pytest.raises(MemoryError) as refused:
+        tilevae.patch(vae, memory_mib=1).decode(noise(1, 4, *size))
+    alone, _ = peaks(tilevae.patch(vae, memory_mib=2000, free=True), size)
+    assert both - alone == held > 1 << 20
+    least = int(str(refused.value).split("at least ")[1].split()[0])
+    assert held >> 20 < least <= (both >> 20) + 1

@@ -14,6 +14,7 @@ SHORT = {
     "dtype": "model.dtype",
     "executor": "executor.kind",
     "frames_per_chunk": "model.frames_per_chunk",
+    "latent_space": "io.latent_space",
     "memory_mib": "tiling.memory_mib",
     "norm": "tiling.norm",
     "precision": "model.precision",

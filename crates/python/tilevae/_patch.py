@@ -6,12 +6,11 @@ import types
 import warnings
 from typing import Any
 
-import numpy as np
-
-from ._arrays import to_numpy, with_frames
-from ._config import DEFAULTS, keys_of
-from ._modules import tensors_of, vae_of
+from ._config import DEFAULTS, SHORT, keys_of
+from ._modules import WeightSamples, bytes_in_memory, tensors_of, tile_settings, vae_of
+from ._progress import Progress
 from ._tilevae import Engine
+from ._vae import Vae
 
 #: As in diffusers, values that are not finite are decoded, and frames that do not fill a latent frame are left out.
 _PATCH_DEFAULTS = {**DEFAULTS, "io.on_non_finite": "allow", "io.frames": "drop"}
@@ -22,32 +21,37 @@ _STATE = "_tilevae"
 class _Patched:
     """What a patched VAE remembers."""
 
-    def __init__(self, vae: Any, settings: dict[str, Any]):
-        self.settings = settings
-        self.fingerprint = _fingerprint(vae)
-        self.engine = Engine.of_tensors(*tensors_of(vae), keys_of(settings, _PATCH_DEFAULTS))
+    def __init__(self, vae: Any, settings: dict[str, Any], progress: Progress, free: bool):
+        self.progress = progress
         self.is_freed = False
+        self._settings = {SHORT.get(name, name): value for name, value in settings.items() if value is not None}
+        # Tiles in 16 bits that overflow are computed again from torch's values, which stay alive for it.
+        stays = not free or settings.get("dtype") in ("f16", "bf16")
+        self._engine = Engine.of_tensors(*tensors_of(vae), self._keys({}), bytes_in_memory(vae) if stays else 0)
+        self.weights = WeightSamples(vae)
+        kind = self._settings.get("tiling.kind", "seamless")
+        is_left_open = not any(key.startswith("tiling.") and key not in ("tiling.kind", "tiling.norm") for key in self._settings)
+        self._heard_kind = kind if is_left_open and kind in ("seamless", "diffusers") else None
+        #: By the size of tiles.
+        self._latest: tuple[dict[str, Any], Vae] = ({}, Vae._of(self._engine))
+
+    def _keys(self, tiles: dict[str, Any]) -> list[str]:
+        return keys_of({**self._settings, **tiles}, _PATCH_DEFAULTS)
+
+    def vae(self, module: Any) -> Vae:
+        """The model with the tiles that the module asks for."""
+        tiles = tile_settings(module, self._heard_kind, self._engine.spatial_ratio) if self._heard_kind else {}
+        latest, vae = self._latest
+        if tiles != latest:
+            vae = Vae._of(self._engine.share(self._keys(tiles)))
+            self._latest = (tiles, vae)
+        return vae
 
     def __reduce__(self) -> Any:
         raise TypeError("a patched VAE cannot be pickled; call tilevae.unpatch first")
 
     def __deepcopy__(self, _: Any) -> Any:
         raise TypeError("a patched VAE cannot be copied; call tilevae.unpatch first")
-
-
-def _fingerprint(vae: Any) -> list[float]:
-    """Some values of each tensor: they tell weights that have changed, as when a LoRA is fused."""
-    values = []
-    for tensor in vae.parameters():
-        flat = tensor.detach().reshape(-1)
-        values.append(float(flat[:: max(1, flat.numel() // 16)].float().sum()))
-    return values
-
-
-def _has_changed(vae: Any, state: _Patched) -> bool:
-    # A change of the dtype rounds.
-    now = _fingerprint(vae)
-    return len(now) != len(state.fingerprint) or not np.allclose(now, state.fingerprint, rtol=2e-2, atol=2e-2)
 
 
 def _falls_back(vae: Any, state: _Patched, x: Any) -> bool:
@@ -60,12 +64,17 @@ def _falls_back(vae: Any, state: _Patched, x: Any) -> bool:
             raise RuntimeError("tilevae computes no gradients, and the weights of torch were freed: load the model again")
         return False
     if wants_gradients:
-        warnings.warn("tilevae computes no gradients: diffusers decodes and encodes this input", stacklevel=3)
+        warnings.warn("tilevae computes no gradients: diffusers decodes and encodes this input", stacklevel=4)
         return True
-    if _has_changed(vae, state):
-        warnings.warn("the weights have changed since tilevae.patch: diffusers runs this input; patch again", stacklevel=3)
+    if state.weights.have_changed(vae):
+        warnings.warn("the weights have changed since tilevae.patch: diffusers runs this input; patch again", stacklevel=4)
         return True
     return False
+
+
+def _parts(vae: Any, x: Any) -> Any:
+    """The items of a batch, where slicing is enabled."""
+    return x.split(1) if vae.use_slicing else (x,)
 
 
 def _decode(self: Any, z: Any, return_dict: bool = True, generator: Any = None) -> Any:
@@ -76,11 +85,9 @@ def _decode(self: Any, z: Any, return_dict: bool = True, generator: Any = None) 
     state = getattr(self, _STATE)
     if _falls_back(self, state, z):
         return _original(self, "decode")(z, return_dict=return_dict)
-    array, has_frames = with_frames(to_numpy(z))
-    shape = state.engine.output_shape(True, array.shape)
-    samples = np.empty(shape, dtype=np.float32)
-    state.engine.decode(array, samples, None)
-    sample = torch.from_numpy(samples if has_frames else samples[:, :, 0]).to(z.device, z.dtype)
+    vae = state.vae(self)
+    parts = [vae.decode(part, progress=state.progress) for part in _parts(self, z)]
+    sample = parts[0] if len(parts) == 1 else torch.cat(parts)
     return DecoderOutput(sample=sample) if return_dict else (sample,)
 
 
@@ -93,11 +100,9 @@ def _encode(self: Any, x: Any, return_dict: bool = True) -> Any:
     state = getattr(self, _STATE)
     if _falls_back(self, state, x):
         return _original(self, "encode")(x, return_dict=return_dict)
-    array, has_frames = with_frames(to_numpy(x))
-    mean, logvar = state.engine.encode(array, None)
-    moments = np.concatenate([mean, mean if logvar is None else logvar], axis=1)
-    parameters = torch.from_numpy(moments if has_frames else moments[:, :, 0]).to(x.device, x.dtype)
-    posterior = DiagonalGaussianDistribution(parameters)
+    vae = state.vae(self)
+    parts = [vae.encode(part, progress=state.progress) for part in _parts(self, x)]
+    posterior = DiagonalGaussianDistribution(torch.cat([torch.cat([part.mean, part.logvar], dim=1) for part in parts]))
     return AutoencoderKLOutput(latent_dist=posterior) if return_dict else (posterior,)
 
 
@@ -105,16 +110,23 @@ def _original(vae: Any, name: str) -> Any:
     return types.MethodType(getattr(type(vae), name), vae)
 
 
-def patch(target: Any, *, free: bool = False, **settings: Any) -> Any:
+def patch(target: Any, *, free: bool = False, progress: Progress = None, **settings: Any) -> Any:
     """Let tilevae do what `decode` and `encode` of a VAE do, with the weights that are loaded.
 
     Everything else about the pipeline stays: configuration, device, dtype, hooks, `isinstance`. Inputs that want gradients, and runs after the weights
     have changed, are left to diffusers, with a warning.
 
+    `enable_tiling` of the VAE sets the size of tiles, seamless or (with ``tiling="diffusers"``) overlapping, and `enable_slicing` runs a batch item by
+    item. A size or a budget that is given here (``tile_px``, ``memory_mib``) comes before `enable_tiling`.
+
+    With ``memory_mib`` the budget counts torch's copy of the weights, if it is in host memory and stays there. Other models, torch and the interpreter
+    are not counted.
+
     Args:
         target: A pipeline of diffusers, or a VAE of one of the classes `AutoencoderKL`, `AutoencoderKLFlux2`, `AutoencoderKLWan` and
             `AutoencoderKLQwenImage`.
         free: Drop torch's copy of the weights. The VAE keeps its device and dtype, but cannot be saved or unpatched any more.
+        progress: For each decode and encode ``True`` shows a bar of tqdm; a callable is given the tiles that are done and all tiles.
         **settings: As of `tilevae.Vae`.
 
     Returns:
@@ -125,12 +137,16 @@ def patch(target: Any, *, free: bool = False, **settings: Any) -> Any:
         ValueError: A setting is wrong, or the weights do not fit.
         RuntimeError: The weights were freed before.
     """
+    from diffusers.utils import accelerate_utils
+
+    # Hooks move the module, and modules before it, as they do around the methods that are replaced.
+    hooked: Any = accelerate_utils.apply_forward_hook
     vae = vae_of(target)
     unpatch(target)
-    state = _Patched(vae, settings)
+    state = _Patched(vae, settings, progress, free)
     vae.__dict__[_STATE] = state
     for name, method in (("decode", _decode), ("encode", _encode)):
-        vae.__dict__[name] = types.MethodType(method, vae)
+        vae.__dict__[name] = types.MethodType(hooked(method), vae)
     if free:
         state.is_freed = True
         for tensor in vae.parameters():

@@ -47,11 +47,13 @@ pub(crate) struct Holding {
     pub(crate) both_components: bool,
     /// Bytes in which each value of a decode's output is held: one by writers of images.
     pub(crate) output_value_bytes: u64,
+    /// Bytes that the program holds in host memory for purposes of its own.
+    pub(crate) others: u64,
 }
 
 impl Holding {
     /// One direction, whose output becomes an image.
-    pub(crate) const IMAGE: Self = Self { both_components: false, output_value_bytes: 1 };
+    pub(crate) const IMAGE: Self = Self { both_components: false, output_value_bytes: 1, others: 0 };
 }
 
 /// Sides of tiles that are tried, in latent px.
@@ -194,7 +196,8 @@ impl MemoryPlanner<'_> {
             let candidate = self.candidate(grid, kind.norm == NormMoments::Sampled)?;
             // What does not fit into the free memory goes to the scratch file.
             let free = free_memory();
-            let stored = candidate.stored.min(if self.is_on_cpu() { free.saturating_sub(candidate.needed) } else { free });
+            let needed = candidate.needed - if self.is_on_cpu() { self.holding.others } else { 0 };
+            let stored = candidate.stored.min(if self.is_on_cpu() { free.saturating_sub(needed) } else { free });
             let peak = candidate.needed.saturating_add(if self.is_on_cpu() { stored } else { 0 });
             let scratch = candidate.stored - stored;
             let memory = MemoryPlan { budget: None, peak, running: candidate.needed, kept: 0, stored, scratch, next: None };
@@ -277,7 +280,8 @@ impl MemoryPlanner<'_> {
     fn budget(&self, memory: MemoryBudget) -> Result<u64, Error> {
         match memory {
             MemoryBudget::Mib(mib) => Ok((mib.get() as u64).saturating_mul(MIB)),
-            MemoryBudget::Auto if self.is_on_cpu() => Ok(free_memory()),
+            // What is held already is not free.
+            MemoryBudget::Auto if self.is_on_cpu() => Ok(free_memory().saturating_add(self.holding.others)),
             MemoryBudget::Auto => {
                 let message = "the free memory of GPUs and remote devices is not known; give a number".to_owned();
                 Err(Error::ConfigValue { key: "tiling.memory_mib".to_owned(), message })
@@ -323,7 +327,7 @@ impl MemoryPlanner<'_> {
 
     /// Bytes that a run holds besides its store: each worker a tile, or one the whole.
     fn needed(&self, coder: &CoderSpec, tiles: &TilePlan, tile: u64, whole: u64, workers: usize) -> u64 {
-        let Holding { both_components, output_value_bytes } = self.holding;
+        let Holding { both_components, output_value_bytes, others: of_program } = self.holding;
         let other = match self.direction {
             Direction::Decode => &self.spec.encoder,
             Direction::Encode => &self.spec.decoder,
@@ -354,7 +358,7 @@ impl MemoryPlanner<'_> {
         let threads = threads_of(&self.config.devices, self.executor);
         let kernels = coder.kernel_values(threads / workers.max(1)).saturating_mul(workers as u64);
         let running = tile.saturating_mul(workers as u64).max(whole).saturating_add(kernels);
-        [PROCESS_BYTES, weights, input, output, with_margin(running.saturating_mul(F32))].into_iter().fold(0, u64::saturating_add)
+        [PROCESS_BYTES, of_program, weights, input, output, with_margin(running.saturating_mul(F32))].into_iter().fold(0, u64::saturating_add)
     }
 }
 

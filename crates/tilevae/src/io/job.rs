@@ -72,13 +72,13 @@ pub struct Written {
     pub sha256: Option<String>,
 }
 
-/// Latents of a file to an image, a clip or raw samples.
+/// Latents of a file, or in memory, to an image, a clip or raw samples.
 ///
 /// Frames and px that an encode has added are left out where the file of latents tells it; raw samples keep their padding px. The rate of a clip is the
 /// output's, else that which the latents remember, else [`Fps::DEFAULT`].
 pub struct DecodeJob {
     plan: RunPlan,
-    latents: Tensor,
+    latents: HostTensor,
     output: OpenOutput,
     shape: [usize; 5],
     hashes: bool,
@@ -101,11 +101,34 @@ impl DecodeJob {
     /// # Errors
     /// Those of [`new`](Self::new).
     pub fn with_files(planning: &impl Planning, latents: &Path, output: &Output, hashes: bool, files: &mut Files) -> Result<Self, Error> {
-        let (io, spec) = (&planning.config().io, planning.spec());
         let input = Input::open(latents)?;
-        let tensor = Tensors::read(input.path())?.input(Direction::Decode, spec, io)?;
-        let plan = planning.plan(Direction::Decode, tensor.shape())?;
-        let origin = tensor.origin();
+        let tensor = Tensors::read(input.path())?.input(Direction::Decode, planning.spec(), &planning.config().io)?;
+        let (plan, shape, output) = Self::begin(planning, (tensor.shape(), tensor.rank(), tensor.origin()), output, hashes, files)?;
+        Ok(Self { latents: tensor.read()?.values, plan, output, shape, hashes })
+    }
+
+    /// The decode of latents in memory, of the configured latent space.
+    ///
+    /// # Errors
+    /// Those of [`new`](Self::new), but for an input that cannot be read.
+    pub fn of_tensor(planning: &impl Planning, latents: Tensor, output: &Output) -> Result<Self, Error> {
+        let mut files = Files::new::<&Path>(planning.config(), &[]);
+        files.write("the output", output.path())?;
+        let Tensor { values, rank, origin } = latents;
+        let (plan, shape, output) = Self::begin(planning, (values.shape(), rank, origin), output, false, &mut files)?;
+        Ok(Self { latents: values, plan, output, shape, hashes: false })
+    }
+
+    /// The plan for latents of a shape, a rank and an origin, the shape that is written, and its output, which has begun.
+    fn begin(
+        planning: &impl Planning,
+        (input_shape, rank, origin): ([usize; 5], usize, Origin),
+        output: &Output,
+        hashes: bool,
+        files: &mut Files,
+    ) -> Result<(RunPlan, [usize; 5], OpenOutput), Error> {
+        let (io, spec) = (&planning.config().io, planning.spec());
+        let plan = planning.plan(Direction::Decode, input_shape)?;
         let mut shape = plan.output_shape;
         if let Some(frames) = origin.frames.filter(|&frames| spec.frames.nearest(frames)[1] == shape[2]) {
             shape[2] = frames;
@@ -116,12 +139,12 @@ impl DecodeJob {
             [shape[3], shape[4]] = size;
         }
         let fps = output.fps().or(origin.fps).unwrap_or(Fps::DEFAULT);
-        let output = output.begin_samples(shape, tensor.rank(), fps, io, files)?;
+        let output = output.begin_samples(shape, rank, fps, io, files)?;
         // Frames that come in parts wait as 8-bit px.
         let parts = if kind == FormatKind::Clip && plan.tiles.is_tiled() { bytes_of(shape) / size_of::<f32>() as u64 } else { 0 };
         let hashed = if hashes { bytes_of(plan.output_shape) } else { 0 };
         check_scratch([plan.scratch_bytes(), parts, hashed])?;
-        Ok(Self { latents: tensor.read()?, plan, output, shape, hashes })
+        Ok((plan, shape, output))
     }
 
     /// What will run.
@@ -145,10 +168,10 @@ impl DecodeJob {
         let Self { plan, latents, mut output, shape, hashes } = self;
         let (stats, sha256) = if hashes {
             let mut hashing = HashingSink::new(&mut output, plan.output_shape)?;
-            let stats = pipeline.run(&plan, &latents.values, &mut hashing, options)?;
+            let stats = pipeline.run(&plan, &latents, &mut hashing, options)?;
             (stats, Some(hashing.sha256()?))
         } else {
-            (pipeline.run(&plan, &latents.values, &mut output, options)?, None)
+            (pipeline.run(&plan, &latents, &mut output, options)?, None)
         };
         Ok(Decoded { output, shape, stats, sha256 })
     }

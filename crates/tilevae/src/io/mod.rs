@@ -27,6 +27,7 @@ mod space;
 mod tensor_writer;
 mod tensors;
 mod verify;
+mod whole_frames;
 
 pub use axes::Axes;
 pub use background::Background;
@@ -52,6 +53,7 @@ pub(crate) use space::free_bytes;
 pub use tensor_writer::{Origin, TensorWriter, write_tensors};
 pub use tensors::{Tensor, TensorInput, Tensors};
 pub use verify::{Verified, VerifyJob};
+pub use whole_frames::WholeFrames;
 
 use std::fs::File;
 use std::io::{BufWriter, Write};

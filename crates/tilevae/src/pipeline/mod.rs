@@ -50,6 +50,8 @@ pub struct Pipeline {
     math_mode: MathMode,
     grids: PerDirection<Arc<dyn Grid>>,
     blends: PerDirection<Arc<dyn BlendPolicy>>,
+    /// Bytes of the program's own that a memory budget counts.
+    held_bytes: u64,
 }
 
 /// A value for decode and one for encode.
@@ -113,23 +115,55 @@ impl Pipeline {
     /// # Errors
     /// When the executor cannot use the devices, one does not compute in its dtype, the weights cannot be loaded, and [`Error::stopped`].
     pub fn load_on(config: &Config, model: &Model, devices: &[OpenDevice], stop: &Stop) -> Result<Self, Error> {
+        Self::with_weights(config, model.entry.name, &model.spec, devices, || load_replicas(config, model, devices, stop))
+    }
+
+    /// A pipeline over the weights that `load` gives, once everything else is there.
+    fn with_weights(
+        config: &Config,
+        family: &'static str,
+        spec: &VaeSpec,
+        devices: &[OpenDevice],
+        load: impl FnOnce() -> Result<Vec<Arc<Replica>>, Error>,
+    ) -> Result<Self, Error> {
         let executor = config.executor.build();
         check_devices(&config.devices, executor.as_ref())?;
         let worker_slots = worker_slots(&config.devices, devices, executor.as_ref())?;
-        let grids = PerDirection::new(|direction| Ok::<_, Error>(Arc::from(direction.grid(config, &model.spec)?)))?;
-        let blends = PerDirection::new(|direction| Ok::<_, Error>(Arc::from(direction.blend(config, &model.spec)?)))?;
-        let replicas = load_replicas(config, model, devices, stop)?;
+        let grids = PerDirection::new(|direction| Ok::<_, Error>(Arc::from(direction.grid(config, spec)?)))?;
+        let blends = PerDirection::new(|direction| Ok::<_, Error>(Arc::from(direction.blend(config, spec)?)))?;
         Ok(Self {
             config: config.clone(),
-            family: model.entry.name,
+            family,
             devices: devices.to_vec(),
-            replicas,
+            replicas: load()?,
             worker_slots,
             executor,
             math_mode: MathMode { precision: config.model.precision, tf32: config.devices.tf32 },
             grids,
             blends,
+            held_bytes: 0,
         })
+    }
+
+    /// A pipeline over the same weights as configured, with workers of its own: its runs do not wait for those of this one.
+    ///
+    /// # Errors
+    /// When the configuration has another model or other devices, its tiles cannot be laid, or its executor cannot use the devices.
+    pub fn share(&self, config: &Config) -> Result<Self, Error> {
+        for (key, is_same) in [("model", config.model == self.config.model), ("devices", config.devices == self.config.devices)] {
+            if !is_same {
+                let message = "pipelines that share weights have this section in common".to_owned();
+                return Err(Error::ConfigValue { key: key.to_owned(), message });
+            }
+        }
+        let shared = Self::with_weights(config, self.family, self.spec(), &self.devices, || Ok(self.replicas.clone()))?;
+        Ok(shared.with_held_bytes(self.held_bytes))
+    }
+
+    /// The same pipeline in a program that holds so many bytes of host memory for purposes of its own. On a CPU, budgets and predictions count them.
+    #[must_use]
+    pub fn with_held_bytes(self, held_bytes: u64) -> Self {
+        Self { held_bytes, ..self }
     }
 
     /// The same pipeline with another grid for one direction, in place of the configured one.
@@ -179,6 +213,14 @@ impl Pipeline {
         self.plan_for(direction, input_shape, 1)
     }
 
+    /// The plan of a run whose output is held in memory, as [`decode`](Self::decode) and [`encode`](Self::encode) hold it: in f32.
+    ///
+    /// # Errors
+    /// Those of [`plan`](Self::plan).
+    pub fn plan_in_memory(&self, direction: Direction, input_shape: [usize; 5]) -> Result<RunPlan, Error> {
+        self.plan_for(direction, input_shape, F32)
+    }
+
     /// The same for an output that is held with so many bytes a value.
     fn plan_for(&self, direction: Direction, input_shape: [usize; 5], output_value_bytes: u64) -> Result<RunPlan, Error> {
         let vae = &self.replicas[0].vae;
@@ -189,7 +231,7 @@ impl Pipeline {
             spec: self.spec(),
             grid: self.grids.get(direction).as_ref(),
             executor: self.executor.as_ref(),
-            holding: Holding { both_components, output_value_bytes },
+            holding: Holding { both_components, output_value_bytes, others: self.held_bytes },
         };
         planner.plan(direction, input_shape)
     }
@@ -243,7 +285,7 @@ impl Pipeline {
     /// # Errors
     /// Those of [`plan`](Self::plan) and [`run`](Self::run).
     pub fn decode(&self, latents: &dyn TileSource, options: RunOptions<'_>) -> Result<HostTensor, Error> {
-        let plan = self.plan_for(Direction::Decode, called(Party::Source, || latents.shape())?, F32)?;
+        let plan = self.plan_in_memory(Direction::Decode, called(Party::Source, || latents.shape())?)?;
         let mut canvas = Canvas::default();
         self.run(&plan, latents, &mut canvas, options)?;
         Ok(canvas.into_tensor())
@@ -260,7 +302,7 @@ impl Pipeline {
     /// Those of [`plan`](Self::plan) and [`run`](Self::run), and [`Error::Frames`].
     pub fn encode(&self, samples: &dyn TileSource, options: RunOptions<'_>) -> Result<Encoded, Error> {
         let samples = called(Party::Source, || FittedFrames::new(samples, self.spec().frames, self.config.io.frames))??;
-        let plan = self.plan_for(Direction::Encode, called(Party::Source, || samples.shape())?, F32)?;
+        let plan = self.plan_in_memory(Direction::Encode, called(Party::Source, || samples.shape())?)?;
         self.encode_planned(&plan, &samples, options)
     }
 
