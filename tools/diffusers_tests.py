@@ -2,7 +2,8 @@
 
     python tools/diffusers_tests.py CHECKOUT [TEST... and other arguments of pytest]
 
-Without tests those of `AutoencoderKL`, `AutoencoderKLWan`, `AutoencoderKLQwenImage` and `AutoencoderKLFlux2` run. Many tests of pipelines load tiny text encoders from a hub.
+Without tests those of `AutoencoderKL`, `AutoencoderKLWan`, `AutoencoderKLQwenImage` and `AutoencoderKLFlux2` run; `pipelines` stands for those of the pipelines in
+crates/python/tests. Most of these load tiny text encoders from a hub, and fail without one (`HF_HUB_OFFLINE=1` makes them fail at once).
 """
 
 import os
@@ -11,6 +12,21 @@ import sys
 import types
 
 TESTS = [f"tests/models/autoencoders/test_models_autoencoder_{name}.py" for name in ("kl", "wan", "qwenimage", "flux2")]
+
+PIPELINES = [
+    f"tests/pipelines/{test}.py"
+    for test in (
+        "stable_diffusion/test_stable_diffusion",
+        "stable_diffusion/test_stable_diffusion_img2img",
+        "stable_diffusion/test_stable_diffusion_inpaint",
+        "stable_diffusion_xl/test_stable_diffusion_xl",
+        "flux/test_pipeline_flux",
+        "flux2/test_pipeline_flux2",
+        "wan/test_wan",
+        "wan/test_wan_image_to_video",
+        "qwenimage/test_qwenimage",
+    )
+]
 
 #: By class and name.
 originals = {}
@@ -56,7 +72,8 @@ def main():
     folder = pathlib.Path(checkout).resolve()
     # As a plugin this file is a module of its own.
     sys.path.insert(0, str(pathlib.Path(__file__).parent))
-    chosen = arguments if any(not argument.startswith("-") for argument in arguments) else [*arguments, *(t for t in TESTS if (folder / t).exists())]
+    given = [test for argument in arguments for test in (PIPELINES if argument == "pipelines" else [argument])]
+    chosen = given if any(not argument.startswith("-") for argument in given) else [*given, *(test for test in TESTS if (folder / test).exists())]
     os.chdir(folder)
     return pytest.main(["-p", "diffusers_tests", "-p", "no:cacheprovider", "-q", *chosen])
 

@@ -10,6 +10,7 @@ use pyo3::exceptions::{
     PyPermissionError, PyRuntimeError, PyValueError,
 };
 use tilevae::Error;
+use tilevae::io::IoError;
 
 /// The exception for an error.
 pub(crate) fn raise(error: Error) -> PyErr {
@@ -19,6 +20,9 @@ pub(crate) fn raise(error: Error) -> PyErr {
     }
     if matches!(error, Error::Budget { .. }) {
         return PyMemoryError::new_err(message);
+    }
+    if matches!(error, Error::Io(IoError::NoSpace { .. })) {
+        return PyOSError::new_err(message);
     }
     match io_kind(&error) {
         Some(ErrorKind::NotFound) => return PyFileNotFoundError::new_err(message),
@@ -30,7 +34,7 @@ pub(crate) fn raise(error: Error) -> PyErr {
         Some(_) => return PyOSError::new_err(message),
         None => {}
     }
-    if error.is_usage() || matches!(error.kind(), "input" | "model" | "configuration" | "grid") {
+    if error.is_usage() || matches!(error.kind(), "input" | "model" | "configuration" | "grid" | "file") {
         return PyValueError::new_err(message);
     }
     PyRuntimeError::new_err(message)

@@ -228,6 +228,8 @@ def test_hooks_of_accelerate_run():
         expected = vae.decode(latents).sample
         _, first = accelerate.cpu_offload_with_hook(before, torch.device("cpu"))
         vae, _ = accelerate.cpu_offload_with_hook(vae, torch.device("cpu"), prev_module_hook=first)
+        # A device that the module before has to leave.
+        before.to("meta")
         offloads = []
         first.offload = lambda: offloads.append(1)
         tilevae.patch(vae)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 from xml.etree import ElementTree
 
 import numpy as np
@@ -24,6 +25,12 @@ def test_settings_are_checked():
             vae.decode(np.zeros((1, 4, 64, 64), np.float32))
     with pytest.raises(TypeError, match="no setting"):
         tilevae.Vae(kl(), tiles=3)
+    with pytest.raises(TypeError, match="memory_mib cannot be"):
+        tilevae.Vae(kl(), memory_mib=object())
+    with pytest.raises(TypeError, match="path of a checkpoint"):
+        tilevae.Vae(3)
+    plan = tilevae.Vae(kl(), tile_px=np.array([32, 64]), dtype=torch.bfloat16, devices=torch.device("cpu")).plan((1, 4, 32, 32))
+    assert len(plan["tiles"]["tiles"]) == 2
     with pytest.raises(FileNotFoundError):
         tilevae.Vae("nowhere/at/all")
 
@@ -44,6 +51,22 @@ def test_threads_share_a_model():
     assert all(np.array_equal(answer, expected) for answer in answers)
 
 
+class Other:
+    """An array of another library."""
+
+    def __init__(self, array):
+        self.array = array
+
+    def __dlpack__(self, **settings):
+        return self.array.__dlpack__(**settings)
+
+    def __dlpack_device__(self):
+        return self.array.__dlpack_device__()
+
+    def __array_namespace__(self):
+        return types.SimpleNamespace(from_dlpack=Other)
+
+
 def test_arrays_of_many_kinds():
     vae, latents = tilevae.Vae(kl()), noise(1, 4, 8, 8)
     expected = vae.decode(latents)
@@ -57,6 +80,11 @@ def test_arrays_of_many_kinds():
         vae.decode(latents, out=np.empty((1, 3, 4, 4), np.float32))
     with pytest.raises(TypeError):
         vae.decode("latents")
+    with pytest.raises(ValueError, match="share memory"):
+        shared = np.zeros(768, np.float32)
+        vae.decode(shared[:256].reshape(1, 4, 8, 8), out=shared.reshape(1, 3, 16, 16))
+    other = vae.decode(Other(latents.numpy()))
+    assert isinstance(other, Other) and np.array_equal(other.array, array)
     posterior = vae.encode(array)
     assert np.array_equal(posterior.sample(3), posterior.sample(3)) and not np.array_equal(posterior.sample(3), posterior.sample(4))
     assert posterior.mode() is posterior.mean
@@ -96,7 +124,6 @@ def test_ctrl_c_ends_a_run():
     threading.Event().wait(1)
     child.send_signal(signal.SIGINT)
     assert child.wait(30) == 7
-    gc.collect()
 
 
 def test_the_command_is_there():
@@ -135,17 +162,16 @@ def test_files_are_written(tmp_path):
     for path, given, settings, kind in (
         ("none/out.png", latents, {}, FileNotFoundError),
         ("out.xyz", latents, {}, ValueError),
-        ("out", latents, {}, ValueError),
         ("out.png", latents, {"fps": 8}, ValueError),
         ("out.gif", latents, {"fps": "fast"}, ValueError),
         ("out.png", latents[0], {}, ValueError),
         ("out.png", tmp_path / "nothing.safetensors", {}, FileNotFoundError),
         ("out.png", tmp_path / "image.png", {}, ValueError),
         ("image.png/out.png", latents, {}, OSError),
-        ("", latents, {}, OSError),
+        ("", latents, {}, ValueError),
     ):
         with pytest.raises(kind):
-            vae.decode_to(tmp_path / path, given, **settings)
+            pytest.fail(f"{path}: {vae.decode_to(tmp_path / path, given, **settings)}")
     with pytest.raises(TypeError):
         vae.decode_to(3, latents)
 
@@ -163,7 +189,7 @@ def test_frames_come_as_they_are_finished(settings):
     expected = vae.decode(latents)
     calls = []
     pieces = list(vae.decode_frames(latents, progress=lambda done, all: calls.append((done, all))))
-    assert len(pieces) == 4 and all(isinstance(piece, torch.Tensor) for piece in pieces)
+    assert len(pieces) >= 4 and all(isinstance(piece, torch.Tensor) for piece in pieces)
     assert torch.equal(torch.cat(pieces, dim=2), expected)
     assert calls[-1][0] <= calls[-1][1]
     assert all(isinstance(piece, np.ndarray) for piece in vae.decode_frames(latents.numpy()))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import numpy as np
 
 
 def is_torch(value: Any) -> bool:
-    return type(value).__module__.split(".")[0] == "torch"
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)
 
 
 def to_numpy(value: Any) -> np.ndarray:
@@ -41,4 +43,6 @@ def like(array: np.ndarray, value: Any) -> Any:
         import torch
 
         return torch.from_numpy(array).to(value.device, value.dtype if value.dtype.is_floating_point else torch.float32)
+    if not isinstance(value, np.ndarray) and hasattr(value, "__array_namespace__"):
+        return value.__array_namespace__().from_dlpack(array)
     return array

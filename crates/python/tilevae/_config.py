@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import Any, Mapping
 
 #: What arrays are, for a model: values of its own latent space, and the posterior of an encode.
@@ -40,11 +41,29 @@ def keys_of(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[st
             full[key] = value
     kind = full.pop("tiling.kind", "seamless")
     devices = full.get("devices.use", ["cpu"])
-    is_on_cpu = all(device == "cpu" for device in ([devices] if isinstance(devices, str) else devices))
+    devices = list(devices) if isinstance(devices, (list, tuple)) else [devices]
+    is_on_cpu = all(str(device) == "cpu" for device in devices)
     if kind == "seamless" and is_on_cpu and not {"tiling.memory_mib", "tiling.tile_px"} & full.keys():
         full["tiling.memory_mib"] = "auto"
-    if isinstance(devices, str):
-        full["devices.use"] = [devices]
+    if "devices.use" in full:
+        full["devices.use"] = devices
     # A change of the kind clears the keys of the section, so it comes first.
     ordered = {"tiling.kind": kind, **full}
-    return [f"{key}={json.dumps(value)}" for key, value in ordered.items()]
+    return [f"{key}={_json(key, value)}" for key, value in ordered.items()]
+
+
+#: What torch calls the types that models have.
+_DTYPES = {"torch.float32": "f32", "torch.float16": "f16", "torch.bfloat16": "bf16"}
+
+
+def _json(key: str, value: Any) -> str:
+    def plain(value: Any) -> Any:
+        if isinstance(value, os.PathLike):
+            return os.fspath(value)
+        if hasattr(value, "tolist"):
+            return value.tolist()
+        if type(value).__module__ == "torch":
+            return _DTYPES.get(str(value), str(value))
+        raise TypeError(f"{key} cannot be set to a value of the type {type(value).__name__}")
+
+    return json.dumps(value, default=plain)

@@ -14,14 +14,14 @@ SUPPORTED = ("AutoencoderKL", "AutoencoderKLFlux2", "AutoencoderKLWan", "Autoenc
 _FLUX2 = ("batch_norm_eps", "batch_norm_momentum", "decoder_block_out_channels", "patch_size")
 
 
-def vae_of(target: Any) -> Any:
-    """The VAE of a pipeline, or the VAE itself."""
+def vae_of(target: Any, expected: str = "a pipeline of diffusers") -> Any:
+    """The VAE of a pipeline, or the VAE itself. `expected` is what a message asks for besides a VAE."""
     vae = getattr(target, "vae", None)
     vae = target if vae is None else vae
     kind = type(vae)
     if kind.__name__ not in SUPPORTED or not kind.__module__.startswith("diffusers."):
         raise TypeError(
-            f"{kind.__module__}.{kind.__name__} cannot be taken over: expected a pipeline of diffusers, or one of {', '.join(SUPPORTED)} "
+            f"{kind.__module__}.{kind.__name__} cannot be taken over: expected {expected}, or one of {', '.join(SUPPORTED)} "
             "(a subclass may compute something else)"
         )
     return vae
@@ -85,7 +85,7 @@ def tensors_of(vae: Any) -> tuple[str, list[tuple[str, str, list[int], np.ndarra
     """The configuration as JSON, and the tensors, which share memory with the module where they are contiguous and on the CPU."""
     import torch
 
-    vae = vae_of(vae)
+    vae = vae_of(vae, "the path of a checkpoint, a pipeline of diffusers")
     config = {key: value for key, value in dict(vae.config).items() if not key.startswith("_")}
     config["_class_name"] = type(vae).__name__
     weights = vae.state_dict()

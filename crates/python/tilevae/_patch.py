@@ -57,6 +57,8 @@ class _Patched:
 def _falls_back(vae: Any, state: _Patched, x: Any) -> bool:
     import torch
 
+    if not isinstance(x, torch.Tensor):
+        raise TypeError(f"expected a tensor of torch, got {type(x).__name__}")
     trains = vae.training and any(tensor.requires_grad for tensor in vae.parameters())
     wants_gradients = torch.is_grad_enabled() and (x.requires_grad or trains)
     if state.is_freed:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import operator
 import os
 from pathlib import Path
 from typing import Any, Iterator, Optional, Sequence, Union
@@ -47,9 +48,9 @@ class Posterior:
 class Vae:
     """A model with its weights. Threads may share it.
 
-    Arrays of numpy, tensors of torch and objects with ``__dlpack__`` go in and come out as the same kind (numpy for the last). An input that is
-    contiguous f32 on the CPU is read where it is; others are copied to that. Outputs are f32, which torch brings to the input's device and dtype.
-    Ctrl-C ends a run within a tile.
+    Arrays of numpy, tensors of torch and objects with ``__dlpack__`` go in and come out as the same kind (numpy, if an object has no
+    ``__array_namespace__``). An input that is contiguous f32 on the CPU is read where it is; others are copied to that. Outputs are f32 in memory of
+    their own, and are not copied; tensors get the input's device and dtype. Ctrl-C ends a run within a tile.
 
     Args:
         source: A checkpoint (a diffusers folder, that of a pipeline, or a file), or a VAE of diffusers, whose weights are copied from memory.
@@ -108,7 +109,7 @@ class Vae:
         array, has_frames = with_frames(to_numpy(latents))
         shape = self._engine.output_shape(True, array.shape)
         wanted = shape if has_frames else (*shape[:2], *shape[3:])
-        samples = np.empty(wanted, dtype=np.float32) if out is None else _checked(out, wanted)
+        samples = np.empty(wanted, dtype=np.float32) if out is None else _checked(out, wanted, array)
         with shown(progress, "decode") as callback:
             self._engine.decode(array, samples.reshape(shape), callback)
         return samples if out is not None else like(samples, latents)
@@ -203,10 +204,10 @@ class Vae:
         """
         if direction not in ("decode", "encode"):
             raise ValueError(f'the direction is "decode" or "encode", not {direction!r}')
-        sides = [int(side) for side in shape]
+        sides = [operator.index(side) for side in shape]
         if len(sides) == 4:
             sides.insert(2, 1)
-        if len(sides) != 5 or min(sides) < 0:
+        if len(sides) != 5 or min(sides) < 0 or max(sides) >= 1 << 63:
             raise ValueError(f"expected the shape [b, c, h, w] or [b, c, t, h, w], got {list(shape)}")
         b, c, t, h, w = sides
         return Plan(json.loads(self._engine.plan(direction == "decode", (b, c, t, h, w))))
@@ -215,11 +216,13 @@ class Vae:
         raise TypeError("a Vae cannot be pickled: its weights are on devices; pickle what it was made from")
 
 
-def _checked(out: Any, shape: Sequence[int]) -> np.ndarray:
+def _checked(out: Any, shape: Sequence[int], latents: np.ndarray) -> np.ndarray:
     """An array that samples of a shape can be written to."""
     if not isinstance(out, np.ndarray):
         raise TypeError(f"out must be an array of numpy, not {type(out).__name__}")
     if out.dtype != np.float32 or out.shape != tuple(shape) or not out.flags.c_contiguous or not out.flags.writeable:
         raise ValueError(f"out must be a writeable, contiguous array of float32 of the shape {list(shape)}, got {out.dtype} of {list(out.shape)}")
+    if np.may_share_memory(out, latents):
+        raise ValueError("out must not share memory with the latents")
     return out
 

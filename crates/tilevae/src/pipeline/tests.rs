@@ -51,6 +51,26 @@ fn a_model_in_memory_is_that_of_its_files() {
     assert!(Model::in_memory(&registry, other, Vec::new()).is_err());
 }
 
+#[test]
+fn pipelines_share_weights_and_count_what_the_program_holds() {
+    let pipeline = pipeline(DEMO, "f32").with_held_bytes(3 << 20);
+    let seamless = |keys: &str| Config::from_toml(&format!("model.path = {DEMO:?}\ntiling.kind = \"seamless\"\n{keys}")).unwrap();
+    let shared = pipeline.share(&seamless("tiling.tile_px = 32")).unwrap();
+    assert!(Arc::ptr_eq(&pipeline.replicas[0], &shared.replicas[0]));
+    let plan = |pipeline: &Pipeline| pipeline.plan_in_memory(Direction::Decode, latents(16).shape()).unwrap();
+    assert_eq!((plan(&pipeline).tiles.tiles.len(), plan(&shared).tiles.tiles.len()), (1, 6));
+    let decode = |pipeline: &Pipeline| pipeline.decode(&latents(16), RunOptions::default()).unwrap();
+    vae_core::testing::assert_close(&decode(&shared), &decode(&pipeline), 1e-4, "seamless");
+    for keys in ["tiling.tile_px = 32", "tiling.memory_mib = 500"] {
+        let with = shared.share(&seamless(keys)).unwrap();
+        let without = shared.share(&seamless(keys)).unwrap().with_held_bytes(0);
+        assert_eq!(plan(&with).peak_bytes.unwrap() - plan(&without).peak_bytes.unwrap(), 3 << 20, "{keys}");
+    }
+    for keys in ["model.dtype = \"bf16\"", "devices.cpu.threads_per_worker = 1"] {
+        assert!(matches!(pipeline.share(&seamless(keys)), Err(Error::ConfigValue { .. })), "{keys}");
+    }
+}
+
 /// A source of which nothing is known but what is read.
 struct Stream(HostTensor);
 

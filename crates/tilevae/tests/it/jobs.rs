@@ -39,6 +39,24 @@ fn latents_become_a_image() -> Result<(), Box<dyn std::error::Error>> {
 }
 
 #[test]
+fn latents_in_memory_become_an_image() -> Result<(), Box<dyn std::error::Error>> {
+    let folder = tempfile::tempdir()?;
+    let (path, other) = (folder.path().join("out.png"), folder.path().join("other.png"));
+
+    let pipeline = Pipeline::load(&config())?;
+    let latents = Tensors::read(&root(LATENTS))?.latents()?;
+    let written = DecodeJob::of_tensor(&pipeline, latents, &Output::samples(&path, None)?)?.run(&pipeline, RunOptions::default())?;
+    DecodeJob::new(&pipeline, root(LATENTS), &Output::samples(&other, None)?)?.run(&pipeline, RunOptions::default())?;
+
+    assert_eq!((&written.files[..], written.shape), (&[path.clone()][..], [1, 3, 1, 300, 451]));
+    assert_eq!(fs::read(&path)?, fs::read(&other)?);
+    let latents = Tensors::read(&root(LATENTS))?.latents()?;
+    let model = Output::samples(root("models/demo-kl/diffusion_pytorch_model.safetensors"), None)?;
+    assert!(matches!(DecodeJob::of_tensor(&pipeline, latents, &model), Err(tilevae::Error::Io(IoError::WouldReplace { .. }))));
+    Ok(())
+}
+
+#[test]
 fn an_image_becomes_latents() -> Result<(), Box<dyn std::error::Error>> {
     let folder = tempfile::tempdir()?;
     let path = folder.path().join("out.safetensors");
