@@ -154,11 +154,6 @@ impl Frames {
         };
         step().inspect_err(|_| self.run.abandon())
     }
-
-    /// Ends the run. There are no frames after it.
-    fn close(&self) {
-        self.run.abandon();
-    }
 }
 
 impl Drop for Frames {

@@ -17,6 +17,9 @@ from models import kl, noise, wan
 
 import tilevae
 
+MODELS = os.path.abspath(os.path.join(os.path.dirname(__file__), "../../../models"))
+LATENTS = os.path.join(MODELS, "../examples/latents")
+
 
 def test_settings_are_checked():
     for wrong, kind in (({"memory_mib": 1}, MemoryError), ({"tile_px": -3}, ValueError), ({"norm": "local"}, ValueError), ({"devices": ["gpu:9"]}, ValueError)):
@@ -108,31 +111,30 @@ def test_progress_is_told_and_its_exceptions_end_the_run():
 CHILD = """
 import numpy as np, tilevae, sys
 vae = tilevae.Vae(sys.argv[1])
+latents = np.zeros((1, 16, 40, 256, 256) if "frames" in sys.argv[2] else (1, 16, 512, 512), np.float32)
 print("ready", flush=True)
 try:
-    vae.decode(np.zeros((1, 16, 512, 512), np.float32))
+    eval(sys.argv[2])
 except KeyboardInterrupt:
     print("interrupted", flush=True)
     sys.exit(7)
 """
 
 
-def test_ctrl_c_ends_a_run():
-    model = os.path.join(os.path.dirname(__file__), "../../../models/demo-kl")
-    child = subprocess.Popen([sys.executable, "-c", CHILD, model], stdout=subprocess.PIPE, text=True)
+@pytest.mark.parametrize("model, run", [("kl", "vae.decode(latents)"), ("kl", "vae.decode_to('out.png', latents)"), ("wan", "list(vae.decode_frames(latents))")])
+def test_ctrl_c_ends_a_run(model, run, tmp_path):
+    arguments = [sys.executable, "-c", CHILD, os.path.join(MODELS, f"demo-{model}"), run]
+    child = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True, cwd=tmp_path)
     assert child.stdout.readline() == "ready\n"
-    threading.Event().wait(1)
+    time.sleep(1)
     child.send_signal(signal.SIGINT)
     assert child.wait(30) == 7
+    assert list(tmp_path.iterdir()) == [], "nothing is left"
 
 
 def test_the_command_is_there():
     shown = subprocess.run([os.path.join(os.path.dirname(sys.executable), "tilevae"), "models"], capture_output=True, text=True)
     assert shown.returncode == 0 and "AutoencoderKLWan" in shown.stdout
-
-
-MODELS = os.path.join(os.path.dirname(__file__), "../../../models")
-LATENTS = os.path.join(os.path.dirname(__file__), "../../../examples/latents")
 
 
 def test_files_are_written(tmp_path):

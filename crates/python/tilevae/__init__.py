@@ -4,7 +4,8 @@
 """
 
 from ._patch import patch, unpatch
+from ._plan import Plan
 from ._tilevae import __version__
 from ._vae import Posterior, Vae
 
-__all__ = ["Posterior", "Vae", "__version__", "patch", "unpatch"]
+__all__ = ["Plan", "Posterior", "Vae", "__version__", "patch", "unpatch"]

@@ -26,7 +26,8 @@ class _Patched:
         self.is_freed = False
         self._settings = {SHORT.get(name, name): value for name, value in settings.items() if value is not None}
         # Tiles in 16 bits that overflow are computed again from torch's values, which stay alive for it.
-        stays = not free or settings.get("dtype") in ("f16", "bf16")
+        is_wide = str(self._settings.get("model.dtype", "f32")) in ("f32", "auto", "torch.float32")
+        stays = not free or not is_wide
         self._engine = Engine.of_tensors(*tensors_of(vae), self._keys({}), bytes_in_memory(vae) if stays else 0)
         self.weights = WeightSamples(vae)
         kind = self._settings.get("tiling.kind", "seamless")
