@@ -58,7 +58,7 @@ def command(program, folder, threads):
     arguments = [program, "decode", f"{folder}/latents.npy", "-o", f"{folder}/out.png", "--model", f"{folder}/vae", "--format", "json", *keys]
     shown = subprocess.run(arguments, check=True, capture_output=True, text=True)
     whole = time.perf_counter() - start
-    answer = json.loads(shown.stdout.splitlines()[-1])
+    answer = json.loads(shown.stdout)
     return {"seconds": answer["seconds"], "whole": whole, "peak": answer["peak_memory_bytes"]}
 
 
