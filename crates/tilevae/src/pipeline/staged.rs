@@ -84,7 +84,7 @@ impl StagedRun<'_> {
                 state.crew.learn(&stats);
                 // Crops are no tiles.
                 let workers = stats.workers.into_iter().map(|worker| WorkerStats { tiles: 0, work: 0.0, ..worker }).collect();
-                all.push(RunStats { tiles: 0, upcast_tiles: 0, workers, trace: Trace::default(), ..stats });
+                all.push(RunStats { tiles: 0, stages: 0, upcast_tiles: 0, workers, trace: Trace::default(), ..stats });
             }
             let is_last = stage + 1 == stages.len();
             let shared = Arc::new(StageShared {
@@ -173,7 +173,10 @@ impl StagedRun<'_> {
             let geometry = Geometry { frames: shared.plan.frame_scale(shared.stage), ..Geometry::image(Scale::Up(1)) };
             let upcast = self.upcast(replica, geometry, op.clone());
             let op = op(replica.vae.clone());
-            if shared.plan.stages()[shared.stage].is_whole { slot.worker_with_all_threads(op, upcast) } else { slot.worker(op, upcast) }
+            let description = &shared.plan.stages()[shared.stage];
+            let worker = if description.is_whole { slot.worker_with_all_threads(op, upcast) } else { slot.worker(op, upcast) };
+            let input = description.inputs.iter().find(|&&value| value != 0);
+            Worker { near_tiles: input.map_or_else(Vec::new, |&value| shared.store.tiles_on(&replica.vae.device(), value)), ..worker }
         };
         self.worker_slots.iter().map(worker).collect()
     }
