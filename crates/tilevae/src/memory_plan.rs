@@ -9,6 +9,7 @@ use tiling::{Grid, GridError, MemoryBudget, NormMoments, Off, Seamless, Seamless
 use vae_core::coder::{CoderSpec, Reading, StagedPlan};
 use vae_core::{DeviceName, VaeSpec, free_memory as free_memory_of};
 
+use crate::plan::waits_in_scratch;
 use crate::workers::{count_workers, threads_of};
 use crate::{Config, Direction, DtypeConfig, Error, io};
 
@@ -346,8 +347,8 @@ impl MemoryPlanner<'_> {
         } as u64;
         let batch = batch as u64;
         let input = volume(tiles.input).saturating_mul(batch * channels as u64 * F32);
-        // Answers of tiles wait as f32.
-        let held = self.executor.held_tiles(tiles, workers) as u64;
+        // Answers of tiles wait as f32, those of clips in a scratch file.
+        let held = if waits_in_scratch(tiles) { 0 } else { self.executor.held_tiles(tiles, workers) as u64 };
         let answer = tiles.tiles.iter().map(|tile| tile.output.volume() as u64).max().unwrap_or(0);
         let waiting = answer.saturating_mul((held + 1) * F32);
         // Latents are held in f32, with their moments.

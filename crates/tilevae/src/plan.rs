@@ -94,6 +94,11 @@ impl Direction {
     }
 }
 
+/// Whether strips and waiting tiles of a run are kept in a scratch file: those of clips.
+pub(crate) fn waits_in_scratch(tiles: &TilePlan) -> bool {
+    tiles.is_tiled() && tiles.geometry.frames != FrameScale::Same
+}
+
 /// The grid of the model's family with the size of seamless tiles.
 fn without_layers(seamless: &GridConfig) -> Result<GridConfig, Error> {
     let mut settings = seamless.settings().as_object().cloned().unwrap_or_default();
@@ -210,12 +215,13 @@ impl RunPlan {
 
     /// Whether strips and waiting tiles are kept in a scratch file, so that memory does not grow with the number of frames.
     pub(crate) fn uses_scratch(&self) -> bool {
-        self.tiles.is_tiled() && self.staged.is_none() && self.tiles.geometry.frames != FrameScale::Same
+        waits_in_scratch(&self.tiles)
     }
 
     /// Bytes that the scratch file of a run takes at least, in the folder for temporary files.
     pub fn scratch_bytes(&self) -> u64 {
         match self.memory {
+            Some(memory) if self.uses_scratch() => memory.scratch + self.bytes.waiting as u64,
             Some(memory) => memory.scratch,
             None if self.uses_scratch() => self.bytes.strips as u64,
             None => 0,

@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use parallel::{Done, Event, ExecError, Executor, Job, Progress, RunStats, Stop, Trace, Worker, WorkerStats};
-use tiling::{BoxError, Canvas, Cascade, Compositor, Geometry, HostTensor, Party, Region, Scale, Sink, Span, TileOp, TilePlan, TileSource, guard};
+use tiling::{
+    BoxError, Canvas, Cascade, Compositor, Geometry, HostTensor, Party, Region, Scale, ScratchFile, Sink, Span, TileOp, TilePlan, TileSource, guard,
+};
 use vae_core::coder::{Crops, StagedPlan};
 use vae_core::operators::GroupMoments;
 use vae_core::staged::{FeatureStore, MomentsSink, SampleOp, SampleShared, StageOp, StageShared, StoredBytes};
@@ -12,7 +14,7 @@ use vae_core::{Context, MathMode, Vae, is_in_host_memory};
 
 use super::replicas::Replica;
 use crate::workers::{LazyOp, WorkerSlot};
-use crate::{Direction, Error, RunPlan};
+use crate::{Direction, Error, RunPlan, io};
 
 /// What stages leave for later ones.
 struct State {
@@ -104,7 +106,10 @@ impl StagedRun<'_> {
             let source = if stage == 0 { source } else { &filled };
             let mut merged = MomentsSink::new(description.moments);
             let target: &mut dyn Sink = if is_last { &mut *sink } else { &mut merged };
-            let compositor = Compositor::new(&tiles, &Cascade, target);
+            let mut compositor = Compositor::new(&tiles, &Cascade, target);
+            if is_last && self.plan.uses_scratch() {
+                compositor = compositor.with_scratch(ScratchFile::new().map_err(io::IoError::from)?);
+            }
             let stats = self.executor.run(Job { plan: &tiles, source, workers: &workers, compositor, stop: self.stop }, progress)?;
             progress.next_stage();
             state.crew.learn(&stats);
