@@ -253,6 +253,8 @@ goldens() { ours "$python" "$work/goldens.py" "$BUNDLE/tilevae" "$1" "$work"; }
 # Tiles of the size that the untiled decode was tuned for.
 tiled() {
     tilevae bench "$large" --executor sequential,pipelined --workers 1 --runs 2 --device "$device" --model "$work/sdxl" --set model.dtype="$dtype" --set tiling.kind=uniform --set tiling.tile_px=$size --format json -q
+    # Features stay on the device.
+    tilevae bench "$large" --executor sequential --workers 1 --runs 2 --device "$device" --model "$work/sdxl" --set model.dtype="$dtype" --set tiling.kind=seamless --set tiling.tile_px=$size --format json -q
 }
 mixed() {
     local devices=(--device "$device,cpu" --set "devices.dtype={\"$device\" = \"$dtype\", cpu = \"f32\"}") workers=1

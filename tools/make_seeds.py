@@ -414,7 +414,7 @@ TEXTS = {
         "pair.txt": "tiling.tile_px = [256, 512]",
         "list.txt": 'devices.use=["cpu", "remote://[::1]:7700/0"]',
         "table.txt": 'executor={ kind = "pipelined", in_flight = 2 }',
-        "number.txt": "tiling.overlap=0.25",
+        "number.txt": "tiling.tile_px=256",
         "device.txt": 'devices.dtype.cuda:0="bf16"',
     },
     "device": {

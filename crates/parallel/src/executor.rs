@@ -125,6 +125,8 @@ pub struct Worker {
     pub device: Option<usize>,
     /// How fast it is, as far as is known, in a unit that all workers share. It counts until a tile was measured.
     pub speed: f64,
+    /// Tiles whose input lies in the memory of its device: it runs them before others.
+    pub near_tiles: Vec<usize>,
     /// Held while a tile is computed. Workers that stand for the same hardware, in several runs or with several operations, share it.
     pub lock: WorkerLock,
 }
@@ -132,7 +134,7 @@ pub struct Worker {
 impl Worker {
     /// A worker without a wider dtype, on a device of its own, of unknown speed.
     pub fn new(name: impl Into<String>, op: Arc<dyn TileOp>) -> Self {
-        Self { name: name.into(), op, upcast: None, device: None, speed: 1.0, lock: WorkerLock::default() }
+        Self { name: name.into(), op, upcast: None, device: None, speed: 1.0, near_tiles: Vec::new(), lock: WorkerLock::default() }
     }
 
     /// The operation, in a wider dtype where asked for and possible.

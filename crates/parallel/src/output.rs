@@ -110,7 +110,7 @@ impl<'a, 'p> RunOutput<'a, 'p> {
             stats.busy = trace.busy(worker);
             [stats.uploaded_bytes, stats.downloaded_bytes] = self.recorder.transferred(worker);
         }
-        Ok(RunStats { tiles: self.done.tiles, frames: self.plan.output[0], upcast_tiles: self.upcast_tiles, elapsed, workers, trace })
+        Ok(RunStats { tiles: self.done.tiles, stages: 1, frames: self.plan.output[0], upcast_tiles: self.upcast_tiles, elapsed, workers, trace })
     }
 
     pub(crate) fn done(&self) -> Done {

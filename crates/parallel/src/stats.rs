@@ -7,8 +7,10 @@ use crate::{Span, Trace};
 /// The figures of a finished run.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct RunStats {
-    /// Tiles that were run.
+    /// Tiles that were run, of all stages.
     pub tiles: usize,
+    /// Stages that followed each other, each over tiles of its own.
+    pub stages: usize,
     /// Frames of the output.
     pub frames: usize,
     /// Tiles that were run again in a wider dtype.
@@ -59,6 +61,7 @@ impl RunStats {
             };
             all.trace.spans.extend(part.trace.spans.into_iter().map(later));
             all.tiles += part.tiles;
+            all.stages += part.stages;
             all.frames = part.frames;
             all.upcast_tiles += part.upcast_tiles;
             all.elapsed += part.elapsed;

@@ -9,6 +9,7 @@ use tiling::{Grid, GridError, MemoryBudget, NormMoments, Off, Seamless, Seamless
 use vae_core::coder::{CoderSpec, Reading, StagedPlan};
 use vae_core::{DeviceName, VaeSpec, free_memory as free_memory_of};
 
+use crate::plan::waits_in_scratch;
 use crate::workers::{count_workers, threads_of};
 use crate::{Config, Direction, DtypeConfig, Error, io};
 
@@ -21,6 +22,9 @@ const PROCESS_BYTES: u64 = 40 * MIB;
 
 /// The share of the free memory that `auto` takes.
 const AUTO_SHARE: f64 = 0.8;
+
+/// Bytes of features that a device keeps whose free memory is not known.
+const ROOM_OF_UNKNOWN: u64 = 1 << 30;
 
 /// How much more than the arithmetic says is held: what is freed is not at once used again.
 const MARGIN: f64 = 1.08;
@@ -174,10 +178,11 @@ impl MemoryPlan {
         if self.scratch > 0 { (self.stored as f64 / MARGIN) as u64 } else { u64::MAX }
     }
 
-    /// Bytes of features that a device with memory of its own may keep: what its budget leaves, or else most of what it has free, if that is known.
+    /// Bytes of features that a device with memory of its own may keep: what its budget leaves, or else most of what it has free.
     pub(crate) fn room_on(&self, device: &Device) -> u64 {
-        let budget = self.budget.or_else(|| free_memory_of(device).map(|free| (free as f64 * AUTO_SHARE) as u64)).unwrap_or(0);
-        (budget.saturating_sub(self.running) as f64 / MARGIN) as u64
+        let free = || free_memory_of(device).map(|free| (free as f64 * AUTO_SHARE) as u64);
+        let room = self.budget.or_else(free).map(|budget| (budget.saturating_sub(self.running) as f64 / MARGIN) as u64);
+        room.unwrap_or(ROOM_OF_UNKNOWN)
     }
 }
 
@@ -283,8 +288,13 @@ impl MemoryPlanner<'_> {
             // What is held already is not free.
             MemoryBudget::Auto if self.is_on_cpu() => Ok(free_memory().saturating_add(self.holding.others)),
             MemoryBudget::Auto => {
-                let message = "the free memory of GPUs and remote devices is not known; give a number".to_owned();
-                Err(Error::ConfigValue { key: "tiling.memory_mib".to_owned(), message })
+                let names = self.config.devices.names.iter().filter(|name| **name != DeviceName::CPU);
+                let free = names.map(|name| free_memory_of(&name.open().ok()?)).min().flatten();
+                let unknown = || Error::ConfigValue {
+                    key: "tiling.memory_mib".to_owned(),
+                    message: "the free memory of these devices is not known; give a number".to_owned(),
+                };
+                Ok((free.ok_or_else(unknown)? as f64 * AUTO_SHARE) as u64)
             }
         }
     }
@@ -302,12 +312,8 @@ impl MemoryPlanner<'_> {
     fn candidate(&self, grid: &dyn Grid, is_sampled: bool) -> Result<Candidate, Error> {
         let Self { spec, direction, input_shape: [batch, _, frames, height, width], .. } = *self;
         let tiles = TilePlan::new(grid, direction.geometry(spec), [frames, height, width])?;
-        let coder = match direction {
-            Direction::Decode => &spec.decoder,
-            Direction::Encode => &spec.encoder,
-        };
         let not_seamless = || Error::NotSeamless { family: self.family.to_owned() };
-        let coder = coder.as_ref().ok_or_else(not_seamless)?;
+        let coder = direction.coder(spec).ok_or_else(not_seamless)?;
         let per_chunk = self.config.model.frames_per_chunk.get();
         let reading = if self.is_on_cpu() && self.is_f32() { Reading::Fused } else { Reading::Apart };
         if !tiles.is_tiled() {
@@ -345,8 +351,8 @@ impl MemoryPlanner<'_> {
         } as u64;
         let batch = batch as u64;
         let input = volume(tiles.input).saturating_mul(batch * channels as u64 * F32);
-        // Answers of tiles wait as f32.
-        let held = self.executor.held_tiles(tiles, workers) as u64;
+        // Answers of tiles wait as f32, those of clips in a scratch file.
+        let held = if waits_in_scratch(tiles) { 0 } else { self.executor.held_tiles(tiles, workers) as u64 };
         let answer = tiles.tiles.iter().map(|tile| tile.output.volume() as u64).max().unwrap_or(0);
         let waiting = answer.saturating_mul((held + 1) * F32);
         // Latents are held in f32, with their moments.

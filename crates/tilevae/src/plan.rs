@@ -3,8 +3,8 @@ use std::sync::Arc;
 
 use parallel::Executor;
 use serde::{Deserialize, Serialize};
-use tiling::{BlendPolicy, FrameScale, Geometry, Grid, GridContext, GridError, Off, TilePlan};
-use vae_core::coder::{Reading, Stage, StagedPlan};
+use tiling::{BlendPolicy, FrameScale, Geometry, Grid, GridConfig, GridContext, GridError, GridKind, Off, SeamlessKind, TilePlan};
+use vae_core::coder::{CoderSpec, Reading, Stage, StagedPlan};
 use vae_core::{Posterior, PosteriorKind, Tiling, VaeSpec};
 
 use crate::memory_plan::{Division, Holding, MemoryPlan, MemoryPlanner};
@@ -53,15 +53,29 @@ impl Direction {
 
     /// The configured grid. As in diffusers, a model that folds patches into channels counts the tiles of an encode in patches.
     ///
+    /// A model whose family does not list its layers keeps the family's own grid where seamless tiles are configured.
+    ///
     /// # Errors
-    /// When keys of the configuration exclude each other or none of them sets a size.
+    /// When keys of the configuration exclude each other, none of them sets a size, or settings of seamless tiles are given for such a model.
     pub fn grid(self, config: &Config, spec: &VaeSpec) -> Result<Box<dyn Grid>, Error> {
         let unit_px = match self {
             Self::Decode => 1,
             Self::Encode => spec.patch,
         };
         let family = self.family_tiling(spec).map(|tiling| &tiling.grid);
-        Ok(config.tiling.build(&GridContext { scale: self.geometry(spec).scale, defaults: &spec.grid, unit_px, family })?)
+        let context = GridContext { scale: self.geometry(spec).scale, defaults: &spec.grid, unit_px, family };
+        if config.tiling.kind() == SeamlessKind::NAME && self.coder(spec).is_none() {
+            return Ok(without_layers(&config.tiling)?.build(&context)?);
+        }
+        Ok(config.tiling.build(&context)?)
+    }
+
+    /// The layers that run, if the family lists them.
+    pub(crate) fn coder(self, spec: &VaeSpec) -> Option<&CoderSpec> {
+        match self {
+            Self::Decode => spec.decoder.as_ref(),
+            Self::Encode => spec.encoder.as_ref(),
+        }
     }
 
     /// The configured blend policy.
@@ -78,6 +92,23 @@ impl Direction {
             Self::Encode => spec.tiling.encode.as_ref(),
         }
     }
+}
+
+/// Whether strips and waiting tiles of a run are kept in a scratch file: those of clips.
+pub(crate) fn waits_in_scratch(tiles: &TilePlan) -> bool {
+    tiles.is_tiled() && tiles.geometry.frames != FrameScale::Same
+}
+
+/// The grid of the model's family with the size of seamless tiles.
+fn without_layers(seamless: &GridConfig) -> Result<GridConfig, Error> {
+    let mut settings = seamless.settings().as_object().cloned().unwrap_or_default();
+    let tile_px = settings.remove_entry("tile_px");
+    if let Some(key) = settings.keys().next() {
+        let message = "the model's family does not list its layers, so its tiles overlap and are not chosen by memory".to_owned();
+        return Err(Error::ConfigValue { key: format!("tiling.{key}"), message });
+    }
+    let named = GridConfig::named("family", tile_px.into_iter().collect());
+    named.map_err(|error| Error::ConfigValue { key: "tiling.tile_px".to_owned(), message: error.to_string() })
 }
 
 /// A run before it begins: the tiles, and everything else about it that can be known without weights.
@@ -184,12 +215,13 @@ impl RunPlan {
 
     /// Whether strips and waiting tiles are kept in a scratch file, so that memory does not grow with the number of frames.
     pub(crate) fn uses_scratch(&self) -> bool {
-        self.tiles.is_tiled() && self.staged.is_none() && self.tiles.geometry.frames != FrameScale::Same
+        waits_in_scratch(&self.tiles)
     }
 
     /// Bytes that the scratch file of a run takes at least, in the folder for temporary files.
     pub fn scratch_bytes(&self) -> u64 {
         match self.memory {
+            Some(memory) if self.uses_scratch() => memory.scratch + self.bytes.waiting as u64,
             Some(memory) => memory.scratch,
             None if self.uses_scratch() => self.bytes.strips as u64,
             None => 0,
@@ -279,10 +311,7 @@ impl Planner<'_> {
         let held_tiles = executor.held_tiles(&tiles, workers);
         let largest_answer = tiles.tiles.iter().map(|tile| tile.output.volume()).max().unwrap_or(0);
         let largest_answer = product(&[largest_answer, batch, channels, F32]);
-        let coder = match direction {
-            Direction::Decode => &spec.decoder,
-            Direction::Encode => &spec.encoder,
-        };
+        let coder = direction.coder(spec);
         let latent_px = |size: [usize; 2]| product(&size.map(|side| tiles.geometry.scale.latent_px(side)));
         let [decode_cache, encode_cache] = spec.cache_values_per_latent_px;
         let cache_per_latent_px = if direction == Direction::Decode { decode_cache } else { encode_cache };

@@ -56,7 +56,15 @@ impl WorkerSlot {
                 pool: self.pool.clone(),
             })
         };
-        Worker { name: self.name.clone(), op: pinned(op), upcast: upcast.map(pinned), device: Some(self.device), speed: 1.0, lock: self.lock() }
+        Worker {
+            name: self.name.clone(),
+            op: pinned(op),
+            upcast: upcast.map(pinned),
+            device: Some(self.device),
+            speed: 1.0,
+            near_tiles: Vec::new(),
+            lock: self.lock(),
+        }
     }
 
     /// The worker that does `op` with all threads of the machine's workers: for work that cannot be divided among them.

@@ -82,8 +82,8 @@ fn faults(model: &str, [height, width]: [usize; 2], latent_frames: usize, settin
 #[test]
 fn plans_predict_the_peak_and_runs_keep_nothing() {
     const UNTILED: &str = "tiling.kind = \"off\"";
-    const TILED: &str = "tiling.tile_px = 256";
-    const TWO_WORKERS: &str = "tiling.tile_px = 256\nexecutor.kind = \"pipelined\"";
+    const TILED: &str = "tiling = { kind = \"diffusers\", tile_px = 256 }";
+    const TWO_WORKERS: &str = "tiling = { kind = \"diffusers\", tile_px = 256 }\nexecutor.kind = \"pipelined\"";
     let [flux, sd] = ["crates/vae-kl/tests/data/flux", "crates/vae-kl/tests/data/sd"];
     let [wan21, wan22] = ["crates/vae-wan/tests/data/wan21", "crates/vae-wan/tests/data/wan22"];
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);

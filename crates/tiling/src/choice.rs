@@ -48,7 +48,11 @@ impl<K: Kind> Choice<K> {
         let all = K::all();
         let found: Vec<_> = all.iter().filter(|kind| kind.name() == name).collect();
         match found[..] {
-            [kind] => Ok(Self { kind, settings: kind.check(Value::Object(settings))? }),
+            [kind] => {
+                let checked = kind.check(Value::Object(settings.clone()));
+                let settings = checked.map_err(|error| error_with_kinds(error, kind.name(), &settings, &all))?;
+                Ok(Self { kind, settings })
+            }
             [] => {
                 let known = all.iter().map(|kind| format!("`{}`", kind.name())).collect::<Vec<_>>().join(", ");
                 Err(de::Error::custom(format!("unknown variant `{name}`, expected one of {known}")))
@@ -78,6 +82,20 @@ impl<K: Kind> Choice<K> {
     pub fn settings(&self) -> &Value {
         &self.settings
     }
+}
+
+/// The error of `kind`'s settings; of a key that only others have, with their names.
+fn error_with_kinds<K: Kind>(error: serde_json::Error, kind: &str, settings: &Map<String, Value>, all: &[&'static K]) -> serde_json::Error {
+    let message = error.to_string();
+    let unknown = |key: &str| format!("unknown field `{key}`");
+    let Some((key, value)) = settings.iter().find(|(key, _)| message.starts_with(&unknown(key))) else { return error };
+    let alone = || Value::Object(Map::from_iter([(key.clone(), value.clone())]));
+    let has_key = |other: &&&'static K| match other.check(alone()) {
+        Ok(checked) => checked.get(key).is_some(),
+        Err(error) => !error.to_string().starts_with(&unknown(key)),
+    };
+    let others: Vec<&str> = all.iter().filter(has_key).map(|other| other.name()).collect();
+    if others.is_empty() { error } else { de::Error::custom(format!("{message}; {kind} has no such key, but {} has", others.join(", "))) }
 }
 
 /// The settings as the kind's own type.

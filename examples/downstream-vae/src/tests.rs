@@ -61,7 +61,10 @@ fn the_family_brings_its_tiles() {
     // Tiles of 64 latent px with strides of 56, in sample px.
     assert_eq!(rows(""), [[0, 512], [448, 64]]);
     assert_eq!(rows("tiling.tile_px = 320"), [[0, 320], [280, 232]]);
-    let refused = Pipeline::load(&config("tiling.stride_px = 56")).unwrap_err();
+    // It lists no layers: nothing chooses tiles by memory.
+    let refused = Pipeline::load(&config("tiling.memory_mib = 100")).unwrap_err();
+    assert!(refused.is_usage() && refused.to_string().contains("does not list its layers"), "{refused}");
+    let refused = Pipeline::load(&config("tiling = { kind = \"family\", stride_px = 56 }")).unwrap_err();
     assert!(refused.is_usage() && refused.to_string().contains("tiny") && refused.to_string().contains("stride_px"), "{refused}");
     let pipeline = pipeline("");
     assert_eq!(pipeline.spec().tiling.decode.as_ref().unwrap().blend, BlendConfig::of(&TinyBlend {}).unwrap());

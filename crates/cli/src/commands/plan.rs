@@ -27,7 +27,8 @@ pub(crate) fn plan(common: &Common, args: &Plan) -> anyhow::Result<()> {
             std::io::Write::write_all(writer, drawing.as_bytes()).map_err(|source| io::IoError::Write { path: path.clone(), source })
         })?;
     }
-    print(common, &text(&plan), &json!(plan), files.take_stdout())
+    let has_no_layers = config.tiling.kind() == "seamless" && plan.memory.is_none();
+    print(common, &text(&plan, has_no_layers), &json!(plan), files.take_stdout())
 }
 
 /// Which way, and the shape of the input, from a file or a size.
@@ -68,7 +69,7 @@ pub(super) fn clip_size(text: &Path) -> Result<Option<(usize, [usize; 2])>, Usag
 /// The longest side that can be given, in px. What can be planned is less.
 const MOST_PX: usize = 1 << 40;
 
-fn text(plan: &RunPlan) -> String {
+fn text(plan: &RunPlan, has_no_layers: bool) -> String {
     let tiles = &plan.tiles;
     let (rows, columns) = (tiles.rows.len(), tiles.columns.len());
     let [tall, wide] = tiles.largest_tile();
@@ -109,8 +110,10 @@ fn text(plan: &RunPlan) -> String {
     if let Some(memory) = &plan.memory {
         return format!("{heading}{}\n{}", seamless(plan, memory), plan_image::ascii(tiles));
     }
+    let seams =
+        if has_no_layers { format!("seams    tiles overlap: {} does not list the layers of its models\n", plan.family) } else { String::new() };
     format!(
-        "{heading}\
+        "{heading}{seams}\
          overlap  {} px of height, {} px of width, in the output\n\
          work     {:.2} times untiled, {} redundant tiles\n{chunks}\
          host     input {}, output {}, strips to blend with {}{}\n\
@@ -142,6 +145,7 @@ fn seamless(plan: &RunPlan, memory: &MemoryPlan) -> String {
         count => format!("seams    none: {count} stages, {whole} of them on the whole picture, the others tile by tile\n"),
     };
     let budget = memory.budget.map(|budget| format!(" of a budget of {}", size(budget))).unwrap_or_default();
+    let kept = if memory.kept > 0 { format!("{} on devices, ", size(memory.kept)) } else { String::new() };
     let scratch = if memory.scratch > 0 { format!(", {} in a scratch file", size(memory.scratch)) } else { String::new() };
     let next = memory.next.map(|next| {
         let [tall, wide] = next.tile;
@@ -151,7 +155,7 @@ fn seamless(plan: &RunPlan, memory: &MemoryPlan) -> String {
     format!(
         "{stages}\
          work     {:.3} times untiled\n\
-         memory   about {} at the peak{budget}; {} of features between stages in memory{scratch}\n{}\
+         memory   about {} at the peak{budget}; features between stages: {kept}{} in memory{scratch}\n{}\
          workers  {}\n",
         plan.work_ratio,
         size(memory.peak),

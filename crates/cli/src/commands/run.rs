@@ -142,7 +142,7 @@ fn report(common: &Common, files: &Files, written: &Written, pipeline: &Pipeline
     let shape_text = shape.map(|side| side.to_string()).join("x");
     let workers = if stats.workers.len() > 1 { format!(" on {} workers", stats.workers.len()) } else { String::new() };
     let peak = memory::peak();
-    let mut text = format!("wrote {names}: {shape_text} in {}{workers}, {seconds:.2} s", tiles(stats.tiles));
+    let mut text = format!("wrote {names}: {shape_text} in {}{workers}, {seconds:.2} s", tiles_of(stats));
     if let Some(peak) = peak {
         text += &format!(", peak memory {}", bytes(peak));
     }
@@ -150,7 +150,7 @@ fn report(common: &Common, files: &Files, written: &Written, pipeline: &Pipeline
     text += &of_workers(stats);
     text += &of_devices(&pipeline.device_memory());
     let mut json = json!({
-        "files": written.iter().map(|file| output::path(file)).collect::<Vec<_>>(), "shape": shape, "tiles": stats.tiles, "frames": stats.frames, "seconds": seconds, "workers": stats.workers,
+        "files": written.iter().map(|file| output::path(file)).collect::<Vec<_>>(), "shape": shape, "tiles": stats.tiles, "stages": stats.stages, "frames": stats.frames, "seconds": seconds, "workers": stats.workers,
         "schedule_loss": stats.schedule_loss(), "upcast_tiles": stats.upcast_tiles, "peak_memory_bytes": peak,
         "device_memory_bytes": pipeline.device_memory()
     });
@@ -159,6 +159,11 @@ fn report(common: &Common, files: &Files, written: &Written, pipeline: &Pipeline
         json["sha256"] = sha256.clone().into();
     }
     print(common, &text, &json, files.take_stdout())
+}
+
+fn tiles_of(stats: &RunStats) -> String {
+    let tiles = tiles(stats.tiles);
+    if stats.stages > 1 { format!("{tiles} of {} stages", stats.stages) } else { tiles }
 }
 
 fn tiles(count: usize) -> String {

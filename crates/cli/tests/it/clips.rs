@@ -67,7 +67,7 @@ fn the_example_latents_decode_into_any_kind_of_clip() {
     }
     // The tiles of this clip come one after the other, each with all its frames.
     let tiled = folder.path("tiled.y4m");
-    let printed = run(&["decode", LATENTS, "-o", &tiled, "--model", DEMO, "--set", "tiling.tile_px=96", "--set", "tiling.stride_px=64"]);
+    let printed = run(&["decode", LATENTS, "-o", &tiled, "--model", DEMO, "--set", "tiling={kind=\"diffusers\",tile_px=96,stride_px=64}"]);
     assert!(printed.contains("in 6 tiles"), "{printed}");
     assert!(metrics::psnr(&clip(&tiled), &expected) > 28.0);
     assert_eq!(folder.files(), ["clip.gif", "clip.y4m", "frames", "raw.npy", "tiled.y4m"]);
@@ -150,11 +150,11 @@ fn chunks_change_nothing() {
 
 #[test]
 fn plans_know_frames() {
-    let printed = run(&["plan", "81x480x832", "--model", DEMO]);
+    let printed = run(&["plan", "81x480x832", "--model", DEMO, "--set", "tiling.kind=diffusers"]);
     for part in ["1x16x21x60x104 to 1x3x81x480x832", "15 = 3 rows x 5 columns", "21 to 81 in 21 chunks of 1 latent frames", "scratch file"] {
         assert!(printed.contains(part), "{part}: {printed}");
     }
-    let printed = run(&["plan", CLIP, "--model", DEMO, "--set", "model.frames_per_chunk=3"]);
+    let printed = run(&["plan", CLIP, "--model", DEMO, "--set", "model.frames_per_chunk=3", "--set", "tiling.kind=diffusers"]);
     assert!(printed.starts_with("encode with wan: 1x3x17x128x192 to 1x32x5x16x24") && printed.contains("in 3 chunks of 3"), "{printed}");
     let json = run(&["plan", "5x64x64", "--model", DEMO, "--format", "json"]);
     assert!(json.contains("\"cache\"") && json.contains("\"chunks\": 2") && json.contains("\"strips\""), "{json}");
@@ -228,7 +228,8 @@ fn a_closed_output_ends_the_run_and_leaves_nothing() {
     for executor in ["sequential", "multi-device", "pipelined"] {
         let begun = std::time::Instant::now();
         let executor = format!("executor.kind={executor}");
-        let args = ["decode", LATENTS, "-o", &out, "--model", DEMO, "--set", &executor, "--set", "tiling.tile_px=96", "--set", "tiling.stride_px=64"];
+        let args =
+            ["decode", LATENTS, "-o", &out, "--model", DEMO, "--set", &executor, "--set", "tiling={kind=\"diffusers\",tile_px=96,stride_px=64}"];
         let (code, message) = with_path(bin.as_ref(), &args);
         assert!(code == Some(1) && message.contains("ffmpeg"), "{executor}: {code:?} {message}");
         assert!(folder.files() == ["bin"] && begun.elapsed() < std::time::Duration::from_mins(1), "{:?}", folder.files());

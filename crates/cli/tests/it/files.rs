@@ -116,8 +116,8 @@ fn other_grids_and_blends() {
     for (name, settings) in [
         ("uniform", ["tiling.kind=uniform", "tiling.tile_px=192", "blend.kind=feather"]),
         ("splits", ["tiling.kind=uniform", "tiling.splits=[2, 3]", "blend.kind=cascade"]),
-        ("sized", ["tiling.tile_px=[128, 256]", "tiling.overlap=0.5", "tiling.skip_redundant=true"]),
-        ("stride", ["tiling.tile_px=128", "tiling.stride_px=[96, 64]", "blend.kind=feather"]),
+        ("sized", ["tiling={kind=\"diffusers\",tile_px=[128, 256]}", "tiling.overlap=0.5", "tiling.skip_redundant=true"]),
+        ("stride", ["tiling={kind=\"diffusers\",tile_px=128}", "tiling.stride_px=[96, 64]", "blend.kind=feather"]),
     ] {
         let out = folder.path(&format!("{name}.png"));
         let mut args = vec!["decode", EXAMPLE, "-o", &out];

@@ -72,7 +72,7 @@ fn clips_of_wan_decode_and_encode_as_diffusers_does() {
         let [l, s, out, back] = ["l.safetensors", "s.safetensors", "out.safetensors", "back.safetensors"].map(|name| folder.path(name));
         write_tensors(l.as_ref(), &[("latents", &golden(config, &format!("{case}.latents")))], 5, Origin::default()).unwrap();
         write_tensors(s.as_ref(), &[("samples", &golden(config, &format!("{case}.samples")))], 5, Origin::default()).unwrap();
-        let sizes = [format!("tiling.tile_px={tile}"), format!("tiling.stride_px={stride}")];
+        let sizes = ["tiling.kind=diffusers".to_owned(), format!("tiling={{tile_px={tile},stride_px={stride}}}")];
         let modes = [("untiled", vec!["--set", "tiling.kind=off"]), ("tiled", vec!["--set", &sizes[0], "--set", &sizes[1]])];
         for (mode, tiling) in modes {
             for chunk in ["model.frames_per_chunk=1", "model.frames_per_chunk=2"] {
@@ -134,7 +134,7 @@ fn executors_and_workers_do_not_change_a_bit() {
         let decode = |name: &str, settings: &[&str]| {
             let out = folder.path(name);
             let latents = format!("examples/latents/{latents}.safetensors");
-            let mut args = vec!["decode", &latents, "-o", &out, "--model", model, "--set", "tiling.tile_px=96", "--set", "tiling.stride_px=64"];
+            let mut args = vec!["decode", &latents, "-o", &out, "--model", model, "--set", "tiling={kind=\"diffusers\",tile_px=96,stride_px=64}"];
             args.extend(settings.iter().flat_map(|setting| ["--set", setting]));
             (run(&args), std::fs::read(&out).unwrap())
         };
@@ -154,7 +154,7 @@ fn executors_and_workers_do_not_change_a_bit() {
         // And an encode.
         let [samples, one, many] = ["s.npy", "one.npy", "many.npy"].map(|name| folder.path(name));
         std::fs::write(&samples, expected).unwrap();
-        let common = ["--model", model, "--set", "tiling.tile_px=96", "--set", "tiling.stride_px=64"];
+        let common = ["--model", model, "--set", "tiling={kind=\"diffusers\",tile_px=96,stride_px=64}"];
         run(&[&["encode", &samples, "-o", &one], &common[..]].concat());
         for kind in ["multi-device", "pipelined"] {
             let executor = format!("executor.kind={kind}");
@@ -201,7 +201,7 @@ fn tiles_that_overflow_in_f16_are_run_again_in_f32() {
     let mut loud = latents(root("examples/latents/chelsea.safetensors").to_str().unwrap()).values;
     loud.data_mut().iter_mut().for_each(|value| *value *= 12_000.0);
     write_tensors(large.as_ref(), &[("latents", &loud)], 4, Origin::default()).unwrap();
-    let common = ["--set", "io.latent_space=vae", "--set", "tiling.tile_px=128"];
+    let common = ["--set", "io.latent_space=vae", "--set", "tiling={kind=\"diffusers\",tile_px=128}"];
     run(&[&["decode", &large, "-o", &wide], &common[..]].concat());
     for executor in ["executor.kind=sequential", "executor.kind=multi-device", "executor.kind=pipelined"] {
         let printed = run(&[&["decode", &large, "-o", &narrow, "--set", "devices.dtype.cpu=f16", "--set", executor], &common[..]].concat());

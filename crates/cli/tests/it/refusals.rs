@@ -21,8 +21,9 @@ fn settings_that_cannot_be() {
         ("model.family=klw", ["klw", "did you mean `kl`"]),
         ("tiling.tile_px=100", ["not a multiple of 8", "nearest legal value is 104"]),
         ("tiling.tile_px=4", ["at least 8", "nearest legal value is 8"]),
-        ("tiling.stride_px=512", ["256", "nearest legal value is 256"]),
-        ("tiling.overlap=0.27", ["overlap is 0.27", "nearest legal value is 0.28125"]),
+        ("tiling={kind=\"diffusers\",stride_px=512}", ["256", "nearest legal value is 256"]),
+        ("tiling.stride_px=512", ["unknown key `stride_px`", "seamless has no such key, but diffusers, family has"]),
+        ("tiling={kind=\"diffusers\",overlap=0.27}", ["overlap is 0.27", "nearest legal value is 0.28125"]),
         ("executor.kind=fast", ["`executor.kind`", "sequential"]),
         ("devices.use=[\"cuda:0\"]", ["`cuda`", "cpu"]),
         ("devices.use=[\"cpu\", \"cpu\"]", ["executor.kind = \"sequential\"", "one device"]),
@@ -54,7 +55,7 @@ fn an_impossible_tile_is_refused_before_weights_are_read() {
 #[test]
 fn a_roundtrip_is_planned_both_ways_before_it_runs() {
     // A quarter of 280 px is no whole number of latent px.
-    let message = refused(2, &["roundtrip", "examples/images/chelsea.png", "--set", "tiling.tile_px=280"]);
+    let message = refused(2, &["roundtrip", "examples/images/chelsea.png", "--set", "tiling={kind=\"diffusers\",tile_px=280}"]);
     assert!(message.contains("overlap is 0.25") && message.contains("stride_px = 208"), "{message}");
 }
 

@@ -5,7 +5,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 use std::time::Duration;
 
-use super::{Folder, refused, root, run, tilevae};
+use super::{Folder, max_diff, refused, root, run, samples, tilevae};
 
 const LATENTS: &str = "examples/latents/chelsea.safetensors";
 const TOKEN: &str = "TILEVAE_TOKEN";
@@ -81,7 +81,7 @@ fn two_servers_and_this_process_give_the_same_bytes() {
     let folder = Folder::new();
     for (latents, model) in [(LATENTS, "models/demo-kl"), ("examples/latents/chelsea-clip.safetensors", "models/demo-wan")] {
         let out = folder.path("out.npy");
-        let common = ["decode", latents, "-o", &out, "--hash", "--model", model, "--set", "tiling.tile_px=96", "--set", "tiling.stride_px=64"];
+        let common = ["decode", latents, "-o", &out, "--hash", "--model", model, "--set", "tiling={kind=\"diffusers\",tile_px=96,stride_px=64}"];
         let expected = run(&common);
         for (devices, executor) in [(&servers[0].devices[0], "sequential"), (&all, "multi-device"), (&all, "pipelined")] {
             let printed = run(&[&common[..], &["--device", devices, "--set", &format!("executor.kind={executor}")]].concat());
@@ -132,6 +132,33 @@ fn a_run_survives_a_server_that_is_killed() {
         assert!(code == Some(0) && finished > 100, "{code:?} {printed}");
         assert!(printed.contains(hash(&expected)) && printed.contains("\"retired\": \"tile "), "{printed}");
     }
+}
+
+/// Features stay on the servers that computed them. One that is lost takes its features along: the run begins again without it.
+#[test]
+fn features_stay_on_servers_and_are_computed_again_when_one_is_lost() {
+    let folder = Folder::new();
+    let out = folder.path("out.safetensors");
+    let common = ["decode", LATENTS, "-o", &out, "--set", "tiling.kind=seamless", "--set", "tiling.tile_px=64"];
+    run(&common);
+    let expected = samples(&out).values;
+    let (mut victim, survivor) = (Server::start(&[], ""), Server::start(&[], ""));
+    let devices = format!("{},{}", victim.devices[0], survivor.devices[0]);
+    let args = [&common[..], &["--set", "tiling.memory_mib=45", "--set", "executor.kind=multi-device", "-vv"]].concat();
+    let agrees = || max_diff(&samples(&out).values, &expected) < 1e-3;
+    let (code, lines, printed) = watch(&args, &devices, |_| {});
+    assert!(code == Some(0) && agrees(), "{code:?} {printed}");
+    let stored: Vec<&String> = lines.iter().filter(|line| line.contains("features between")).collect();
+    assert!(stored.len() == 1 && !stored[0].contains("took 0 bytes"), "{stored:?}");
+    let mut finished = 0;
+    let (code, lines, printed) = watch(&args, &devices, |event| {
+        finished += usize::from(event.contains("\"event\":\"tile_finished\""));
+        if finished == 100 {
+            victim.child.kill().unwrap();
+        }
+    });
+    assert!(code == Some(0) && agrees(), "{code:?} {printed} {lines:?}");
+    assert!(lines.iter().any(|line| line.contains("begins again")), "{lines:?}");
 }
 
 #[test]

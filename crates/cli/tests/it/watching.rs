@@ -12,9 +12,9 @@ fn a_run_tells_its_events_as_json_lines() {
     let events: Vec<&str> = lines.lines().map(|line| line.split("\"event\":\"").nth(1).and_then(|rest| rest.split('"').next()).unwrap()).collect();
     assert!(events[0] == "started" && events.last() == Some(&"tile_finished"), "{lines}");
     let count = |name: &str| events.iter().filter(|event| **event == name).count();
-    assert_eq!([count("tile_started"), count("advanced"), count("tile_finished")], [6; 3]);
+    assert_eq!([count("tile_started"), count("advanced"), count("tile_finished")], [96; 3]);
     assert!(
-        lines.lines().next().is_some_and(|line| line.contains("\"workers\":[\"cpu/0\",\"cpu/1\"]") && line.contains("\"of_tiles\":6")),
+        lines.lines().next().is_some_and(|line| line.contains("\"workers\":[\"cpu/0\",\"cpu/1\"]") && line.contains("\"of_tiles\":96")),
         "{lines}"
     );
     let result = String::from_utf8(output.stdout).unwrap();
@@ -34,11 +34,13 @@ fn traces_and_timelines_hold_every_stage() {
     run(&[&["decode", LATENTS, "-o", &out, "--set", "executor.kind=pipelined", "--set", "devices.cpu.workers=2"], &files[..]].concat());
     let text = std::fs::read_to_string(&trace).unwrap();
     for stage in ["read", "upload", "compute", "download", "blend"] {
-        assert_eq!(text.matches(&format!("\"name\":\"{stage} #")).count(), 6, "{stage}");
+        assert_eq!(text.matches(&format!("\"name\":\"{stage} #")).count(), 96, "{stage}");
     }
     assert!(text.starts_with("{\"traceEvents\":[") && text.contains("\"name\":\"process_name\"") && text.contains("cpu/1"));
     let image = std::fs::read_to_string(&timeline).unwrap();
-    assert!(image.starts_with("<svg") && image.contains("cpu/0") && image.contains("blending") && image.matches("decode: compute tile").count() == 6);
+    assert!(
+        image.starts_with("<svg") && image.contains("cpu/0") && image.contains("blending") && image.matches("decode: compute tile").count() == 96
+    );
 
     run(&[&["roundtrip", "examples/clips/chelsea.gif", "--model", "models/demo-wan"], &files[..]].concat());
     let text = std::fs::read_to_string(&trace).unwrap();
@@ -70,8 +72,8 @@ fn devices_that_are_not_there_are_an_error_or_left_out() {
 
 #[test]
 fn plans_say_how_many_tiles_are_held() {
-    let plan = |executor: &str| run(&["plan", "4096x4096", "--set", executor, "--set", "devices.cpu.workers=3"]);
-    assert!(run(&["plan", "4096x4096"]).contains("workers  1, at most 1 tile begun"));
+    let plan = |executor: &str| run(&["plan", "4096x4096", "--set", "tiling.kind=diffusers", "--set", executor, "--set", "devices.cpu.workers=3"]);
+    assert!(run(&["plan", "4096x4096", "--set", "tiling.kind=diffusers"]).contains("workers  1, at most 1 tile begun"));
     assert!(plan("executor.kind=multi-device").contains("workers  3, at most 12 tiles begun"), "{}", plan("executor.kind=multi-device"));
     assert!(plan("executor={kind=\"pipelined\",in_flight=4}").contains("at most 30 tiles"));
 }

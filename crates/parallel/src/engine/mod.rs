@@ -60,7 +60,8 @@ pub(crate) fn run(settings: Settings, job: Job<'_>, progress: &mut dyn Progress)
     };
     let work = plan.tiles.iter().map(|tile| tile.input.volume() as f64).collect();
     let scheduler = Scheduler::new(work, shape_classes(plan), workers.iter().map(|worker| worker.device).collect(), rules)
-        .with_expected_speeds(workers.iter().map(|worker| worker.speed));
+        .with_expected_speeds(workers.iter().map(|worker| worker.speed))
+        .with_near_tiles(workers.iter().map(|worker| &worker.near_tiles[..]));
     let shared = Arc::new(Shared {
         state: Mutex::new(SchedulerState::new(scheduler, workers.len())),
         changed: workers.iter().map(|_| Condvar::new()).collect(),

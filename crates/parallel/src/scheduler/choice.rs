@@ -4,6 +4,9 @@ use std::time::Duration;
 
 use super::{MANY, Scheduler, TileProgress};
 
+/// How much longer a tile is expected to take whose input lies on the device of another worker.
+const FAR: f64 = 1.2;
+
 impl Scheduler {
     /// The waiting tiles that the worker runs next.
     pub(super) fn choice(&self, worker: usize, now: Duration) -> Option<Vec<usize>> {
@@ -17,7 +20,7 @@ impl Scheduler {
         if state.running.iter().any(|running| is_crowded(running.tiles[0])) {
             return None;
         }
-        let waiting = self.waiting();
+        let waiting = self.waiting(worker);
         // Towards the end tiles wait for the worker that is free first, not in the queue of one.
         if state.running.len() >= waiting.len().div_ceil(self.live_workers()).max(1) {
             return None;
@@ -27,16 +30,25 @@ impl Scheduler {
         (state.running.is_empty() || !is_crowded(tile)).then(|| self.stack(worker, tile, &waiting))
     }
 
-    /// Tiles that may be begun: those that are overdue first, then those with the most work.
-    fn waiting(&self) -> Vec<usize> {
+    /// Tiles that may be begun: those that are overdue first, then those whose input is nearest to the worker, then those with the most work.
+    fn waiting(&self, worker: usize) -> Vec<usize> {
         let end = (self.placed + self.rules.window).min(self.tiles.len());
         // A tile may be blended and yet be run again: it was taken from its worker before that reported it as finished.
         let first = self.placed.min(self.unfinished);
         let mut waiting: Vec<usize> = (first..end).filter(|&tile| self.tiles[tile].progress == TileProgress::Waiting).collect();
         // A small tile must not wait until the window allows nothing else.
         let is_overdue = |tile: usize| end < self.tiles.len() && tile + self.rules.window / 2 < self.newest;
-        waiting.sort_by(|&a, &b| is_overdue(b).cmp(&is_overdue(a)).then(self.work[b].total_cmp(&self.work[a])).then(a.cmp(&b)));
+        let distance = |tile: usize| if self.workers[worker].near.contains(&tile) { 0 } else { 1 + usize::from(self.is_far(worker, tile)) };
+        waiting.sort_by(|&a, &b| {
+            let by_work = || self.work[b].total_cmp(&self.work[a]);
+            is_overdue(b).cmp(&is_overdue(a)).then(distance(a).cmp(&distance(b))).then_with(by_work).then(a.cmp(&b))
+        });
         waiting
+    }
+
+    /// Whether the input of a tile lies on the device of another worker.
+    fn is_far(&self, worker: usize, tile: usize) -> bool {
+        !self.workers[worker].near.contains(&tile) && self.workers.iter().any(|other| other.near.contains(&tile))
     }
 
     fn may_run(&self, worker: usize, tile: usize) -> bool {
@@ -74,7 +86,10 @@ impl Scheduler {
             .collect();
         let mut has_more = false;
         for &tile in waiting {
-            let finish = |other: usize| free_at[other] + self.work[tile] / speed(other);
+            let finish = |other: usize| {
+                let longer = if self.is_far(other, tile) { FAR } else { 1.0 };
+                free_at[other] + self.work[tile] * longer / speed(other)
+            };
             let able = (0..self.workers.len())
                 .filter(|&other| self.may_run(other, tile) && !self.stands_by(other) && self.workers[other].abandoned.is_empty());
             // Among equals, the worker that asks.

@@ -4,6 +4,7 @@ mod choice;
 mod clock;
 mod stall;
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use clock::Clock;
@@ -17,7 +18,7 @@ const FAULTS_BEFORE_RETIREMENT: usize = 3;
 
 /// Decides which worker runs which tiles. It has no threads and no clock: callers pass the time.
 ///
-/// A free worker takes the tile with the most work. Once few tiles wait, the rest of the run is simulated with the speeds measured so far, and a slow
+/// A free worker takes the tile with the most work, of those whose input is near before others. Once few tiles wait, the rest of the run is simulated with the speeds measured so far, and a slow
 /// worker leaves a tile to a fast one that would finish it earlier. A tile that failed goes to a worker that has not tried it, as long as there is one.
 /// No tile is begun that lies `window` tiles or more after the first one that is not blended, which bounds the outputs that wait to be blended.
 ///
@@ -86,6 +87,8 @@ struct WorkerState {
     speed: Option<f64>,
     /// What was known of its speed before, in some unit.
     expected_speed: f64,
+    /// Tiles whose input lies on its device.
+    near: BTreeSet<usize>,
     running: Vec<Running>,
     /// Batches that were reassigned while the worker was still inside its operation on them.
     abandoned: Vec<Running>,
@@ -154,6 +157,7 @@ impl Scheduler {
         let idle = WorkerState {
             speed: None,
             expected_speed: 1.0,
+            near: BTreeSet::new(),
             running: Vec::new(),
             abandoned: Vec::new(),
             last_finish: Duration::ZERO,
@@ -172,6 +176,14 @@ impl Scheduler {
     pub(crate) fn with_expected_speeds(mut self, speeds: impl IntoIterator<Item = f64>) -> Self {
         for (worker, speed) in self.workers.iter_mut().zip(speeds) {
             worker.expected_speed = speed;
+        }
+        self
+    }
+
+    /// The same with the tiles whose input lies on the device of each worker.
+    pub(crate) fn with_near_tiles<'t>(mut self, tiles: impl IntoIterator<Item = &'t [usize]>) -> Self {
+        for (worker, tiles) in self.workers.iter_mut().zip(tiles) {
+            worker.near = tiles.iter().copied().collect();
         }
         self
     }

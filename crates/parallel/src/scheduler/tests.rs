@@ -385,3 +385,24 @@ fn a_worker_that_failed_on_a_tile_does_not_step_in_for_a_silent_one() {
     // The second one may be slow: it is waited for.
     assert_eq!((scheduler.assign(0, hour), scheduler.stalled(hour)), (Assignment::Wait, vec![]));
 }
+
+#[test]
+fn tiles_run_where_their_input_is() {
+    // Many tiles, then few: the last ones go to the worker that is free all the same.
+    let near: [&[usize]; 2] = [&[1, 3, 5, 7, 9, 11], &[0, 2, 4, 6, 8]];
+    let mut scheduler = scheduler(&[1.0; 12], 2, RULES).with_near_tiles(near);
+    let mut ran: [Vec<usize>; 2] = [Vec::new(), Vec::new()];
+    for round in 0..6 {
+        for worker in [0, 1] {
+            let Assignment::Run(task) = scheduler.assign(worker, seconds(round)) else { panic!("{worker} waits in round {round}") };
+            ran[worker].extend(&task.tiles);
+        }
+        for worker in [0, 1] {
+            scheduler.finished(worker, &ran[worker][round as usize..], seconds(round + 1));
+        }
+    }
+    assert_eq!(ran, [vec![1, 3, 5, 7, 9, 11], vec![0, 2, 4, 6, 8, 10]]);
+    // A worker without tiles of its own takes those of others, but leaves the first to it.
+    let mut scheduler = self::scheduler(&[1.0; 4], 2, RULES).with_near_tiles([&[0, 1, 2, 3][..], &[]]);
+    assert_eq!([scheduler.assign(1, seconds(0)), scheduler.assign(0, seconds(0))], [run(1), run(0)]);
+}

@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use parallel::{Done, Event, ExecError, Executor, Job, Progress, RunStats, Stop, Trace, Worker, WorkerStats};
-use tiling::{BoxError, Canvas, Cascade, Compositor, Geometry, HostTensor, Party, Region, Scale, Sink, Span, TileOp, TilePlan, TileSource, guard};
+use tiling::{
+    BoxError, Canvas, Cascade, Compositor, Geometry, HostTensor, Party, Region, Scale, ScratchFile, Sink, Span, TileOp, TilePlan, TileSource, guard,
+};
 use vae_core::coder::{Crops, StagedPlan};
 use vae_core::operators::GroupMoments;
 use vae_core::staged::{FeatureStore, MomentsSink, SampleOp, SampleShared, StageOp, StageShared, StoredBytes};
@@ -12,7 +14,7 @@ use vae_core::{Context, MathMode, Vae, is_in_host_memory};
 
 use super::replicas::Replica;
 use crate::workers::{LazyOp, WorkerSlot};
-use crate::{Direction, Error, RunPlan};
+use crate::{Direction, Error, RunPlan, io};
 
 /// What stages leave for later ones.
 struct State {
@@ -84,7 +86,7 @@ impl StagedRun<'_> {
                 state.crew.learn(&stats);
                 // Crops are no tiles.
                 let workers = stats.workers.into_iter().map(|worker| WorkerStats { tiles: 0, work: 0.0, ..worker }).collect();
-                all.push(RunStats { tiles: 0, upcast_tiles: 0, workers, trace: Trace::default(), ..stats });
+                all.push(RunStats { tiles: 0, stages: 0, upcast_tiles: 0, workers, trace: Trace::default(), ..stats });
             }
             let is_last = stage + 1 == stages.len();
             let shared = Arc::new(StageShared {
@@ -104,7 +106,10 @@ impl StagedRun<'_> {
             let source = if stage == 0 { source } else { &filled };
             let mut merged = MomentsSink::new(description.moments);
             let target: &mut dyn Sink = if is_last { &mut *sink } else { &mut merged };
-            let compositor = Compositor::new(&tiles, &Cascade, target);
+            let mut compositor = Compositor::new(&tiles, &Cascade, target);
+            if is_last && self.plan.uses_scratch() {
+                compositor = compositor.with_scratch(ScratchFile::new().map_err(io::IoError::from)?);
+            }
             let stats = self.executor.run(Job { plan: &tiles, source, workers: &workers, compositor, stop: self.stop }, progress)?;
             progress.next_stage();
             state.crew.learn(&stats);
@@ -173,7 +178,10 @@ impl StagedRun<'_> {
             let geometry = Geometry { frames: shared.plan.frame_scale(shared.stage), ..Geometry::image(Scale::Up(1)) };
             let upcast = self.upcast(replica, geometry, op.clone());
             let op = op(replica.vae.clone());
-            if shared.plan.stages()[shared.stage].is_whole { slot.worker_with_all_threads(op, upcast) } else { slot.worker(op, upcast) }
+            let description = &shared.plan.stages()[shared.stage];
+            let worker = if description.is_whole { slot.worker_with_all_threads(op, upcast) } else { slot.worker(op, upcast) };
+            let input = description.inputs.iter().find(|&&value| value != 0);
+            Worker { near_tiles: input.map_or_else(Vec::new, |&value| shared.store.tiles_on(&replica.vae.device(), value)), ..worker }
         };
         self.worker_slots.iter().map(worker).collect()
     }

@@ -253,7 +253,7 @@ fn panics_of_the_callers_code_are_errors() {
     thread::spawn(move || {
         for executor in ["sequential", "multi-device", "pipelined"] {
             let pipeline = || {
-                let config = format!("model.path = {DEMO:?}\ntiling.tile_px = 32\nexecutor.kind = {executor:?}");
+                let config = format!("model.path = {DEMO:?}\ntiling = {{ kind = \"diffusers\", tile_px = 32 }}\nexecutor.kind = {executor:?}");
                 Pipeline::load(&Config::from_toml(&config).unwrap()).unwrap()
             };
             let (sound, latents) = (pipeline(), latents(16));
@@ -312,7 +312,9 @@ fn a_plan_without_weights_is_the_plan_of_a_pipeline() {
     let pipeline = Pipeline::load_model(&config, &model).unwrap();
     for (direction, shape) in [(Direction::Decode, [1, 16, 1, 6, 10]), (Direction::Encode, [2, 3, 1, 48, 80])] {
         let plan = RunPlan::new(&config, model.entry.name, &model.spec, direction, shape).unwrap();
-        assert_eq!(plan, pipeline.plan(direction, shape).unwrap());
+        let of_pipeline = pipeline.plan(direction, shape).unwrap();
+        // Both components are loaded, and what is free changes from moment to moment.
+        assert_eq!(RunPlan { memory: of_pipeline.memory, peak_bytes: of_pipeline.peak_bytes, ..plan }, of_pipeline);
     }
 }
 

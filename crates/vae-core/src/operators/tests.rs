@@ -3,7 +3,7 @@
 use burn::tensor::{DType, Device, FloatDType, Tensor, TensorData};
 
 use super::erased::AnyOperators;
-use super::{Activation, Convolution, GroupNormParameters, Padding, Plain, TemporalWindow};
+use super::{Activation, Convolution, GroupNormParameters, Padding, Part, Plain, TemporalWindow};
 use crate::layers::Features;
 use crate::{Context, MathMode, Precision, backends};
 
@@ -117,6 +117,26 @@ fn agree(what: &str, shape: [usize; 5], operation: impl Fn(&Bench, Features) -> 
             _ => 1e-4,
         };
         assert!(worst <= tolerance, "{what}: {worst}");
+    }
+}
+
+#[test]
+fn features_are_put_together_from_parts() {
+    for shape in SHAPES {
+        let [b, c, t, h, w] = shape;
+        let (row, column) = (h / 2, w.div_ceil(3));
+        agree("assemble", shape, |bench, x| {
+            let other = bench.features(ramp([b, c, t + 1, h + 2, w], 0.3));
+            let context = bench.context.clone();
+            let boxes = [([0, 0, 0], [t, row, w]), ([0, row, 0], [t, h - row, column]), ([0, row, column], [t, h - row, w - column])];
+            let parts = boxes.into_iter().enumerate().filter(|(_, (_, size))| !size.contains(&0));
+            // Of the other features the last frames, from another row on.
+            let part = |(at, (to, size)): (usize, ([usize; 3], [usize; 3]))| {
+                let (x, from) = if at == 1 { (other.clone(), [1, to[1] + 2, to[2]]) } else { (x.clone(), to) };
+                Part { x, from, to, size }
+            };
+            Features::assemble(parts.map(part).collect(), shape, &context)
+        });
     }
 }
 

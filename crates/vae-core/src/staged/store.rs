@@ -182,6 +182,15 @@ impl FeatureStore {
         Ok(Place::Planes(range))
     }
 
+    /// The tiles of a value that a device keeps in a memory of its own.
+    pub fn tiles_on(&self, device: &Device, value: usize) -> Vec<usize> {
+        if is_in_host_memory(device) {
+            return Vec::new();
+        }
+        let is_kept = |piece: &Piece| matches!(&*piece.place, Place::Device(of, ..) if of == device);
+        self.pieces(value, is_kept).iter().map(|piece| piece.tile).collect()
+    }
+
     /// Frames of an area of a value.
     ///
     /// # Errors
