@@ -27,6 +27,12 @@ def vae_of(target: Any, expected: str = "a pipeline of diffusers") -> Any:
     return vae
 
 
+def _own(tensors: Any) -> dict[str, Any]:
+    """Tensors by name, without the copies that `fuse_qkv_projections` makes."""
+    named = dict(tensors)
+    return {name: tensor for name, tensor in named.items() if ".to_qkv." not in name or name.replace(".to_qkv.", ".to_q.") not in named}
+
+
 class WeightSamples:
     """Some values of each tensor. They tell weights that have changed, as when a LoRA is fused or loaded, from weights that were moved or rounded."""
 
@@ -36,19 +42,19 @@ class WeightSamples:
         import torch
 
         self._places = {}
-        for name, tensor in vae.named_parameters():
+        for name, tensor in _own(vae.named_parameters()).items():
             at = torch.linspace(0, max(0, tensor.numel() - 1), self._COUNT, dtype=torch.float64).long()
             self._places[name] = torch.unravel_index(at, tensor.shape)
         self._values = self._read(vae)
 
     def _read(self, vae: Any) -> dict[str, Any]:
         """By name. Tensors that accelerate has put away are left out."""
-        return {name: tensor.detach()[self._places[name]].cpu() for name, tensor in vae.named_parameters() if not tensor.is_meta}
+        return {name: tensor.detach()[self._places[name]].cpu() for name, tensor in _own(vae.named_parameters()).items() if not tensor.is_meta}
 
     def have_changed(self, vae: Any) -> bool:
         import torch
 
-        if {name for name, _ in vae.named_parameters()} != self._places.keys():
+        if _own(vae.named_parameters()).keys() != self._places.keys():
             return True
 
         def is_same(now: Any, before: Any) -> bool:
@@ -88,7 +94,7 @@ def tensors_of(vae: Any) -> tuple[str, list[tuple[str, str, list[int], np.ndarra
     vae = vae_of(vae, "the path of a checkpoint, a pipeline of diffusers")
     config = {key: value for key, value in dict(vae.config).items() if not key.startswith("_")}
     config["_class_name"] = type(vae).__name__
-    weights = vae.state_dict()
+    weights = _own(vae.state_dict())
     if type(vae).__name__ == "AutoencoderKLFlux2":
         decoder = config.get("decoder_block_out_channels")
         if decoder is not None and list(decoder) != list(config["block_out_channels"]):
