@@ -19,7 +19,7 @@ mod softmax;
 
 pub(super) use convolution::{PX, WindowLaunch, add_into, direct_convolution, fold_weight};
 pub(super) use eight_bits::pack;
-pub(super) use frames::{copy_frames, upsample_nearest2x};
+pub(super) use frames::{copy_frames, copy_part, upsample_nearest2x};
 pub(super) use group_norm::{group_apply, group_sums, group_sums_apply, group_sums_plain, moments_of_sums};
 pub(super) use rms_norm::rms_apply;
 pub(super) use softmax::{row_apply, row_parts, row_sums, softmax_rows};
