@@ -5,11 +5,10 @@ use std::sync::Arc;
 use burn::tensor::Device;
 use parallel::Executor;
 use serde::{Deserialize, Serialize};
-use tiling::{Grid, GridError, MemoryBudget, NormMoments, Off, Seamless, SeamlessKind, Span, TilePlan};
+use tiling::{FrameScale, Grid, GridError, MemoryBudget, NormMoments, Off, Seamless, SeamlessKind, Span, TilePlan};
 use vae_core::coder::{CoderSpec, Reading, StagedPlan};
 use vae_core::{DeviceName, VaeSpec, free_memory as free_memory_of};
 
-use crate::plan::waits_in_scratch;
 use crate::workers::{count_workers, threads_of};
 use crate::{Config, Direction, DtypeConfig, Error, io};
 
@@ -366,6 +365,11 @@ impl MemoryPlanner<'_> {
         let running = tile.saturating_mul(workers as u64).max(whole).saturating_add(kernels);
         [PROCESS_BYTES, of_program, weights, input, output, with_margin(running.saturating_mul(F32))].into_iter().fold(0, u64::saturating_add)
     }
+}
+
+/// Whether strips and waiting tiles of a run are kept in a scratch file: those of clips.
+pub(crate) fn waits_in_scratch(tiles: &TilePlan) -> bool {
+    tiles.is_tiled() && tiles.geometry.frames != FrameScale::Same
 }
 
 /// Rows and columns of a seamless plan, in latent px.

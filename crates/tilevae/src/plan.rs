@@ -3,11 +3,11 @@ use std::sync::Arc;
 
 use parallel::Executor;
 use serde::{Deserialize, Serialize};
-use tiling::{BlendPolicy, FrameScale, Geometry, Grid, GridConfig, GridContext, GridError, GridKind, Off, SeamlessKind, TilePlan};
+use tiling::{BlendPolicy, Geometry, Grid, GridConfig, GridContext, GridError, GridKind, Off, SeamlessKind, TilePlan};
 use vae_core::coder::{CoderSpec, Reading, Stage, StagedPlan};
 use vae_core::{Posterior, PosteriorKind, Tiling, VaeSpec};
 
-use crate::memory_plan::{Division, Holding, MemoryPlan, MemoryPlanner};
+use crate::memory_plan::{Division, Holding, MemoryPlan, MemoryPlanner, waits_in_scratch};
 use crate::workers::{check_devices, count_workers};
 use crate::{Config, Error, LatentSpace, OnNonFiniteInput};
 
@@ -92,11 +92,6 @@ impl Direction {
             Self::Encode => spec.tiling.encode.as_ref(),
         }
     }
-}
-
-/// Whether strips and waiting tiles of a run are kept in a scratch file: those of clips.
-pub(crate) fn waits_in_scratch(tiles: &TilePlan) -> bool {
-    tiles.is_tiled() && tiles.geometry.frames != FrameScale::Same
 }
 
 /// The grid of the model's family with the size of seamless tiles.

@@ -10,7 +10,8 @@ use kernels::{Algorithm, BlockedImage, Input, Norm, Prologue, Statistics};
 use super::activation::Activation;
 use super::convolution::{Convolution, Padding, TemporalWindow};
 use super::group_norm::{GroupMoments, GroupNormParameters};
-use super::interface::{Operators, Part};
+use super::interface::Operators;
+use super::part::Part;
 use super::plain;
 use crate::{CHANNEL_BLOCK, Context, Precision};
 

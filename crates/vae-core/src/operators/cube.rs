@@ -30,7 +30,8 @@ use self::tensor::{address, dense, element, elementwise, empty, generic, primiti
 use super::activation::Activation;
 use super::convolution::{Convolution, Padding, TemporalWindow};
 use super::group_norm::{GroupMoments, GroupNormParameters, TensorMoments};
-use super::interface::{Operators, Part};
+use super::interface::Operators;
+use super::part::Part;
 use super::plain;
 use crate::{Context, MathMode};
 

@@ -10,7 +10,8 @@ use burn::tensor::Tensor;
 use super::activation::Activation;
 use super::convolution::Convolution;
 use super::group_norm::{GroupMoments, GroupNormParameters};
-use super::interface::{Operators, Part};
+use super::interface::Operators;
+use super::part::Part;
 use crate::Context;
 
 /// An [`Operators::Data`] of unknown type.

@@ -6,29 +6,9 @@ use burn::tensor::Tensor;
 use super::activation::Activation;
 use super::convolution::Convolution;
 use super::group_norm::{GroupMoments, GroupNormParameters};
+use super::part::Part;
 use super::plain;
 use crate::{Context, eight_bits};
-
-/// A box of features that is put into others: frames, rows and columns.
-#[derive(Debug, Clone)]
-pub struct Part<D> {
-    /// The features that it is taken from.
-    pub x: D,
-    /// Its first frame, row and column there.
-    pub from: [usize; 3],
-    /// Its first frame, row and column in the others.
-    pub to: [usize; 3],
-    /// Its frames, rows and columns.
-    pub size: [usize; 3],
-}
-
-impl<D> Part<D> {
-    /// The same box of other features.
-    pub fn map<E>(self, of: impl FnOnce(D) -> E) -> Part<E> {
-        let Self { x, from, to, size } = self;
-        Part { x: of(x), from, to, size }
-    }
-}
 
 /// The operations that layers are made of, on features `[b, c, t, h, w]` (batch, channels, frames, height, width) that an implementation stores as it likes.
 ///

@@ -18,6 +18,7 @@ pub(crate) mod cube;
 pub(crate) mod erased;
 mod group_norm;
 mod interface;
+mod part;
 mod plain;
 #[cfg(feature = "remote")]
 pub(crate) mod remote;
@@ -27,7 +28,8 @@ mod tests;
 pub use activation::{Activation, UnknownActivation};
 pub use convolution::{Convolution, Padding, TemporalWindow};
 pub use group_norm::{GroupMoments, GroupNormParameters, TensorMoments};
-pub use interface::{Operators, Part, Plain};
+pub use interface::{Operators, Plain};
+pub use part::Part;
 
 use burn::tensor::Tensor;
 

@@ -7,7 +7,7 @@ use burn::tensor::{DType, FloatDType, Tensor, module};
 use super::activation::Activation;
 use super::convolution::{Convolution, Padding};
 use super::group_norm::{GroupNormParameters, TensorMoments};
-use super::interface::Part;
+use super::part::Part;
 use crate::Context;
 
 /// Queries whose scores are in memory at once.

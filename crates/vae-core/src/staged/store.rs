@@ -204,7 +204,8 @@ impl FeatureStore {
         };
         let read = |(piece, part): (&Piece, Part<()>)| {
             piece.read(part, reader).inspect_err(|error| {
-                if error.is::<LostFeatures>() {
+                // A reader that is stopped says nothing of the device.
+                if error.is::<LostFeatures>() && !reader.context.is_stopped() {
                     self.has_lost.store(true, Ordering::Relaxed);
                 }
             })
