@@ -68,17 +68,17 @@ impl StageOp {
         &self,
         coder: &Coder,
         tile: usize,
-        input: Tensor<5>,
+        frames: usize,
+        input: Option<Tensor<5>>,
         first: [usize; 2],
         cache: &mut FrameCache,
         context: &Context,
     ) -> Result<Given, BoxError> {
         let StageShared { plan, stage, store, epoch, .. } = &*self.shared;
         let (areas, description) = (plan.areas(*stage, tile), &plan.stages()[*stage]);
-        let frames = input.dims()[2];
         let device = self.vae.device();
         let reader = Reader { device: &device, dtype: self.vae.dtype(), context };
-        let mut input = Some(input.cast(reader.dtype));
+        let mut input = input.map(|input| input.cast(reader.dtype));
         let read = |(&value, &area): (&usize, &_)| match input.take_if(|_| value == 0) {
             Some(input) => Ok(Value::Tensor(input)),
             None => store.get(value, first[0]..first[0] + frames, area, reader).map(Value::Features),
@@ -131,6 +131,14 @@ impl Whole for OfStore<'_> {
     }
 }
 
+/// What the executor gives to a tile.
+enum Taken {
+    /// The input of the first stage.
+    Input(Tensor<5>),
+    /// Batch items and frames of what later stages read from the store.
+    Stored([usize; 2]),
+}
+
 /// What a tile gives to the executor.
 enum Given {
     Output(Box<Tensor<5>>),
@@ -148,7 +156,11 @@ impl TileOp for StageOp {
 
     fn upload(&self, piece: HostTensor) -> Result<DevicePiece, BoxError> {
         let (shape, device) = (piece.shape(), self.vae.device());
-        Ok(DevicePiece::new(Tensor::<5>::from_data(TensorData::new(piece.into_data(), shape), (&device, DType::F32))))
+        if self.shared.stage > 0 {
+            return Ok(DevicePiece::new(Taken::Stored([shape[0], shape[2]])));
+        }
+        let input = Tensor::<5>::from_data(TensorData::new(piece.into_data(), shape), (&device, DType::F32));
+        Ok(DevicePiece::new(Taken::Input(input)))
     }
 
     fn begin(&self, tiles: &[usize], stop: &Stop) -> TileRun<'_> {
@@ -159,11 +171,17 @@ impl TileOp for StageOp {
         let last_value = self.shared.plan.stages()[self.shared.stage].steps.clone();
         Box::new(move |piece| {
             let coder = coder.as_ref().map_err(ToString::to_string)?;
-            let piece: Tensor<5> = piece.take()?;
-            let (items, frames) = (piece.dims()[0] / tiles.len(), piece.dims()[2]);
+            let (piece, [items, frames]) = match piece.take::<Taken>()? {
+                Taken::Stored(sides) => (None, sides),
+                Taken::Input(piece) => {
+                    let [items, _, frames, ..] = piece.dims();
+                    (Some(piece), [items, frames])
+                }
+            };
+            let items = items / tiles.len();
             let given = tiles.iter_mut().enumerate().map(|(at, (tile, cache))| {
-                let input = piece.clone().narrow(0, at * items, items);
-                context.catch_stop(|| self.run(coder, *tile, input, first, cache, &context))?
+                let input = piece.clone().map(|piece| piece.narrow(0, at * items, items));
+                context.catch_stop(|| self.run(coder, *tile, frames, input, first, cache, &context))?
             });
             let given = given.collect::<Result<Vec<_>, BoxError>>()?;
             // Frames of the first chunk are few where frames grow.
