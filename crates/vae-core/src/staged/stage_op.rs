@@ -67,10 +67,8 @@ impl StageOp {
     fn run(
         &self,
         coder: &Coder,
-        tile: usize,
-        frames: usize,
+        Chunk { tile, frames, first_given }: Chunk,
         input: Option<Tensor<5>>,
-        first: [usize; 2],
         cache: &mut FrameCache,
         context: &Context,
     ) -> Result<Given, BoxError> {
@@ -81,10 +79,10 @@ impl StageOp {
         let mut input = input.map(|input| input.cast(reader.dtype));
         let read = |(&value, &area): (&usize, &_)| match input.take_if(|_| value == 0) {
             Some(input) => Ok(Value::Tensor(input)),
-            None => store.get(value, first[0]..first[0] + frames, area, reader).map(Value::Features),
+            None => store.get(value, frames.clone(), area, reader).map(Value::Features),
         };
         let inputs = description.inputs.iter().zip(&areas.inputs).map(read).collect::<Result<Vec<_>, BoxError>>()?;
-        let mut whole = OfStore { shared: &self.shared, frames: first[0]..first[0] + frames, reader };
+        let mut whole = OfStore { shared: &self.shared, frames: frames.clone(), reader };
         let outputs = coder.run_stage(description, &areas, inputs, &mut whole, cache, context)?;
         if *stage + 1 == plan.stages().len() {
             let output = outputs.into_iter().next().ok_or("the stage gave nothing")?;
@@ -99,7 +97,7 @@ impl StageOp {
                 given = encode(&features.group_moments(groups).into_host()?);
                 are_finite = Some(given.iter().all(|number| number.is_finite()));
             }
-            let slot = Slot { value: description.outputs[at], tile, first: first[1], area };
+            let slot = Slot { value: description.outputs[at], tile, first: first_given, area };
             is_finite &= store.put(*epoch, slot, reader, features, are_finite)?;
         }
         if given.is_empty() {
@@ -131,10 +129,18 @@ impl Whole for OfStore<'_> {
     }
 }
 
+/// The frames of a tile that run next.
+struct Chunk {
+    tile: usize,
+    frames: Range<usize>,
+    /// The first of the frames that they give.
+    first_given: usize,
+}
+
 /// What the executor gives to a tile.
 enum Taken {
     /// The input of the first stage.
-    Input(Tensor<5>),
+    Input(Box<Tensor<5>>),
     /// Batch items and frames of what later stages read from the store.
     Stored([usize; 2]),
 }
@@ -160,7 +166,7 @@ impl TileOp for StageOp {
             return Ok(DevicePiece::new(Taken::Stored([shape[0], shape[2]])));
         }
         let input = Tensor::<5>::from_data(TensorData::new(piece.into_data(), shape), (&device, DType::F32));
-        Ok(DevicePiece::new(Taken::Input(input)))
+        Ok(DevicePiece::new(Taken::Input(Box::new(input))))
     }
 
     fn begin(&self, tiles: &[usize], stop: &Stop) -> TileRun<'_> {
@@ -175,13 +181,14 @@ impl TileOp for StageOp {
                 Taken::Stored(sides) => (None, sides),
                 Taken::Input(piece) => {
                     let [items, _, frames, ..] = piece.dims();
-                    (Some(piece), [items, frames])
+                    (Some(*piece), [items, frames])
                 }
             };
             let items = items / tiles.len();
             let given = tiles.iter_mut().enumerate().map(|(at, (tile, cache))| {
                 let input = piece.clone().map(|piece| piece.narrow(0, at * items, items));
-                context.catch_stop(|| self.run(coder, *tile, frames, input, first, cache, &context))?
+                let chunk = Chunk { tile: *tile, frames: first[0]..first[0] + frames, first_given: first[1] };
+                context.catch_stop(|| self.run(coder, chunk, input, cache, &context))?
             });
             let given = given.collect::<Result<Vec<_>, BoxError>>()?;
             // Frames of the first chunk are few where frames grow.
