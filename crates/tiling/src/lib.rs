@@ -1,4 +1,4 @@
-//! Cuts a tensor into overlapping tiles and blends the outputs: grids, plans, blend policies and the compositor.
+//! Cuts a tensor into tiles and blends the outputs where they overlap: grids, plans, blend policies and the compositor.
 //!
 //! Nothing here knows a VAE, a device or a thread. A [`TileOp`] is the operation on one tile. A [`Grid`] makes a [`TilePlan`], the places of all tiles, from
 //! integers alone. A [`BlendPolicy`] weighs tiles where they overlap, and the [`Compositor`] hands finished parts to a [`Sink`] while later tiles still
