@@ -24,11 +24,12 @@ exec > >(tee -a "$OUT/log.txt") 2>&1
 
 if [ -n "${REHEARSE:-}" ]; then
     device=${DEVICE:-cpu} dtype=${DTYPE:-f32} torch_device=cpu tiny=--tiny runs=2 limit=${LIMIT:-240} share=32 size=128 latents=16,16 frames=5 clip=32x48 clip_latents=2,4,6 large=256x256
-    cpu_sd1=1,4,32,32 cpu_wan=1,16,1,40,40 tests=operators::plain cap=25
+    cpu_sd1=1,4,32,32 cpu_wan=1,16,1,40,40 few=1 kernels=operators::plain norms=operators::plain tests=operators::plain cap=25
 else
     device=${DEVICE:-cuda:0} dtype=${DTYPE:-bf16} torch_device=cuda tiny='' runs=20 limit=${LIMIT:-530} share=1 size=1024 latents=128,128 frames=17 clip=480x832 clip_latents=5,60,104 large=4096x4096
-    # 16 tiles: of 128 px, and of 256 px of one frame.
-    cpu_sd1=1,4,48,48 cpu_wan=1,16,1,96,96 tests=operators cap=120
+    # 16 tiles of diffusers: of 128 px, and of 256 px of one frame.
+    cpu_sd1=1,4,48,48 cpu_wan=1,16,1,96,96 few=3 cap=120
+    kernels=operators::cube::tests norms='operators::tests::attention operators::tests::features operators::tests::frames operators::tests::moments' tests=operators::tests
 fi
 deadline=$((SECONDS + limit))
 python=$(command -v python3 || command -v python || true)
@@ -167,8 +168,8 @@ models() {
     "$python" tools/gpu_models.py "$work" --models '' --input "frames=1,3,$frames,${clip/x/,}" --samples
 }
 
-# Timed runs of the whole model on the device, in one process: MODEL DIRECTION INPUT DTYPE TF32. Each run's end is taken from its events, so that some are left where the
-# process is ended, or ends itself because two runs gave different bytes. The first run compiles and tunes.
+# Timed runs of the whole model on the device, in one process. Each run's end is taken from its events, so that some are left where the process is ended, or ends itself
+# because two runs gave different bytes.
 cat > "$work/timed.py" << 'PYTHON'
 import json, signal, statistics, subprocess, sys
 
@@ -195,28 +196,30 @@ later = sorted(seconds[3:] or seconds)
 row = {"status": status, "error": error, "runs": len(seconds), "first": seconds[:1], "seconds": statistics.median(later) if later else None, "fastest": later[:1], "slowest": later[-1:]}
 print(json.dumps(head | row | {key: run.get(key) for key in ("busy", "device_memory_bytes", "peak_memory_bytes")}), flush=True)
 PYTHON
+# timed WHAT INPUT RUNS KEYS...: the model and what else is to be set are among the keys.
+timed() { ours "$python" "$work/timed.py" "{\"program\": \"tilevae\", $1}" "$BUNDLE/tilevae" bench "$2" --workers 1 --runs $(($3 + 3)) --device "$device" --format json "${@:4}"; }
+# MODEL DIRECTION INPUT DTYPE TF32 RUNS: first one whole run, which compiles, tunes, and is compared with torch in f32 if its reference is there.
 ours_of() {
-    local keys=(--device "$device" --model "$work/$1" --set "model.dtype=$4" --set tiling.kind=off --set "devices.tf32=${5:-true}" --set io.latent_space=vae --format json)
-    ours "$python" "$work/timed.py" "{\"what\": \"$1 $2\", \"program\": \"tilevae\", \"dtype\": \"$4\", \"tf32\": ${5:-true}}" \
-        "$BUNDLE/tilevae" bench "$work/$3.safetensors" --direction "$2" --executor sequential --workers 1 --runs $((runs + 3)) "${keys[@]}"
-    tilevae "$2" "$work/$3.safetensors" -o "$work/ours.safetensors" "${keys[@]}" -q > "$work/ours.json" || return
-    if [ -n "$no_torch" ]; then return; fi
-    "$python" tools/gpu_torch.py "$work" "$1" "$2" "$work/$3.safetensors" --compare "$work/ours.safetensors"
+    local keys=(--model "$work/$1" --set "model.dtype=$4" --set tiling.kind=off --set "devices.tf32=$5" --set io.latent_space=vae)
+    tilevae "$2" "$work/$3.safetensors" -o "$work/ours.safetensors" --device "$device" "${keys[@]}" --format json -q || return
+    if [ -z "$no_torch" ]; then
+        "$python" tools/gpu_torch.py "$work" "$1" "$2" "$work/$3.safetensors" --device "$torch_device" --compare "$work/ours.safetensors"
+    fi
+    timed "\"what\": \"$1 $2\", \"dtype\": \"$4\", \"tf32\": $5" "$work/$3.safetensors" "$6" --direction "$2" --executor sequential "${keys[@]}"
 }
 torch_of() { "$python" tools/gpu_torch.py "$work" "$1" "$2" "$work/$3.safetensors" --device "$torch_device" --runs "$runs" --settings "$4" --dtype "${5:-$dtype}"; }
 bench() { TILEVAE_TEST_DEVICE=${device%:*} TILEVAE_TEST_DTYPE=$dtype TILEVAE_TEST_SHARE=$share ours "$BUNDLE/vae_core_tests" --ignored --nocapture --exact "operators::cube::bench::$1"; }
 
-# The operators' tests, which compare every device that they find with the CPU: DEVICE.
-operators() { (cd crates/vae-core && TILEVAE_TEST_DEVICE=$1 ours "$BUNDLE/vae_core_tests" "$tests" --test-threads 1); }
+# The operators' tests, which compare a device with the CPU: DEVICE NAMES...
+operators() { (cd crates/vae-core && TILEVAE_TEST_DEVICE=$1 ours "$BUNDLE/vae_core_tests" "${@:2}" --test-threads 1 --nocapture); }
 
-# The golden files of the families, decoded and encoded by the program, in f32 without TF32: DEVICE. Their own test binaries would not fit into a bundle.
+# The golden files of the families, decoded and encoded by the program: DEVICE DTYPE TF32 TOLERANCE. Their own test binaries would not fit into a bundle.
 cat > "$work/goldens.py" << 'PYTHON'
 import concurrent.futures, json, os, pathlib, subprocess, sys
 import numpy
 from safetensors.numpy import load_file
 
-program, device, work = sys.argv[1:]
-TOLERANCE = 2e-4  # docs/parity.md
+program, device, work, dtype, tf32, tolerance = sys.argv[1:]
 
 def check(job):
     model, case, direction, wanted = job
@@ -224,14 +227,16 @@ def check(job):
     name = f"{model.parts[1]}/{model.name} {case} {direction}"
     out = pathlib.Path(work) / f"golden-{abs(hash(name))}.safetensors"
     tensor = f"{case}.{'latents' if direction == 'decode' else 'samples'}"
-    keys = {"io.tensor": tensor, "io.latent_space": "vae", "tiling.kind": "off", "devices.tf32": "false"}
+    keys = {"io.tensor": tensor, "io.latent_space": "vae", "tiling.kind": "off", "devices.tf32": tf32, "model.dtype": dtype}
     command = [program, direction, model / "golden.safetensors", "-o", out, "--model", model, "--device", device, "--no-cache", "-q"]
     run = subprocess.run(command + [word for key, value in keys.items() for word in ("--set", f"{key}={value}")], capture_output=True, text=True, timeout=120)
     if run.returncode:
+        print(f"{name}: status {run.returncode}: {run.stderr[-300:]}", flush=True)
         return name, f"status {run.returncode}: {run.stderr[-300:]}"
     got = next(iter(load_file(out).values())).ravel()
     out.unlink()
-    difference = float(numpy.abs(got - golden[wanted].astype(numpy.float32).ravel()).max())
+    difference = float(numpy.abs(got.astype(numpy.float32) - golden[wanted].astype(numpy.float32).ravel()).max())
+    print(f"{name}: {difference:.2e}", flush=True)
     return name, difference
 
 jobs = []
@@ -243,24 +248,31 @@ for model in sorted(file.parent for file in pathlib.Path("crates").glob("vae-*/t
     jobs += [(model, case, "decode", f"{case}.untiled.decoded"), (model, case, "encode", f"{case}.untiled.mean")]
 with concurrent.futures.ThreadPoolExecutor(min(8, os.cpu_count())) as pool:
     rows = list(pool.map(check, jobs))
-failed = [[name, found] for name, found in rows if isinstance(found, str) or not found <= TOLERANCE]
+failed = [[name, found] for name, found in rows if isinstance(found, str) or not found <= float(tolerance)]
 worst = max((found for _, found in rows if not isinstance(found, str)), default=None)
-print(json.dumps({"tests": "goldens", "device": device, "passed": len(rows) - len(failed), "failed": failed, "worst": worst}))
+print(json.dumps({"tests": "goldens", "device": device, "dtype": dtype, "tf32": tf32, "passed": len(rows) - len(failed), "failed": failed, "worst": worst}))
 sys.exit(bool(failed))
 PYTHON
-goldens() { ours "$python" "$work/goldens.py" "$BUNDLE/tilevae" "$1" "$work"; }
+goldens() { ours "$python" "$work/goldens.py" "$BUNDLE/tilevae" "$1" "$work" "${@:2}"; }
 
-# Tiles of the size that the untiled decode was tuned for.
+# One large picture. Overlapping tiles have the size that the untiled decode was tuned for. The first run of seamless tiles compiles and tunes.
 tiled() {
-    tilevae bench "$large" --executor sequential,pipelined --workers 1 --runs 2 --device "$device" --model "$work/sdxl" --set model.dtype="$dtype" --set tiling.kind=uniform --set tiling.tile_px=$size --format json -q
-    # Features stay on the device.
-    tilevae bench "$large" --executor sequential --workers 1 --runs 2 --device "$device" --model "$work/sdxl" --set model.dtype="$dtype" --set tiling.kind=seamless --set tiling.tile_px=$size --format json -q
+    local executor keys=(--model "$work/sdxl" --set "model.dtype=$dtype")
+    for executor in pipelined sequential; do
+        timed "\"what\": \"$large, overlapping tiles\", \"executor\": \"$executor\"" "$large" 0 --executor $executor "${keys[@]}" --set tiling.kind=uniform --set tiling.tile_px=$size
+    done
+}
+seamless() {
+    local executor keys=(--model "$work/sdxl" --set "model.dtype=$dtype" --set tiling.kind=seamless --set tiling.tile_px=$size)
+    for executor in pipelined sequential; do
+        timed "\"what\": \"$large, seamless tiles\", \"executor\": \"$executor\"" "$large" 0 --executor $executor "${keys[@]}"
+    done
 }
 mixed() {
     local devices=(--device "$device,cpu" --set "devices.dtype={\"$device\" = \"$dtype\", cpu = \"f32\"}") workers=1
     if [ "$device" = cpu ]; then devices=(--device cpu) workers=2; fi
     # The configured executor must take two devices, whichever are named in --executor.
-    tilevae bench "$large" --set executor.kind=multi-device --executor multi-device,pipelined --workers $workers "${devices[@]}" --model "$work/sdxl" --set tiling.kind=uniform --set tiling.tile_px=$((size / 2)) --format json -q
+    tilevae bench "$large" --set executor.kind=multi-device --executor multi-device,pipelined --workers $workers "${devices[@]}" --model "$work/sdxl" --set tiling.kind=uniform --set tiling.tile_px=$size --format json -q
 }
 
 # Time by kernel, from CubeCL's own clock, which waits for each. What the tuning of a first run starts is counted, too.
@@ -338,17 +350,19 @@ print("\n== torch, channels_last\n" + found.key_averages().table(sort_by="self_d
 PYTHON
 }
 
-# Workers of one thread, and one worker of all threads: a tiled decode, with the tiles of diffusers. The most threads first.
+# Workers of one thread, and one worker of all threads: a tiled decode, with the tiles of diffusers and with seamless ones. The most threads first.
 cpu_ours() {
-    local cores model workers keys
+    local cores model kind workers keys
     cores=$(nproc)
     for model in sd1 wan21; do
-        keys=(--direction decode --device cpu --model "$work/$model" --set io.latent_space=vae --format json -q)
-        RAYON_NUM_THREADS=$cores tilevae bench "$work/cpu-$model.safetensors" --executor sequential "${keys[@]}"
-        for workers in 16 8 4 2 1; do
-            if [ $workers -le "$cores" ]; then
-                tilevae bench "$work/cpu-$model.safetensors" --executor multi-device --workers $workers --set devices.cpu.threads_per_worker=1 "${keys[@]}"
-            fi
+        for kind in diffusers seamless; do
+            keys=(--direction decode --device cpu --model "$work/$model" --set io.latent_space=vae --set tiling.kind=$kind --format json -q)
+            RAYON_NUM_THREADS=$cores tilevae bench "$work/cpu-$model.safetensors" --executor sequential "${keys[@]}"
+            for workers in 16 8 4 2 1; do
+                if [ $workers -le "$cores" ] && { [ $kind = diffusers ] || [ $workers -gt 4 ]; }; then
+                    tilevae bench "$work/cpu-$model.safetensors" --executor multi-device --workers $workers --set devices.cpu.threads_per_worker=1 "${keys[@]}"
+                fi
+            done
         done
     done
 }
@@ -379,34 +393,43 @@ for model in ("sd1", "wan21"):
 PYTHON
 }
 
-export -f ours tilevae versions models ours_of torch_of bench operators goldens tiled mixed profile profilers torch_profile cpu_ours cpu_torch
-export BUNDLE OUT work libraries stubs device dtype torch_device tiny runs share size latents frames clip clip_latents large cpu_sd1 cpu_wan tests cap python no_torch
+export -f ours tilevae versions models timed ours_of torch_of bench operators goldens tiled seamless mixed profile profilers torch_profile cpu_ours cpu_torch
+export BUNDLE OUT work libraries stubs device dtype torch_device tiny runs share size latents frames clip clip_latents large cpu_sd1 cpu_wan cap python no_torch
 
-step versions 60 5 versions
-step models 40 5 models
-step bandwidth 20 5 bench bandwidth
-step matrix_rate 30 5 bench matrix_rate
-step sdxl_torch 60 20 torch_of sdxl decode kl eager,channels_last
-step sdxl_ours 120 20 ours_of sdxl decode kl "$dtype"
-step sdxl_f32 60 20 ours_of sdxl decode kl f32 false
-step goldens 60 15 goldens "$device"
-step operators 60 10 operators "${device%:*}"
-step sdxl_torch_compiled 100 40 torch_of sdxl decode kl compiled
-step convolutions 60 10 bench convolutions
-step norms 20 5 bench norms
-step wan_torch 60 20 torch_of wan21 decode clip eager
-step wan_ours 100 20 ours_of wan21 decode clip "$dtype"
-step wan_encode_torch 40 15 torch_of wan21 encode frames eager
-step wan_encode_ours 60 15 ours_of wan21 encode frames "$dtype"
-step tiled 40 10 tiled
-step profile 40 10 profile
-step sdxl_torch_profile 30 15 torch_profile
-step mixed 40 10 mixed
-step sdxl_tf32 40 15 ours_of sdxl decode kl f32
-step cpu_ours 80 15 cpu_ours
-step cpu_torch 90 20 cpu_torch $((cap * 2 / 3))
-step profilers 40 20 profilers
-step vulkan 40 10 operators vulkan
-step vulkan_goldens 40 15 goldens vulkan:0
-step wan_torch_compiled 100 60 torch_of wan21 decode clip compiled
+# What shows first whether the kernels compute what they should, then the goals, then what explains them.
+# shellcheck disable=SC2086 # names of tests, and their numbers.
+{
+    step versions 40 5 versions
+    step models 40 5 models
+    step kernels 60 10 operators "${device%:*}" $kernels
+    step sdxl_torch 50 20 torch_of sdxl decode kl eager,channels_last
+    step sdxl_ours 120 20 ours_of sdxl decode kl "$dtype" true "$runs"
+    step wan_torch 50 20 torch_of wan21 decode clip eager
+    step wan_ours 110 20 ours_of wan21 decode clip "$dtype" true "$runs"
+    step sdxl_torch_compiled 100 40 torch_of sdxl decode kl compiled
+    step seamless 90 20 seamless
+    step goldens 60 15 goldens "$device" f32 false 2e-4
+    step bandwidth 20 5 bench bandwidth
+    step matrix_rate 30 5 bench matrix_rate
+    step convolutions 60 10 bench convolutions
+    step norms 20 5 bench norms
+    step profile 40 10 profile
+    step sdxl_torch_profile 30 15 torch_profile
+    step norms_and_attention 40 10 operators "${device%:*}" $norms
+    step sdxl_f32 60 20 ours_of sdxl decode kl f32 false $few
+    step sdxl_tf32 40 15 ours_of sdxl decode kl f32 true $few
+    step tiled 60 10 tiled
+    step cpu_ours 80 15 cpu_ours
+    step cpu_torch 90 20 cpu_torch $((cap * 2 / 3))
+    step wan_encode_torch 40 15 torch_of wan21 encode frames eager
+    step wan_encode_ours 60 15 ours_of wan21 encode frames "$dtype" true "$runs"
+    step mixed 40 10 mixed
+    step profilers 40 20 profilers
+    step goldens_tf32 60 15 goldens "$device" f32 true 5e-2
+    step goldens_half 60 15 goldens "$device" "$dtype" true 1.5e-1
+    step operators 90 10 operators "${device%:*}" $tests
+    step vulkan 40 10 operators vulkan $kernels $norms
+    step vulkan_goldens 40 15 goldens vulkan:0 f32 false 2e-4
+    step wan_torch_compiled 100 60 torch_of wan21 decode clip compiled
+}
 printf '\ndone after %s s\n' "$SECONDS"

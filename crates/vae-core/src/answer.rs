@@ -13,6 +13,8 @@ pub(crate) enum Answer {
     Packed(Tensor<5>, usize),
     /// In host memory.
     Host(HostTensor),
+    /// Few values that still have to be read from the device, for which the thread that computes does not wait.
+    Later(Box<dyn FnOnce() -> Result<HostTensor, BoxError> + Send>),
 }
 
 impl Answer {
@@ -31,6 +33,7 @@ impl Answer {
         match self {
             Self::Values(values) | Self::Packed(values, _) => values.shape().num_elements() * values.dtype().size(),
             Self::Host(values) => size_of_val(values.data()),
+            Self::Later(_) => 0,
         }
     }
 
@@ -41,6 +44,7 @@ impl Answer {
     pub(crate) fn download(self) -> Result<HostTensor, BoxError> {
         let (values, packed) = match self {
             Self::Host(values) => return Ok(values),
+            Self::Later(read) => return read(),
             Self::Values(values) => (values, None),
             Self::Packed(values, channels) => (values, Some(channels)),
         };

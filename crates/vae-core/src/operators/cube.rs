@@ -28,7 +28,7 @@ use self::feature_map::{FeatureMap, Pending, RmsNorm, copy_frames, copy_part};
 use self::norms::GroupNorm;
 use self::tensor::{address, dense, element, elementwise, empty, generic, primitive, reshaped};
 use super::activation::Activation;
-use super::convolution::{Convolution, Padding, TemporalWindow};
+use super::convolution::{Convolution, TemporalWindow};
 use super::group_norm::{GroupMoments, GroupNormParameters, TensorMoments};
 use super::interface::Operators;
 use super::part::Part;
@@ -151,6 +151,12 @@ impl Operators for Cube {
         FeatureMap { x, pending: Pending::Doubling }
     }
 
+    fn crop(&self, x: FeatureMap, [top, left]: [usize; 2], [height, width]: [usize; 2], context: &Context) -> FeatureMap {
+        let [b, c, t, ..] = self.dims(&x);
+        let part = Part { x, from: [0, top, left], to: [0; 3], size: [t, height, width] };
+        self.assemble(vec![part], [b, c, t, height, width], context)
+    }
+
     fn assemble(&self, parts: Vec<Part<FeatureMap>>, [b, c, t, h, w]: [usize; 5], _: &Context) -> FeatureMap {
         let parts: Vec<Part<CubeTensor>> = parts.into_iter().map(|part| part.map(FeatureMap::values)).collect();
         let y = empty(&parts[0].x, [b, t, h, w, c]);
@@ -244,10 +250,7 @@ pub(crate) fn with_five_axes<const D: usize>(weight: Tensor<D>, axes: [Option<us
 
 /// Whether a convolution runs on px that are still to be doubled. With tensor cores its output has to begin anywhere in memory.
 fn folds(x: &FeatureMap, convolution: &Convolution, math_mode: MathMode) -> bool {
-    let fits = convolution.kernel() == [1, 3, 3]
-        && convolution.stride == [1, 1]
-        && convolution.padding == Padding::all(1)
-        && convolution.window == TemporalWindow::EACH;
+    let fits = convolution.kernel() == [1, 3, 3] && convolution.stride == [1, 1] && convolution.window == TemporalWindow::EACH;
     let is_bindable = matches!(x.x.device, cubecl::Device::Cuda(_)) || !convolution::uses_tensor_cores(&x.x, math_mode);
     matches!(x.pending, Pending::Doubling) && fits && is_bindable
 }

@@ -5,7 +5,7 @@ use burn::tensor::{DType, Device, FloatDType, Tensor, TensorData};
 use super::erased::AnyOperators;
 use super::{Activation, Convolution, GroupNormParameters, Padding, Part, Plain, TemporalWindow};
 use crate::layers::Features;
-use crate::{Context, MathMode, Precision, backends};
+use crate::{Context, DeviceName, MathMode, Precision, backends};
 
 /// Batch, channels, frames, height, width: odd sides, one px, one channel, channels that are no multiple of a vector's length, batch items and frames.
 const SHAPES: [[usize; 5]; 7] =
@@ -20,11 +20,13 @@ struct Subject {
     math_mode: MathMode,
 }
 
-/// Those of every device of this machine that opens, in every dtype that it computes in. Says what it skips.
+/// Those of the device that `TILEVAE_TEST_DEVICE` names, or of every device of this machine that opens, in every dtype that it computes in. Says what it skips.
 #[expect(clippy::print_stdout, reason = "tests say what they skip")]
 fn subjects() -> Vec<Subject> {
     let mut subjects = Vec::new();
-    for (name, _) in backends::local_devices() {
+    let named = std::env::var("TILEVAE_TEST_DEVICE").ok().map(|name| vec![name.parse().expect("the name of a device")]);
+    let names: Vec<DeviceName> = named.unwrap_or_else(|| backends::local_devices().map(|(name, _)| name).collect());
+    for name in names {
         let device = match name.open() {
             Ok(device) => device,
             Err(error) => {
@@ -303,7 +305,15 @@ fn frames_and_sizes() {
         agree("upsampled twice and normalised", shape, |bench, x| {
             x.upsample_nearest2x().upsample_nearest2x().group_norm(&bench.norm(c), Activation::None)
         });
-        agree("upsampled before a convolution", shape, |bench, x| x.upsample_nearest2x().convolve(&bench.convolution([c, 7], [1, 3, 3], true), None));
+        agree("cropped", shape, |_, x| x.crop([shape[3] / 3, shape[4] / 2], [shape[3].div_ceil(2), shape[4].div_ceil(3)]));
+        let sides = |top, bottom, left, right| Padding { top, bottom, left, right };
+        // As tiles inside of a picture and at its borders have it.
+        let paddings = [Padding::all(1), Padding::all(-1), sides(1, -1, -1, 1), sides(-1, 1, 1, -1), sides(0, 2, -1, 0), sides(2, 0, 0, -1)];
+        for padding in paddings.into_iter().filter(|padding| shape[3] > 1 && shape[4] > 1 || *padding == Padding::all(1)) {
+            agree(&format!("upsampled before a convolution, {padding:?}"), shape, |bench, x| {
+                x.upsample_nearest2x().convolve(&Convolution { padding, ..bench.convolution([c, 7], [1, 3, 3], true) }, None)
+            });
+        }
         agree("added", shape, |bench, x| x.clone() + x.group_norm(&bench.norm(c), Activation::Relu));
         agree("frames", shape, |_, x| {
             let earlier = x.zero_frames(1).concat_frames(x.clone());

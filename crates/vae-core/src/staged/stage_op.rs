@@ -88,22 +88,17 @@ impl StageOp {
             let output = outputs.into_iter().next().ok_or("the stage gave nothing")?;
             return Ok(Given::Output(Box::new(output.into_tensor())));
         }
-        let mut given = Vec::new();
-        let mut is_finite = true;
+        let mut findings = Vec::new();
         for (at, (output, &area)) in outputs.into_iter().zip(&areas.outputs).enumerate() {
-            let features = output.into_features(context);
-            let mut are_finite = None;
-            if let Some(groups) = description.moments.filter(|_| at == 0) {
-                given = encode(&features.group_moments(groups).into_host()?);
-                are_finite = Some(given.iter().all(|number| number.is_finite()));
+            let features = output.into_features(context).computed();
+            match description.moments.filter(|_| at == 0) {
+                Some(groups) => findings.push(Finding::Moments(features.group_moments(groups))),
+                None if reader.dtype != DType::F32 => findings.push(Finding::Finite(finite(&features))),
+                None => {}
             }
-            let slot = Slot { value: description.outputs[at], tile, first: first_given, area };
-            is_finite &= store.put(*epoch, slot, reader, features, are_finite)?;
+            store.put(*epoch, Slot { value: description.outputs[at], tile, first: first_given, area }, reader, features)?;
         }
-        if given.is_empty() {
-            given.push(if is_finite { 0.0 } else { f32::NAN });
-        }
-        Ok(Given::Moments(given))
+        Ok(Given::Stored(findings))
     }
 }
 
@@ -145,10 +140,43 @@ enum Taken {
     Stored([usize; 2]),
 }
 
-/// What a tile gives to the executor.
+/// What the frames of a tile give.
 enum Given {
+    /// The output of the last stage.
     Output(Box<Tensor<5>>),
-    Moments(Vec<f32>),
+    /// Features in the store.
+    Stored(Vec<Finding>),
+}
+
+/// What has to be known of features in the store.
+enum Finding {
+    Moments(GroupMoments),
+    /// One value, which is finite if all are.
+    Finite(Tensor<1>),
+}
+
+/// A value that is finite if all of the features are: in 16 bits they may have overflowed.
+fn finite(features: &Features) -> Tensor<1> {
+    Tensor::<5>::from(features.clone()).mul_scalar(0.0).sum()
+}
+
+/// Findings as the values of one px. They are not finite if the features are not.
+fn px_of(findings: Vec<Finding>) -> Result<Vec<f32>, BoxError> {
+    let mut px = Vec::new();
+    let mut is_finite = true;
+    for finding in findings {
+        match finding {
+            Finding::Moments(moments) => px = encode(&moments.into_host()?),
+            Finding::Finite(value) => is_finite &= value.try_into_data()?.iter::<f32>().all(f32::is_finite),
+        }
+    }
+    if px.is_empty() {
+        px.push(0.0);
+    }
+    if !is_finite {
+        px.fill(f32::NAN);
+    }
+    Ok(px)
 }
 
 impl TileOp for StageOp {
@@ -195,19 +223,22 @@ impl TileOp for StageOp {
             let of_clip = |frames| coder.spec().steps[last_value.clone()].iter().fold(frames, |frames, step| step.frames.output(frames));
             first = [first[0] + frames, of_clip(first[0] + frames)];
             let mut outputs = Vec::new();
-            let mut moments = Vec::new();
+            let mut stored = Vec::new();
             for given in given {
                 match given {
                     Given::Output(output) => outputs.push(*output),
-                    Given::Moments(values) => moments.push(values),
+                    Given::Stored(findings) => stored.push(findings),
                 }
             }
-            if outputs.is_empty() {
-                let channels = moments[0].len();
-                let px = HostTensor::from_fn([items * moments.len(), channels, frames, 1, 1], |[item, channel, ..]| moments[item / items][channel]);
-                return Ok(DevicePiece::new(Answer::Host(px)));
-            }
-            let answer = Answer::new(Tensor::cat(outputs, 0), self.shared.eight_bits);
+            let answer = if outputs.is_empty() {
+                Answer::Later(Box::new(move || {
+                    let tiles = stored.into_iter().map(px_of).collect::<Result<Vec<_>, BoxError>>()?;
+                    let shape = [items * tiles.len(), tiles[0].len(), frames, 1, 1];
+                    Ok(HostTensor::from_fn(shape, |[item, channel, ..]| tiles[item / items][channel]))
+                }))
+            } else {
+                Answer::new(Tensor::cat(outputs, 0), self.shared.eight_bits)
+            };
             let bytes = answer.bytes();
             // The device starts while the host goes on.
             self.vae.device().flush()?;

@@ -109,21 +109,15 @@ impl FeatureStore {
         epoch
     }
 
-    /// Stores features that `device` has computed in `dtype`. Says whether all values are finite, where that has to be known: in 16 bits. `is_finite` says it
-    /// where that is known already.
+    /// Stores [computed](Features::computed) features of a writer.
     ///
     /// # Errors
     /// When the device does not give them, the scratch file cannot be written, or the stage or the run that they belong to has ended.
-    pub(super) fn put(&self, epoch: Epoch, slot: Slot, writer: Reader, features: Features, is_finite: Option<bool>) -> Result<bool, BoxError> {
+    pub(super) fn put(&self, epoch: Epoch, slot: Slot, writer: Reader, features: Features) -> Result<(), BoxError> {
         let Reader { device, dtype, context } = writer;
         let Slot { value, tile, first, area } = slot;
         let [b, c, t, h, w] = features.dims();
         debug_assert_eq!([h, w], area.map(|span| span.length));
-        let features = features.computed();
-        let is_finite = match is_finite {
-            Some(is_finite) => is_finite,
-            None => dtype == DType::F32 || all_finite(&features)?,
-        };
         let place = match self.share_on(device, features.bytes()) {
             Some(share) => Place::Device(device.clone(), features, share),
             None => self.without_device(device, features)?,
@@ -136,8 +130,8 @@ impl FeatureStore {
         let pieces = state.values.entry(value).or_default();
         let known = pieces.iter().position(|old| old.tile == tile && old.frames == piece.frames);
         let replaced = match known {
-            // Another worker may have given them in a wider dtype.
-            Some(_) if !is_finite => Some(piece),
+            // Those in a wider dtype were needed.
+            Some(at) if pieces[at].dtype.size() > dtype.size() => Some(piece),
             Some(at) => Some(std::mem::replace(&mut pieces[at], piece)),
             None => {
                 pieces.push(piece);
@@ -146,7 +140,7 @@ impl FeatureStore {
         };
         drop(state);
         drop(replaced);
-        Ok(is_finite)
+        Ok(())
     }
 
     /// A share of the memory of a device, if it has room.
@@ -241,9 +235,3 @@ impl FeatureStore {
 
 /// The message for a read of what was never stored.
 pub(super) const MISSING: &str = "features of an earlier stage are missing";
-
-/// Whether all values are finite: their device tells.
-fn all_finite(features: &Features) -> Result<bool, BoxError> {
-    let sum = Tensor::<5>::from(features.clone()).mul_scalar(0.0).sum().try_into_data()?;
-    Ok(sum.iter::<f32>().all(f32::is_finite))
-}

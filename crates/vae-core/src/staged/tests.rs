@@ -31,7 +31,7 @@ fn features_that_come_late_are_refused() {
     let (context, stopped) = (Context::default(), Context::default().with_stop(&stop));
     let put = |epoch, value: f32, context: &Context| {
         let features = Features::new(Tensor::full([1, 3, 1, 2, 2], value, &device), &Context::default());
-        store.put(epoch, slot, Reader { device: &device, dtype: DType::F32, context }, features, None)
+        store.put(epoch, slot, Reader { device: &device, dtype: DType::F32, context }, features)
     };
     let get = || store.get(1, 0..1, slot.area, Reader { device: &device, dtype: DType::F32, context: &context });
     let first = store.begin_stage();
@@ -49,6 +49,22 @@ fn features_that_come_late_are_refused() {
 }
 
 #[test]
+fn features_in_a_wider_type_are_not_replaced() {
+    let (store, device, context) = (FeatureStore::new(u64::MAX, []), Device::flex(), Context::default());
+    let slot = Slot { value: 1, tile: 0, first: 0, area: [span(0, 2); 2] };
+    let epoch = store.begin_stage();
+    let kept_after = |value: f32, dtype: DType| {
+        let features = Features::new(Tensor::<5>::full([1, 3, 1, 2, 2], value, &device).cast(dtype), &context);
+        store.put(epoch, slot, Reader { device: &device, dtype, context: &context }, features).unwrap();
+        let kept = store.get(1, 0..1, slot.area, Reader { device: &device, dtype: DType::F32, context: &context }).unwrap();
+        Tensor::<5>::from(kept).into_data().iter::<f32>().next().unwrap()
+    };
+    assert!(kept_after(f32::INFINITY, DType::F16).is_infinite());
+    assert_eq!(kept_after(2.0, DType::F32), 2.0);
+    assert_eq!(kept_after(f32::INFINITY, DType::F16), 2.0);
+}
+
+#[test]
 fn attention_rests_on_tiles_or_on_an_even_grid() {
     // The second tile lies in the scratch file.
     let (store, context, device) = (FeatureStore::new(500, []), Context::default(), Device::flex());
@@ -59,7 +75,7 @@ fn attention_rests_on_tiles_or_on_an_even_grid() {
     for (value, tensor) in [(10, &keys), (11, &values)] {
         for (tile, (top, height)) in [(0, 3), (3, 4)].into_iter().enumerate() {
             let slot = Slot { value, tile, first: 0, area: [span(top, height), span(0, 9)] };
-            store.put(epoch, slot, reader, features(&tensor.clone().narrow(3, top, height)), None).unwrap();
+            store.put(epoch, slot, reader, features(&tensor.clone().narrow(3, top, height))).unwrap();
         }
     }
     assert!(store.peak_bytes().scratch > 0);

@@ -7,11 +7,10 @@ use std::time::Instant;
 
 use burn::tensor::{DType, Device, Distribution, FloatDType, Tensor};
 use burn_cubecl::tensor::CubeTensor;
-use cubek::convolution::Strategy;
 use serde_json::json;
 
 use super::Cube;
-use super::convolution::{CANDIDATES, Problem};
+use super::convolution::{KERNELS, Kernel, Problem};
 use super::feature_map::{FeatureMap, copy_frames};
 use super::tensor::{View, dense, primitive};
 use crate::operators::{Activation, GroupNormParameters, Operators};
@@ -60,11 +59,11 @@ fn print_bandwidth(what: &str, (seconds, bytes): (f64, usize)) {
 fn print_candidates(name: &str, [t, h, w]: [usize; 3], channels: [usize; 2], kernel: [usize; 3]) {
     let size = [t, h.div_ceil(share()), w / share()];
     let products: usize = size.iter().chain(&channels).chain(&kernel).product();
-    for (candidate, result) in convolution(&testing::device(), dtype(), size, channels, kernel) {
+    convolution(&testing::device(), dtype(), size, channels, kernel, |kernel, result| {
         let rate = result.as_ref().ok().map(|seconds| 2.0 * products as f64 / seconds / 1e12);
-        let row = json!({"what": name, "candidate": candidate, "seconds": result.as_ref().ok(), "teraflops": rate, "error": result.as_ref().err()});
+        let row = json!({"what": name, "kernel": kernel.to_string(), "seconds": result.as_ref().ok(), "teraflops": rate, "error": result.as_ref().err()});
         println!("\n{row}");
-    }
+    });
 }
 
 #[test]
@@ -124,14 +123,16 @@ fn copy(device: &Device, dtype: DType, [h, w, c]: [usize; 3]) -> (f64, usize) {
     (seconds_of(device, || copy_frames(&x, [0, 1], &y, [0, 1], 1)), 2 * h * w * c * dtype.size())
 }
 
-/// Every kernel for a convolution of `[1, t, h, w, in]` to `[1, t, h, w, out]`, whose input has no frames before: its name, and its seconds or why it does not run.
+/// Tells of every kernel for a convolution of `[1, t, h, w, in]` to `[1, t, h, w, out]`, whose input has no frames before, its name, and its seconds or why it does
+/// not run.
 fn convolution(
     device: &Device,
     dtype: DType,
     [t, h, w]: [usize; 3],
     [channels_in, channels_out]: [usize; 2],
     kernel: [usize; 3],
-) -> Vec<(String, Result<f64, String>)> {
+    mut tell: impl FnMut(Kernel, Result<f64, String>),
+) {
     let [kernel_t, kernel_h, kernel_w] = kernel;
     let problem = Problem {
         x: View::new(random(device, [1, t, h, w, channels_in], dtype)),
@@ -144,15 +145,9 @@ fn convolution(
     .with_frames_as_items();
     let time =
         |run: &dyn Fn() -> Result<(), String>| tiling::catch(|| run().map(|()| seconds_of(device, || run().expect("as before")))).unwrap_or_else(Err);
-    let matrices = CANDIDATES.iter().map(|&(algorithm, tile_kind)| {
-        let strategy = Strategy::Inferred { algorithm, tile_kind };
-        (strategy.to_string(), time(&|| problem.clone().multiply_matrices(&strategy)))
-    });
-    let multiply = || {
-        problem.clone().multiply(None);
-        Ok(())
-    };
-    matrices.chain([("multiply".to_owned(), time(&multiply))]).collect()
+    for kernel in KERNELS {
+        tell(kernel, time(&|| problem.clone().run_by(kernel)));
+    }
 }
 
 /// A group norm with 32 groups and SiLU: seconds, and the bytes that cannot but be read and written.

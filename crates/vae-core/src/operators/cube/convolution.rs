@@ -57,7 +57,12 @@ pub(super) fn run(parts: Vec<Problem>, y: &CubeTensor, residual: Option<CubeTens
         return;
     }
     for part in parts {
-        tune(part);
+        // Kernels for tensor cores know no offset.
+        if [&part.x, &part.weight, &part.y].into_iter().all(View::is_bindable) {
+            tune(part);
+        } else {
+            part.multiply(None);
+        }
     }
     if let Some(residual) = residual {
         add_into(y, residual);
@@ -65,6 +70,15 @@ pub(super) fn run(parts: Vec<Problem>, y: &CubeTensor, residual: Option<CubeTens
 }
 
 impl Problem {
+    /// Without the last px of the input that no output depends on.
+    fn without_rest(mut self) -> Self {
+        for axis in [1, 2, 3] {
+            let read = (self.y.shape[axis].saturating_sub(1)) * self.stride[axis - 1] + self.weight.shape[axis];
+            self.x.shape[axis] = self.x.shape[axis].min(read.saturating_sub(self.padding[axis - 1]));
+        }
+        self
+    }
+
     /// The same for frames as images of their own, where no output depends on two of them.
     pub(super) fn with_frames_as_items(self) -> Self {
         let is_apart = self.weight.shape[1] == 1 && self.stride[0] == 1 && self.padding[0] == 0;
@@ -72,6 +86,19 @@ impl Problem {
             [Some(x), Some(y)] if is_apart => Self { x, y, ..self },
             _ => self,
         }
+    }
+
+    /// Whether a copy engine may load the px of the input. For that it walks through a box, from one row of outputs to the next, which CubeK (0.3.1) makes too large
+    /// where more zeros precede the px than are needed behind them.
+    fn fills_box(&self) -> bool {
+        let outputs = [1, 2, 3].map(|axis| self.y.shape[axis]);
+        let mut outer = self.y.shape[0];
+        (0..3).all(|axis| {
+            let box_length = (self.x.shape[axis + 1] + 2 * self.padding[axis] + 1).saturating_sub(self.weight.shape[axis + 1]);
+            let is_read_right = outer == 1 || box_length.div_ceil(self.stride[axis]) <= outputs[axis];
+            outer *= outputs[axis];
+            is_read_right
+        })
     }
 
     /// By our own kernel.
@@ -114,8 +141,19 @@ impl Problem {
         }
     }
 
-    /// By tensor cores.
-    pub(super) fn multiply_matrices(self, strategy: &Strategy) -> Result<(), String> {
+    /// By one of the kernels.
+    ///
+    /// # Errors
+    /// When it does not take the problem.
+    pub(super) fn run_by(self, kernel: Kernel) -> Result<(), String> {
+        let Kernel::Matrices(algorithm, tile_kind) = kernel else {
+            self.multiply(None);
+            return Ok(());
+        };
+        if kernel.loads_boxes() && !self.fills_box() {
+            return Err("more zeros before the px than behind them".to_owned());
+        }
+        let strategy = &Strategy::Inferred { algorithm, tile_kind };
         // Without frames where it has none, which leaves fewer divisions.
         if self.x.shape[1] == 1 && self.weight.shape[1] == 1 { self.launch::<2>(strategy) } else { self.launch::<3>(strategy) }
     }
@@ -146,6 +184,8 @@ impl Problem {
             frames: anchor(n * t, None, None, None),
             size: [h, w].map(|side| anchor(side, None, None, None)),
             bias: self.bias.is_some(),
+            fills_box: self.fills_box(),
+            gpu: self.y.tensor.client.properties().identity.name.clone(),
             dtype: self.x.tensor.dtype,
             vectors: [&self.x, &self.weight, &self.y].map(View::vector_size),
         }
@@ -173,6 +213,9 @@ struct Key {
     frames: usize,
     size: [usize; 2],
     bias: bool,
+    fills_box: bool,
+    /// What is kept is found again by other GPUs, too.
+    gpu: String,
     dtype: DType,
     vectors: [usize; 3],
 }
@@ -188,17 +231,45 @@ impl AutotuneKey for Key {}
 /// Outputs of so few channels leave most of a tensor core's tile empty.
 const FEW_OUTPUTS: usize = OUTPUTS;
 
-/// The kernels for tensor cores: Burn's own candidates, and one that loads while it computes.
-pub(super) const CANDIDATES: [(ConvAlgorithm, AcceleratedTileKind); 8] = [
-    (ConvAlgorithm::SpecializedTma, AcceleratedTileKind::Mma),
-    (ConvAlgorithm::SpecializedTma, AcceleratedTileKind::Cmma),
-    (ConvAlgorithm::SimpleAsyncTma, AcceleratedTileKind::Mma),
-    (ConvAlgorithm::SimpleAsyncTma, AcceleratedTileKind::Cmma),
-    (ConvAlgorithm::SimpleAsyncStrided, AcceleratedTileKind::Mma),
-    (ConvAlgorithm::SimpleAsyncCyclic, AcceleratedTileKind::Cmma),
-    (ConvAlgorithm::SimpleSyncStrided, AcceleratedTileKind::Mma),
-    (ConvAlgorithm::SimpleSyncCyclic, AcceleratedTileKind::Cmma),
+/// How a problem is computed where there are tensor cores.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kernel {
+    /// By a kernel of CubeK's for tensor cores.
+    Matrices(ConvAlgorithm, AcceleratedTileKind),
+    /// By our own.
+    Direct,
+}
+
+/// Burn's own candidates, those that load while they compute, and ours.
+pub(super) const KERNELS: [Kernel; 11] = [
+    Kernel::Matrices(ConvAlgorithm::SpecializedTma, AcceleratedTileKind::Mma),
+    Kernel::Matrices(ConvAlgorithm::SpecializedTma, AcceleratedTileKind::Cmma),
+    Kernel::Matrices(ConvAlgorithm::SpecializedAsyncStrided, AcceleratedTileKind::Mma),
+    Kernel::Matrices(ConvAlgorithm::SpecializedAsyncCyclic, AcceleratedTileKind::Cmma),
+    Kernel::Matrices(ConvAlgorithm::SimpleAsyncTma, AcceleratedTileKind::Mma),
+    Kernel::Matrices(ConvAlgorithm::SimpleAsyncTma, AcceleratedTileKind::Cmma),
+    Kernel::Matrices(ConvAlgorithm::SimpleAsyncStrided, AcceleratedTileKind::Mma),
+    Kernel::Matrices(ConvAlgorithm::SimpleAsyncCyclic, AcceleratedTileKind::Cmma),
+    Kernel::Matrices(ConvAlgorithm::SimpleSyncStrided, AcceleratedTileKind::Mma),
+    Kernel::Matrices(ConvAlgorithm::SimpleSyncCyclic, AcceleratedTileKind::Cmma),
+    Kernel::Direct,
 ];
+
+impl fmt::Display for Kernel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::Matrices(algorithm, tile_kind) => write!(f, "{algorithm}_{tile_kind}"),
+            Self::Direct => f.write_str("direct"),
+        }
+    }
+}
+
+impl Kernel {
+    /// Whether it has a copy engine load boxes of px.
+    fn loads_boxes(self) -> bool {
+        matches!(self, Self::Matrices(ConvAlgorithm::SpecializedTma | ConvAlgorithm::SimpleAsyncTma, _))
+    }
+}
 
 /// Runs the fastest kernel, which is measured once for each key and kept with the compiled kernels. All sum in f32.
 fn tune(problem: Problem) {
@@ -209,20 +280,26 @@ fn tune(problem: Problem) {
         let key = Problem::key as fn(&Problem) -> Key;
         let matrices = TuneGroup::<Key>::new("tensor cores", |_| 1);
         let rest = TuneGroup::<Key>::new("without", |_| 0);
-        let multiply = |problem: Problem| -> Result<(), String> {
-            problem.multiply(None);
-            Ok(())
-        };
-        let mut set = TunableSet::new(key, |_: &Key, problem: &Problem| problem.clone());
-        for (algorithm, tile_kind) in CANDIDATES {
-            let strategy = Strategy::Inferred { algorithm, tile_kind };
-            let tunable = Tunable::new(&strategy.to_string(), move |problem: Problem| problem.multiply_matrices(&strategy));
-            set = set.with(tunable.group(&matrices, |_| 1));
-        }
-        let few = |key: &Key| if key.channels[1] <= FEW_OUTPUTS { 1 } else { -1 };
-        set.with(Tunable::new("multiply", multiply).group(&rest, |_| 1).group(&matrices, few))
+        let set = TunableSet::new(key, |_: &Key, problem: &Problem| problem.clone());
+        KERNELS.into_iter().fold(set, |set, kernel| {
+            let tunable = Tunable::identified(kernel, move |problem: Problem| problem.run_by(kernel));
+            // A negative priority leaves a kernel out.
+            let is_worth_it = move |key: &Key| match kernel {
+                Kernel::Direct => key.channels[1] <= FEW_OUTPUTS,
+                Kernel::Matrices(..) => key.fills_box || !kernel.loads_boxes(),
+            };
+            let tunable = tunable.group(&matrices, move |key| if is_worth_it(key) { 1 } else { -1 });
+            set.with(if kernel == Kernel::Direct { tunable.group(&rest, |_| 1) } else { tunable })
+        })
     });
-    TUNER.execute(&id, &client, tunables, problem);
+    match TUNER.fastest_identity(&id, &tunables, &problem.key()) {
+        // A key stands for many sizes.
+        Some(kernel) => problem.clone().run_by(kernel).unwrap_or_else(|error| {
+            tracing::warn!("the kernel {kernel} does not take a convolution that is like those that it is the fastest for: {error}");
+            problem.multiply(None);
+        }),
+        None => TUNER.execute(&id, &client, tunables, problem),
+    }
 }
 
 /// `[out, in, t, h, w]` as kernels read it: `[out, t, h, w, in]`, in the memory that it has if its channels lie next to one another.
@@ -248,38 +325,40 @@ pub(super) fn whole(x: CubeTensor, convolution: &Convolution, y: &CubeTensor) ->
     let missing = (kernel_frames - 1).saturating_sub(window.context);
     x.offset += first * x.strides[1];
     x.shape[1] -= first;
-    // So are px that a negative padding leaves out. Those behind the last follow from the size of `y`.
+    // So are px that a negative padding leaves out.
     let mut padding = [missing, 0, 0];
     for (axis, before) in [(2, top), (3, left)] {
-        let left_out = before.min(0).unsigned_abs().min(x.shape[axis]);
-        x.offset += left_out * x.strides[axis];
-        x.shape[axis] -= left_out;
-        padding[axis - 1] = before.max(0).unsigned_abs();
+        padding[axis - 1] = x.begin_at(axis, -before);
     }
     let stride = [window.stride, stride[0], stride[1]];
-    Problem { x, weight, bias: bias_of(convolution), y: View::new(y.clone()), stride, padding }.with_frames_as_items()
+    let y = View::new(y.clone());
+    Problem { x, weight, bias: bias_of(convolution), y, stride, padding }.without_rest().with_frames_as_items()
 }
 
-/// The four convolutions of `x` that a convolution 3x3 with a padding of 1 over its doubled px amounts to. Each writes one of the four px of `y` that a px becomes.
+/// The four convolutions of `x` that a convolution 3x3 over its doubled px amounts to. Each writes every other px of every other row of `y`.
 pub(super) fn folded_parts(x: &CubeTensor, convolution: &Convolution, y: &CubeTensor) -> Vec<Problem> {
+    let Padding { top, left, .. } = convolution.padding;
     let weight = weight_view(convolution.weight.clone());
     let [out, _, _, _, channels] = weight.shape;
     let (folded, bias) = (fold(weight), bias_of(convolution));
-    let part = |phase: usize| {
-        let [down, across] = [phase / 2, phase % 2];
+    let part = |[down, across]: [usize; 2]| {
+        let (mut x, mut to) = (View::new(x.clone()), View::new(y.clone()));
+        let (mut padding, mut phase) = ([0; 3], 0);
+        for (axis, at, before) in [(2, down, top), (3, across, left)] {
+            to.offset += at * to.strides[axis];
+            to.shape[axis] = (to.shape[axis] + 1 - at) / 2;
+            to.strides[axis] *= 2;
+            // The doubled px that the kernel's first row or column lies on: where it is the first that a px became, the second lies on that px, too.
+            let first = at.cast_signed() - before;
+            padding[axis - 1] = x.begin_at(axis, first.div_euclid(2));
+            phase = 2 * phase + usize::from(first.rem_euclid(2) == 0);
+        }
         let mut weight = View::new(reshaped(folded.clone(), [4 * out, 1, 2, 2, channels]));
         weight.shape[0] = out;
         weight.offset = phase * out * weight.strides[0];
-        let mut to = View::new(y.clone());
-        to.offset = down * to.strides[2] + across * to.strides[3];
-        for axis in [2, 3] {
-            to.shape[axis] /= 2;
-            to.strides[axis] *= 2;
-        }
-        let padding = [0, 1 - down, 1 - across];
-        Problem { x: View::new(x.clone()), weight, bias: bias.clone(), y: to, stride: [1; 3], padding }.with_frames_as_items()
+        Problem { x, weight, bias: bias.clone(), y: to, stride: [1; 3], padding }.without_rest().with_frames_as_items()
     };
-    (0..4).map(part).collect()
+    [[0, 0], [0, 1], [1, 0], [1, 1]].map(part).into_iter().filter(|part| !part.y.shape.contains(&0)).collect()
 }
 
 fn bias_of(convolution: &Convolution) -> Option<CubeTensor> {

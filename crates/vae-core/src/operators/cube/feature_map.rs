@@ -2,8 +2,9 @@ use std::sync::{Arc, OnceLock};
 
 use burn::tensor::Tensor;
 use burn_cubecl::tensor::CubeTensor;
+use cubecl::{CubeCount, CubeDim};
 
-use super::kernels;
+use super::kernels::{self, UNITS};
 use super::norms;
 use super::tensor::{address, element, elementwise, empty, reshaped, vector_size};
 use crate::operators::Part;
@@ -98,16 +99,16 @@ pub(super) fn copy_frames(x: &CubeTensor, from: [usize; 2], y: &CubeTensor, to: 
     let (x, y) = (frames(x), frames(y));
     let values = x.meta.shape()[2];
     let size = vector_size(&x, [values]).min(vector_size(&y, []));
-    let units = x.meta.shape()[0] * count * values / size;
-    if units == 0 {
+    let items = x.meta.shape()[0];
+    if items * count * values == 0 {
         return;
     }
-    let (cubes, dim) = elementwise(&x, units);
+    let (cubes, dim) = lines(values / size, count, items);
     let (client, address, element) = (x.client.clone(), address([&x, &y]), element(&x));
     let (x, y) = (x.into_tensor_arg(), y.into_tensor_arg());
     #[expect(unsafe_code, reason = "callers name frames that both have")]
     unsafe {
-        kernels::copy_frames::launch_unchecked(&client, cubes, dim, address, size, x, y, from[0], from[1], to[0], to[1], count, element);
+        kernels::copy_frames::launch_unchecked(&client, cubes, dim, address, size, x, y, from[0], from[1], to[0], to[1], element);
     }
 }
 
@@ -116,11 +117,10 @@ pub(super) fn copy_part(Part { x, from, to, size: [frames, rows, columns] }: Par
     let shape = x.meta.shape();
     let (items, channels) = (shape[0], shape[4]);
     let size = vector_size(&x, [channels]).min(vector_size(y, [channels]));
-    let units = items * frames * rows * columns * channels / size;
-    if units == 0 {
+    if items * frames * rows * columns * channels == 0 {
         return;
     }
-    let (cubes, dim) = elementwise(&x, units);
+    let (cubes, dim) = lines(columns * channels / size, rows.min(MOST_CUBES), items * frames);
     let (client, address, element) = (x.client.clone(), address([&x, y]), element(&x));
     let (x, y) = (x.into_tensor_arg(), y.clone().into_tensor_arg());
     let ([from_frame, from_row, from_column], [to_frame, to_row, to_column]) = (from, to);
@@ -146,4 +146,13 @@ pub(super) fn copy_part(Part { x, from, to, size: [frames, rows, columns] }: Par
             element,
         );
     }
+}
+
+/// Cubes along an axis at most, on every device.
+const MOST_CUBES: usize = 65_535;
+
+/// The cubes and units of a kernel that copies lines of so many vectors.
+fn lines(vectors: usize, lines: usize, images: usize) -> (CubeCount, CubeDim) {
+    let across = vectors.div_ceil(UNITS as usize).min(MOST_CUBES);
+    (CubeCount::Static(across as u32, lines as u32, images as u32), CubeDim::new_1d(UNITS))
 }

@@ -130,7 +130,9 @@ impl<'a> GroupNorm<'a> {
         if !has_shared_memory(&self.x.client) {
             return self.apply(self.moments(), norm, silu);
         }
-        self.launch(norm, |size, cubes, dim, address, [x, weight, bias, y], px_per_cube, elements| {
+        // Each cube reads at least as many values as sums.
+        let least_px = (2 * self.parts * self.groups).div_ceil(self.channels());
+        self.launch(norm, least_px, |size, cubes, dim, address, [x, weight, bias, y], px_per_cube, elements| {
             let sums = self.sums().into_tensor_arg();
             let (channels, groups, epsilon) = (self.channels(), self.groups, norm.epsilon as f32);
             let client = &self.x.client;
@@ -161,7 +163,7 @@ impl<'a> GroupNorm<'a> {
 
     /// The norm with the given moments, `[2, frames, groups]`, then SiLU if `silu` says so.
     pub(super) fn apply(&self, moments: CubeTensor, norm: &GroupNormParameters, silu: bool) -> CubeTensor {
-        self.launch(norm, |size, cubes, dim, address, [x, weight, bias, y], px_per_cube, elements| {
+        self.launch(norm, 1, |size, cubes, dim, address, [x, weight, bias, y], px_per_cube, elements| {
             let moments = moments.into_tensor_arg();
             let (channels, groups, epsilon) = (self.channels(), self.groups, norm.epsilon as f32);
             let client = &self.x.client;
@@ -192,6 +194,7 @@ impl<'a> GroupNorm<'a> {
     fn launch(
         &self,
         norm: &GroupNormParameters,
+        least_px: usize,
         launch: impl FnOnce(usize, CubeCount, CubeDim, AddressType, [TensorArg; 4], usize, [ElemType; 2]),
     ) -> CubeTensor {
         let y = empty(self.x, self.x.meta.shape().clone());
@@ -199,7 +202,7 @@ impl<'a> GroupNorm<'a> {
         let size = self.size.min(vector_size(&weight, [])).min(vector_size(&bias, []));
         let rows = UNITS as usize / (self.channels() / size);
         let area = self.x.meta.shape()[1];
-        let px_per_cube = area.div_ceil(CUBES.div_ceil(self.frames())).max(rows);
+        let px_per_cube = area.div_ceil(CUBES.div_ceil(self.frames())).max(rows).max(least_px);
         let cubes = CubeCount::Static(area.div_ceil(px_per_cube) as u32, self.frames() as u32, 1);
         let elements = [element(self.x), element(&weight)];
         let address = address([self.x]);

@@ -115,6 +115,14 @@ impl View {
         Self { tensor, offset: 0, shape, strides: [t * h * w * c, h * w * c, w * c, c, 1] }
     }
 
+    /// Lets an axis begin at another of its px. Where that lies before the first, the result says how many px before.
+    pub(super) fn begin_at(&mut self, axis: usize, px: isize) -> usize {
+        let left_out = px.max(0).unsigned_abs().min(self.shape[axis]);
+        self.offset += left_out * self.strides[axis];
+        self.shape[axis] -= left_out;
+        px.min(0).unsigned_abs()
+    }
+
     /// Frames of all items as items; `None` where they do not lie one after the other.
     pub(super) fn with_frames_as_items(&self) -> Option<Self> {
         let [n, t, h, w, c] = self.shape;
@@ -137,14 +145,24 @@ impl View {
         binding(tensor, shape.into(), strides.into(), 0).into_tensor_arg()
     }
 
-    /// For kernels that know no offset; `None` where the device cannot bind memory that begins there. Axes `[n, t, h, w, c]`, without frames where `N` is 2.
+
+    fn offset_bytes(&self) -> usize {
+        self.offset * self.tensor.dtype.size()
+    }
+
+    /// Whether the device can bind memory that begins there.
+    pub(super) fn is_bindable(&self) -> bool {
+        let unit = if matches!(self.tensor.device, cubecl::Device::Cuda(_)) { 16 } else { self.tensor.client.properties().memory.alignment as usize };
+        (self.tensor.handle.offset_start.unwrap_or(0) as usize + self.offset_bytes()).is_multiple_of(unit)
+    }
+
+    /// For kernels that know no offset; `None` where the device cannot [bind](Self::is_bindable) it. Axes `[n, t, h, w, c]`, without frames where `N` is 2.
     pub(super) fn binding<const N: usize>(self) -> Option<TensorBinding> {
-        let Self { tensor, offset, shape, strides } = self;
-        let bytes = offset * tensor.dtype.size();
-        let unit = if matches!(tensor.device, cubecl::Device::Cuda(_)) { 16 } else { tensor.client.properties().memory.alignment as usize };
+        let (is_bindable, bytes) = (self.is_bindable(), self.offset_bytes());
+        let Self { tensor, shape, strides, .. } = self;
         let axes: &[usize] = if N == 2 { &[0, 2, 3, 4] } else { &[0, 1, 2, 3, 4] };
         let of = |values: [usize; 5]| axes.iter().map(|&axis| values[axis]).collect::<Vec<_>>();
-        bytes.is_multiple_of(unit).then(|| binding(tensor, of(shape), of(strides), bytes))
+        is_bindable.then(|| binding(tensor, of(shape), of(strides), bytes))
     }
 }
 

@@ -1,10 +1,11 @@
 //! Memory layouts, and the number of kernels. What they compute is tested with the other operators.
 
-use burn::tensor::{Distribution, FloatDType};
+use burn::tensor::{DType, Distribution, FloatDType};
 use burn_cubecl::tensor::CubeTensor;
 
+use super::convolution::{KERNELS, Kernel, Problem};
 use super::*;
-use crate::operators::with_five_axes;
+use crate::operators::{Padding, with_five_axes};
 use crate::testing::{self, gpu};
 
 fn random<const D: usize>(shape: [usize; D]) -> Tensor<D> {
@@ -59,4 +60,55 @@ fn features_are_channels_last_without_gaps() {
     let place = |x: CubeTensor| x.handle.binding().claim_key();
     let back = Cube.import_tensor(tensor.clone(), &context);
     assert_eq!(place(back.x), place(primitive(tensor)));
+}
+
+/// Every kernel for tensor cores that takes a problem agrees with our own. Rows of outputs end within what a kernel computes at once.
+#[test]
+#[expect(clippy::print_stdout, reason = "tests say what they skip")]
+fn kernels_for_tensor_cores_agree() {
+    let Some(device) = gpu() else { return };
+    if !crate::backends::computes_in(&device, DType::BF16) {
+        println!("skipped: no bf16");
+        return;
+    }
+    let context = Context::default();
+    let x = Cube.import_tensor((random([1, 32, 2, 37, 100]) - 0.5).cast(FloatDType::BF16), &context).x;
+    if !super::convolution::uses_tensor_cores(&x, context.math_mode()) {
+        println!("skipped: no tensor cores");
+        return;
+    }
+    let convolution = |padding: Padding| Convolution { padding, ..convolution([32, 48], 1) };
+    let sides = |top, bottom, left, right| Padding { top, bottom, left, right };
+    // Inside of a picture and at each of its borders, then upsampled.
+    let mut problems = Vec::new();
+    for padding in [sides(1, 1, 1, 1), sides(0, 0, 0, 0), sides(1, 0, 1, 0), sides(0, 1, 0, 1), sides(-1, -1, -1, -1)] {
+        let convolution = Convolution { weight: convolution(padding).weight.cast(FloatDType::BF16), bias: None, ..convolution(padding) };
+        let [b, c, t, h, w] = convolution.output_dims([1, 32, 2, 37, 100]);
+        problems.push(super::convolution::whole(x.clone(), &convolution, &empty(&x, [b, t, h, w, c])));
+        if padding.top != 0 {
+            let [b, c, t, h, w] = convolution.output_dims([1, 32, 2, 74, 200]);
+            problems.extend(super::convolution::folded_parts(&x, &convolution, &empty(&x, [b, t, h, w, c])));
+        }
+    }
+    let mut taken = 0;
+    for problem in problems {
+        let into = |y: &CubeTensor| Problem { y: tensor::View { tensor: y.clone(), ..problem.y.clone() }, ..problem.clone() };
+        let zeros = || primitive(Tensor::<1>::zeros([problem.y.tensor.meta.num_elements()], &testing::device()).cast(FloatDType::BF16));
+        let values = |y: CubeTensor| generic::<1>(y).cast(DType::F32);
+        let expected = zeros();
+        into(&expected).multiply(None);
+        let expected = values(expected);
+        for kernel in KERNELS.into_iter().filter(|kernel| *kernel != Kernel::Direct) {
+            let y = zeros();
+            match tiling::catch(|| into(&y).run_by(kernel)).unwrap_or_else(Err) {
+                Ok(()) => {
+                    let difference = (values(y) - expected.clone()).abs().max().into_scalar::<f32>();
+                    assert!(difference < 0.1, "{kernel}, padding {:?}: {difference}", problem.padding);
+                    taken += 1;
+                }
+                Err(error) => println!("skipped: {kernel}: {error}"),
+            }
+        }
+    }
+    assert!(taken > 0);
 }

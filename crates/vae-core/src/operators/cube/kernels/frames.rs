@@ -1,7 +1,9 @@
 use cubecl::prelude::*;
 
-/// Frames of `x` from the index `from_first` on, by `from_step`, to the frames of `y` from `to_first` on, by `to_step`. `x` and `y` are `[items, frames, values]`,
-/// and `frames` are copied of each item.
+use super::UNITS;
+
+/// Frames of `x` from the index `from_first` on, by `from_step`, to the frames of `y` from `to_first` on, by `to_step`. `x` and `y` are `[items, frames, values]`.
+/// Cubes along y take the frames, those along z the items.
 #[cube(launch_unchecked, address_type = "dynamic")]
 pub(in super::super) fn copy_frames<F: Float, N: Size>(
     x: &Tensor<Vector<F, N>>,
@@ -10,21 +12,17 @@ pub(in super::super) fn copy_frames<F: Float, N: Size>(
     from_step: usize,
     to_first: usize,
     to_step: usize,
-    frames: usize,
     #[define(F)] _dtype: cubecl::ir::ElemType,
 ) {
     let vectors = x.shape(2) / x.vector_size();
-    if ABSOLUTE_POS >= x.shape(0) * frames * vectors {
-        terminate!();
-    }
-    let (at, frame) = (ABSOLUTE_POS % vectors, ABSOLUTE_POS / vectors % frames);
-    let item = ABSOLUTE_POS / vectors / frames;
+    let (frame, item) = (CUBE_POS_Y as usize, CUBE_POS_Z as usize);
     let from = (item * x.shape(1) + from_first + frame * from_step) * vectors;
     let to = (item * y.shape(1) + to_first + frame * to_step) * vectors;
-    y[to + at] = x[from + at];
+    copy_vectors::<F, N>(x, y, from, to, vectors);
 }
 
-/// A box of frames, rows and columns of each item of `x` to `y`, both `[items, frames, height, width, channels]`.
+/// A box of frames, rows and columns of each item of `x` to `y`, both `[items, frames, height, width, channels]`. Cubes along y take the rows, those along z the
+/// frames of all items.
 #[cube(launch_unchecked, address_type = "dynamic")]
 pub(in super::super) fn copy_part<F: Float, N: Size>(
     x: &Tensor<Vector<F, N>>,
@@ -41,16 +39,24 @@ pub(in super::super) fn copy_part<F: Float, N: Size>(
     #[define(F)] _dtype: cubecl::ir::ElemType,
 ) {
     let vectors = x.shape(4) / x.vector_size();
-    if ABSOLUTE_POS >= x.shape(0) * frames * rows * columns * vectors {
-        terminate!();
+    let (frame, item) = (CUBE_POS_Z as usize % frames, CUBE_POS_Z as usize / frames);
+    let mut row = CUBE_POS_Y as usize;
+    while row < rows {
+        let from = ((item * x.shape(1) + from_frame + frame) * x.shape(2) + from_row + row) * x.shape(3) + from_column;
+        let to = ((item * y.shape(1) + to_frame + frame) * y.shape(2) + to_row + row) * y.shape(3) + to_column;
+        copy_vectors::<F, N>(x, y, from * vectors, to * vectors, columns * vectors);
+        row += CUBE_COUNT_Y as usize;
     }
-    let (at, px) = (ABSOLUTE_POS % vectors, ABSOLUTE_POS / vectors);
-    let (column, line) = (px % columns, px / columns);
-    let (row, image) = (line % rows, line / rows);
-    let (frame, item) = (image % frames, image / frames);
-    let from = ((item * x.shape(1) + from_frame + frame) * x.shape(2) + from_row + row) * x.shape(3) + from_column + column;
-    let to = ((item * y.shape(1) + to_frame + frame) * y.shape(2) + to_row + row) * y.shape(3) + to_column + column;
-    y[to * vectors + at] = x[from * vectors + at];
+}
+
+/// Copies `count` vectors that lie next to one another, by all units along x.
+#[cube]
+fn copy_vectors<F: Float, N: Size>(x: &Tensor<Vector<F, N>>, y: &mut Tensor<Vector<F, N>>, from: usize, to: usize, count: usize) {
+    let mut at = CUBE_POS_X as usize * comptime!(UNITS as usize) + UNIT_POS as usize;
+    while at < count {
+        y[to + at] = x[from + at];
+        at += CUBE_COUNT_X as usize * comptime!(UNITS as usize);
+    }
 }
 
 /// Twice the height and width: each unit writes one vector. `x` is `[frames, height, width, channels]`.
