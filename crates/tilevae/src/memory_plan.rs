@@ -252,6 +252,13 @@ impl MemoryPlanner<'_> {
         let Some(chosen) = with_disk.or_else(|| within().min_by_key(|candidate| in_scratch(candidate))) else {
             return Err(Error::Budget { budget_mib: budget / MIB, least_mib: least.div_ceil(MIB) });
         };
+        if kind.norm == NormMoments::Auto && chosen.staged.as_ref().is_some_and(|staged| staged.is_sampled()) {
+            tracing::warn!(
+                "the moments of group norms are estimated (`tiling.norm`), because the budget and the {} MiB free in {} have no room for all features",
+                room / MIB,
+                std::env::temp_dir().display()
+            );
+        }
         let Places { kept, host, scratch } = chosen.places(budget, memories);
         let seconds = chosen.seconds(budget, memories, workers);
         let larger =

@@ -1,5 +1,5 @@
 use std::ops::Range;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, LazyLock, OnceLock};
 
 use burn::backend::StreamId;
 use parallel::{Executor, Worker, WorkerLock};
@@ -11,14 +11,19 @@ use crate::Count;
 use crate::config::{CpuConfig, DevicesConfig};
 use crate::{Error, OpenDevice};
 
+/// Does `work` on the one queue of each GPU. By default each thread has a queue: each run would leave the memory of its own behind, and what one reads of another
+/// costs events. CubeCL (0.11.3) also may read what another queue has not written yet.
+pub(crate) fn on_queue<T>(work: impl FnOnce() -> T) -> T {
+    static QUEUE: LazyLock<StreamId> = LazyLock::new(StreamId::allocate);
+    QUEUE.executes(work)
+}
+
 /// A worker without what it is to do: its name, the device that it runs on, and what is its own there.
 #[derive(Debug)]
 pub(crate) struct WorkerSlot {
     name: String,
     /// The device's place among those that are there.
     pub(crate) device: usize,
-    /// A GPU keeps memory for each queue of work; by default each thread has one, and each run would leave its own behind.
-    queue: StreamId,
     #[cfg(feature = "flex")]
     pool: Option<Arc<rayon::ThreadPool>>,
     /// A pool with the threads of all workers on the CPU.
@@ -33,7 +38,6 @@ impl WorkerSlot {
         Self {
             name,
             device,
-            queue: StreamId::allocate(),
             #[cfg(feature = "flex")]
             pool: None,
             #[cfg(feature = "flex")]
@@ -51,7 +55,6 @@ impl WorkerSlot {
         let pinned = |op| -> Arc<dyn TileOp> {
             Arc::new(PinnedOp {
                 op,
-                queue: self.queue,
                 #[cfg(feature = "flex")]
                 pool: self.pool.clone(),
             })
@@ -187,17 +190,16 @@ fn cpu_slots(device: usize, _: CpuConfig, _: &dyn Executor) -> Result<Vec<Worker
     Ok(vec![WorkerSlot::new("cpu".to_owned(), device)])
 }
 
-/// An operation whose work is queued and computed in its worker's own places. Copies do not wait for the threads of a pool.
+/// An operation whose work is queued in the one place, and computed in its worker's own. Copies do not wait for the threads of a pool.
 struct PinnedOp {
     op: Arc<dyn TileOp>,
-    queue: StreamId,
     #[cfg(feature = "flex")]
     pool: Option<Arc<rayon::ThreadPool>>,
 }
 
 impl PinnedOp {
     fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
-        let work = || self.queue.executes(work);
+        let work = || on_queue(work);
         #[cfg(feature = "flex")]
         if let Some(pool) = &self.pool {
             return pool.install(work);
@@ -216,7 +218,7 @@ impl TileOp for PinnedOp {
     }
 
     fn upload(&self, piece: HostTensor) -> Result<DevicePiece, BoxError> {
-        self.queue.executes(|| self.op.upload(piece))
+        on_queue(|| self.op.upload(piece))
     }
 
     fn begin(&self, tiles: &[usize], stop: &Stop) -> TileRun<'_> {
@@ -225,11 +227,11 @@ impl TileOp for PinnedOp {
     }
 
     fn download(&self, answer: DevicePiece) -> Result<HostTensor, BoxError> {
-        self.queue.executes(|| self.op.download(answer))
+        on_queue(|| self.op.download(answer))
     }
 
     fn check(&self) -> Result<(), BoxError> {
-        self.queue.executes(|| self.op.check())
+        on_queue(|| self.op.check())
     }
 }
 
@@ -257,6 +259,7 @@ pub(crate) fn run_zeros(
 /// Runs `work` on a thread pool of its own. The calling thread may belong to a pool and hold a lock: it must neither take on other work of the pool, which may
 /// need the lock, nor wait for threads of the pool that need it.
 pub(crate) fn on_own_threads<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    let work = || on_queue(work);
     let alone = || {
         #[cfg(feature = "flex")]
         match rayon::ThreadPoolBuilder::new().build() {

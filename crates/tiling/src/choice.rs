@@ -45,6 +45,10 @@ impl<K: Kind> Choice<K> {
     /// # Errors
     /// When no linked crate, or more than one, brings a kind of that name, and when a key or a value does not exist. The words are those of serde.
     pub fn named(name: &str, settings: Map<String, Value>) -> serde_json::Result<Self> {
+        // What JSON makes of them.
+        if let Some((key, _)) = settings.iter().find(|(_, value)| value.is_null()) {
+            return Err(de::Error::custom(format!("`{key}` is not a finite number")));
+        }
         let all = K::all();
         let found: Vec<_> = all.iter().filter(|kind| kind.name() == name).collect();
         match found[..] {

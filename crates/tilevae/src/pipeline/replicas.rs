@@ -9,7 +9,7 @@ use tiling::Stop;
 use vae_core::{Model, Vae, VaeError, is_in_host_memory};
 
 use crate::dtypes::dtypes;
-use crate::workers::on_own_threads;
+use crate::workers::{on_own_threads, on_queue};
 use crate::{Config, Error, OnNonFinite, OpenDevice};
 
 /// The model on one device.
@@ -74,8 +74,8 @@ pub(crate) fn load_replicas(config: &Config, model: &Model, devices: &[OpenDevic
         }
         let like = vaes.iter().find(|vae| vae.dtype() == dtype);
         let vae: Arc<dyn Vae> = match like {
-            Some(vae) => vae.to_device(device).into(),
-            None => match model.load_until(device, dtype, stop) {
+            Some(vae) => on_queue(|| vae.to_device(device)).into(),
+            None => match on_queue(|| model.load_until(device, dtype, stop)) {
                 Err(VaeError::Stopped) => return Err(Error::stopped()),
                 loaded => loaded?.into(),
             },

@@ -73,6 +73,11 @@ impl StagedPlan {
         Self { stages: self.spec.stages(true), is_sampled: true, ..self }
     }
 
+    /// Whether the moments of group norms are estimated from crops.
+    pub fn is_sampled(&self) -> bool {
+        self.is_sampled
+    }
+
     /// The crops from which the moments of a stage's norms are estimated, where it has norms that are not those of the whole.
     pub fn crops(&self, stage: usize) -> Option<Crops> {
         let Stage { steps, is_whole, .. } = &self.stages[stage];

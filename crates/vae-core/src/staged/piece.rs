@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use burn::tensor::{DType, Device, Tensor, TensorData};
+use burn::tensor::{DType, Device, ExecutionError, Tensor, TensorData};
 use tiling::{BoxError, Span};
 
 use super::room::{FileRange, Share};
@@ -129,8 +129,13 @@ impl Piece {
     fn read_data(&self, part: &Part<()>, context: &Context) -> Result<TensorData, BoxError> {
         match &*self.place {
             Place::Device(_, features, _) => {
-                let data = tiling::catch(|| self.cut(features.clone().in_run(context), part).try_into_data());
-                match data {
+                let read = || {
+                    let data = self.cut(features.clone().in_run(context), part).try_into_data()?;
+                    // Some devices copy when the bytes are looked at.
+                    data.as_bytes();
+                    Ok::<_, ExecutionError>(data)
+                };
+                match tiling::catch(read) {
                     Ok(Ok(data)) => Ok(data),
                     // It is the device that computed them that does not give them.
                     Ok(Err(error)) => Err(LostFeatures(error.to_string()).into()),

@@ -61,7 +61,8 @@ fn print_candidates(name: &str, [t, h, w]: [usize; 3], channels: [usize; 2], ker
     let products: usize = size.iter().chain(&channels).chain(&kernel).product();
     convolution(&testing::device(), dtype(), size, channels, kernel, |kernel, result| {
         let rate = result.as_ref().ok().map(|seconds| 2.0 * products as f64 / seconds / 1e12);
-        let row = json!({"what": name, "kernel": kernel.to_string(), "seconds": result.as_ref().ok(), "teraflops": rate, "error": result.as_ref().err()});
+        let row =
+            json!({"what": name, "kernel": kernel.to_string(), "seconds": result.as_ref().ok(), "teraflops": rate, "error": result.as_ref().err()});
         println!("\n{row}");
     });
 }

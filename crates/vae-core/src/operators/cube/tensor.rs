@@ -145,7 +145,6 @@ impl View {
         binding(tensor, shape.into(), strides.into(), 0).into_tensor_arg()
     }
 
-
     fn offset_bytes(&self) -> usize {
         self.offset * self.tensor.dtype.size()
     }
